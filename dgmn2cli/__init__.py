@@ -1,0 +1,36 @@
+"""DGMN2 semantic segmentation: 16 published models, one command line, one Python API.
+
+Names are imported on first use, so that `import dgmn2cli` costs nothing and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Prediction", "Segmenter", "__version__", "build_model", "load", "zoo"]
+
+if TYPE_CHECKING:
+    from dgmn2cli import zoo
+    from dgmn2cli.assemble import build_model
+    from dgmn2cli.predict import Prediction, Segmenter, load
+
+_HOMES = {
+    "build_model": "dgmn2cli.assemble",
+    "load": "dgmn2cli.predict",
+    "Segmenter": "dgmn2cli.predict",
+    "Prediction": "dgmn2cli.predict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "zoo":
+        return importlib.import_module("dgmn2cli.zoo")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'dgmn2cli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

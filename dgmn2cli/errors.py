@@ -1,0 +1,102 @@
+"""Owns the error kinds: every failure a user can meet, each with its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+FAULTS_SHOWN = 20
+
+
+def printable(text: object) -> str:
+    """`text` on one line, control and bidirectional characters escaped: safe to show on a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+class Dgmn2Error(Exception):
+    """What went wrong, where, why and what to do next; shown as `what (where): why. hint`.
+
+    Args:
+        what: the failed action, e.g. "cannot read the image".
+        where: the file, model key or setting concerned.
+        why: the value seen and the value wanted.
+        hint: what the user can do next.
+        faults: when many things are wrong at once, one line each; the first 20 and the count are shown.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, what: str, *, where: object = "", why: str = "", hint: str = "", faults: Sequence[str] = ()
+    ) -> None:
+        self.what, self.where, self.why, self.hint = what, str(where), why, hint
+        self.faults = tuple(faults)
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        place = f" ({printable(self.where)})" if self.where else ""
+        why = f": {printable(self.why).rstrip('.')}" if self.why else ""
+        hint = f" {printable(self.hint)}" if self.hint else ""
+        return f"{printable(self.what)}{place}{why}." + hint
+
+    def fault_lines(self) -> list[str]:
+        """The single faults, one per line, at most 20 and then the count of the rest."""
+        lines = [printable(fault) for fault in self.faults[:FAULTS_SHOWN]]
+        rest = len(self.faults) - len(lines)
+        return [*lines, f"... and {rest} more"] if rest else lines
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = {"what": self.what, "where": self.where, "why": self.why, "hint": self.hint, "faults": self.faults}
+        return (_rebuild, (type(self), state))
+
+
+def _rebuild(kind: type[Dgmn2Error], state: dict[str, object]) -> Dgmn2Error:
+    """Unpickles an error raised in a worker process, its fields intact."""
+    return kind(**state)  # type: ignore[arg-type]
+
+
+class CheckFailed(Dgmn2Error):  # noqa: N818
+    """A check the user asked for did not hold (`--check`, `verify`)."""
+
+    exit_code = 1
+
+
+class ConfigError(Dgmn2Error):
+    """Usage or configuration: an unknown key, a wrong type, an absurd value, an unknown model name."""
+
+    exit_code = 2
+
+
+class IntegrityError(Dgmn2Error):
+    """A model file is damaged, unsafe, or not the model it should be."""
+
+    exit_code = 3
+
+
+class NetworkError(Dgmn2Error):
+    """The network or the remote side failed."""
+
+    exit_code = 4
+
+
+class ResourceError(Dgmn2Error):
+    """A local resource is missing or refused: disk, memory, permission, device, backend, file busy."""
+
+    exit_code = 5
+
+
+class DataError(Dgmn2Error):
+    """A data set or an image is unreadable or inconsistent."""
+
+    exit_code = 6
+
+
+class NonFiniteError(Dgmn2Error):
+    """NaN or infinity where a finite number is needed: weights, loss, logits."""
+
+    exit_code = 7
+
+
+class DistributedError(Dgmn2Error):
+    """A process of a distributed run failed."""
+
+    exit_code = 8

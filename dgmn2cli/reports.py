@@ -1,0 +1,126 @@
+"""Owns how results leave the program: frozen dataclasses to JSON, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import glob
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dgmn2cli.errors import ResourceError
+
+
+def to_plain(value: Any) -> Any:
+    """`value` as JSON types: dataclasses become objects, paths strings, NaN and infinities null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy and torch scalars and arrays
+        return to_plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def to_json(value: Any) -> str:
+    """One JSON document of a report; `NaN` never appears in it."""
+    return json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def local_write_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError while writing `path` into a ResourceError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "Free some space, or write to another disk.",
+            errno.EDQUOT: "The disk quota is used up; free some space.",
+            errno.EACCES: "Choose a folder you may write to.",
+            errno.EPERM: "Choose a folder you may write to.",
+            errno.EROFS: "The file system is read-only; choose another folder.",
+        }
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        hint = hints.get(error.errno or 0, "Check the path.")
+        raise ResourceError("cannot write the file", where=path, why=reason, hint=hint) from error
+
+
+def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], object]) -> Path:
+    """Writes `path` so that it is either absent (or its old self) or complete and durable.
+
+    A temporary file in the same folder is written, flushed and fsynced, renamed over `path`, and the folder fsynced.
+
+    Args:
+        path: the file to write; its folder is created.
+        write: the content, or a function that writes it into a binary file.
+
+    Raises:
+        ResourceError: disk full, no permission, read-only file system.
+    """
+    path = Path(path)
+    with local_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_abandoned(path)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.{os.getpid()}.", suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                if callable(write):
+                    write(file)
+                else:
+                    file.write(write.encode() if isinstance(write, str) else write)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    return path
+
+
+def _clear_abandoned(path: Path) -> None:
+    """Removes temporary files of `path` whose writer was killed before it could rename or remove them."""
+    prefix = f".{path.name[:80]}."
+    for part in path.parent.glob(f"{glob.escape(prefix)}*.part"):
+        writer = part.name[len(prefix) :].split(".", 1)[0]
+        if writer.isdigit() and not _alive(int(writer)):
+            part.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _umask() -> int:
+    """The process's file mode mask (reading it means setting it twice)."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
