@@ -1,4 +1,4 @@
-"""Builds the compiled CPU kernels (setup.cfg cannot declare an extension) and packs zoo.json and configs/ into wheels."""
+"""Builds the compiled CPU kernels (setup.cfg cannot declare them) and packs zoo.json and configs/ into wheels."""
 
 import shutil
 from pathlib import Path

@@ -82,7 +82,9 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
     with local_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(path)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.{os.getpid()}.", suffix=".part")
+        descriptor, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name[:80]}.{os.getpid()}.", suffix=".part"
+        )
         try:
             with os.fdopen(descriptor, "wb") as file:
                 if callable(write):

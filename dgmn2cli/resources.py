@@ -14,7 +14,9 @@ def _root() -> Path:
         if (root / "zoo.json").is_file() and (root / "configs").is_dir():
             return root
     raise ResourceError(
-        "the installed package is incomplete", where=_PACKAGE, why="zoo.json and configs/ are missing",
+        "the installed package is incomplete",
+        where=_PACKAGE,
+        why="zoo.json and configs/ are missing",
         hint="Reinstall dgmn2cli.",
     )
 

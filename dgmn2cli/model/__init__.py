@@ -1,1 +1,1 @@
-
+"""The networks: attention, backbone, heads, segmentor, and the safe way from a file to weights."""
