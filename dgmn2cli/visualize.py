@@ -1,0 +1,187 @@
+"""Owns the pictures of a segmentation: colours, overlay, legend and contact sheet. Arrays in, arrays out.
+
+Pictures are (H, W, 3) uint8, blue green red, as `read_image` gives and `write_png` takes them; palettes are (N, 3)
+uint8, red green blue, as data sets publish them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+_PAPER, _INK, _FAINT = (255, 255, 255), (40, 36, 32), (150, 146, 142)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_FONT_UNIT = 22.0  # cap height of the font at scale 1, in pixels
+_OVERSAMPLE = 4
+TEXT_HEIGHT = (10, 34)  # smallest and largest cap height of a legend, in pixels
+
+
+def colorize(ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """The class map (H, W) of integer ids painted in the palette's colours; ids without a colour are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette[:, ::-1]
+    return table[np.where((ids >= 0) & (ids < 256), ids, 255).astype(np.uint8)]
+
+
+def overlay(image: np.ndarray, ids: np.ndarray, palette: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    """The picture tinted by its class map, with a fine line between classes.
+
+    Args:
+        image: (H, W, 3) uint8.
+        ids: (H, W) class ids; a pixel whose id has no colour (255, ignored) shows the picture as it is.
+        alpha: share of the class colour, 0 to 1.
+    """
+    tinted = cv2.addWeighted(image, 1 - alpha, colorize(ids, palette), alpha, 0)
+    unknown = (ids < 0) | (ids >= len(palette))
+    tinted[unknown] = image[unknown]
+    line = _borders(ids)
+    colors = tinted[line].astype(np.uint16)
+    tinted[line] = ((1 - 0.6 * alpha) * colors + 0.6 * alpha * 255 + 0.5).astype(np.uint8)
+    return tinted
+
+
+def _borders(ids: np.ndarray) -> np.ndarray:
+    """Where the class differs from the one to the right or below, about 1/1000 of the picture's side wide."""
+    line: np.ndarray = np.zeros(ids.shape, np.uint8)
+    line[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    line[:-1] |= ids[:-1] != ids[1:]
+    width = round(min(ids.shape) / 1000)
+    if width > 1:
+        line = cv2.dilate(line, np.ones((width, width), np.uint8))
+    return line.astype(bool)
+
+
+def class_shares(ids: np.ndarray, num_classes: int) -> np.ndarray:
+    """(num_classes,) float64: the share of all pixels that each class has; ignored pixels count in the whole."""
+    valid = ids[(ids >= 0) & (ids < num_classes)]
+    return np.bincount(valid.astype(np.int64), minlength=num_classes) / max(ids.size, 1)
+
+
+@lru_cache(maxsize=512)
+def _glyphs(text: str, height: int, bold: bool) -> np.ndarray:
+    """Coverage, 0 to 255, of a line of text with capitals `height` high; drawn large, then shrunk.
+
+    (3 * height, w) uint8; the capitals stand in the middle third, whatever letters the text has.
+    """
+    scale = height * _OVERSAMPLE / _FONT_UNIT
+    stroke = max(1, round(height * _OVERSAMPLE / (7 if bold else 10)))
+    (width, _top), _bottom = cv2.getTextSize(text, _FONT, scale, stroke)
+    side = _OVERSAMPLE * height
+    columns = -(-(width + 2 * stroke) // _OVERSAMPLE) * _OVERSAMPLE
+    canvas = np.zeros((3 * side, columns), np.uint8)
+    cv2.putText(canvas, text, (stroke, 2 * side), _FONT, scale, 255, stroke, cv2.LINE_AA)
+    return cv2.resize(canvas, (columns // _OVERSAMPLE, 3 * height), interpolation=cv2.INTER_AREA)
+
+
+def draw_text(
+    canvas: np.ndarray,
+    text: str,
+    left: int,
+    middle: int,
+    height: int,
+    *,
+    color: Sequence[int] = _INK,
+    bold: bool = False,
+) -> None:
+    """Draws one line of ASCII text on `canvas`, its capitals centred on the row `middle`; what leaves it is cut off."""
+    cover = _glyphs(text.encode("ascii", "replace").decode(), height, bold)
+    top = middle - cover.shape[0] // 2
+    upper, lower = max(top, 0), min(top + cover.shape[0], canvas.shape[0])
+    right = min(left + cover.shape[1], canvas.shape[1])
+    if upper >= lower or left >= right:
+        return
+    part = cover[upper - top : lower - top, : right - left, None].astype(np.float32) / 255
+    area = canvas[upper:lower, left:right]
+    area[:] = (area * (1 - part) + np.array(color, np.float32) * part + 0.5).astype(np.uint8)
+
+
+def text_width(text: str, height: int, bold: bool = False) -> int:
+    """Width in pixels of a line drawn by `draw_text`."""
+    return _glyphs(text.encode("ascii", "replace").decode(), height, bold).shape[1]
+
+
+def legend(shares: np.ndarray, names: Sequence[str], palette: np.ndarray, width: int) -> np.ndarray:
+    """A strip that names the classes present, largest first, each with its colour and its share of the pixels.
+
+    Args:
+        shares: (N,) as `class_shares` gives; classes with share 0 are left out.
+        width: of the picture it goes with; text grows with it, and the strip is wider where one entry needs more.
+
+    Returns:
+        (h, w, 3) uint8 with w >= width.
+    """
+    height = int(np.clip(width / 130, *TEXT_HEIGHT))
+    order = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
+    entries = [(names[i], _percent(float(shares[i])), palette[i][::-1]) for i in order]
+    name_width = max((text_width(name, height) for name, _, _ in entries), default=0)
+    share_width = text_width("100.0 %", height)
+    swatch, gap, row = 2 * height, height, 3 * height
+    column = swatch + name_width + share_width + 4 * gap
+    columns = max(1, min((width - gap) // column, max(len(entries), 1)))
+    rows = -(-len(entries) // columns)
+    strip = np.full((max(rows, 1) * row + gap, max(width, columns * column + gap), 3), _PAPER, np.uint8)
+    pitch = max(column, (strip.shape[1] - gap) // columns) if columns > 1 else column
+    for index, (name, share, color) in enumerate(entries):
+        left, middle = gap + index % columns * pitch, gap // 2 + index // columns * row + row // 2
+        _swatch(strip, left, middle, swatch, color)
+        draw_text(strip, name, left + swatch + gap // 2, middle, height)
+        right = left + swatch + gap + name_width + share_width
+        draw_text(strip, share, right - text_width(share, height), middle, height, color=_FAINT)
+    return strip
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.001 else "<0.1 %"
+
+
+def _swatch(canvas: np.ndarray, left: int, middle: int, side: int, color: np.ndarray) -> None:
+    """A filled box with a thin rim, so that light colours stand off the paper."""
+    top, right, bottom = middle - side // 2, left + side, middle - side // 2 + side
+    cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), [int(c) for c in color], cv2.FILLED)
+    cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), [int(c * 0.8) for c in color], max(1, side // 20))
+
+
+def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures below each other on white, left-aligned; a picture and its legend, for example."""
+    width = max(picture.shape[1] for picture in pictures)
+    padded = [
+        cv2.copyMakeBorder(picture, 0, 0, 0, width - picture.shape[1], cv2.BORDER_CONSTANT, value=_PAPER)
+        for picture in pictures
+    ]
+    return np.concatenate(padded)
+
+
+def overlay_with_legend(
+    image: np.ndarray, ids: np.ndarray, names: Sequence[str], palette: np.ndarray, alpha: float = 0.5
+) -> np.ndarray:
+    """The tinted picture with its legend below it; the picture itself is not covered."""
+    strip = legend(class_shares(ids, len(names)), names, palette, image.shape[1])
+    return stack([overlay(image, ids, palette, alpha), strip])
+
+
+def contact_sheet(rows: Sequence[Sequence[tuple[str, np.ndarray]]], tile_width: int = 480) -> np.ndarray:
+    """Rows of titled pictures on one sheet; each picture is scaled to `tile_width`, its shape kept.
+
+    Class maps must come colourised; they are shrunk by averaging, as photographs are.
+    """
+    height, gap = max(9, tile_width // 44), max(8, tile_width // 40)
+    bands = []
+    for tiles in rows:
+        fitted = [(title, _fit(picture, tile_width)) for title, picture in tiles]
+        tallest = max(picture.shape[0] for _, picture in fitted)
+        band = np.full((3 * height + tallest + gap, gap + len(fitted) * (tile_width + gap), 3), _PAPER, np.uint8)
+        for index, (title, picture) in enumerate(fitted):
+            left = gap + index * (tile_width + gap)
+            draw_text(band[:, : left + tile_width], title, left, 3 * height // 2, height, bold=True)
+            band[3 * height : 3 * height + picture.shape[0], left : left + tile_width] = picture
+        bands.append(band)
+    return stack(bands)
+
+
+def _fit(picture: np.ndarray, width: int) -> np.ndarray:
+    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
+    method = cv2.INTER_AREA if picture.shape[1] > width else cv2.INTER_NEAREST
+    return cv2.resize(picture, (width, height), interpolation=method)
