@@ -1,1 +1,89 @@
+"""Owns the `dgmn2` command: the group whose subcommands are imported only when they run. Imports no torch."""
 
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from dgmn2cli import __version__
+from dgmn2cli.cli.boundary import guarded
+from dgmn2cli.cli.options import attach_global_options, global_options
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.zoo.manifest import shown
+
+# name -> (module:attribute, help line); the help line stands here so that `dgmn2 --help` imports no command
+COMMANDS = {
+    "zoo": ("dgmn2cli.cli.zoo:zoo", "List and show the published models; check what is on disk."),
+}
+
+_COMPLETION = "_DGMN2_COMPLETE"
+
+
+class LazyGroup(click.Group):
+    """A click group that knows its commands' names and help lines, and imports a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return attach_global_options(command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"Did you mean `dgmn2 {near[0]}`?" if near else "See `dgmn2 --help`."
+            raise ConfigError("no such command", where=shown(name), hint=hint)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        names = [
+            click.shell_completion.CompletionItem(name, help=text)
+            for name, (_, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="The global options may also stand after the command: `dgmn2 zoo list --json`.",
+)
+@click.version_option(__version__, prog_name="dgmn2", message="%(prog)s %(version)s")
+@global_options
+@click.pass_context
+def dgmn2(context: click.Context) -> None:
+    """DGMN2 semantic segmentation: 16 published models, from download to training."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `dgmn2` with `arguments` (those of the process if None) and returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if instruction := os.environ.get(_COMPLETION):
+        return click.shell_completion.shell_complete(dgmn2, {}, "dgmn2", _COMPLETION, instruction)
+
+    def run() -> None:
+        with dgmn2.make_context("dgmn2", arguments) as context:
+            dgmn2.invoke(context)
+
+    return guarded(run, debug="--debug" in arguments)

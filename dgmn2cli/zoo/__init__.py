@@ -1,1 +1,47 @@
+"""Owns the model zoo's front door: entries by name, and the cache of their files. Needs no torch."""
 
+from __future__ import annotations
+
+from dgmn2cli.zoo.cache import CachedFile, cache_dir, hash_file, locate, pin_state
+from dgmn2cli.zoo.manifest import AnyEntry, BackboneEntry, Source, Zoo, ZooEntry
+from dgmn2cli.zoo.parse import load_zoo
+
+__all__ = [
+    "AnyEntry",
+    "BackboneEntry",
+    "CachedFile",
+    "Source",
+    "Zoo",
+    "ZooEntry",
+    "backbone",
+    "cache_dir",
+    "entries",
+    "find",
+    "hash_file",
+    "load_zoo",
+    "locate",
+    "pin_state",
+]
+
+
+def find(name: str) -> ZooEntry:
+    """The published segmentor called `name` (key or configuration name).
+
+    Raises:
+        ConfigError: no such model.
+    """
+    return load_zoo().find(name)
+
+
+def backbone(name: str) -> BackboneEntry:
+    """The published ImageNet backbone called `name` (`tiny`, `dgmn2_tiny`).
+
+    Raises:
+        ConfigError: no such backbone.
+    """
+    return load_zoo().backbone(name)
+
+
+def entries(pattern: str = "") -> tuple[ZooEntry, ...]:
+    """The published segmentors that match `pattern` (glob or part of a name); all 16 without one."""
+    return load_zoo().entries(pattern)

@@ -1,0 +1,187 @@
+"""Owns the one error boundary: whatever ends a command becomes a message on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import click
+
+from dgmn2cli.errors import ConfigError, Dgmn2Error, ResourceError
+
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+_HELP_WANTED = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click before 8.2 prints the help itself
+READER_GONE = 128 + getattr(signal, "SIGPIPE", 13)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; raised in the main thread so that clean-up runs."""
+
+
+def guarded(run: Callable[[], None], debug: bool = False) -> int:
+    """Runs a command; returns its exit code, having said on stderr what went wrong if anything did.
+
+    Args:
+        run: the command.
+        debug: show tracebacks and the libraries' warnings.
+    """
+    _open_missing_streams()
+    if not debug:
+        warnings.simplefilter("ignore")
+        logging.getLogger().addHandler(logging.NullHandler())  # otherwise libraries' log lines reach stderr
+    try:
+        with _sigterm_raises():
+            code = _outcome(run, debug)
+    except KeyboardInterrupt:  # a second Ctrl-C, during the message
+        code = INTERRUPTED
+    except Terminated:
+        code = TERMINATED
+    return code
+
+
+def _outcome(run: Callable[[], None], debug: bool) -> int:
+    try:
+        run()
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return _finish(stop.exit_code, debug)
+    except (click.Abort, KeyboardInterrupt):
+        return _report(Dgmn2Error("interrupted by Ctrl-C"), INTERRUPTED, debug)
+    except Terminated:
+        return _report(Dgmn2Error("stopped by SIGTERM"), TERMINATED, debug)
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return READER_GONE
+    except _HELP_WANTED as error:  # a group named without its subcommand
+        click.echo(error.format_message())
+        return _finish(0, debug)
+    except click.ClickException as error:
+        usage = _usage_error(error)
+        return _report(usage, usage.exit_code, debug)
+    except Dgmn2Error as error:
+        return _report(error, error.exit_code, debug)
+    except Exception as error:  # noqa: BLE001  # this is the one place where everything unforeseen ends
+        known = _local_resource(error)
+        if known:
+            return _report(known, known.exit_code, debug)
+        return _report(_unforeseen(error, debug), 1, debug)
+    return 0
+
+
+def _finish(code: int, debug: bool) -> int:
+    """Flushes what `--help` or `--version` printed."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return READER_GONE
+    except OSError as error:
+        known = _local_resource(error)
+        assert known is not None
+        return _report(known, known.exit_code, debug)
+    return code
+
+
+def _report(error: Dgmn2Error, code: int, debug: bool) -> int:
+    """Writes the single faults, then the message as the last line of stderr."""
+    try:
+        sys.stdout.flush()  # the answers so far come before the message
+    except OSError:
+        _discard(sys.stdout)
+    lines = [*error.fault_lines(), f"Error: {error}"]
+    if debug:
+        lines.insert(0, traceback.format_exc().rstrip())
+    try:
+        sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+    return code
+
+
+def _usage_error(error: click.ClickException) -> ConfigError:
+    """click's complaint about the command line, in the form of all other messages."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "dgmn2"
+    message, hint = error.format_message(), f"See `{path} --help`."
+    if isinstance(error, click.NoSuchOption):
+        message = f"no such option '{error.option_name[:60]}'"
+        near = ", ".join(sorted(error.possibilities or ()))
+        hint = f"Did you mean {near}? {hint}" if near else hint
+    message = " ".join(message.split()).rstrip(".") or "wrong usage"
+    return ConfigError(message[0].lower() + message[1:], where=path, hint=hint)
+
+
+def _local_resource(error: Exception) -> ResourceError | None:
+    """Memory, disk and permission failures that no deeper layer put into words."""
+    torch = sys.modules.get("torch")
+    out_of_memory = getattr(torch, "OutOfMemoryError", None) if torch else None
+    text = str(error)
+    cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text
+    if isinstance(error, MemoryError) or cpu_allocator or (out_of_memory and isinstance(error, out_of_memory)):
+        hint = "Use a smaller image or batch, another device, or free some memory."
+        return ResourceError("out of memory", why=text.splitlines()[0][:200] if text else "", hint=hint)
+    if isinstance(error, OSError):
+        where = error.filename if error.filename is not None else "standard output"
+        hint = (
+            "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the path and its permissions."
+        )
+        return ResourceError("cannot read or write", where=where, why=error.strerror or text, hint=hint)
+    return None
+
+
+def _unforeseen(error: Exception, debug: bool) -> Dgmn2Error:
+    text = str(error).strip().splitlines()
+    why = f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+    hint = "" if debug else "Run again with --debug for the traceback."
+    return Dgmn2Error("an unforeseen failure", why=why, hint=hint)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within the block SIGTERM raises `Terminated`; the former handler is put back afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _open_missing_streams() -> None:
+    """Opens /dev/null where the caller closed a standard stream, so that no file of ours gets its number."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # lives as long as the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no reason to fail
+
+
+def _discard(stream: object) -> None:
+    """Points the stream at /dev/null: what is still buffered cannot be written, and Python must not try at exit."""
+    with suppress(OSError, ValueError, AttributeError):
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, stream.fileno())  # type: ignore[attr-defined]  # AttributeError is suppressed
+        os.close(sink)

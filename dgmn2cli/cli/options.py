@@ -1,0 +1,240 @@
+"""Owns what commands share on the command line: the session of global options, the model name, the run options."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import update_wrapper
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dgmn2cli.zoo import Zoo, cache_dir, load_zoo
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DTYPES = ("float32", "bfloat16", "float16")
+BACKENDS = ("auto", "native", "triton", "reference")
+MAX_SIDE = 100_000  # pixels
+_FROM_USER = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+
+
+@dataclass(frozen=True)
+class Session:
+    """The global options of one run.
+
+    Attributes:
+        json: print one JSON document on stdout instead of tables.
+        verbose: how many `-v`.
+        quiet: say nothing but answers and errors.
+        color: colours are allowed (`--no-color` not given).
+        zoo_file: another manifest than the published one.
+        cache: the cache folder named by `--cache` or `DGMN2_CACHE`.
+        offline: never touch the network.
+        debug: show tracebacks.
+    """
+
+    json: bool = False
+    verbose: int = 0
+    quiet: bool = False
+    color: bool = True
+    zoo_file: Path | None = None
+    cache: Path | None = None
+    offline: bool = False
+    debug: bool = False
+
+    def zoo(self) -> Zoo:
+        """The manifest in force.
+
+        Raises:
+            ConfigError: it is unreadable or wrong.
+        """
+        return load_zoo(self.zoo_file)
+
+    def cache_dir(self) -> Path:
+        """The cache folder in force; it may not exist yet.
+
+        Raises:
+            ResourceError: none is named and the user has no home folder.
+        """
+        return cache_dir(self.cache)
+
+
+def current_session() -> Session:
+    """The session of the command that runs now."""
+    session = click.get_current_context().find_root().obj
+    return session if isinstance(session, Session) else Session()
+
+
+def pass_session(function: Command) -> Command:
+    """Gives the command the `Session` as its first argument."""
+
+    def with_session(*args: Any, **kwargs: Any) -> Any:
+        session = current_session()
+        _show_log(session)
+        return function(session, *args, **kwargs)
+
+    return update_wrapper(with_session, function)  # type: ignore[return-value]  # same parameters but the first
+
+
+def _show_log(session: Session) -> None:
+    """The package's log on stderr: warnings, with `-v` what is chosen and done, with `-vv` everything; `-q`: errors."""
+    logger = logging.getLogger("dgmn2cli")
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)  # of an earlier command in the same process
+    logger.addHandler(logging.StreamHandler())
+    loud = {0: logging.WARNING, 1: logging.INFO}.get(session.verbose, logging.DEBUG)
+    logger.setLevel(logging.ERROR if session.quiet else loud)
+    logger.propagate = session.debug
+
+
+def _global_option(*declarations: str, **settings: Any) -> click.Option:
+    """An option that is stored in the session, wherever on the command line it stands."""
+    return click.Option(declarations, expose_value=False, is_eager=True, callback=_store, **settings)
+
+
+def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    root = context.find_root()
+    session = root.obj if isinstance(root.obj, Session) else Session()
+    if parameter.name and context.get_parameter_source(parameter.name) in _FROM_USER:
+        session = replace(session, **{parameter.name: value})
+    root.obj = session
+
+
+def _global_parameters(environment: bool, hidden: bool) -> list[click.Option]:
+    """The global options; for a subcommand without environment variables, which would override the group's options."""
+    path = click.Path(path_type=Path)
+
+    def variable(name: str) -> str | None:
+        return name if environment else None
+
+    common: dict[str, Any] = {"hidden": hidden}
+    return [
+        _global_option("--json", is_flag=True, help="Print one JSON document on stdout, nothing else.", **common),
+        _global_option("-v", "--verbose", count=True, help="Say more (-vv: still more).", **common),
+        _global_option("-q", "--quiet", is_flag=True, help="Only answers and errors.", **common),
+        _global_option("--color/--no-color", default=True, help="Colours on a terminal.", **common),
+        _global_option("--zoo", "zoo_file", type=path, metavar="FILE", help="Use another model manifest.", **common),
+        _global_option(
+            "--cache", type=path, metavar="DIR", envvar=variable("DGMN2_CACHE"),
+            help="Folder for downloaded files (DGMN2_CACHE).", **common,
+        ),
+        _global_option(
+            "--offline", is_flag=True, envvar=variable("DGMN2_OFFLINE"),
+            help="Never touch the network (DGMN2_OFFLINE).", **common,
+        ),
+        _global_option("--debug", is_flag=True, help="Show tracebacks and the libraries' warnings.", **common),
+    ]  # fmt: skip
+
+
+def global_options(command: Command) -> Command:
+    """Adds the global options to the `dgmn2` group."""
+    existing = getattr(command, "__click_params__", [])
+    command.__click_params__ = existing + _global_parameters(environment=True, hidden=False)[::-1]  # type: ignore[attr-defined]  # where click keeps them
+    return command
+
+
+def attach_global_options(command: click.Command) -> click.Command:
+    """Lets the global options stand after the command (and its subcommands) as well; once, however often called."""
+    taken = {declaration for parameter in command.params for declaration in parameter.opts}
+    for parameter in _global_parameters(environment=False, hidden=True):
+        if not taken & set(parameter.opts):
+            command.params.append(parameter)
+    if not command.epilog:
+        command.epilog = "Global options (--json, -v, -q, --cache, --offline, ...) work here too: see `dgmn2 --help`."
+    command.context_settings.setdefault("help_option_names", ["-h", "--help"])
+    if isinstance(command, click.Group):
+        for subcommand in command.commands.values():
+            attach_global_options(subcommand)
+    return command
+
+
+def _default_model(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    return current_session().zoo().default if value is None else value
+
+
+def model_option(command: Command) -> Command:
+    """`--model/-m`: a zoo key, a published configuration's name, or a configuration file; never None."""
+    return click.option(
+        "-m", "--model", envvar="DGMN2_MODEL", metavar="MODEL", callback=_default_model, shell_complete=complete_model,
+        help="Zoo key, configuration name or file (DGMN2_MODEL).  [default: the zoo's]",
+    )(command)  # fmt: skip
+
+
+def model_argument(command: Command) -> Command:
+    """`[MODEL]`, with `--model/-m` as its other spelling; the command gets one `model`, never None."""
+
+    def with_model(*args: Any, model_named: str | None, model: str, **kwargs: Any) -> Any:
+        context = click.get_current_context()
+        explicit = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
+        if model_named is not None and explicit and model_named != model:
+            raise click.UsageError(f"the model is named twice: '{model_named[:60]}' and '{model[:60]}'", context)
+        return command(*args, model=model if model_named is None else model_named, **kwargs)
+
+    update_wrapper(with_model, command)
+    named = click.argument("model_named", metavar="[MODEL]", required=False, shell_complete=complete_model)(with_model)
+    return model_option(named)  # type: ignore[return-value]  # click adds the parameters in place
+
+
+def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Shell completion of model names."""
+    return [entry.key for entry in load_zoo().segmentors if entry.key.startswith(incomplete.lower())]
+
+
+class DeviceType(click.ParamType):
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; whether it exists is found out by whoever uses it."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value).lower()
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", text):
+            self.fail(f"'{text[:60]}' is none of auto, cpu, cuda, cuda:N, mps", param, ctx)
+        return text
+
+
+class SizeType(click.ParamType):
+    """`WxH` in pixels, as a tuple (width, height)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([0-9]{1,6})[xX,]([0-9]{1,6})", str(value))
+        sides = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not all(1 <= side <= MAX_SIDE for side in sides):
+            self.fail(f"'{str(value)[:60]}' is not WIDTHxHEIGHT in pixels, such as 2049x1025", param, ctx)
+        return sides
+
+
+DEVICE = DeviceType()
+SIZE = SizeType()
+
+
+def device_option(command: Command) -> Command:
+    """`--device auto|cpu|cuda[:N]|mps`."""
+    return click.option(
+        "--device", type=DEVICE, default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps",
+        help="Where to compute.",
+    )(command)  # fmt: skip
+
+
+def run_options(command: Command) -> Command:
+    """`--device --dtype --backend --threads --compile`, as `device`, `dtype`, `backend`, `threads`, `compiled`."""
+    options = [
+        device_option,
+        click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Number format."),
+        click.option(
+            "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
+            help="Implementation of the attention op; a named one never falls back.",
+        ),
+        click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads.  [default: torch's]"),
+        click.option("--compile", "compiled", is_flag=True, help="Run the model through torch.compile."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,170 @@
+"""Owns how answers look: tables and JSON on stdout, progress and notices on stderr."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from dgmn2cli.cli.options import Session
+from dgmn2cli.errors import printable
+from dgmn2cli.reports import to_plain
+
+PATIENCE = 2.0  # seconds before a progress bar appears
+UNBOUNDED = 100_000  # columns of a table that goes to a file or a pipe: nothing is cut there
+MISSING = "-"
+
+
+def out(session: Session) -> Console:
+    """The console for answers."""
+    return _console(session, stderr=False)
+
+
+def err(session: Session) -> Console:
+    """The console for progress and notices."""
+    return _console(session, stderr=True)
+
+
+def _console(session: Session, stderr: bool) -> Console:
+    console = Console(stderr=stderr, no_color=not session.color or None, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(
+            stderr=stderr, width=UNBOUNDED, color_system=None, highlight=False, markup=False, emoji=False,
+        )  # fmt: skip
+    return console
+
+
+def emit(session: Session, report: Any, table: Callable[[], RenderableType | list[RenderableType]]) -> None:
+    """Prints the answer: the report as JSON with `--json`, otherwise what `table` makes of it.
+
+    Args:
+        report: a dataclass, dict or list of plain values.
+        table: makes the human form; called only when it is wanted.
+    """
+    if session.json:
+        click.echo(json.dumps(to_plain(report), indent=2, allow_nan=False))
+        return
+    made = table()
+    console = out(session)
+    for part in made if isinstance(made, list) else [made]:
+        print_to(console, part)
+
+
+def print_to(console: Console, part: RenderableType) -> None:
+    """Prints one table or text; into a pipe without trailing blanks."""
+    if console.is_terminal:
+        console.print(part, soft_wrap=isinstance(part, (str, Text)))
+        return
+    with console.capture() as captured:
+        console.print(part, soft_wrap=isinstance(part, (str, Text)))
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def notice(session: Session, message: str) -> None:
+    """Says something on stderr that is no answer and no error; not with `-q`."""
+    if not session.quiet:
+        click.echo(printable(message), err=True)
+
+
+def detail(session: Session, message: str) -> None:
+    """Says something on stderr with `-v`."""
+    if session.verbose:
+        notice(session, message)
+
+
+def make_table(*headings: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
+    """An empty table; columns named in `right` hold numbers. Cells are never cut, at most folded."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.title, table.title_justify = title, "left"
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    return table
+
+
+def record_table(rows: list[tuple[str, str]]) -> Table:
+    """Names and values, one pair a line."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(printable(value)))
+    return table
+
+
+def percent(value: float | None) -> str:
+    """`78.25`, or a dash."""
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def millions(value: int | None) -> str:
+    """`13.95 M`, or a dash."""
+    return MISSING if value is None else f"{value / 1e6:.2f} M"
+
+
+def billions(value: int | None) -> str:
+    """`123.4 G`, or a dash."""
+    return MISSING if value is None else f"{value / 1e9:.1f} G"
+
+
+def megabytes(value: int | None) -> str:
+    """`53.4 MB` (10^6 bytes), or a dash."""
+    return MISSING if value is None else f"{value / 1e6:.1f} MB"
+
+
+@contextmanager
+def progress(
+    session: Session, description: str, total: float | None = None, *, transfer: bool = False
+) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr that appears after two seconds; silent with `-q` or when stderr is no terminal.
+
+    Args:
+        description: what is under way.
+        total: steps or bytes to come, None if not known.
+        transfer: the steps are bytes: show sizes and speed.
+
+    Yields:
+        `advance(steps=1, *, completed=None, total=None, description=None)`: call it after each step; `completed` and
+        `total` set absolute values.
+    """
+    console = err(session)
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=None)]
+    columns += [DownloadColumn(), TransferSpeedColumn()] if transfer else [MofNCompleteColumn()]
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    task = bar.add_task(printable(description), total=total)
+    began, shown = time.monotonic(), session.quiet or not console.is_terminal
+
+    def advance(
+        steps: float = 1, *, completed: float | None = None, total: float | None = None, description: str | None = None
+    ) -> None:
+        nonlocal shown
+        settings: dict[str, Any] = {"completed": completed} if completed is not None else {"advance": steps}
+        if total is not None:
+            settings["total"] = total
+        if description is not None:
+            settings["description"] = printable(description)
+        bar.update(task, **settings)
+        if not shown and time.monotonic() - began > PATIENCE:
+            shown = True
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        bar.stop()

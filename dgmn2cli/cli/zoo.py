@@ -1,0 +1,119 @@
+"""Owns `dgmn2 zoo`: what models there are, and what is known about their files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from dgmn2cli.cli.options import Session, complete_model, pass_session
+from dgmn2cli.cli.render import MISSING, billions, emit, make_table, megabytes, millions, percent, record_table
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.zoo import AnyEntry, ZooEntry, locate, pin_state
+from dgmn2cli.zoo.manifest import shown
+
+PIN_MEANING = {
+    "pinned": "pinned (the manifest states the hash)",
+    "recorded": "recorded (noted after a verified download; checked at every load)",
+    "unpinned": "unpinned (no hash is published; it is recorded after the first verified download)",
+}
+
+
+@click.group()
+def zoo() -> None:
+    """List and show the published models; check what is on disk."""
+
+
+@zoo.command("list", short_help="List the segmentation models.")
+@click.argument("pattern", default="", required=False)
+@pass_session
+def list_models(session: Session, pattern: str) -> None:
+    """List the segmentation models, all or those matching PATTERN (`*-tiny`, `pup`)."""
+    manifest = session.zoo()
+    found = manifest.entries(pattern)
+    if not found:
+        raise ConfigError("no model matches", where=shown(pattern), hint="`dgmn2 zoo list` shows all models.")
+    cache = session.cache_dir()
+    rows = [_describe(entry, cache) for entry in found]
+    report = {"zoo": manifest.path, "default": manifest.default, "cache": cache, "models": rows}
+    emit(session, report, lambda: _list_table(found, rows, manifest.default))
+
+
+def _list_table(found: tuple[ZooEntry, ...], rows: list[dict[str, object]], default: str) -> Table:
+    right = ("mIoU", "ms\n+flip", "params", "GMACs")
+    table = make_table("key", "head", "backbone", *right, "on\ndisk", right=right)
+    for entry, row in zip(found, rows, strict=True):
+        table.add_row(
+            Text(entry.key, style="bold" if entry.key == default else ""), entry.head,
+            entry.backbone.removeprefix("dgmn2_"), percent(entry.miou), percent(entry.miou_ms_flip),
+            millions(entry.params), billions(entry.macs_769).removesuffix(" G"), "yes" if row["on_disk"] else "no",
+        )  # fmt: skip
+    table.caption = (
+        f"mIoU in percent; ms+flip: six scales and flips; GMACs per 769x769 window\nDefault model: {default}"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+@zoo.command("show", short_help="Show all that is known about one model.")
+@click.argument("key", required=False, shell_complete=complete_model)
+@pass_session
+def show_model(session: Session, key: str | None) -> None:
+    """Show all that is known about KEY, a model or an ImageNet backbone (default: the default model)."""
+    manifest = session.zoo()
+    entry = manifest.entry(manifest.default if key is None else key)
+    report = _describe(entry, session.cache_dir())
+    emit(session, report, lambda: _record(entry, report))
+
+
+def _describe(entry: AnyEntry, cache: Path) -> dict[str, object]:
+    """The entry, with what the cache knows about its file."""
+    cached = locate(entry, cache)
+    return {
+        **asdict(entry),
+        "file_name": entry.file_name,
+        "hash_state": pin_state(entry, cache),
+        "expected_sha256": cached.sha256 if cached else entry.sha256,
+        "on_disk": cached is not None,
+        "path": cached.path if cached else None,
+        "size_on_disk": cached.size if cached else None,
+    }
+
+
+def _record(entry: AnyEntry, report: dict[str, object]) -> Table:
+    rows = [("key", entry.key)]
+    if isinstance(entry, ZooEntry):
+        rows += [
+            ("config", entry.config),
+            ("head", entry.head),
+            ("backbone", entry.backbone),
+            ("dataset", entry.dataset),
+            ("iterations", f"{entry.iters:,}"),
+            ("mIoU", f"{percent(entry.miou)} %  (protocol: {entry.protocol})"),
+            ("mIoU ms+flip", f"{percent(entry.miou_ms_flip)} %"),
+            ("parameters", f"{entry.params:,}"),
+            ("MACs", f"{billions(entry.macs_769)} per 769x769 window"),
+        ]
+    else:
+        rows += [
+            ("dataset", entry.dataset),
+            ("top-1", f"{percent(entry.top1)} %"),
+            ("parameters", f"{entry.params:,}"),
+            ("MACs", f"{billions(entry.macs_224)} per 224x224 image (published)"),
+        ]
+    rows += [("licence", entry.licence), ("paper", entry.paper)]
+    rows += [(f"source {i}", source.address) for i, source in enumerate(entry.sources, 1)]
+    size = report["size_on_disk"]
+    rows += [
+        ("file name", entry.file_name),
+        ("size", megabytes(entry.size) if entry.size else "not published"),
+        ("hash", PIN_MEANING[str(report["hash_state"])]),
+        ("sha256", str(report["expected_sha256"] or MISSING)),
+        ("on disk", f"{report['path']} ({megabytes(int(str(size)))})" if report["on_disk"] else "no"),
+    ]
+    if not report["on_disk"]:
+        rows.append(("get it", f"dgmn2 download {entry.key}"))
+    return record_table(rows)
