@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import CompletionItem, shell_complete
 
 from dgmn2cli import __version__
 from dgmn2cli.cli.boundary import guarded
@@ -52,12 +53,8 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
-        names = [
-            click.shell_completion.CompletionItem(name, help=text)
-            for name, (_, text) in COMMANDS.items()
-            if name.startswith(incomplete)
-        ]
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
 
@@ -80,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `dgmn2` with `arguments` (those of the process if None) and returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if instruction := os.environ.get(_COMPLETION):
-        return click.shell_completion.shell_complete(dgmn2, {}, "dgmn2", _COMPLETION, instruction)
+        return shell_complete(dgmn2, {}, "dgmn2", _COMPLETION, instruction)
 
     def run() -> None:
         with dgmn2.make_context("dgmn2", arguments) as context:

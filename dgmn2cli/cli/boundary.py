@@ -21,6 +21,7 @@ from dgmn2cli.errors import ConfigError, Dgmn2Error, ResourceError
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 _HELP_WANTED = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click before 8.2 prints the help itself
+_SILENT = logging.NullHandler()
 READER_GONE = 128 + getattr(signal, "SIGPIPE", 13)
 
 
@@ -38,7 +39,7 @@ def guarded(run: Callable[[], None], debug: bool = False) -> int:
     _open_missing_streams()
     if not debug:
         warnings.simplefilter("ignore")
-        logging.getLogger().addHandler(logging.NullHandler())  # otherwise libraries' log lines reach stderr
+        logging.getLogger().addHandler(_SILENT)  # otherwise libraries' log lines reach stderr
     try:
         with _sigterm_raises():
             code = _outcome(run, debug)

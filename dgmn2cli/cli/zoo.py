@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -42,7 +43,7 @@ def list_models(session: Session, pattern: str) -> None:
     emit(session, report, lambda: _list_table(found, rows, manifest.default))
 
 
-def _list_table(found: tuple[ZooEntry, ...], rows: list[dict[str, object]], default: str) -> Table:
+def _list_table(found: tuple[ZooEntry, ...], rows: list[dict[str, object]], default: str) -> list[RenderableType]:
     right = ("mIoU", "ms\n+flip", "params", "GMACs")
     table = make_table("key", "head", "backbone", *right, "on\ndisk", right=right)
     for entry, row in zip(found, rows, strict=True):
@@ -51,11 +52,8 @@ def _list_table(found: tuple[ZooEntry, ...], rows: list[dict[str, object]], defa
             entry.backbone.removeprefix("dgmn2_"), percent(entry.miou), percent(entry.miou_ms_flip),
             millions(entry.params), billions(entry.macs_769).removesuffix(" G"), "yes" if row["on_disk"] else "no",
         )  # fmt: skip
-    table.caption = (
-        f"mIoU in percent; ms+flip: six scales and flips; GMACs per 769x769 window\nDefault model: {default}"
-    )
-    table.caption_justify = "left"
-    return table
+    legend = f"mIoU in percent; ms+flip: six scales and flips; GMACs per 769x769 window\nDefault model: {default}"
+    return [table, Text(legend, style="dim")]
 
 
 @zoo.command("show", short_help="Show all that is known about one model.")

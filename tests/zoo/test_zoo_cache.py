@@ -1,0 +1,149 @@
+"""The cache: where it is, which content is which entry, and that nothing in it is believed unseen."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+
+import pytest
+
+from dgmn2cli import zoo
+from dgmn2cli.errors import IntegrityError, ResourceError
+from dgmn2cli.zoo import cache as caching
+from dgmn2cli.zoo.manifest import Source
+
+CONTENT = b"weights" * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def entry():
+    return zoo.find("setr_pup-tiny")
+
+
+def put(cache, content=CONTENT):
+    path = caching.file_path(cache, hashlib.sha256(content).hexdigest())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_the_folder_is_the_named_one_then_the_environments_then_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv("DGMN2_CACHE", str(tmp_path / "env"))
+    assert zoo.cache_dir(tmp_path / "named") == tmp_path / "named"
+    assert zoo.cache_dir() == tmp_path / "env"
+    monkeypatch.setenv("DGMN2_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert zoo.cache_dir() == tmp_path / "xdg" / "dgmn2"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the place differs by platform")
+def test_without_xdg_it_is_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("DGMN2_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert zoo.cache_dir() == tmp_path / ".cache" / "dgmn2"
+    monkeypatch.delenv("HOME")
+    assert zoo.cache_dir().is_absolute()
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ResourceError, match="DGMN2_CACHE"):
+        zoo.cache_dir()
+
+
+def test_an_empty_cache_knows_nothing(tmp_path, entry):
+    assert zoo.locate(entry, tmp_path / "none") is None
+    assert zoo.pin_state(entry, tmp_path / "none") == "unpinned"
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_recorded_file_is_found(tmp_path, entry):
+    path = put(tmp_path)
+    assert zoo.locate(entry, tmp_path) is None, "content without a record belongs to no entry"
+    caching.record(entry, tmp_path, sha256=SHA256, size=len(CONTENT), source="here")
+    found = zoo.locate(entry, tmp_path)
+    assert found == zoo.CachedFile(path, SHA256, len(CONTENT), "recorded", "here")
+    assert zoo.pin_state(entry, tmp_path) == "recorded"
+    assert zoo.locate(zoo.find("setr_pup-small"), tmp_path) is None
+
+
+def test_a_pinned_file_needs_no_record(tmp_path, entry):
+    pinned = dataclasses.replace(entry, sha256=SHA256)
+    assert zoo.locate(pinned, tmp_path) is None
+    put(tmp_path)
+    assert zoo.locate(pinned, tmp_path).pin == "pinned"
+
+
+def test_the_manifests_hash_overrules_a_record(tmp_path, entry):
+    put(tmp_path)
+    caching.record(entry, tmp_path, sha256=SHA256, size=len(CONTENT), source="here")
+    other = dataclasses.replace(entry, sha256="0" * 64)
+    assert caching.expected_sha256(other, tmp_path) == "0" * 64
+    assert zoo.locate(other, tmp_path) is None
+
+
+def test_the_same_key_from_other_sources_is_another_entry(tmp_path, entry):
+    put(tmp_path)
+    caching.record(entry, tmp_path, sha256=SHA256, size=len(CONTENT), source="here")
+    mirror = Source("https", "https://example.org/model.pth")
+    assert zoo.locate(dataclasses.replace(entry, sources=(mirror,)), tmp_path) is None
+    assert zoo.locate(dataclasses.replace(entry, sources=(mirror, *entry.sources)), tmp_path) is not None
+
+
+def test_the_newest_record_counts(tmp_path, entry, monkeypatch):
+    caching.record(entry, tmp_path, sha256="1" * 64, size=1, source="old")
+    path = caching.record_path(entry, tmp_path)
+    caching.record(entry, tmp_path, sha256=SHA256, size=1, source="new")
+    assert caching.record_path(entry, tmp_path) == path
+    assert len(list((tmp_path / "index").iterdir())) == 1
+    assert caching.find_record(entry, tmp_path).source == "new"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"key": "setr_pup-tiny"}',
+        lambda note: {**note, "sha256": "../../../etc/passwd"},
+        lambda note: {**note, "sha256": "A" * 64},
+        lambda note: {**note, "sources": 7},
+        lambda note: {**note, "size": "many"},
+        lambda note: {**note, "key": "fpn-tiny"},
+    ],
+)
+def test_a_damaged_record_is_no_record(tmp_path, entry, damage):
+    caching.record(entry, tmp_path, sha256=SHA256, size=1, source="here")
+    path = caching.record_path(entry, tmp_path)
+    path.write_bytes(json.dumps(damage(json.loads(path.read_text()))).encode() if callable(damage) else damage)
+    assert caching.find_record(entry, tmp_path) is None
+
+
+def test_what_is_no_file_is_not_found(tmp_path, entry):
+    pinned = dataclasses.replace(entry, sha256=SHA256)
+    path = caching.file_path(tmp_path, SHA256)
+    path.mkdir(parents=True)
+    assert zoo.locate(pinned, tmp_path) is None
+    path.rmdir()
+    os.mkfifo(path)
+    assert zoo.locate(pinned, tmp_path) is None
+
+
+def test_hashing(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT * 300)
+    steps = []
+    assert zoo.hash_file(path, steps.append) == hashlib.sha256(CONTENT * 300).hexdigest()
+    assert sum(steps) == len(CONTENT) * 300
+    assert len(steps) > 1
+    os.mkfifo(tmp_path / "fifo")
+    for bad in (tmp_path, tmp_path / "fifo", "/dev/zero"):
+        with pytest.raises(IntegrityError, match="not a regular file"):
+            zoo.hash_file(bad)
+    with pytest.raises(ResourceError, match="no such file"):
+        zoo.hash_file(tmp_path / "none")
