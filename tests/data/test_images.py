@@ -146,6 +146,22 @@ def test_every_flipped_bit_of_a_png_is_refused_or_harmless(tmp_path: Path) -> No
     assert refused > 390
 
 
+def test_a_jpeg_cut_and_closed_again_is_refused(tmp_path: Path) -> None:
+    for kind in ("jpeg", "progressive jpeg"):
+        data = GOOD[kind]
+        start = data.index(b"\xff\xda") + 14
+        for end in range(start, len(data) - 2, 7):
+            path = put(tmp_path, data[:end] + b"\xff\xd9")
+            with pytest.raises(DataError, match=r"cut|damaged"):
+                read_image(path)
+        read_image(path, thorough=False)  # the container alone cannot tell
+
+
+def test_a_png_is_decoded_alike_without_the_thorough_check(tmp_path: Path) -> None:
+    path = put(tmp_path, GOOD["png"])
+    np.testing.assert_array_equal(read_image(path, thorough=False), read_image(path))
+
+
 def png_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
     parts = [b"\x89PNG\r\n\x1a\n"]
     for kind, body in chunks:
