@@ -1,0 +1,161 @@
+"""Owns the figures of merit: a confusion matrix that is streamed, and IoU and accuracies computed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dgmn2cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class; areas in pixels whose label is not ignored. `iou` and `accuracy` are NaN where undefined."""
+
+    name: str
+    iou: float
+    accuracy: float
+    intersection: int
+    labelled: int
+    predicted: int
+
+
+@dataclass(frozen=True)
+class CategoryScore:
+    """One group of classes; confusion within the group is no error. NaN where the group is absent."""
+
+    name: str
+    iou: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found.
+
+    Attributes:
+        pixel_accuracy: all intersections over all labelled pixels (aAcc).
+        mean_iou: mean of the classes' IoU (mIoU), of unrounded values, undefined ones left out.
+        mean_accuracy: mean of the classes' accuracy (mAcc), likewise.
+        mean_category_iou: mean over the groups; NaN without groups.
+        classes, categories: in the order given.
+        absent: names of the classes that are not in the labels; their accuracy is undefined, and their IoU, too, unless
+            they were predicted (then it is 0 and counts).
+        pixels: labelled pixels.
+    """
+
+    pixel_accuracy: float
+    mean_iou: float
+    mean_accuracy: float
+    mean_category_iou: float
+    classes: tuple[ClassScore, ...]
+    categories: tuple[CategoryScore, ...]
+    absent: tuple[str, ...]
+    pixels: int
+
+
+class ConfusionMatrix:
+    """Counts of (label, prediction) pairs, added up image by image; nothing else is kept.
+
+    Attributes:
+        counts: (N, N + 1) int64; row: label, column: prediction, the last column for predictions outside 0..N-1.
+    """
+
+    def __init__(self, num_classes: int, ignore: int = 255) -> None:
+        self.num_classes, self.ignore = num_classes, ignore
+        self.counts = np.zeros((num_classes, num_classes + 1), np.int64)
+
+    def update(self, prediction: np.ndarray, label: np.ndarray, where: object = "") -> None:
+        """Adds one image.
+
+        Args:
+            prediction: (H, W) integer class ids; any value outside the classes counts as wrong.
+            label: (H, W) integer class ids, or `ignore`.
+            where: what to name in an error.
+
+        Raises:
+            DataError: the sizes differ, or the label holds an id that is neither a class nor `ignore`.
+        """
+        self.counts += confusion(prediction, label, self.num_classes, self.ignore, where)
+
+    def merge(self, counts: np.ndarray) -> None:
+        """Adds the counts of another matrix: another process, or the part before an interruption."""
+        if counts.shape != self.counts.shape:
+            raise ValueError(f"a matrix of shape {counts.shape} cannot be added to one of {self.counts.shape}")
+        self.counts += counts.astype(np.int64, casting="safe")
+
+    def scores(self, names: Sequence[str], categories: Sequence[str] = ()) -> Scores:
+        """The figures of what was counted so far; see `compute_scores`."""
+        return compute_scores(self.counts, names, categories)
+
+
+def confusion(
+    prediction: np.ndarray, label: np.ndarray, num_classes: int, ignore: int = 255, where: object = ""
+) -> np.ndarray:
+    """(N, N + 1) int64: the counts of one image, as `ConfusionMatrix` adds them; same arguments and errors."""
+    what = "cannot compare the prediction with its label"
+    if prediction.shape != label.shape:
+        sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (prediction, label)]
+        raise DataError(what, where=where, why=f"the prediction is {sizes[0]}, the label {sizes[1]}")
+    valid = label != ignore
+    truth, guess = label[valid].astype(np.int64), prediction[valid].astype(np.int64)
+    if truth.size and (truth.min() < 0 or truth.max() >= num_classes):
+        wrong = sorted({int(i) for i in np.unique(truth) if not 0 <= i < num_classes})
+        why = f"the label holds {wrong[:5]}, and the classes are 0 to {num_classes - 1} ({ignore}: ignored)"
+        raise DataError(what, where=where, why=why, hint="Check the data set's id map with `dgmn2 data check`.")
+    guess[(guess < 0) | (guess >= num_classes)] = num_classes
+    counts = np.bincount(truth * (num_classes + 1) + guess, minlength=num_classes * (num_classes + 1))
+    return counts.reshape(num_classes, num_classes + 1)
+
+
+def compute_scores(counts: np.ndarray, names: Sequence[str], categories: Sequence[str] = ()) -> Scores:
+    """IoU = intersection / union, accuracy = intersection / label area, per class and on average.
+
+    Args:
+        counts: (N, N + 1) int64, as in `ConfusionMatrix`.
+        names: N class names.
+        categories: N names of the groups the classes belong to, or none.
+
+    The groups follow the Cityscapes benchmark: a pixel of one class predicted as another of its group is right.
+    """
+    inner = counts[:, : len(names)]
+    intersection, labelled, predicted = np.diag(inner), counts.sum(axis=1), inner.sum(axis=0)
+    iou = _ratio(intersection, labelled + predicted - intersection)
+    accuracy = _ratio(intersection, labelled)
+    classes = tuple(
+        ClassScore(name, float(iou[i]), float(accuracy[i]), int(intersection[i]), int(labelled[i]), int(predicted[i]))
+        for i, name in enumerate(names)
+    )
+    groups = tuple(
+        CategoryScore(group, _group_iou(counts, [i for i, other in enumerate(categories) if other == group]))
+        for group in dict.fromkeys(categories)
+    )
+    return Scores(
+        pixel_accuracy=float(_ratio(intersection.sum(), labelled.sum())),
+        mean_iou=_mean(iou),
+        mean_accuracy=_mean(accuracy),
+        mean_category_iou=_mean(np.array([group.iou for group in groups])),
+        classes=classes,
+        categories=groups,
+        absent=tuple(score.name for score in classes if not score.labelled),
+        pixels=int(labelled.sum()),
+    )
+
+
+def _group_iou(counts: np.ndarray, members: list[int]) -> float:
+    intersection = counts[np.ix_(members, members)].sum()
+    union = counts[members].sum() + counts[:, members].sum() - intersection
+    return float(_ratio(intersection, union))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole in float64, NaN where `whole` is 0."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(part, np.float64) / np.asarray(whole, np.float64)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of the values that are not NaN; NaN where there is none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
