@@ -13,14 +13,15 @@ __all__ = ["Prediction", "Segmenter", "__version__", "build_model", "load", "zoo
 
 if TYPE_CHECKING:
     from dgmn2cli import zoo
-    from dgmn2cli.assemble import build_model
-    from dgmn2cli.predict import Prediction, Segmenter, load
+    from dgmn2cli.assemble import build_model, load
+    from dgmn2cli.prediction import Prediction
+    from dgmn2cli.segmenter import Segmenter
 
 _HOMES = {
     "build_model": "dgmn2cli.assemble",
-    "load": "dgmn2cli.predict",
-    "Segmenter": "dgmn2cli.predict",
-    "Prediction": "dgmn2cli.predict",
+    "load": "dgmn2cli.assemble",
+    "Segmenter": "dgmn2cli.segmenter",
+    "Prediction": "dgmn2cli.prediction",
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgmn2cli.errors import ConfigError, NonFiniteError
+from dgmn2cli.ops.resample import resize_rows
 
 LogitsFunction = Callable[[Tensor], Tensor]
 BAND_ROWS = 128
@@ -154,7 +155,7 @@ class Scores:
     def _probabilities(self, rows: slice) -> Tensor:
         if not self.are_logits:
             return self.values[:, rows]
-        return resize_rows(self.values, self.size, rows).softmax(0)
+        return resize_rows(self.values[None], self.size, rows)[0].softmax(0)
 
     def probabilities(self) -> Tensor:
         """All of them, `(C, H, W)` float32."""
@@ -172,32 +173,6 @@ class Scores:
             ids[band] = index.to("cpu", torch.uint8)
             confidence[band] = best.cpu()
         return ids, confidence
-
-
-def resize_rows(scores: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
-    """Rows `rows` of `scores` resized to `size`, bilinear with aligned corners.
-
-    Args:
-        scores: `(C, h, w)` float32.
-        size: full output size `(H, W)`.
-        rows: the output rows wanted.
-
-    Returns:
-        `(C, rows, W)`; the same numbers whatever the rows asked for.
-    """
-    height = scores.shape[1]
-    if height != size[0]:
-        step = (height - 1) / (size[0] - 1) if size[0] > 1 else 0.0
-        source = torch.arange(rows.start, rows.stop, device=scores.device, dtype=torch.float32) * step
-        upper = source.long().clamp_(max=height - 1)
-        weight = (source - upper)[None, :, None]
-        lower = (upper + 1).clamp_(max=height - 1)
-        band = torch.lerp(scores[:, upper], scores[:, lower], weight)
-    else:
-        band = scores[:, rows]
-    if scores.shape[2] == size[1]:
-        return band
-    return F.interpolate(band[None], size=(band.shape[1], size[1]), mode="bilinear", align_corners=True)[0]
 
 
 def segment(

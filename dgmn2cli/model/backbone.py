@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from dgmn2cli.model.attention import HEAD_WIDTH, TABLE_MARGIN, DynamicGraphAttention
@@ -120,12 +119,13 @@ def stage_specs(size: str, strides: tuple[int, ...]) -> list[StageSpec]:
 def _add_stages(module: nn.Module, size: str, strides: tuple[int, ...], drop_path: float) -> None:
     """Gives `module` the children `patch_embed1..4` and `block1..4`, in the checkpoints' order."""
     specs = stage_specs(size, strides)
-    rates = torch.linspace(0, drop_path, sum(spec.blocks for spec in specs)).tolist()
+    count = sum(spec.blocks for spec in specs)
+    rates = iter([drop_path * index / (count - 1) for index in range(count)])
     module.add_module("patch_embed1", StemEmbedding(specs[0].channels))
     for stage, spec in enumerate(specs[1:], 2):
         module.add_module(f"patch_embed{stage}", PatchEmbedding(spec.in_channels, spec.channels, spec.stride))
     for stage, spec in enumerate(specs, 1):
-        blocks = [Block(spec.channels, spec.mlp_ratio, spec.table_rows, rates.pop(0)) for _ in range(spec.blocks)]
+        blocks = [Block(spec.channels, spec.mlp_ratio, spec.table_rows, next(rates)) for _ in range(spec.blocks)]
         module.add_module(f"block{stage}", nn.ModuleList(blocks))
 
 

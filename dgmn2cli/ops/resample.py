@@ -1,0 +1,106 @@
+"""Owns bilinear resampling with aligned corners as what it is: separable and linear, in bands and in composed chains.
+
+The published network resizes its logits up to four times in a row. Each resize is a small matrix along each axis, so a
+chain of them is one matrix along each axis; and any rows of a result can be had without computing the others.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK_ROWS = 64
+
+
+def resize_rows(maps: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
+    """Rows `rows` of `maps` resized to `size`: the same numbers whatever rows are asked for together.
+
+    Args:
+        maps: `(B, C, h, w)` float.
+        size: full output size `(H, W)`.
+        rows: the output rows wanted, `start` and `stop` within 0..H.
+
+    Returns:
+        `(B, C, rows, W)`.
+    """
+    height = maps.shape[2]
+    if height == size[0]:
+        band = maps[:, :, rows]
+    else:
+        upper, lower, weight = _source_rows(height, size[0])
+        # the axis order (B, h, w, C) keeps channels-last maps channels-last through the row gather
+        lines = maps.permute(0, 2, 3, 1) if maps.is_contiguous(memory_format=torch.channels_last) else None
+        source, axis = (maps, 2) if lines is None else (lines, 1)
+        weight = weight[rows].to(maps.device, maps.dtype).view(-1, *[1] * (3 - axis))
+        band = torch.lerp(
+            source.index_select(axis, upper[rows].to(maps.device)),
+            source.index_select(axis, lower[rows].to(maps.device)),
+            weight,
+        )
+        band = band if lines is None else band.permute(0, 3, 1, 2)
+    if maps.shape[3] == size[1]:
+        return band
+    return F.interpolate(band, size=(band.shape[2], size[1]), mode="bilinear", align_corners=True)
+
+
+@lru_cache(maxsize=64)
+def _source_rows(length: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Upper and lower source row, and the lower one's weight, of each of `target` output rows, as PyTorch rounds."""
+    step = (length - 1) / (target - 1) if target > 1 else 0.0
+    position = torch.arange(target, dtype=torch.float32) * step
+    upper = position.long().clamp_(max=length - 1)
+    return upper, (upper + 1).clamp_(max=length - 1), position - upper
+
+
+def resize_matrix(lengths: tuple[int, ...]) -> Tensor:
+    """The matrix of a chain of 1-D resizes `lengths[0] -> lengths[1] -> ...`.
+
+    Returns:
+        `(lengths[-1], lengths[0])` float64; every row sums to one.
+    """
+    matrix = torch.eye(lengths[0], dtype=torch.float64)
+    for source, target in pairwise(lengths):
+        if source != target:
+            upper, lower, weight = _source_rows(source, target)
+            share = weight.double()[:, None]
+            matrix = matrix[upper] * (1 - share) + matrix[lower] * share
+    return matrix
+
+
+@lru_cache(maxsize=64)
+def _bands(lengths: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> list[tuple[slice, slice, Tensor]]:
+    """A chain's matrix cut into blocks of rows, each with the few columns it needs: (rows, columns, block)."""
+    matrix = resize_matrix(lengths)
+    blocks = []
+    for first in range(0, lengths[-1], BLOCK_ROWS):
+        rows = slice(first, min(first + BLOCK_ROWS, lengths[-1]))
+        used = matrix[rows].abs().sum(0).nonzero()
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        blocks.append((rows, columns, matrix[rows, columns].to(device, dtype)))
+    return blocks
+
+
+def resize_chain(maps: Tensor, sizes: tuple[tuple[int, int], ...]) -> Tensor:
+    """`maps` resized to each of `sizes` in turn, computed as one banded product along each axis.
+
+    Args:
+        maps: `(B, C, h, w)` float.
+        sizes: `(H, W)` of every step; the last one is the result's.
+
+    Returns:
+        `(B, C, H, W)` of the last size, contiguous; equal to the chain up to rounding.
+    """
+    heights = (maps.shape[2], *(size[0] for size in sizes))
+    widths = (maps.shape[3], *(size[1] for size in sizes))
+    maps = maps.contiguous()
+    wide = maps.new_empty((*maps.shape[:3], widths[-1]))
+    for rows, columns, block in _bands(widths, maps.device, maps.dtype):
+        wide[..., rows] = maps[..., columns] @ block.mT
+    result = maps.new_empty((*maps.shape[:2], heights[-1], widths[-1]))
+    for rows, columns, block in _bands(heights, maps.device, maps.dtype):
+        result[..., rows, :] = block @ wide[..., columns, :]
+    return result

@@ -1,0 +1,20 @@
+"""Owns what every test shares: two quiet threads, and the golden tensors."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow tiny ops down a hundredfold on two cores
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("DGMN2_TEST_GPUS", ""))
+
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of tensors measured on the published system."""
+    return GOLDEN
