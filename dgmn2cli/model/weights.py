@@ -160,7 +160,7 @@ def _read(path: Path, file: BinaryIO, size: int) -> Any:
             "the checkpoint cannot be read", where=path, why="it claims more memory than there is"
         ) from error
     except _READ_ERRORS as error:
-        refused = re.search(r"(?:GLOBAL|global)s?:? *`?([\w.]+\.[\w.]+)", str(error))
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise IntegrityError(
                 "the checkpoint is unsafe and was not loaded",
