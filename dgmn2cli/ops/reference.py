@@ -1,0 +1,142 @@
+"""Owns the definition of both ops in plain PyTorch: any device, differentiable, every kernel is tested against it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+KERNEL = 3
+SAMPLES = KERNEL * KERNEL
+TABLE_MARGIN = 8  # rows a relative position table holds beyond the side of the map it serves
+
+
+def resample_table(table: Tensor, length: int) -> Tensor:
+    """A relative position table resampled to serve a map side: 1-D linear, half-pixel centres.
+
+    Args:
+        table: `(rows, d)` float, as the checkpoint holds it.
+        length: side of the map, L.
+
+    Returns:
+        `(L + 8, d)`, differentiable.
+    """
+    target = (length + TABLE_MARGIN, table.shape[1])
+    return F.interpolate(table[None, None], size=target, mode="bilinear", align_corners=False)[0, 0]
+
+
+def position_logits(q: Tensor, height_table: Tensor, width_table: Tensor, size: tuple[int, int]) -> Tensor:
+    """Relative position logits of every query's 9 samples, both published quirks included.
+
+    Args:
+        q: `(B, N, h, d)` unscaled queries, N = H * W in row-major order.
+        height_table: `(H + 8, d)`, resampled.
+        width_table: `(W + 8, d)`, resampled.
+        size: `(H, W)`.
+
+    Returns:
+        `(B, N, h, 9)`.
+    """
+    height, width = size
+    batch, _, heads, depth = q.shape
+    q = q.reshape(batch, height, width, heads, depth)
+    rel_w = torch.einsum("byxhd,xsd->byxhs", q, width_table[_table_rows(width, q.device)])
+    rel_h = torch.einsum("byxhd,ysd->byxhs", q, height_table[_table_rows(height, q.device)])
+    # Quirk 1: held as a map of W rows and H columns, and never transposed back. Quirk 2: unless the map is square it is
+    # resized to H rows and W columns. The published weights were trained with both.
+    held = rel_h.permute(0, 3, 4, 2, 1).flatten(0, 1)  # (B*h, 9, W, H)
+    if height != width:
+        held = F.interpolate(held, size=(height, width), mode="bilinear", align_corners=False)
+    rel_h = held.unflatten(0, (batch, heads)).permute(0, 3, 4, 1, 2)  # (B, H, W, h, 9)
+    return (rel_w + rel_h).flatten(1, 2)
+
+
+def _table_rows(length: int, device: torch.device) -> Tensor:
+    """Table row `L - 1 + s - position` of every position and sample, `(L, 9)`."""
+    position = torch.arange(length, device=device)
+    return length - 1 + torch.arange(SAMPLES, device=device) - position[:, None]
+
+
+def deform_attention(
+    qkv: Tensor, offset: Tensor, height_table: Tensor, width_table: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """The definition of `dgmn2cli.ops.deform_attention`; half-precision inputs are computed in float32."""
+    height, width = size
+    batch, count, _, heads, depth = qkv.shape
+    work = torch.promote_types(qkv.dtype, torch.float32)
+    q, k, v = qkv.to(work).unbind(2)  # each (B, N, h, d)
+    tables = height_table.to(work), width_table.to(work)
+    offset = offset.to(work).view(batch, height, width, heads, SAMPLES, 2)
+    y, x = offset.permute(5, 0, 3, 1, 2, 4)  # each (B, h, H, W, 9)
+    tap = torch.arange(KERNEL, device=qkv.device, dtype=work) - 1
+    rows = torch.arange(height, device=qkv.device, dtype=work)[:, None, None]
+    columns = torch.arange(width, device=qkv.device, dtype=work)[:, None]
+    y = (rows + tap.repeat_interleave(KERNEL) + y).reshape(batch * heads, count * SAMPLES)
+    x = (columns + tap.repeat(KERNEL) + x).reshape(batch * heads, count * SAMPLES)
+
+    maps = torch.cat((k, v), dim=3).transpose(1, 2).reshape(batch * heads, count, 2 * depth)
+    sampled = _sample(maps, size, y, x).view(batch, heads, count, SAMPLES, 2 * depth)
+    k_s, v_s = sampled.split(depth, dim=4)
+    q = q.transpose(1, 2)  # (B, h, N, d)
+    position = position_logits(q.transpose(1, 2), *tables, size).transpose(1, 2)  # (B, h, N, 9)
+    logits = (q.unsqueeze(3) * k_s).sum(4) * depth**-0.5 + position
+    mixed = (logits.softmax(3).unsqueeze(4) * v_s).sum(3)  # (B, h, N, d)
+    return mixed.transpose(1, 2).reshape(batch, count, heads * depth).to(qkv.dtype)
+
+
+def deform_unfold(
+    input: Tensor,
+    offset: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    deformable_groups: int,
+) -> Tensor:
+    """The definition of `dgmn2cli.ops.deform_unfold`; half-precision inputs are computed in float32."""
+    batch, channels, height, width = input.shape
+    groups, taps = deformable_groups, kernel_size[0] * kernel_size[1]
+    out_height, out_width = offset.shape[2:]
+    work = torch.promote_types(input.dtype, torch.float32)
+    shift = offset.to(work).view(batch * groups, taps, 2, out_height, out_width)
+
+    def grid(axis: int, length: int) -> Tensor:
+        """Undisplaced coordinates along one axis, `(taps along it, length)`."""
+        start = torch.arange(length, device=input.device, dtype=work) * stride[axis] - padding[axis]
+        return torch.arange(kernel_size[axis], device=input.device, dtype=work)[:, None] * dilation[axis] + start
+
+    rows = grid(0, out_height).repeat_interleave(kernel_size[1], dim=0)[:, :, None]  # (taps, Ho, 1)
+    columns = grid(1, out_width).repeat(kernel_size[0], 1)[:, None, :]  # (taps, 1, Wo)
+    y = (rows + shift[:, :, 0]).flatten(1)
+    x = (columns + shift[:, :, 1]).flatten(1)
+    maps = input.to(work).reshape(batch * groups, channels // groups, height * width).transpose(1, 2)
+    sampled = _sample(maps, (height, width), y, x)  # (B*G, taps*Ho*Wo, C/G)
+    unfolded = sampled.transpose(1, 2).reshape(batch, channels * taps, out_height * out_width)
+    return unfolded.to(input.dtype)
+
+
+def _sample(maps: Tensor, size: tuple[int, int], y: Tensor, x: Tensor) -> Tensor:
+    """Bilinear samples; zero outside the open box (-1, H) x (-1, W), NaN where a coordinate is not finite.
+
+    Args:
+        maps: `(M, H * W, d)`.
+        size: `(H, W)`.
+        y, x: `(M, K)` coordinates in pixels.
+
+    Returns:
+        `(M, K, d)`.
+    """
+    height, width = size
+    finite = torch.isfinite(y) & torch.isfinite(x)
+    inside = (y > -1) & (x > -1) & (y < height) & (x < width)
+    y, x = y.where(inside, 0), x.where(inside, 0)  # from here on every coordinate is a valid one
+    top, left = y.detach().floor(), x.detach().floor()
+    down, right = y - top, x - left
+    total = maps.new_zeros((*y.shape, maps.shape[2]))
+    for row, row_weight in ((top.long(), 1 - down), (top.long() + 1, down)):
+        for column, column_weight in ((left.long(), 1 - right), (left.long() + 1, right)):
+            present = inside & (row >= 0) & (column >= 0) & (row < height) & (column < width)
+            index = (row * width + column).where(present, 0)
+            corner = maps.gather(1, index.unsqueeze(2).expand(-1, -1, maps.shape[2]))
+            total = total + corner.where(present.unsqueeze(2), 0) * (row_weight * column_weight).unsqueeze(2)
+    return total.where(finite.unsqueeze(2), torch.nan)
