@@ -1,12 +1,18 @@
-"""Owns the facts of Cityscapes: its labels, their training ids, colours and categories."""
+"""Owns Cityscapes: its labels, their training ids, colours and categories, and the layout of its folders."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-IGNORE = 255
+from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, missing_labels
+from dgmn2cli.errors import DataError
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIX = "_leftImg8bit.png"
+TRAIN_IDS_SUFFIX, LABEL_IDS_SUFFIX = "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
 
 
 @dataclass(frozen=True)
@@ -75,3 +81,63 @@ def _lookup(pairs: list[tuple[int, int]], default: int) -> np.ndarray:
 
 TRAIN_ID_OF_LABEL_ID: np.ndarray = _lookup([(label.id, label.train_id) for label in LABELS], IGNORE)  # (256,)
 LABEL_ID_OF_TRAIN_ID: np.ndarray = _lookup([(label.train_id, label.id) for label in _TRAINED], 0)  # (256,)
+
+TRAIN_IDS = IdMap.of(
+    "labelTrainIds",
+    {i: i for i in (*range(len(_TRAINED)), IGNORE)},
+    hint="If the file holds labelIds, name it *_gtFine_labelIds.png: they are mapped when it is read.",
+)
+# 255 is no official id, but some exports use it for the licence plate (-1); beside real labelIds, some of which are
+# above 18 in any street, it is ignored. A file of nothing but 0..18 and 255 holds training ids under a wrong name.
+LABEL_IDS = IdMap.of(
+    "labelIds",
+    {label.id: label.train_id for label in LABELS} | {IGNORE: IGNORE},
+    hint="They are 0 to 33; a file of training ids is named *_gtFine_labelTrainIds.png.",
+    telltale=len(_TRAINED),
+)
+
+
+def is_cityscapes(root: Path) -> bool:
+    """Whether `root` looks like the top of a Cityscapes tree."""
+    return (root / "leftImg8bit").is_dir()
+
+
+def open_cityscapes(root: str | Path, split: str = "val", *, labels: bool = True) -> SegmentationSet:
+    """One split of a tree `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`, `gtFine/SPLIT/CITY/*_gtFine_label*.png`.
+
+    A picture's `labelTrainIds` file is used where there is one, otherwise its `labelIds` file, mapped when read.
+
+    Args:
+        labels: False for a split whose labels are not published; label files are then not looked for.
+
+    Raises:
+        DataError: no such folder, no pictures, or pictures without a label file (all are named).
+    """
+    root = Path(root)
+    pictures_dir, labels_dir = root / "leftImg8bit" / split, root / "gtFine" / split
+    pictures = sorted(pictures_dir.glob(f"*/*{IMAGE_SUFFIX}"), key=lambda path: path.relative_to(root).as_posix())
+    if not pictures:
+        hint = f"Expected {pictures_dir}/CITY/*{IMAGE_SUFFIX}; name the folder that holds leftImg8bit and gtFine."
+        why = "there are no pictures" if pictures_dir.is_dir() else "there is no such folder"
+        raise DataError("cannot open the Cityscapes data set", where=pictures_dir, why=why, hint=hint)
+    present = set(labels_dir.glob("*/*_gtFine_label*Ids.png")) if labels else set()
+    pairs, faults = [], []
+    for picture in pictures:
+        stem = picture.relative_to(pictures_dir).as_posix().removesuffix(IMAGE_SUFFIX)
+        trained, official = labels_dir / (stem + TRAIN_IDS_SUFFIX), labels_dir / (stem + LABEL_IDS_SUFFIX)
+        if labels and trained not in present and official not in present:
+            faults.append(f"{picture}: neither {trained.name} nor {official.name} is in {trained.parent}")
+        name = stem.split("/")[-1]
+        if not labels:
+            pairs.append(Pair(name, picture, None, TRAIN_IDS))
+        elif trained in present:
+            pairs.append(Pair(name, picture, trained, TRAIN_IDS))
+        else:
+            pairs.append(Pair(name, picture, official, LABEL_IDS))
+    if faults:
+        raise missing_labels("Cityscapes", root, faults, len(pictures))
+    used = {pair.label.name.split("_gtFine_")[0] for pair in pairs if pair.label}
+    unmatched = tuple(sorted(path for path in present if path.name.split("_gtFine_")[0] not in used))
+    return SegmentationSet(
+        root, split, tuple(pairs), CLASSES, PALETTE, CATEGORY_OF_CLASS, kind="cityscapes", unmatched=unmatched
+    )

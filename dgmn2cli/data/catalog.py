@@ -1,0 +1,58 @@
+"""Owns the opening of a data set, whichever kind lies under a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dgmn2cli.data.cityscapes import IMAGE_SUFFIX, SPLITS, is_cityscapes, open_cityscapes
+from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.data.folder import DESCRIPTION, find_description, load_description, open_folder
+from dgmn2cli.errors import DataError
+
+
+def open_dataset(root: str | Path, split: str, *, labels: bool = True) -> SegmentationSet:
+    """One split of the data set at `root`: a Cityscapes tree, or a folder with (or path of) a `dataset.toml`.
+
+    Args:
+        labels: False to use the pictures only.
+
+    Raises:
+        ConfigError: a wrong description.
+        DataError: nothing of the kind is there, or pictures lack their labels (all are named).
+    """
+    root = Path(root)
+    description = find_description(root)
+    if description is not None:
+        return open_folder(description, split, labels=labels)
+    if is_cityscapes(root):
+        return open_cityscapes(root, split, labels=labels)
+    why = "it holds neither leftImg8bit nor " + DESCRIPTION if root.is_dir() else "there is no such folder"
+    hint = "Give the folder of a Cityscapes tree, or of a dataset.toml; `dgmn2 data synth DIR` makes one to try."
+    raise DataError("cannot open the data set", where=root, why=why, hint=hint)
+
+
+def find_splits(root: str | Path) -> tuple[str, ...]:
+    """The splits under `root`: train, val and test first, then others by name; of a Cityscapes tree the labelled ones.
+
+    A description without `{split}` has one, called "all".
+    """
+    root = Path(root)
+    description = find_description(root)
+    if description is None:
+        found = {
+            path.name
+            for path in (root / "gtFine").glob("*")
+            if any((root / "leftImg8bit" / path.name).glob(f"*/*{IMAGE_SUFFIX}"))
+        }
+    else:
+        images = load_description(description).images
+        if "{split}" not in images:
+            return ("all",)
+        before, _, after = images.partition("{split}")
+        folder, prefix = (description.parent / (before + "x")).parent, before.rpartition("/")[2]
+        found = {
+            path.name.removeprefix(prefix)
+            for path in folder.glob(f"{prefix}*")
+            if (description.parent / (before + path.name.removeprefix(prefix) + after)).is_dir()
+        }
+    return tuple(split for split in (*SPLITS, *sorted(found - set(SPLITS))) if split in found)

@@ -1,0 +1,159 @@
+"""Users' own folders: the description with all its faults at once, and what each key does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dgmn2cli.data.catalog import find_splits, open_dataset
+from dgmn2cli.data.folder import FolderDescription, id_map, load_description, open_folder
+from dgmn2cli.data.images import write_png
+from dgmn2cli.errors import ConfigError, DataError
+
+IDS = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
+
+
+def make(root: Path, description: str, stored: np.ndarray = IDS, suffix: str = ".png", split: str = "train/") -> Path:
+    root.mkdir(exist_ok=True)
+    (root / "dataset.toml").write_text(description)
+    for name in ("b/two", "one"):
+        path = root / f"images/{split}{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((*stored.shape, 3), np.uint8)).save(path)
+        write_png(root / f"labels/{split}{name}.png", stored)
+    return root
+
+
+def test_two_folders_and_a_list_of_classes(tmp_path: Path) -> None:
+    root = make(tmp_path, 'classes = ["a", "b", "c"]')
+    data = open_dataset(root, "train")
+    assert [pair.name for pair in data.pairs] == ["b/two", "one"]
+    assert data.classes == ("a", "b", "c")
+    assert data.kind == "folder"
+    np.testing.assert_array_equal(data.read_label(1), IDS)
+    assert data.palette.shape == (3, 3)
+    assert len(np.unique(data.palette, axis=0)) == 3
+    assert find_splits(root) == ("train",)
+    assert [pair.image for pair in open_dataset(root / "dataset.toml", "train").pairs] == [p.image for p in data.pairs]
+
+
+def test_folders_without_split_palette_and_suffixes(tmp_path: Path) -> None:
+    text = """
+        classes = ["a", "b", "c"]
+        images = "images"
+        labels = "labels"
+        image_suffix = ".JPG"
+        palette = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+        categories = ["x", "x", "y"]
+    """
+    root = make(tmp_path, text, suffix=".jpg", split="")
+    (root / "images" / "readme.txt").write_text("not a picture")
+    data = open_dataset(root, "val")
+    assert find_splits(root) == ("all",)
+    assert len(data) == 2
+    assert data.categories == ("x", "x", "y")
+    np.testing.assert_array_equal(data.palette, [[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+
+
+def test_reduce_zero_label(tmp_path: Path) -> None:
+    data = open_folder(make(tmp_path, 'classes = ["a", "b"]\nreduce_zero_label = true') / "dataset.toml")
+    np.testing.assert_array_equal(data.read_label(0), [[255, 0, 1], [1, 0, 255]])
+
+
+def test_id_map(tmp_path: Path) -> None:
+    text = 'classes = ["a", "b"]\n[id_map]\n0 = "b"\n1 = "ignore"\n2 = "b"'
+    data = open_folder(make(tmp_path, text) / "dataset.toml")
+    np.testing.assert_array_equal(data.read_label(0), [[1, 255, 1], [1, 255, 255]])
+    partial = 'classes = ["a"]\n[id_map]\n1 = "a"'
+    data = open_folder(make(tmp_path, partial) / "dataset.toml")
+    with pytest.raises(DataError, match="it holds 0, 2, which are not among the class ids"):
+        data.read_label(0)
+    data = open_folder(make(tmp_path, 'unlisted = "ignore"\n' + partial) / "dataset.toml")
+    np.testing.assert_array_equal(data.read_label(0), [[255, 0, 255], [255, 0, 255]])
+
+
+def test_ignored_ids() -> None:
+    table = id_map(FolderDescription(("a", "b", "c"), ignore=(1, 200))).table
+    np.testing.assert_array_equal(table[[0, 1, 2, 200]], [0, 255, 2, 255])
+    legal = id_map(FolderDescription(("a", "b", "c"), ignore=(1, 200))).legal
+    assert np.flatnonzero(legal).tolist() == [0, 1, 2, 200]
+    mapped = id_map(FolderDescription(("a",), id_map=((255, "a"),)))
+    assert mapped.table[255] == 0
+
+
+def test_ids_beyond_the_classes_are_refused(tmp_path: Path) -> None:
+    data = open_folder(make(tmp_path, 'classes = ["a", "b"]') / "dataset.toml")
+    with pytest.raises(DataError, match="it holds 2, which is not among"):
+        data.read_label(0)
+
+
+def test_missing_labels_are_all_named(tmp_path: Path) -> None:
+    root = make(tmp_path, 'classes = ["a", "b", "c"]\nlabel_suffix = "_mask.png"')
+    with pytest.raises(DataError, match="2 of 2 pictures") as caught:
+        open_dataset(root, "train")
+    assert "two_mask.png" in caught.value.faults[0]
+    assert len(open_dataset(root, "train", labels=False)) == 2
+    with pytest.raises(DataError, match=r"Check `images`"):
+        open_dataset(root, "val")
+
+
+def test_label_maps_without_pictures_are_noticed(tmp_path: Path) -> None:
+    root = make(tmp_path, 'classes = ["a", "b", "c"]')
+    extra = write_png(root / "labels/train/extra.png", IDS)
+    assert open_dataset(root, "train").unmatched == (extra,)
+
+
+def test_all_faults_of_a_description_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.toml"
+    path.write_text(
+        """
+        classes = ["a", "a"]
+        image = "x"
+        images = "{city}"
+        palette = [[1, 2]]
+        ignore = 256
+        reduce_zero_label = 1
+        id_map = {x = "a"}
+        unlisted = "drop"
+        label_suffix = 3
+        """
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_description(path)
+    assert len(caught.value.faults) == 9
+    assert {fault.split(":")[0] for fault in caught.value.faults} == {
+        "classes", "image", "images", "palette", "ignore", "reduce_zero_label", "id_map", "unlisted", "label_suffix",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "classes: missing"),
+        ("classes = 3", "expected a list of names"),
+        ("classes = [", "not TOML"),
+        ("classes = []", "expected a list of names"),
+        ('classes = ["a"]\nclasses = ["b"]', "not TOML"),
+        ('classes = ["a", "b"]\npalette = [[1, 2, 3]]', "1 entries for 2 classes"),
+        ('classes = ["a"]\nid_map = {1 = "z"}', "'z' is none of the classes"),
+        ('classes = ["a"]\nreduce_zero_label = true\nid_map = {1 = "a"}', "only one of them"),
+        (f"classes = {[str(i) for i in range(256)]}", "256 classes"),
+    ],
+)
+def test_wrong_descriptions(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "dataset.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=why):
+        load_description(path)
+
+
+def test_an_unreadable_description(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_description(tmp_path / "none.toml")
+    path = tmp_path / "bytes.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_description(path)

@@ -1,0 +1,152 @@
+"""The training stream depends on its seed alone; evaluation sees each pair once on whatever number of processes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dgmn2cli.data.cityscapes import open_cityscapes
+from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.data.loaders import (
+    TrainBatch,
+    TrainStream,
+    eval_indices,
+    eval_items,
+    pass_order,
+    sample_draws,
+    train_batches,
+)
+from dgmn2cli.data.transforms import train_transforms
+from dgmn2cli.errors import DataError, ResourceError
+
+AUGMENT = train_transforms((48, 30), (16, 20))
+
+
+@pytest.fixture
+def data(make_cityscapes: Callable[..., Path]) -> SegmentationSet:
+    return open_cityscapes(make_cityscapes(count=5), "val")
+
+
+def take(batches: Iterator[TrainBatch], count: int) -> list[TrainBatch]:
+    return list(itertools.islice(batches, count))
+
+
+def joined(batches: list[TrainBatch]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    names = [name for batch in batches for name in batch.names]
+    return torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches]), names
+
+
+def same(left: Any, right: Any) -> bool:
+    return torch.equal(left[0], right[0]) and torch.equal(left[1], right[1]) and left[2] == right[2]
+
+
+def test_batches_have_their_shape_and_show_each_picture_once_a_pass(data: SegmentationSet) -> None:
+    batches = take(train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=2)), 5)
+    assert batches[0].images.shape == (2, 3, 16, 20)
+    assert batches[0].images.dtype == torch.float32
+    assert batches[0].labels.shape == (2, 16, 20)
+    assert batches[0].labels.dtype == torch.uint8
+    names = joined(batches)[2]
+    everything = {pair.name for pair in data.pairs}
+    assert set(names[:5]) == set(names[5:]) == everything
+    assert names[:5] != names[5:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_interruption_and_processes_change_nothing(data: SegmentationSet, workers: int) -> None:
+    def stream(**place: int) -> Iterator[TrainBatch]:
+        return train_batches(data, AUGMENT, TrainStream(5, seed=3, **{"batch": 2, **place}), workers=workers)
+
+    whole = joined(take(train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=2)), 6))
+    assert same(joined(take(stream(), 6)), whole)
+    assert same(joined(take(stream(start_step=4), 2)), tuple(part[8:] for part in whole))
+    ranks = [take(stream(batch=1, rank=rank, world=2), 6) for rank in (0, 1)]
+    dealt = [batch for pair in zip(*ranks, strict=True) for batch in pair]
+    assert same(joined(dealt), whole)
+
+
+def test_seeds_differ_between_samples_passes_and_runs() -> None:
+    first = {tuple(sample_draws(seed, position).randint(0, 2**31, 4)) for seed in range(3) for position in range(300)}
+    assert len(first) == 900
+    orders = {tuple(pass_order(50, seed, number)) for seed in range(5) for number in range(20)}
+    assert len(orders) == 100
+    assert sorted(pass_order(50, 1, 2)) == list(range(50))
+
+
+def test_the_stream_is_fixed_for_all_time() -> None:
+    places = list(itertools.islice(TrainStream(7, seed=12, batch=3, rank=1, world=2), 6))
+    assert [place.position for place in places] == [3, 4, 5, 9, 10, 11]
+    assert [place.index for place in places] == [int(pass_order(7, 12, p // 7)[p % 7]) for p in (3, 4, 5, 9, 10, 11)]
+    assert pass_order(7, 12, 0).tolist() == [3, 6, 0, 1, 5, 4, 2]
+    assert sample_draws(12, 3).randint(0, 1000, 3).tolist() == [932, 847, 577]
+
+
+def test_starting_a_loader_leaves_the_global_generator_alone(data: SegmentationSet) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    take(train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=1), workers=1), 1)
+    list(eval_items(data, [0], workers=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_impossible_streams_are_refused() -> None:
+    for wrong in ({"size": 0}, {"batch": 0}, {"rank": 2, "world": 2}, {"start_step": -1}):
+        with pytest.raises(ValueError, match="no stream"):
+            TrainStream(**{"size": 3, "seed": 0, "batch": 1, **wrong})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_deleted_in_between_is_named(data: SegmentationSet, workers: int) -> None:
+    batches = train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=1), workers=workers)
+    next(batches)
+    for pair in data.pairs:
+        pair.image.unlink()
+    with pytest.raises(DataError, match="No such file") as caught:
+        take(batches, 10)
+    assert any(str(pair.image) == caught.value.where for pair in data.pairs)
+    with pytest.raises(DataError, match="No such file"):
+        list(eval_items(data, [0], workers=workers))
+
+
+def test_a_killed_worker_is_a_resource_error(data: SegmentationSet) -> None:
+    def suicide(sample: Any, draws: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ResourceError, match="a data worker died"):
+        take(train_batches(data, suicide, TrainStream(5, seed=3, batch=1), workers=1), 1)
+
+
+def test_other_failures_keep_their_kind(data: SegmentationSet) -> None:
+    def fail(sample: Any, draws: Any) -> Any:
+        raise RuntimeError("no worker is to blame")
+
+    with pytest.raises(RuntimeError, match="no worker is to blame"):
+        take(train_batches(data, fail, TrainStream(5, seed=3, batch=1), workers=1), 1)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16])
+def test_evaluation_deals_each_pair_once(size: int) -> None:
+    for world in (1, 2, 3):
+        for done in ((), (0,), tuple(range(0, size, 2))):
+            dealt = [i for rank in range(world) for i in eval_indices(size, rank, world, done)]
+            assert sorted([*dealt, *done]) == list(range(size))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_items_come_in_order(data: SegmentationSet, workers: int) -> None:
+    items = list(eval_items(data, [4, 0, 2], workers=workers))
+    assert [item.index for item in items] == [4, 0, 2]
+    for item in items:
+        np.testing.assert_array_equal(item.image, data.read_image(item.index))
+        np.testing.assert_array_equal(item.label, data.read_label(item.index))
+        assert item.name == data.pairs[item.index].name
+    with pytest.raises(DataError, match="has 5 pairs"):
+        eval_items(data, [5])
