@@ -1,0 +1,100 @@
+"""Owns Google Drive's manners: from a file id to the address of its bytes, past the pages that stand between.
+
+The bytes themselves come the same way as everyone else's. Reading Google's confirmation page, which changes now and
+then, is left to gdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import requests
+
+from dgmn2cli.errors import NetworkError
+from dgmn2cli.zoo.http import Deadline, Limits, follow, new_session, opened, place_of
+from dgmn2cli.zoo.manifest import shown
+from dgmn2cli.zoo.transfer import read_page
+
+FILE_ADDRESS = "https://drive.google.com/uc?export=download&id={id}"
+AGENT = "Mozilla/5.0"  # to other programs Google Drive answers with other pages
+MAX_PAGES = 3
+BY_HAND = "Download it in a browser and adopt it with `dgmn2 download KEY --from FILE`, or try again tomorrow."
+
+
+def drive_session() -> requests.Session:
+    """A session for Google Drive; cookies are kept only as long as it lives."""
+    return new_session(AGENT)
+
+
+@contextmanager
+def opened_drive_file(
+    session: requests.Session, file_id: str, limits: Limits, deadline: Deadline, headers: dict[str, str]
+) -> Iterator[tuple[requests.Response, str]]:
+    """The response that carries the file's bytes, and its address.
+
+    Args:
+        session: from `drive_session`.
+        file_id: the id in the file's public link.
+        limits: how patient to be.
+        deadline: when to give up.
+        headers: `Range` and `If-Range`, sent only with the request for the bytes; empty for the whole file.
+
+    Raises:
+        NetworkError: quota used up, not public, no such file, or a page that leads nowhere.
+        TemporaryError: as for every transfer.
+    """
+    url = FILE_ADDRESS.format(id=file_id)
+    for _ in range(MAX_PAGES):
+        with opened(session, url, limits, deadline) as (response, final):
+            page = _is_page(response)
+            if not page and not headers:
+                yield response, final
+                return
+            onward = follow(final, _confirmed(read_page(response, final, deadline), final)) if page else final
+        if not page:
+            with opened(session, onward, limits, deadline, headers) as (rest, address):
+                yield rest, address
+            return
+        url = onward
+    raise NetworkError("Google Drive does not give the file", where=place_of(url), why="one page leads to another")
+
+
+def _is_page(response: requests.Response) -> bool:
+    kind = response.headers.get("Content-Type", "").lower()
+    return kind.startswith("text/html") and "Content-Disposition" not in response.headers
+
+
+def _confirmed(page: str, url: str) -> str:
+    """The address behind a confirmation page.
+
+    Raises:
+        NetworkError: it is another page; the message says which.
+    """
+    from gdown.download import get_url_from_gdrive_confirmation  # 0.2 s, and most commands never get here
+    from gdown.exceptions import FileURLRetrievalError
+
+    text = page.lower()
+    if "accounts.google" in (urlsplit(url).hostname or "") or "servicelogin" in text:
+        raise _refusal(url, "it wants a Google account: the file is not public")
+    if "quota exceeded" in text or "too many users" in text or "download quota" in text:
+        raise _refusal(url, "its download quota is used up for now")
+    try:
+        return str(get_url_from_gdrive_confirmation(page))
+    except FileURLRetrievalError as error:
+        raise _refusal(url, _first_line(error)) from error
+    except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:  # a form of another make
+        raise _refusal(url, "its page cannot be read") from error
+
+
+def _refusal(url: str, why: str) -> NetworkError:
+    return NetworkError("Google Drive does not give the file", where=place_of(url), why=why, hint=BY_HAND)
+
+
+def _first_line(error: Exception) -> str:
+    """What Google says, or gdown about it, in one line."""
+    text = " ".join(str(error).split())
+    if not text or text.startswith("Cannot retrieve"):
+        return "its page shows no way to the file"
+    return f"it says: {shown(text)}"
