@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -27,11 +27,13 @@ MAX_REDIRECTS = 10
 MAX_RETRY_AFTER = 60.0  # seconds a server may ask us to wait
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 MEANING = {
+    204: "there is no content",
     401: "it wants a password",
     403: "access is refused",
     404: "there is no such file",
     410: "the file is gone",
     429: "too many requests",
+    **dict.fromkeys((301, 302, 303, 307, 308), "it leads on, but not where to"),
 }
 # what requests, urllib3 and http.client raise on a server that misbehaves
 NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
@@ -167,11 +169,19 @@ def _get(
     if not isinstance(answer, NETWORK_ERRORS):
         raise answer
     deadline.check(place)
-    if isinstance(answer, requests.exceptions.SSLError):
+    raise _failure(answer, place) from answer
+
+
+def _failure(error: Exception, place: str) -> NetworkError:
+    """What a request that got no response means."""
+    if isinstance(error, requests.exceptions.SSLError):
         why = "its certificate is not valid for this connection"
-        raise NetworkError("the server cannot be trusted", where=place, why=why) from answer
+        return NetworkError("the server cannot be trusted", where=place, why=why)
     hint = "Check the network connection and the proxy settings."
-    raise TemporaryError("the server cannot be reached", where=place, why=reason_of(answer), hint=hint) from answer
+    causes = _causes(error)
+    if any(isinstance(c, (HTTPException, ValueError)) and not isinstance(c, ConnectionError) for c in causes):
+        return TemporaryError("the server's answer makes no sense", where=place, why=reason_of(error), hint=hint)
+    return TemporaryError("the server cannot be reached", where=place, why=reason_of(error), hint=hint)
 
 
 def _check_status(response: requests.Response, url: str) -> None:
@@ -201,13 +211,8 @@ def _retry_after(text: str) -> float | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """A network library's exception in a few words; the libraries wrap the cause several times."""
-    causes: list[BaseException] = [error]
-    for cause in causes:  # grows on the way
-        wrapped = [getattr(cause, "reason", None), cause.__cause__, cause.__context__, *cause.args]
-        causes += [item for item in wrapped if isinstance(item, BaseException) and item not in causes]
-        if len(causes) > 20:
-            break
+    """A network library's exception in a few words."""
+    causes = _causes(error)
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return "its name cannot be resolved"
     numbers = [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
@@ -216,7 +221,22 @@ def reason_of(error: BaseException) -> str:
     timeouts = (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)
     if any(isinstance(cause, timeouts) for cause in causes):
         return "no answer in time"
+    if any(isinstance(cause, RemoteDisconnected) for cause in causes):
+        return "it hangs up without an answer"
+    if any(isinstance(cause, (IncompleteRead, urllib3.exceptions.IncompleteRead)) for cause in causes):
+        return "the connection ended early"
     return shown(str(causes[-1]) or type(error).__name__)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The exception and what it wraps; the libraries wrap the cause several times, each in its own way."""
+    causes = [error]
+    for cause in causes:  # grows on the way
+        wrapped = [getattr(cause, "reason", None), cause.__cause__, cause.__context__, *cause.args]
+        causes += [item for item in wrapped if isinstance(item, BaseException) and item not in causes]
+        if len(causes) > 20:
+            break
+    return causes
 
 
 def place_of(url: str) -> str:

@@ -19,6 +19,7 @@ from dgmn2cli.zoo.manifest import shown
 from dgmn2cli.zoo.parts import Origin, Part
 
 BLOCK = 1 << 16  # bytes read at a time
+GO_ON = "Run it again; it goes on where it stopped if the server allows."
 PAGE_LIMIT = 1 << 16  # bytes of a web page that are looked at
 Progress = Callable[[int, int | None], object]  # bytes so far, bytes in all if known
 
@@ -65,7 +66,8 @@ def receive(
     with _cut_at(deadline, response):
         _copy_body(response, part, total, limit, page, place, deadline, progress)
     if total is not None and part.size != total:
-        raise TemporaryError("the download is incomplete", where=place, why=f"{part.size:,} of {total:,} bytes came")
+        why = f"{part.size:,} of {total:,} bytes came"
+        raise TemporaryError("the download is incomplete", where=place, why=why, hint=GO_ON)
 
 
 def read_page(response: requests.Response, url: str, deadline: Deadline) -> str:
@@ -170,7 +172,7 @@ def _read(response: requests.Response, place: str, deadline: Deadline) -> bytes:
         block = response.raw.read(BLOCK, decode_content=False)
     except NETWORK_ERRORS as error:
         deadline.check(place)
-        raise TemporaryError("the download was cut off", where=place, why=reason_of(error)) from error
+        raise TemporaryError("the download was cut off", where=place, why=reason_of(error), hint=GO_ON) from error
     deadline.check(place)
     return bytes(block)
 
