@@ -170,7 +170,9 @@ class Segmenter:
         ratios = self.inference.ratios if ms_flip else (1.0,)
         sizes = [scaled(base, ratio) for ratio in ratios]
         views = [(None if native and ratio == 1.0 else s) for ratio, s in zip(ratios, sizes, strict=True)]
-        return Plan(tuple(views), (False, True) if ms_flip else (False,), windowing, (size[0], size[1]))
+        return Plan(
+            tuple(views), (False, True) if ms_flip and self.inference.flip else (False,), windowing, (size[0], size[1])
+        )
 
     def _views(self, picture: np.ndarray, plan: Plan) -> Iterator[View]:
         for scale in plan.scales:

@@ -1,0 +1,95 @@
+"""Owns `dgmn2 infer`: segment pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from dgmn2cli.cli import render
+from dgmn2cli.cli.options import SIZE, Session, model_option, pass_session, run_options
+from dgmn2cli.errors import DataError, printable
+
+SHOWN_CLASSES = 4
+
+
+@click.command()
+@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
+@model_option
+@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="FILE", help="Weights; else the published ones.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="dgmn2-output", show_default=True, help="Folder.")
+@click.option(
+    "--save", default="ids,overlay", show_default=True, metavar="KINDS",
+    help="Files to write: ids, color, overlay, labelids, conf, probs, stats; comma-separated.",
+)  # fmt: skip
+@click.option("--ms-flip", is_flag=True, help="Average six scales and their mirror images.")
+@click.option("--protocol", type=click.Choice(["paper", "native"]), help="Published resize, or the picture's own size.")
+@click.option("--scale", type=SIZE, metavar="WxH", help="Size the picture is fitted into.  [default: 2049x1025]")
+@click.option("--window", type=click.IntRange(1, 8192), metavar="N", help="Side of a window.  [default: 769]")
+@click.option("--stride", type=click.IntRange(1, 8192), metavar="N", help="Step between windows.  [default: 513]")
+@click.option("--window-batch", type=click.IntRange(1, 256), metavar="N", help="Windows at a time.  [default: auto]")
+@click.option("--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, help="Largest picture.")
+@click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Strength of the overlay.")
+@click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
+@click.option("--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting.")
+@run_options
+@pass_session
+def infer(session: Session, pictures: tuple[str, ...], model: str, **options: Any) -> None:
+    """Segment pictures: files, folders, globs or @list.txt; masks and overlays go to the output folder."""
+    from dgmn2cli import predict, runtime
+    from dgmn2cli.assemble import assemble, resolve
+
+    kinds = list(dict.fromkeys(kind.strip() for kind in options["save"].split(",") if kind.strip()))
+    found = predict.find_pictures(pictures)
+    predict.check_targets(found, options["out"], kinds, options["overwrite"])
+    runtime.set_threads(options["threads"])
+    segmenter = assemble(
+        resolve(model, zoo=session.zoo()), options["checkpoint"], device=options["device"], dtype=options["dtype"],
+        backend=options["backend"], exact_algebra=not options["published_order"], compiled=options["compiled"],
+        cache=session.cache_dir() if options["checkpoint"] is None else None,
+    )  # fmt: skip
+    names = ("ms_flip", "scale", "window", "stride", "protocol", "window_batch", "max_pixels")
+    settings = predict.Settings(**{name: options[name] for name in names})
+    with render.progress(session, f"{len(found)} pictures", total=0) as advance:
+        planned = 0
+
+        def plan(windows: int) -> None:
+            nonlocal planned
+            planned += windows
+            advance(0, total=planned)
+
+        def show(result: predict.PictureResult) -> None:
+            if not session.json:
+                render.print_to(render.out(session), _line(result))
+
+        report = predict.predict_files(
+            segmenter, found, options["out"], kinds, settings, alpha=options["alpha"], on_plan=plan, on_window=advance,
+            on_picture=show,
+        )  # fmt: skip
+    render.emit(session, report, lambda: _summary(report))
+    if report.failures:
+        raise DataError(
+            f"{len(report.failures)} of {len(found)} pictures could not be read",
+            faults=[failure.why for failure in report.failures], hint="The others were segmented.",
+        )  # fmt: skip
+
+
+def _line(result: Any) -> Text:
+    shares = ", ".join(f"{share.name} {100 * share.share:.1f} %" for share in result.classes[:SHOWN_CLASSES])
+    more = len(result.classes) - SHOWN_CLASSES
+    plural = "s" if result.windows != 1 else ""
+    head = f"{result.path}  {result.width}x{result.height}, {result.windows} window{plural}, {result.seconds:.1f} s"
+    files = "".join(f"\n  {kind}: {path}" for kind, path in result.outputs.items())
+    return Text(printable(f"{head}: {shares}{f' and {more} more' if more > 0 else ''}") + files)
+
+
+def _summary(report: Any) -> list[Table | Text]:
+    table = render.make_table("class", "pixels", "share", right=("pixels", "share"))
+    for share in report.classes:
+        table.add_row(printable(share.name), f"{share.pixels:,}", f"{100 * share.share:.1f} %")
+    run, count = report.run, len(report.pictures)
+    about = f"{count} picture{'s' * (count != 1)} in {report.seconds:.1f} s with {run.model} ({run.dtype}, {run.form})"
+    return [table, Text(f"{about} on {run.device_name}, op backend {run.backend}")] if count else []
