@@ -1,1 +1,39 @@
+"""Owns configurations: schema, loading with all faults at once, writing, and reading mmcv-style files unexecuted."""
 
+from __future__ import annotations
+
+from dgmn2cli.config.emit import config_difference, config_to_toml
+from dgmn2cli.config.fields import Setting
+from dgmn2cli.config.load import load_config, load_config_text, published_names
+from dgmn2cli.config.mmcv import read_mmcv_file, read_mmcv_text
+from dgmn2cli.config.mmcv_map import map_mmcv
+from dgmn2cli.config.schema import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    InferenceConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    settings,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "InferenceConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Setting",
+    "TrainConfig",
+    "config_difference",
+    "config_to_toml",
+    "load_config",
+    "load_config_text",
+    "map_mmcv",
+    "published_names",
+    "read_mmcv_file",
+    "read_mmcv_text",
+    "settings",
+]

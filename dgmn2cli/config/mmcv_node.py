@@ -1,0 +1,145 @@
+"""Owns the bookkeeping of a mapping: which keys of a foreign configuration were understood, and what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dgmn2cli.config.fields import near_miss, show
+from dgmn2cli.config.mmcv import DELETE, one_of
+
+ABSENT: Any = object()
+
+
+@dataclass
+class Mapped:
+    """What a foreign configuration means here.
+
+    Attributes:
+        values: our settings by dotted key.
+        origins: the foreign key each of them came from.
+        notes: what has no counterpart and changes no result.
+        faults: what has no counterpart and would change results.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def put(self, key: str, value: Any, origin: str) -> None:
+        """One of our settings, and where it came from."""
+        self.values[key], self.origins[key] = value, origin
+
+    def put_once(self, key: str, value: Any, origin: str) -> None:
+        """A setting that several foreign keys give; they must agree."""
+        if key in self.values and self.values[key] != value:
+            self.faults.append(f"{origin}: {show(value)}, but {self.origins[key]} says {show(self.values[key])}")
+        else:
+            self.put(key, value, origin)
+
+
+class Node:
+    """One dict of the foreign configuration: a key that nobody asks for is a fault in the end."""
+
+    def __init__(self, value: Any, path: str, mapped: Mapped) -> None:
+        self.path, self.mapped = path, mapped
+        self.values: dict[Any, Any] = value if isinstance(value, dict) else {}
+        self.seen: set[Any] = {DELETE}
+        if not isinstance(value, dict):
+            self.fault("", f"{show(value)}, wanted a dict")
+
+    def place(self, key: str) -> str:
+        """The full foreign key."""
+        return ".".join(part for part in (self.path, key) if part)
+
+    def fault(self, key: str, text: str) -> None:
+        """Something that cannot be mapped."""
+        self.mapped.faults.append(f"{self.place(key)}: {text}")
+
+    def note(self, key: str, text: str) -> None:
+        """Something worth knowing that changes no result."""
+        self.mapped.notes.append(f"{self.place(key)}: {text}")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value, which counts as understood."""
+        self.seen.add(key)
+        return self.values.get(key, default)
+
+    def has(self, key: str) -> bool:
+        """Whether the key is given and not None."""
+        return self.values.get(key) is not None
+
+    def child(self, key: str) -> Node:
+        """The dict under a key; an empty one if it is absent or None."""
+        value = self.get(key)
+        return Node({} if value is None else value, self.place(key), self.mapped)
+
+    def expect(self, key: str, allowed: Sequence[Any], default: Any = ABSENT) -> Any:
+        """A value that must be one of `allowed`.
+
+        Args:
+            key: the key.
+            allowed: the values with a counterpart here; the first is the one to recommend.
+            default: what the foreign system takes where the key is absent; if not given, absence is all right.
+
+        Returns:
+            The value, or None if it was absent or a fault.
+        """
+        value = self.get(key, default)
+        if value is ABSENT:
+            return None
+        if one_of(value, allowed):
+            return value
+        seen = show(value) if key in self.values else f"absent, which means {show(value)}"
+        self.fault(key, f"{seen}, wanted {' or '.join(_literal(item) for item in allowed)}")
+        return None
+
+    def text(self, key: str) -> str | None:
+        """A text, None if it is absent or None; anything else is a fault."""
+        value = self.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        self.fault(key, f"{show(value)}, wanted a text")
+        return None
+
+    def give(self, key: str, ours: str) -> None:
+        """A value that is one of our settings as it stands; an absent one keeps our default."""
+        if key in self.values:
+            self.mapped.put_once(ours, self.get(key), self.place(key))
+
+    def harmless(self, *keys: str) -> None:
+        """Keys that change no result, whatever they say."""
+        self.seen.update(keys)
+
+    def done(self) -> None:
+        """Names every key nobody asked for."""
+        for key in self.values:
+            if key not in self.seen:
+                near = near_miss(str(key), [str(known) for known in self.seen if known != DELETE])
+                self.fault(str(key)[:60], f"{show(self.values[key])}: this key has no counterpart here{near}")
+
+
+def pair(value: Any) -> tuple[Any, Any] | None:
+    """A list or tuple of two, as a tuple."""
+    return (value[0], value[1]) if isinstance(value, (list, tuple)) and len(value) == 2 else None
+
+
+def side(node: Node, key: str) -> int | None:
+    """The side of a square given as (height, width); a fault if it is none, or not whole."""
+    value = node.get(key)
+    sides = pair(value)
+    if sides is not None and all(type(item) is int for item in sides) and sides[0] == sides[1]:
+        return int(sides[0])
+    node.fault(key, f"{'absent' if value is None else show(value)}, wanted a square such as (769, 769)")
+    return None
+
+
+def _literal(value: Any) -> str:
+    """An allowed value as a message shows it, in full."""
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_literal(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "dict(" + ", ".join(f"{key}={_literal(item)}" for key, item in value.items()) + ")"
+    return repr(value)
