@@ -19,6 +19,8 @@ from dgmn2cli.zoo.manifest import shown
 
 # name -> (module:attribute, help line); the help line stands here so that `dgmn2 --help` imports no command
 COMMANDS = {
+    "infer": ("dgmn2cli.cli.infer:infer", "Segment pictures: masks, overlays, class shares."),
+    "download": ("dgmn2cli.cli.download:download", "Get model files, verified; bundles for sites without network."),
     "zoo": ("dgmn2cli.cli.zoo:zoo", "List and show the published models; check what is on disk."),
 }
 

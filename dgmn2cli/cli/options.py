@@ -211,8 +211,23 @@ class SizeType(click.ParamType):
         return sides
 
 
+class SecondsType(click.ParamType):
+    """`TOTAL` or `CONNECT,READ,TOTAL`, positive numbers of seconds."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        numbers = str(value).split(",")
+        valid = len(numbers) in (1, 3) and all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", n) for n in numbers)
+        if not valid or min(map(float, numbers)) <= 0:
+            self.fail(f"'{str(value)[:60]}' is neither TOTAL nor CONNECT,READ,TOTAL in seconds", param, ctx)
+        seconds = tuple(map(float, numbers))
+        return seconds if len(seconds) == 3 else (min(10.0, *seconds), min(30.0, *seconds), *seconds)
+
+
 DEVICE = DeviceType()
 SIZE = SizeType()
+SECONDS = SecondsType()
 
 
 def device_option(command: Command) -> Command:

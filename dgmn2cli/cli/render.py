@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,7 @@ def _console(session: Session, stderr: bool) -> Console:
     return console
 
 
-def emit(session: Session, report: Any, table: Callable[[], RenderableType | list[RenderableType]]) -> None:
+def emit(session: Session, report: Any, table: Callable[[], RenderableType | Sequence[RenderableType]]) -> None:
     """Prints the answer: the report as JSON with `--json`, otherwise what `table` makes of it.
 
     Args:
@@ -62,8 +62,9 @@ def emit(session: Session, report: Any, table: Callable[[], RenderableType | lis
         click.echo(json.dumps(to_plain(report), indent=2, allow_nan=False))
         return
     made = table()
+    parts: Sequence[RenderableType] = made if isinstance(made, (list, tuple)) else [made]  # type: ignore[list-item]  # not a sequence then
     console = out(session)
-    for part in made if isinstance(made, list) else [made]:
+    for part in parts:
         print_to(console, part)
 
 
@@ -148,7 +149,8 @@ def progress(
     columns += [DownloadColumn(), TransferSpeedColumn()] if transfer else [MofNCompleteColumn()]
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
     task = bar.add_task(printable(description), total=total)
-    began, shown = time.monotonic(), session.quiet or not console.is_terminal
+    wanted = console.is_terminal and not session.quiet
+    began, shown = time.monotonic(), False
 
     def advance(
         steps: float = 1, *, completed: float | None = None, total: float | None = None, description: str | None = None
@@ -160,11 +162,12 @@ def progress(
         if description is not None:
             settings["description"] = printable(description)
         bar.update(task, **settings)
-        if not shown and time.monotonic() - began > PATIENCE:
+        if wanted and not shown and time.monotonic() - began > PATIENCE:
             shown = True
             bar.start()
 
     try:
         yield advance
     finally:
-        bar.stop()
+        if shown:
+            bar.stop()

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from dgmn2cli.cli.options import Session, complete_model, pass_session
 from dgmn2cli.cli.render import MISSING, billions, emit, make_table, megabytes, millions, percent, record_table
+from dgmn2cli.cli.zoo_files import pin_hashes, verify_files
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.zoo import AnyEntry, ZooEntry, locate, pin_state
 from dgmn2cli.zoo.manifest import shown
@@ -26,6 +27,10 @@ PIN_MEANING = {
 @click.group()
 def zoo() -> None:
     """List and show the published models; check what is on disk."""
+
+
+zoo.add_command(verify_files)
+zoo.add_command(pin_hashes)
 
 
 @zoo.command("list", short_help="List the segmentation models.")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NetworkError, NonFiniteError, ResourceError
 from dgmn2cli.zoo import cache as caching
@@ -84,15 +84,21 @@ def fetch(
         return ready
     usable = tuple(s for s in (entry.sources if sources is None else sources) if not offline or s.type == "file")
     if not usable:
-        raise NetworkError(
-            "the weights are not on disk",
-            where=entry.key, why="the network is switched off (--offline, DGMN2_OFFLINE)",
-            hint=f"Run `dgmn2 download {entry.key}` with the network on, or add `--from FILE`.",
-        )  # fmt: skip
+        raise _nothing_to_ask(entry, cache)
     with turn(_parts_folder(cache), entry.key):
         if not force and (ready := from_cache(entry, cache, progress, began)):
             return ready
         return _from_sources(entry, usable, cache, verify, limits, progress, began)
+
+
+def _nothing_to_ask(entry: AnyEntry, cache: Path) -> Dgmn2Error:
+    """The error when the network is off and there is no good file."""
+    hint = f"Run `dgmn2 download {entry.key}` with the network on, or add `--from FILE`."
+    if found := caching.locate(entry, cache):
+        why = "it does not have the hash it must have"
+        return IntegrityError("the cached file is damaged", where=found.path, why=why, hint=hint)
+    why = "the network is switched off (--offline, DGMN2_OFFLINE)"
+    return NetworkError("the weights are not on disk", where=entry.key, why=why, hint=hint)
 
 
 def from_cache(
@@ -124,8 +130,7 @@ def from_cache(
 
 
 def adopt(
-    entry: AnyEntry, file: Path, *, cache: Path, verify: Verify, limits: Limits | None = None,
-    progress: Progress | None = None,
+    entry: AnyEntry, file: Path, *, cache: Path, verify: Verify, progress: Progress | None = None
 ) -> FetchedFile:  # fmt: skip
     """Copies a file of the user's into the cache as the entry's, after the same checks as a download.
 
@@ -133,9 +138,27 @@ def adopt(
         IntegrityError, NonFiniteError: it is not the entry's file.
         ResourceError: it cannot be read, or the cache not be written.
     """
-    caching.open_regular(file).close()
-    source = Source("file", str(file.absolute()))
-    return _from_sources(entry, (source,), cache, verify, limits or Limits(), progress, time.monotonic())
+    with caching.open_regular(file) as stream:
+        total = os.fstat(stream.fileno()).st_size
+        return adopt_stream(entry, stream, total, str(file.absolute()), cache=cache, verify=verify, progress=progress)
+
+
+def adopt_stream(
+    entry: AnyEntry, stream: IO[bytes], total: int, name: str, *, cache: Path, verify: Verify,
+    progress: Progress | None = None,
+) -> FetchedFile:  # fmt: skip
+    """As `adopt`, for the `total` bytes of an open file called `name`."""
+    began = time.monotonic()
+    source = Source("file", name)
+    part = Part(_parts_folder(cache), _stem(entry, source))
+    try:
+        _copy(entry, stream, total, part, name, progress)
+        fetched = _finish(entry, source, part, cache, verify, began)
+    except BaseException:
+        part.discard()
+        raise
+    sweep(_parts_folder(cache), entry.key)
+    return fetched
 
 
 def size_limit(entry: AnyEntry) -> int:
@@ -174,23 +197,30 @@ def _from_source(
     progress: Progress | None, began: float,
 ) -> FetchedFile:  # fmt: skip
     """The file from one source: transferred with retries, checked, published."""
-    expected = caching.expected_sha256(entry, cache)
+    known_hash = caching.expected_sha256(entry, cache) is not None
     part = resume(_parts_folder(cache), _stem(entry, source), _name(source))
     try:
         while True:
-            _transfer(entry, source, part, expected is not None, limits, deadline, progress)
+            _transfer(entry, source, part, known_hash, limits, deadline, progress)
             try:
-                sha256 = _check(entry, source, part, expected, cache, verify)
-                break
+                return _finish(entry, source, part, cache, verify, began)
             except (IntegrityError, NonFiniteError):
                 if not part.continued:
                     raise
                 part.restart()  # the pieces do not belong together; once more in one piece
-        size, target = part.size, caching.file_path(cache, sha256)
-        part.publish(target)
     except BaseException as error:
-        _put_away(part, error, expected is not None)
+        _put_away(part, error, known_hash)
         raise
+
+
+def _finish(
+    entry: AnyEntry, source: Source, part: Part, cache: Path, verify: Verify, began: float
+) -> FetchedFile:  # fmt: skip
+    """Checks a complete part, publishes it and notes what it is."""
+    expected = caching.expected_sha256(entry, cache)
+    sha256 = _check(entry, source, part, expected, cache, verify)
+    size, target = part.size, caching.file_path(cache, sha256)
+    part.publish(target)
     caching.record(entry, cache, sha256=sha256, size=size, source=source.address)
     pin: Literal["pinned", "recorded", "new"] = "pinned" if entry.sha256 else "recorded" if expected else "new"
     return FetchedFile(entry.key, target, sha256, size, source.address, pin, False, time.monotonic() - began)
@@ -212,7 +242,7 @@ def _transfer(
 ) -> None:  # fmt: skip
     """Fills `part` from `source`, trying again after failures that may pass."""
     if source.type == "file":
-        _copy(entry, Path(source.location), part, progress)
+        _copy_file(entry, Path(source.location), part, progress)
         return
     for attempt in range(limits.retries + 1):
         if part.origin is not None and part.size == part.origin.total:
@@ -254,27 +284,34 @@ def _request(
         )  # fmt: skip
 
 
-def _copy(entry: AnyEntry, path: Path, part: Part, progress: Progress | None) -> None:
-    """Fills `part` with a local file.
-
-    Raises:
-        NetworkError: it cannot be read (a `file` source may lie on a share that is not there now).
-        IntegrityError: no regular file, or larger than the entry's file can be.
-    """
+def _copy_file(entry: AnyEntry, path: Path, part: Part, progress: Progress | None) -> None:
+    """Fills `part` from a `file` source, which may lie on a share that is not there now."""
     part.restart()
-    limit = size_limit(entry)
     try:
-        file = caching.open_regular(path)
+        stream = caching.open_regular(path)
     except ResourceError as error:
         raise NetworkError("cannot read the source", where=path, why=error.why) from error
-    with file:
-        total = os.fstat(file.fileno()).st_size
-        while block := file.read(caching.HASH_BLOCK):
-            if part.size + len(block) > limit:
-                raise IntegrityError("the file is not the model", where=path, why=f"more than {limit:,} bytes")
-            part.append(block)
-            if progress:
-                progress(part.size, total)
+    with stream:
+        _copy(entry, stream, os.fstat(stream.fileno()).st_size, part, str(path), progress)
+
+
+def _copy(
+    entry: AnyEntry, stream: IO[bytes], total: int, part: Part, name: str, progress: Progress | None
+) -> None:  # fmt: skip
+    """Fills `part` with `total` bytes of `stream`."""
+    if total > size_limit(entry):
+        why = f"{total:,} bytes, at most {size_limit(entry):,} expected"
+        raise IntegrityError("the file is not the model", where=name, why=why)
+    while part.size < total:
+        try:
+            block = stream.read(min(caching.HASH_BLOCK, total - part.size))
+        except OSError as error:
+            raise ResourceError("cannot read the file", where=name, why=error.strerror or str(error)) from error
+        if not block:
+            raise IntegrityError("the file is cut off", where=name, why=f"{part.size:,} of {total:,} bytes are there")
+        part.append(block)
+        if progress:
+            progress(part.size, total)
 
 
 def _check(entry: AnyEntry, source: Source, part: Part, expected: str | None, cache: Path, verify: Verify) -> str:
@@ -293,15 +330,20 @@ def _check(entry: AnyEntry, source: Source, part: Part, expected: str | None, ca
         detail = error.why or error.what
         raise type(error)(
             "the file is not the model" if isinstance(error, IntegrityError) else error.what,
-            where=f"{entry.key} from {source.address}", why=detail, hint=BY_HAND.format(key=entry.key),
+            where=f"{entry.key} from {source.address}", why=detail, hint=_way_out(entry, source),
             faults=error.faults,
         ) from error  # fmt: skip
     return sha256
 
 
 def _not_the_file(entry: AnyEntry, source: Source, why: str) -> IntegrityError:
-    where, hint = f"{entry.key} from {source.address}", BY_HAND.format(key=entry.key)
-    return IntegrityError("the file is not the model", where=where, why=why, hint=hint)
+    where = f"{entry.key} from {source.address}"
+    return IntegrityError("the file is not the model", where=where, why=why, hint=_way_out(entry, source))
+
+
+def _way_out(entry: AnyEntry, source: Source) -> str:
+    belong = "Check that the model's name and the file belong together."
+    return belong if source.type == "file" else BY_HAND.format(key=entry.key)
 
 
 def _wrong_hash(entry: AnyEntry, source: Source, sha256: str, expected: str, cache: Path) -> IntegrityError:

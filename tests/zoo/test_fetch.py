@@ -233,7 +233,7 @@ def test_a_damaged_cached_file_is_replaced(tmp_path, entry, caplog):
         assert fetch(entry, cache=tmp_path, verify=verify, limits=PATIENT).path.read_bytes() == CONTENT
         assert "is damaged" in caplog.text
     path.write_bytes(b"")
-    with pytest.raises(NetworkError, match="switched off"):
+    with pytest.raises(IntegrityError, match="the cached file is damaged"):
         fetch(entry, cache=tmp_path, verify=verify, offline=True)
 
 
