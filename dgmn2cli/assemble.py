@@ -62,7 +62,7 @@ def _is_path(name: str) -> bool:
     return plausible and ("/" in name or Path(name).is_file())
 
 
-def build_model(name: str = "setr_pup-tiny", num_classes: int = 19) -> nn.Module:
+def build_model(name: str = "setr_pup-tiny", num_classes: int | None = None) -> nn.Module:
     """A DGMN2 segmentation network with fresh weights, in training mode.
 
     Its `forward(images)` takes normalised RGB `(B, 3, H, W)` float and gives logits `(B, num_classes, H, W)`; its
@@ -70,7 +70,7 @@ def build_model(name: str = "setr_pup-tiny", num_classes: int = 19) -> nn.Module
 
     Args:
         name: zoo key (`setr_pup-tiny`), published configuration name, or configuration file.
-        num_classes: number of classes, 1 to 255.
+        num_classes: number of classes, 1 to 255; the configuration's if None, which is 19 for every published model.
 
     Raises:
         ConfigError: no such model, or an impossible number of classes.

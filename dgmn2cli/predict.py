@@ -111,6 +111,13 @@ def find_pictures(sources: Sequence[str]) -> list[Picture]:
     if not found:
         raise ConfigError("no picture is named", hint="Give files, folders, globs or @list.txt.")
     unique = list(dict.fromkeys(found))
+    if not any(path.exists() for path, _ in unique):
+        faults = [str(path) for path, _ in unique] if len(unique) > 1 else []
+        raise DataError(
+            "no such file" if not faults else "none of these files exist",
+            where="" if faults else unique[0][0],
+            faults=faults,
+        )
     stems: dict[str, int] = {}
     for _, name in unique:
         stems[str(name.with_suffix(""))] = stems.get(str(name.with_suffix("")), 0) + 1

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from dgmn2cli import resources
 from dgmn2cli.config.draft import MAX_DOTS, Draft, home_of, short
-from dgmn2cli.config.fields import near_miss, show
+from dgmn2cli.config.fields import MAX_HINTS, near_miss, show
 from dgmn2cli.config.files import Unreadable, read_text, refuse
 from dgmn2cli.config.mmcv import read_mmcv_file, read_mmcv_text
 from dgmn2cli.config.mmcv_map import map_config
@@ -84,7 +84,7 @@ def _locate(source: str | Path) -> Path:
     name = re.sub(r"\.(py|toml)$", "", text)
     names = published_names()
     if name not in names:
-        close = difflib.get_close_matches(name[:120], names, n=1)
+        close = difflib.get_close_matches(name[:120].lower(), names, n=1, cutoff=0.45)
         hint = f"Did you mean '{close[0]}'?" if close else "`dgmn2 zoo list` shows the published ones."
         _refuse(text, "neither a published name nor a file here", hint)
     return resources.config_dir() / f"{name}.toml"
@@ -165,10 +165,11 @@ def _bases(draft: Draft, document: dict[str, Any], path: Path, label: str) -> li
 
 
 def _base_path(name: str, folder: Path) -> Path:
-    """A path is relative to the file that says it; a bare word is one of the package's recipes."""
+    """A path is relative to the file that says it; a bare word is a published configuration or recipe."""
     if "/" in name or name.endswith(".toml"):
         return folder / name
-    return resources.config_dir() / "recipes" / f"{name}.toml"
+    published = resources.config_dir() / f"{name}.toml"
+    return published if published.is_file() else resources.config_dir() / "recipes" / f"{name}.toml"
 
 
 def _take_document(draft: Draft, document: dict[str, Any], label: str, *, top: bool) -> None:
@@ -179,7 +180,8 @@ def _take_document(draft: Draft, document: dict[str, Any], label: str, *, top: b
                 draft.put(section, table, label)
         elif section not in SECTIONS:
             kind = "section" if isinstance(table, dict) else "setting"
-            near = home_of(section) or near_miss(section, [*SECTIONS, "base", "name"])
+            few = len(draft.faults) < MAX_HINTS
+            near = home_of(section) or (near_miss(section, [*SECTIONS, "base", "name"]) if few else "")
             draft.faults.append(f"{label}: {short(section)}: unknown {kind}{near}")
         elif not isinstance(table, dict):
             draft.faults.append(f"{label}: {section}: {show(table)}, wanted a table: [{section}]")

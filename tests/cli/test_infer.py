@@ -1,0 +1,262 @@
+"""`dgmn2 infer` as a user meets it: files, answers, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dgmn2cli.assemble import build_model
+from dgmn2cli.cli import main
+from dgmn2cli.data.images import read_image, read_label
+from dgmn2cli.model.filled import filled_state
+from dgmn2cli.model.weights import write_checkpoint
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = ("-m", "setr_naive-tiny", "--scale", "96x64", "--window", "64", "--stride", "48")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "setr_naive-tiny.pth"
+    return write_checkpoint(path, filled_state(build_model("setr_naive-tiny")), {"iter": 40000})
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DGMN2_CACHE", str(tmp_path / "cache"))
+
+    def call(*arguments: str, weights: str | Path | None = checkpoint) -> tuple[int, str, str]:
+        capsys.readouterr()
+        given = ["--checkpoint", str(weights)] if weights else []
+        code = main(["infer", *SMALL, *given, *arguments])  # of an option given twice the last counts
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def picture(path: Path, height: int = 40, width: int = 70, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    assert cv2.imwrite(str(path), cv2.GaussianBlur(pixels, (9, 9), 3))
+    return path
+
+
+def test_mask_and_overlay(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "street.png")
+    code, out, err = run("street.png")
+    assert (code, err) == (0, "")
+    ids = read_label(tmp_path / "dgmn2-output" / "street_ids.png")
+    assert ids.shape == (40, 70)
+    assert ids.max() < 19
+    overlay = read_image(tmp_path / "dgmn2-output" / "street_overlay.png")
+    assert overlay.shape[1] >= 70
+    assert overlay.shape[0] > 40
+    assert "street.png  70x40, 2 windows" in out
+    assert "1 picture" in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dgmn2-output", "street.png"]
+
+
+def test_the_same_bytes_twice(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    kinds = "ids,color,overlay,labelids,conf,probs,stats"
+    for folder in ("one", "two"):
+        assert run("a.png", "-o", folder, "--save", kinds)[0] == 0
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(
+        f"a_{kind}" for kind in
+        ("ids.png", "color.png", "overlay.png", "labelids.png", "conf.png", "probs.npz", "stats.json")
+    )  # fmt: skip
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_outputs_agree_with_each_other(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    code, out, _ = run("a.png", "-o", "o", "--save", "ids,labelids,conf,probs,stats", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["run"]["model"] == "setr_naive-tiny"
+    assert len(report["run"]["sha256"]) == 64
+    [result] = report["pictures"]
+    ids = read_label(tmp_path / "o" / "a_ids.png")
+    probs = np.load(tmp_path / "o" / "a_probs.npz")["probs"]
+    assert probs.shape == (19, 40, 70)
+    assert probs.dtype == np.float16
+    assert np.abs(probs.astype(np.float32).sum(0) - 1).max() < 0.01
+    best = np.take_along_axis(probs, ids[None].astype(int), 0)[0]
+    assert (best == probs.max(0)).all()
+    confidence = read_label(tmp_path / "o" / "a_conf.png")
+    assert np.abs(confidence / 255 - best).max() < 0.004
+    counts = np.bincount(ids.ravel(), minlength=19)
+    assert {share["id"]: share["pixels"] for share in result["classes"]} == {
+        i: n for i, n in enumerate(counts.tolist()) if n
+    }
+    assert json.loads((tmp_path / "o" / "a_stats.json").read_text())["classes"] == result["classes"]
+    label_ids = read_label(tmp_path / "o" / "a_labelids.png")
+    assert set(np.unique(label_ids)) <= set(range(7, 34))
+
+
+def test_multi_scale_and_both_forms(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    probabilities = []
+    for folder, extra in (
+        ("fused", []),
+        ("published", ["--published-order"]),
+        ("reference", ["--backend", "reference"]),
+    ):
+        code, out, _ = run("a.png", "-o", folder, "--save", "probs", "--ms-flip", "--json", *extra)
+        assert code == 0
+        report = json.loads(out)
+        assert report["pictures"][0]["windows"] == 2 * (1 + 2 + 2 + 6 + 6 + 8)
+        assert report["run"]["form"] == ("published" if folder == "published" else "fused")
+        probabilities.append(np.load(tmp_path / folder / "a_probs.npz")["probs"].astype(np.float32))
+    assert np.abs(probabilities[0] - probabilities[1]).max() < 2e-3  # float16 files
+    assert np.abs(probabilities[0] - probabilities[2]).max() < 2e-3
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (33, 47), (200, 3)])
+@pytest.mark.parametrize("protocol", ["paper", "native"])
+def test_odd_sizes(run: Run, tmp_path: Path, size: tuple[int, int], protocol: str) -> None:
+    picture(tmp_path / "odd.png", *size)
+    assert run("odd.png", "--protocol", protocol)[0] == 0
+    assert read_label(tmp_path / "dgmn2-output" / "odd_ids.png").shape == size
+
+
+def test_the_mask_has_the_displayed_size(run: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right
+    Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
+    assert run("turned.jpg")[0] == 0
+    assert read_label(tmp_path / "dgmn2-output" / "turned_ids.png").shape == (50, 30)
+
+
+def test_folders_globs_and_lists(run: Run, tmp_path: Path) -> None:
+    for name in ("in/a.png", "in/deep/a.png", "in/deep/b.jpg", "other/c.png"):
+        picture(tmp_path / name)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    (tmp_path / "list.txt").write_text("# pictures\n\nother/c.png\n")
+    code, _, _ = run("in", "@list.txt", "in/deep/*.jpg", "-o", "out", "--save", "ids")
+    assert code == 0
+    made = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
+    assert made == ["a_ids.png", "b_ids.png", "c_ids.png", "deep/a_ids.png", "deep/b_ids.png"]
+
+
+def test_one_bad_file_does_not_stop_the_others(run: Run, tmp_path: Path) -> None:
+    for index in range(3):
+        picture(tmp_path / "in" / f"{index}.png", seed=index)
+    good = (tmp_path / "in" / "1.png").read_bytes()
+    (tmp_path / "in" / "1.png").write_bytes(good[: len(good) // 2])
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    code, out, err = run("in", "-o", "out", "--json")
+    assert code == 6
+    assert len(json.loads(out)["pictures"]) == 2
+    assert [Path(failure["path"]).name for failure in json.loads(out)["failures"]] == ["1.png", "pipe.png"]
+    assert err.splitlines()[-1] == "Error: 2 of 4 pictures could not be read. The others were segmented."
+    assert "1.png" in err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "0_ids.png", "0_overlay.png", "2_ids.png", "2_overlay.png",
+    ]  # fmt: skip
+
+
+def test_existing_outputs_need_overwrite(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    assert run("a.png")[0] == 0
+    before = (tmp_path / "dgmn2-output" / "a_ids.png").read_bytes()
+    code, _, err = run("a.png")
+    assert code == 2
+    assert "--overwrite" in err
+    assert run("a.png", "--overwrite")[0] == 0
+    assert (tmp_path / "dgmn2-output" / "a_ids.png").read_bytes() == before
+
+
+def test_an_input_is_never_overwritten(run: Run, tmp_path: Path) -> None:
+    source = picture(tmp_path / "a_ids.png")
+    picture(tmp_path / "a.png")
+    before = source.read_bytes()
+    code, _, err = run("a.png", "a_ids.png", "-o", ".", "--overwrite")
+    assert code == 2
+    assert "overwrite its input" in err
+    assert source.read_bytes() == before
+
+
+BAD = [
+    (("missing.png",), 6, "no such file (missing.png)"),
+    (("missing.png", "gone.jpg"), 6, "none of these files exist"),
+    (("empty",), 6, "no picture in the folder"),
+    (("*.tif",), 6, "no file matches (*.tif)"),
+    (("@none.txt",), 6, "cannot read the list"),
+    (("a.png", "--save", "ids,masks"), 2, "no such output (masks)"),
+    (("a.png", "--save", ","), 2, "no such output"),
+    (("a.png", "--window", "64", "--stride", "65"), 2, "sliding window is impossible"),
+    (("a.png", "--scale", "big"), 2, "not WIDTHxHEIGHT"),
+    (("a.png", "--device", "tpu"), 2, "none of auto, cpu"),
+    (("a.png", "--device", "cuda:7"), 5, "device is not available"),
+    (("a.png", "--backend", "triton"), 5, "triton cannot run"),
+    (("a.png", "-m", "setr_pup-tinny"), 2, "no such model"),
+    (("a.png", "-m", "../../x"), 2, "no such model"),
+    (("a.png", "--max-pixels", "100"), 6, "could not be read"),
+    (("a.png", "--alpha", "2"), 2, "alpha"),
+    (("a.png", "-o", "a.png"), 5, "cannot write"),
+    ((), 2, "PICTURE"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), BAD, ids=[" ".join(case[0]) or "none" for case in BAD])
+def test_bad_input(run: Run, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    given, _, err = run(*arguments)
+    assert (given, err.count("Traceback")) == (code, 0), err
+    assert err.splitlines()[-1].startswith("Error: ")
+    assert words in err
+
+
+def test_weights_not_on_disk(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    code, _, err = run("a.png", "--offline", weights=None)
+    assert code == 5
+    assert "dgmn2 download setr_naive-tiny" in err
+    assert "--checkpoint" in err
+
+
+def test_another_models_weights(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    other = write_checkpoint(tmp_path / "pup.pth", filled_state(build_model("setr_pup-tiny")), {})
+    code, out, err = run("a.png", weights=other)
+    assert (code, out) == (3, "")
+    assert "unexpected: decode_head.conv_0.weight" in err
+    assert not (tmp_path / "dgmn2-output").exists()
+
+
+def test_non_finite_weights_make_no_mask(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    state = filled_state(build_model("setr_naive-tiny"))
+    state["backbone.block3.1.attn.qkv.weight"][5, 5] = float("nan")
+    code, _, err = run("a.png", weights=write_checkpoint(tmp_path / "nan.pth", state, {}))
+    assert code == 7
+    assert "backbone.block3.1.attn.qkv.weight" in err
+    assert not (tmp_path / "dgmn2-output").exists()
+
+
+def test_classes_of_a_fine_tuned_model(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    config = tmp_path / "mine.toml"
+    config.write_text('base = ["setr_naive_dgmn2_tiny_4x2_769x769_40k_cityscapes"]\n[model]\nnum_classes = 3\n')
+    meta = {"CLASSES": ["field", "path", "water"], "PALETTE": [[1, 2, 3], [40, 50, 60], [200, 0, 0]]}
+    weights = write_checkpoint(tmp_path / "mine.pth", filled_state(build_model(str(config))), meta)
+    code, out, err = run("a.png", "--json", "-m", str(config), weights=weights)
+    assert code == 0, err
+    assert {share["name"] for share in json.loads(out)["classes"]} <= {"field", "path", "water"}
+    code, _, err = run("a.png", "--save", "labelids", "-m", str(config), weights=weights)
+    assert code == 2
+    assert "not those of Cityscapes" in err
