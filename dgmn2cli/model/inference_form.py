@@ -182,7 +182,7 @@ class _FpnForm(nn.Module):
     def forward(self, features: list[Tensor], size: Size) -> Tensor:
         total: Tensor | None = None
         for convs, classify, x in zip(self.branches, self.classifiers, features, strict=True):
-            for step, conv in enumerate(convs):  # type: ignore[arg-type]
+            for step, conv in enumerate(convs.children()):
                 if step:
                     height, width = 2 * x.shape[2], 2 * x.shape[3]
                     x = resize_rows(x, (height, width), slice(0, height))
