@@ -14,6 +14,7 @@ from dgmn2cli.errors import ConfigError, printable
 
 MAX_TEXT = 4096  # characters of a text setting
 MAX_LIST = 4096  # elements of a list setting
+MAX_HINTS = 50  # faults with a "did you mean"; finding one takes a while, and files may hold 100,000 wrong keys
 _NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
 _PLURALS = {int: "whole numbers", float: "finite numbers", bool: "truth values", str: "texts"}
 
@@ -83,6 +84,7 @@ def setting(
     )
 
 
+@lru_cache(maxsize=32)
 def names_of(cls: type) -> tuple[str, ...]:
     """The names of a dataclass's fields, in order."""
     return tuple(field.name for field in dataclasses.fields(cls))
@@ -109,10 +111,10 @@ def wanted(hint: Any, field: dataclasses.Field[Any]) -> str:
     choices, bounds = field.metadata["choices"], field.metadata["bounds"]
     if choices:
         return "one of " + ", ".join(repr(choice) for choice in choices)
-    limits = [f"from {bounds['low']:g}"] * (bounds["low"] is not None)
-    limits += [f"above {bounds['above']:g}"] * (bounds["above"] is not None)
-    limits += [f"to {bounds['high']:g}"] * (bounds["high"] is not None)
-    limits += [f"below {bounds['below']:g}"] * (bounds["below"] is not None)
+    words = (("from", "low"), ("above", "above"), ("to", "high"), ("below", "below"))
+    limits = [f"{word} {bounds[name]}" for word, name in words if bounds[name] is not None]
+    if limits == [f"from {bounds['low']}"]:
+        limits.append("up")
     return " ".join([_kind(hint, field.metadata["least"]), *limits])
 
 
@@ -192,7 +194,8 @@ def check_values(cls: type, section: str, values: Mapping[str, Any]) -> tuple[di
     for name, value in values.items():
         key = f"{section}.{name}"
         if name not in fields:
-            faults.append(Fault(key, f"unknown setting{near_miss(name, fields)}"))
+            near = near_miss(name, fields) if len(faults) < MAX_HINTS else ""
+            faults.append(Fault(key, f"unknown setting{near}"))
             continue
         field = fields[name]
         try:

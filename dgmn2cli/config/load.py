@@ -132,7 +132,7 @@ def _read_native(draft: Draft, path: Path) -> None:
 
 def _label(path: Path) -> str:
     """A file as messages name it: with its folder where that is `recipes`."""
-    return f"{path.parent.name}/{path.name}" if path.parent.name == "recipes" else path.name
+    return f"{path.parent.name}/{path.name}" if path.parent.name == "recipes" else path.name or str(path)
 
 
 def _parse_toml(draft: Draft, path: Path, label: str, *, top: bool) -> dict[str, Any]:

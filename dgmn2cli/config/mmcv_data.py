@@ -71,7 +71,7 @@ def _map_split(data: Node, key: str) -> _Split:
         classes = None
     node.expect("split", (None,))
     node.harmless("test_mode", "pipeline")
-    node.give("ignore_index", "data.ignore_index")
+    node.give("ignore_index", "data.ignore_index", default=255)
     inner = Mapped()
     pipeline = node.values.get("pipeline")
     if pipeline is not None:
@@ -146,8 +146,9 @@ def _map_folders(data: Node, train: _Split, val: _Split) -> None:
         elif classes != own[: len(classes)] or len(classes) < len(own):
             ids = tuple((i, classes.index(name) if name in classes else 255) for i, name in enumerate(own))
             put("data.id_map", ids, train.node.place("classes"))
-    if classes:
-        put("data.classes", classes, train.node.place("classes"))
+    if not classes:
+        train.node.fault("classes", "absent; wanted the list of class names")
+    put("data.classes", classes, train.node.place("classes"))
 
 
 def _note_unused_helpers(top: Node, data: Node) -> None:
@@ -196,8 +197,8 @@ def _map_train_pipeline(node: Node) -> None:
         elif kind == "Resize":
             _map_scale(step)
         elif kind == "RandomCrop":
-            put("augment.category_max_ratio", step.get("cat_max_ratio", 1.0), step.place("cat_max_ratio"))
-            step.give("ignore_index", "data.ignore_index")
+            step.give("cat_max_ratio", "augment.category_max_ratio", default=1.0)
+            step.give("ignore_index", "data.ignore_index", default=255)
             if (length := side(step, "crop_size")) is not None:
                 node.mapped.put_once("augment.crop", length, step.place("crop_size"))
         elif kind == "PhotoMetricDistortion":
@@ -207,7 +208,7 @@ def _map_train_pipeline(node: Node) -> None:
         elif kind == "Pad":
             step.expect("size_divisor", (None,))
             step.expect("pad_val", (0,))
-            step.give("seg_pad_val", "data.ignore_index")
+            step.give("seg_pad_val", "data.ignore_index", default=255)
             if (length := side(step, "size")) is not None:
                 node.mapped.put_once("augment.crop", length, step.place("size"))
         elif kind == "RandomFlip":
@@ -243,7 +244,7 @@ def _map_photometric(step: Node) -> None:
         ("saturation_range", "saturation", (0.5, 1.5)),
         ("hue_delta", "hue", 18),
     ):
-        step.mapped.put(f"augment.{ours}", step.get(key, default), step.place(key))
+        step.give(key, f"augment.{ours}", default)
 
 
 def _check_load(step: Node) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from dgmn2cli.config.fields import raise_faults, show
+from dgmn2cli.config.fields import MAX_HINTS, raise_faults, show
 from dgmn2cli.config.mmcv import MmcvDocument, one_of, same
 from dgmn2cli.config.mmcv_data import map_data
 from dgmn2cli.config.mmcv_node import Mapped, Node, side
@@ -53,6 +53,7 @@ def map_config(document: MmcvDocument) -> Mapped:
     top.expect("custom_hooks", (None, []))
     if top.has("seed"):
         top.give("seed", "train.seed")
+    top.harmless("seed")
     if path := top.text("load_from"):
         mapped.put("train.init", path, "load_from")
     _name_the_rest(top, document)
@@ -64,11 +65,12 @@ def _name_the_rest(top: Node, document: MmcvDocument) -> None:
     ignored = [key for key in _HARMLESS if key in top.values]
     if ignored:
         top.note("", f"without counterpart, and without influence on results: {', '.join(ignored)}")
-    unused = []
+    unused: list[str] = []
     for key in top.values:
         if key in (*top.seen, *_HARMLESS, *_HELPERS) or key in document.used:
             continue
-        close = difflib.get_close_matches(str(key), sorted(map(str, top.seen)), n=1, cutoff=0.8)
+        few = len(unused) + len(top.mapped.faults) < MAX_HINTS
+        close = difflib.get_close_matches(str(key), sorted(map(str, top.seen)), n=1, cutoff=0.8) if few else []
         if close:
             top.fault(str(key), f"unknown key; did you mean '{close[0]}'?")
         else:
@@ -166,7 +168,7 @@ def _map_head(model: Node) -> str:
     if not head.has("num_classes"):
         head.fault("num_classes", "absent; wanted the number of classes")
     head.give("num_classes", "model.num_classes")
-    head.give("ignore_index", "data.ignore_index")
+    head.give("ignore_index", "data.ignore_index", default=255)
     head.expect("align_corners", (True,), default=False)
     head.expect("conv_cfg", (None,))
     head.expect("act_cfg", ({"type": "ReLU"},))
@@ -272,12 +274,8 @@ def _map_optimizer(top: Node) -> None:
     optimizer = top.child("optimizer")
     if top.has("optimizer"):
         optimizer.expect("type", ("AdamW",), default=None)
-        for key in ("lr", "betas", "eps", "weight_decay"):
-            optimizer.give(key, f"optim.{key}")
-        if "lr" not in optimizer.values:
-            optimizer.mapped.put("optim.lr", 1e-3, optimizer.place("lr (absent)"))
-        if "weight_decay" not in optimizer.values:
-            optimizer.mapped.put("optim.weight_decay", 1e-2, optimizer.place("weight_decay (absent)"))
+        for key, default in (("lr", 1e-3), ("betas", (0.9, 0.999)), ("eps", 1e-8), ("weight_decay", 1e-2)):
+            optimizer.give(key, f"optim.{key}", default)
         optimizer.expect("amsgrad", (False,))
         optimizer.expect("paramwise_cfg", (None, {}))
         optimizer.expect("constructor", ("DefaultOptimizerConstructor",))
@@ -297,8 +295,8 @@ def _map_schedule(top: Node) -> None:
         rate.expect("by_epoch", (False,), default=True)
         rate.expect("warmup", (None,))
         rate.harmless("warmup_iters", "warmup_ratio", "warmup_by_epoch")  # nothing without `warmup`
-        top.mapped.put("optim.power", rate.get("power", 1.0), rate.place("power"))
-        top.mapped.put("optim.min_lr", rate.get("min_lr", 0.0), rate.place("min_lr"))
+        rate.give("power", "optim.power", default=1.0)
+        rate.give("min_lr", "optim.min_lr", default=0.0)
         rate.done()
     else:
         top.note("lr_config", "absent; the published polynomial fall holds")

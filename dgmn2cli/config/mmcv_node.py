@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dgmn2cli.config.fields import near_miss, show
+from dgmn2cli.config.fields import MAX_HINTS, near_miss, show
 from dgmn2cli.config.mmcv import DELETE, one_of
 
 ABSENT: Any = object()
@@ -60,7 +60,7 @@ class Node:
 
     def note(self, key: str, text: str) -> None:
         """Something worth knowing that changes no result."""
-        self.mapped.notes.append(f"{self.place(key)}: {text}")
+        self.mapped.notes.append(": ".join(part for part in (self.place(key), text) if part))
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value, which counts as understood."""
@@ -104,10 +104,17 @@ class Node:
         self.fault(key, f"{show(value)}, wanted a text")
         return None
 
-    def give(self, key: str, ours: str) -> None:
-        """A value that is one of our settings as it stands; an absent one keeps our default."""
-        if key in self.values:
-            self.mapped.put_once(ours, self.get(key), self.place(key))
+    def give(self, key: str, ours: str, default: Any = ABSENT) -> None:
+        """A value that is one of our settings as it stands.
+
+        Args:
+            key: the key.
+            ours: our setting.
+            default: what the foreign system takes where the key is absent; if not given, our default holds.
+        """
+        value = self.get(key, default)
+        if value is not ABSENT:
+            self.mapped.put_once(ours, value, self.place(key if key in self.values else f"{key} (absent)"))
 
     def harmless(self, *keys: str) -> None:
         """Keys that change no result, whatever they say."""
@@ -117,7 +124,8 @@ class Node:
         """Names every key nobody asked for."""
         for key in self.values:
             if key not in self.seen:
-                near = near_miss(str(key), [str(known) for known in self.seen if known != DELETE])
+                few = len(self.mapped.faults) < MAX_HINTS
+                near = near_miss(str(key), sorted(str(known) for known in self.seen - {DELETE})) if few else ""
                 self.fault(str(key)[:60], f"{show(self.values[key])}: this key has no counterpart here{near}")
 
 

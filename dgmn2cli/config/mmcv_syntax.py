@@ -286,15 +286,15 @@ def _is_number(value: Any) -> bool:
 
 def _power(base: Any, exponent: Any) -> Any:
     """`base ** exponent`, never a number of a million digits."""
-    if abs(exponent) > 64 and isinstance(base, int):
-        base = float(base)
+    if isinstance(base, int) and isinstance(exponent, int) and abs(exponent) > 64:
+        raise OverflowError("a power of more than 64")
     return base**exponent
 
 
 def _describe(node: ast.AST) -> str:
     """A piece of syntax as a message names it."""
     if isinstance(node, (ast.Import, ast.ImportFrom)):
-        return "an import"
+        return f"the import of '{node.names[0].name[:60]}'"
     if isinstance(node, ast.Name):
         return f"'{node.id[:60]}'"
     if isinstance(node, ast.Attribute):
@@ -302,5 +302,10 @@ def _describe(node: ast.AST) -> str:
     if isinstance(node, ast.Constant):
         return f"a {type(node.value).__name__}"
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(node).__name__).lower()
-    known = {"joined str": "an f-string", "starred": "a * expression", "if exp": "a conditional expression"}
+    known = {
+        "joined str": "an f-string", "starred": "a * expression", "if exp": "a conditional expression",
+        "list comp": "a comprehension", "dict comp": "a comprehension", "set comp": "a comprehension",
+        "function def": "a function", "class def": "a class", "ann assign": "an annotated assignment",
+        "aug assign": "an assignment in place", "bin op": "an operation", "unary op": "an operation",
+    }  # fmt: skip
     return known.get(name, f"{'an' if name[0] in 'aeiou' else 'a'} {name}")

@@ -44,28 +44,30 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where pictures and labels are, and what the label values mean."""
+    """Where pictures and labels are, and what the label values mean.
 
-    kind: str = setting(
-        "cityscapes", "Layout of the data set: Cityscapes' own, or two plain folders per split.", choices=DATASETS
-    )
+    A data set of kind `folder` describes itself in the `dataset.toml` in its root, unless `classes` is given here:
+    then the settings marked "folder" below describe it instead.
+    """
+
+    kind: str = setting("cityscapes", "Layout of the data set: Cityscapes' own, or plain folders.", choices=DATASETS)
     root: str = setting("data/cityscapes", "Folder of the data set; a relative one starts at the working folder.")
-    train_split: str = setting("train", "Cityscapes: split to train on.")
-    val_split: str = setting("val", "Cityscapes: split to evaluate on.")
-    train_images: str = setting("images/train", "Folder kind: training pictures, relative to the root.")
-    train_labels: str = setting("labels/train", "Folder kind: training labels, relative to the root.")
-    val_images: str = setting("images/val", "Folder kind: pictures to evaluate on, relative to the root.")
-    val_labels: str = setting("labels/val", "Folder kind: labels to evaluate with, relative to the root.")
-    image_suffix: str = setting("", "Folder kind: end of a picture's name, `_leftImg8bit.png`; empty: any picture.")
-    label_suffix: str = setting(".png", "Folder kind: end of a label's name, in place of the picture's suffix.")
+    train_split: str = setting("train", "Split to train on, in Cityscapes or under a dataset.toml.")
+    val_split: str = setting("val", "Split to evaluate on, in Cityscapes or under a dataset.toml.")
+    train_images: str = setting("images/train", "Folder: training pictures, relative to the root.")
+    train_labels: str = setting("labels/train", "Folder: training labels, relative to the root.")
+    val_images: str = setting("images/val", "Folder: pictures to evaluate on, relative to the root.")
+    val_labels: str = setting("labels/val", "Folder: labels to evaluate with, relative to the root.")
+    image_suffix: str = setting("", "Folder: end of a picture's name, `_leftImg8bit.png`; empty: any picture.")
+    label_suffix: str = setting(".png", "Folder: end of a label's name, in place of the picture's suffix.")
     classes: tuple[str, ...] = setting((), "Class names in the order of their ids; empty: the data set's own.")
     palette: tuple[tuple[int, int, int], ...] = setting(
         (), "Red, green, blue of each class; empty: the data set's own.", low=0, high=255
     )
     ignore_index: int = setting(255, "Label value of pixels that count neither in loss nor score.", low=0, high=255)
-    reduce_zero_label: bool = setting(False, "Folder kind: label 0 is ignored and every other id is lowered by one.")
+    reduce_zero_label: bool = setting(False, "Folder: label 0 is ignored and every other id is lowered by one.")
     id_map: tuple[tuple[int, int], ...] = setting(
-        (), "Folder kind: pairs [value in the file, class id], applied before anything else; others stay.",
+        (), "Folder: pairs [value in the file, class id], applied before anything else; other values stay.",
         low=0, high=255,
     )  # fmt: skip
     workers: int = setting(2, "Loader processes per training process; 0 loads in the process itself.", low=0, high=256)
@@ -100,14 +102,14 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW over one parameter group, its learning rate falling polynomially: lr * (1 - i/iters)**power."""
+    """AdamW over one parameter group; step i of n has the rate (lr - min_lr) * (1 - i/n)**power + min_lr."""
 
     lr: float = setting(1e-4, "Learning rate of the first iteration.", above=0)
     betas: tuple[float, float] = setting((0.9, 0.999), "Decay of the two moment estimates.", low=0, below=1)
     eps: float = setting(1e-8, "Added to the root of the second moment.", above=0, high=1)
     weight_decay: float = setting(1e-4, "Decoupled weight decay, on every parameter.", low=0, high=10)
     power: float = setting(0.9, "Exponent of the learning rate's fall; 0 keeps it constant.", low=0, high=100)
-    min_lr: float = setting(0.0, "The learning rate falls to this, and no lower.", low=0)
+    min_lr: float = setting(0.0, "Learning rate the fall ends at.", low=0)
 
     def __post_init__(self) -> None:
         settle(self, "optim")
@@ -134,7 +136,7 @@ class TrainConfig:
     sync_bn: bool = setting(True, "Synchronise batch norm statistics when several processes train.")
     ema: bool = setting(False, "Keep a moving average of the weights and evaluate that.")
     ema_decay: float = setting(0.999, "Decay of the moving average per step.", low=0, below=1)
-    class_weights: tuple[float, ...] = setting((), "Loss weight of each class; empty: all 1.", low=0, high=1e6)
+    class_weights: tuple[float, ...] = setting((), "Loss weight of each class; empty: all 1.", low=0, high=1_000_000)
     class_weights_from: str = setting(
         "", "Loss weights 'auto' (from the labels' pixel counts) or from a file; empty: `class_weights` holds."
     )
@@ -234,12 +236,12 @@ def _one_each(items: tuple[Any, ...], count: int) -> bool:
 
 
 def _folder_only(key: str) -> Rule:
-    """A setting of the folder kind must not be set where nothing would read it."""
+    """A setting of a folder that is described here must not be set where nothing would read it."""
     default = getattr(DataConfig, key)
     return Rule(
-        (f"data.{key}", "data.kind"),
-        lambda value, kind: kind == "folder" or value == default,
-        "but only a data set of kind 'folder' has this setting",
+        (f"data.{key}", "data.kind", "data.classes"),
+        lambda value, kind, classes: value == default or (kind == "folder" and len(classes) > 0),
+        "but this setting counts only with data.kind 'folder' and data.classes given",
     )
 
 
