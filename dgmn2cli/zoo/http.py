@@ -151,18 +151,24 @@ def _get(
     place = place_of(url)
     deadline.check(place)
     answers: queue.SimpleQueue[requests.Response | BaseException] = queue.SimpleQueue()
+    given_up = threading.Event()
 
     def ask() -> None:
         try:
             timeout = (min(limits.connect, deadline.left + 0.01), min(limits.read, deadline.left + 0.01))
-            answers.put(session.get(url, headers=headers, timeout=timeout, stream=True, allow_redirects=False))
+            response = session.get(url, headers=headers, timeout=timeout, stream=True, allow_redirects=False)
         except BaseException as error:  # noqa: BLE001  # raised again below, in the thread that waits
             answers.put(error)
+            return
+        answers.put(response)
+        if given_up.is_set():
+            response.close()
 
     threading.Thread(target=ask, daemon=True).start()
     try:
         answer = answers.get(timeout=deadline.left)
     except queue.Empty:
+        given_up.set()
         raise deadline.expired(place) from None
     if isinstance(answer, requests.Response):
         return answer

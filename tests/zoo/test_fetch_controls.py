@@ -1,0 +1,131 @@
+"""Negative controls: against a deliberately weakened fetch the same checks must fail, so they can see."""
+
+import contextlib
+import dataclasses
+import random
+
+import pytest
+from pretend_hosts import Host
+
+from dgmn2cli import zoo
+from dgmn2cli.errors import IntegrityError, NetworkError
+from dgmn2cli.zoo import cache as caching
+from dgmn2cli.zoo import fetch as fetching
+from dgmn2cli.zoo import http, parts, transfer
+from dgmn2cli.zoo.manifest import Source
+
+CONTENT = random.Random(9).randbytes(200_000)
+LIMITS = http.Limits(connect=10, read=10, total=30, retries=1, backoff=0.01)
+
+
+@pytest.fixture(scope="module")
+def host():
+    host = Host(CONTENT)
+    yield host
+    host.stop()
+
+
+def publishes_only_the_right_file(host, manner, cache):
+    """The invariant of all download tests, as a yes or no."""
+    entry = dataclasses.replace(zoo.find("setr_pup-tiny"), params=10_000, sources=(Source("https", host.url(manner)),))
+    host.asked.clear()
+
+    def verify(path):
+        if path.read_bytes() != CONTENT:
+            raise IntegrityError("this is not a checkpoint", where=path)
+
+    with contextlib.suppress(IntegrityError, NetworkError):
+        fetching.fetch(entry, cache=cache, verify=verify, limits=LIMITS)
+    files = cache / "files"
+    return all(file.read_bytes() == CONTENT for file in files.iterdir()) if files.exists() else True
+
+
+MANNERS = ("flipped", "cut", "page-as-bytes", "empty", "lfs-pointer", "changed-unheeded", "range-wrong-start")
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+def test_the_build_as_it_is_passes(host, tmp_path, manner):
+    assert publishes_only_the_right_file(host, manner, tmp_path)
+
+
+@pytest.mark.parametrize("manner", ["flipped", "cut", "empty", "lfs-pointer"])
+def test_without_the_structural_check_it_is_seen(host, tmp_path, manner, monkeypatch):
+    monkeypatch.setattr(fetching, "_check", lambda entry, source, part, *rest: part.seal())
+    assert not publishes_only_the_right_file(host, manner, tmp_path)
+
+
+def test_a_part_of_another_content_is_seen_when_joined_unchecked(host, tmp_path, monkeypatch):
+    """No comparison of tags and no structural check: old bytes and new ones make one file, and the check sees it."""
+    entry_source = f"https:{host.url('changed-unheeded')}"
+    folder = tmp_path / "parts"
+    old = parts.Part(folder, fetching._stem(zoo.find("setr_pup-tiny"), Source("https", host.url("changed-unheeded"))))
+    old.append(b"\0" * 50_000)
+    old.describe(parts.Origin(entry_source, etag='"old"', total=len(CONTENT)))
+    old.keep()
+    monkeypatch.setattr(fetching, "_check", lambda entry, source, part, *rest: part.seal())
+    monkeypatch.setattr(parts.Origin, "same_content", lambda self, other: True)
+    assert not publishes_only_the_right_file(host, "changed-unheeded", tmp_path)
+
+
+def test_a_short_body_is_seen_when_lengths_are_not_compared(host, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "_check", lambda entry, source, part, *rest: part.seal())
+
+    def half(response, url, part, source, **settings):
+        part.restart()
+        part.append(response.raw.read(1000, decode_content=False))
+
+    monkeypatch.setattr(fetching, "receive", half)
+    assert not publishes_only_the_right_file(host, "good", tmp_path)
+
+
+def test_a_damaged_cached_file_is_seen_when_not_hashed(host, tmp_path, monkeypatch):
+    assert publishes_only_the_right_file(host, "good", tmp_path)
+    (file,) = (tmp_path / "files").iterdir()
+    file.write_bytes(CONTENT[:-1])
+    monkeypatch.setattr(caching, "hash_file", lambda path, advance=None: path.stem)
+    assert not publishes_only_the_right_file(host, "good", tmp_path)
+    monkeypatch.undo()
+    assert publishes_only_the_right_file(host, "good", tmp_path)
+
+
+def test_a_redirect_to_another_scheme_is_seen_when_followed(host, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(http, "url_fault", lambda url: "")
+    monkeypatch.setattr(http, "_get", _recording(http._get, asked))
+    assert publishes_only_the_right_file(host, "redirect-plain-host", tmp_path)
+    assert any("192.0.2.1" in url for url in asked), "the weakened build asks where it must not"
+    monkeypatch.undo()
+    asked.clear()
+    monkeypatch.setattr(http, "_get", _recording(http._get, asked))
+    publishes_only_the_right_file(host, "redirect-plain-host", tmp_path)
+    assert not any("192.0.2.1" in url for url in asked)
+
+
+def _recording(real, asked):
+    def get(session, url, *rest):
+        asked.append(url)
+        if "192.0.2.1" in url:
+            raise NetworkError("not asked in a test")
+        return real(session, url, *rest)
+
+    return get
+
+
+def test_an_oversized_body_is_seen_without_the_limit(host, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "OVERHEAD", 10_000)
+    monkeypatch.setattr(fetching, "BYTES_PER_PARAM", 1)
+    entry = dataclasses.replace(
+        zoo.find("setr_pup-tiny"), params=1000, sources=(Source("https", host.url("no-length")),)
+    )
+    with pytest.raises(NetworkError, match="too large"):
+        fetching.fetch(entry, cache=tmp_path, verify=lambda path: None, limits=LIMITS)
+    monkeypatch.setattr(fetching, "size_limit", lambda entry: 10**12)
+    assert fetching.fetch(entry, cache=tmp_path, verify=lambda path: None, limits=LIMITS).size == len(CONTENT)
+
+
+def test_a_web_page_is_seen_without_the_page_check(host, tmp_path, monkeypatch):
+    entry = dataclasses.replace(zoo.find("setr_pup-tiny"), sources=(Source("https", host.url("page-as-bytes")),))
+    with pytest.raises(NetworkError, match="web page"):
+        fetching.fetch(entry, cache=tmp_path, verify=lambda path: None, limits=LIMITS)
+    monkeypatch.setattr(transfer, "looks_like_page", lambda head: False)
+    assert fetching.fetch(entry, cache=tmp_path, verify=lambda path: None, limits=LIMITS).size < 100
