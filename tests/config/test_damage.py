@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HEAD_TEXTS, SIZES, config_name, flat_text
+from mmcv_samples import HEAD_TEXTS, SIZES, config_name, flat_text
 
 from dgmn2cli.config import Config, config_to_toml, load_config, load_config_text, read_mmcv_text
 from dgmn2cli.errors import ConfigError

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import DATA, HEAD_TEXTS, SCHEDULE, SIZES, config_name, flat_text, model_text
+from mmcv_samples import DATA, HEAD_TEXTS, SCHEDULE, SIZES, config_name, flat_text, model_text
 
 from dgmn2cli.config import (
     Config,
