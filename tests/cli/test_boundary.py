@@ -85,8 +85,8 @@ SLEEPER = """
 import sys, time
 from dgmn2cli.cli.boundary import guarded
 def run():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(30)
     finally:
         print("cleaned up", flush=True)
