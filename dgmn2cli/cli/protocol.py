@@ -1,0 +1,97 @@
+"""Owns the options of networks, of the test procedure and of its data, for commands that run over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dgmn2cli.cli.options import SIZE, Session, run_options
+
+if TYPE_CHECKING:
+    from dgmn2cli.evaluate import EvalSettings
+    from dgmn2cli.evaluate.subject import LoadNetwork
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_SETTINGS = ("ms_flip", "protocol", "scale", "window", "stride", "window_batch", "max_pixels")
+_PATH = click.Path(path_type=Path)
+_SIDE = click.IntRange(1, 8192)
+
+
+def _add(command: Command, options: Sequence[Callable[[Any], Any]]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def data_options(split: str) -> Callable[[Command], Command]:
+    """`--data-root --split`, as `data_root` and `split`."""
+
+    def add(command: Command) -> Command:
+        return _add(command, [
+            click.option(
+                "--data-root", type=_PATH, metavar="DIR", envvar="CITYSCAPES_DATASET",
+                default="data/cityscapes", show_default=True, help="Cityscapes tree, or a folder with a dataset.toml.",
+            ),
+            click.option("--split", default=split, show_default=True, metavar="NAME", help="Split of the data set."),
+        ])  # fmt: skip
+
+    return add
+
+
+def protocol_options(command: Command) -> Command:
+    """`--ms-flip --protocol --scale --window --stride --window-batch --max-pixels`; read by `settings_of`."""
+    return _add(command, [
+        click.option("--ms-flip", is_flag=True, help="Average six scales and their mirror images."),
+        click.option(
+            "--protocol", type=click.Choice(["paper", "native"]), help="Published resize, or the picture's own size."
+        ),
+        click.option("--scale", type=SIZE, metavar="WxH", help="Size pictures are fitted into.  [default: 2049x1025]"),
+        click.option("--window", type=_SIDE, metavar="N", help="Side of a window.  [default: 769]"),
+        click.option("--stride", type=_SIDE, metavar="N", help="Step between windows.  [default: 513]"),
+        click.option(
+            "--window-batch", type=click.IntRange(1, 256), metavar="N", help="Windows at a time.  [default: by device]"
+        ),
+        click.option(
+            "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, metavar="N",
+            help="Largest picture.",
+        ),
+    ])  # fmt: skip
+
+
+def settings_of(options: dict[str, Any]) -> EvalSettings:
+    """The test procedure that `protocol_options` describe."""
+    from dgmn2cli.evaluate import EvalSettings
+
+    return EvalSettings(**{name: options[name] for name in _SETTINGS})
+
+
+def network_options(command: Command) -> Command:
+    """`--checkpoint --workers --published-order` and the run options; read by `network_of`."""
+    options = [
+        click.option("--checkpoint", type=_PATH, metavar="FILE", help="Weights; else the published ones."),
+        click.option(
+            "--workers", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N",
+            help="Threads that read ahead.",
+        ),
+        click.option("--published-order", is_flag=True, help="Run the operations as published, not their exact equal."),
+    ]  # fmt: skip
+    return _add(run_options(command), options)
+
+
+def network_of(session: Session, model: str, options: dict[str, Any]) -> LoadNetwork:
+    """The network called `model`, not loaded yet.
+
+    Raises:
+        ConfigError: no such model.
+    """
+    from dgmn2cli.assemble import resolve
+    from dgmn2cli.evaluate.subject import LoadNetwork
+
+    return LoadNetwork(
+        resolve(model, zoo=session.zoo()), options["checkpoint"], options["dtype"], options["backend"],
+        not options["published_order"], options["compiled"], session.cache,
+    )  # fmt: skip

@@ -1,0 +1,119 @@
+"""Owns what an `eval` run is asked for, and all that is checked before a network is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol as Interface
+
+from dgmn2cli.data.catalog import open_dataset
+from dgmn2cli.data.check import check_dataset, require_sound
+from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.evaluate.engine import PredictionFolder, Watch, first
+from dgmn2cli.evaluate.official import require_official
+from dgmn2cli.evaluate.published import TOLERANCE
+from dgmn2cli.evaluate.ranks import devices_for
+from dgmn2cli.evaluate.report import DataInfo, EvalSettings, describe_data, protocol_in_force
+from dgmn2cli.evaluate.subject import Subject
+from dgmn2cli.evaluate.tally import EVERY
+from dgmn2cli.zoo import hash_file
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """What the user asked for.
+
+    Attributes:
+        root, split: the data set.
+        settings: the test procedure.
+        limit: evaluate only the first pictures.
+        device, gpus: where; one process on `device`, or `gpus` processes on as many GPUs (or on the CPU).
+        workers: threads that read ahead, for each process.
+        threads: CPU threads; divided among the processes. None: torch's.
+        report: the JSON report; its journal lies beside it while the run lasts.
+        resume: go on from that journal.
+        save_preds: keep predictions in this folder.
+        official: ask cityscapesScripts, too.
+        tolerance: percent of mean IoU that may lie between the measured and the published figure.
+        journal_every: seconds between two journal entries.
+    """
+
+    root: Path
+    split: str = "val"
+    settings: EvalSettings = field(default_factory=EvalSettings)
+    limit: int | None = None
+    device: str = "auto"
+    gpus: int = 1
+    workers: int = 2
+    threads: int | None = None
+    report: Path | None = None
+    resume: bool = False
+    save_preds: Path | None = None
+    official: bool = False
+    tolerance: float = TOLERANCE
+    journal_every: float = EVERY
+
+
+class Stage(Interface):
+    """Whoever wants to see a run: told what begins, and asked for something to be told how far it is."""
+
+    def checking(self, pictures: int) -> Callable[[], object]:
+        """The data check begins; the result is called after each picture."""
+
+    def evaluating(self, model: str, pictures: int, done: int) -> Watch:
+        """The evaluation of one model begins, `done` of its pictures taken over from an interrupted run."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvalData:
+    """The pictures to evaluate, checked."""
+
+    data: SegmentationSet
+    info: DataInfo
+
+
+def prepare(request: EvalRequest, subjects: Sequence[Subject], stage: Stage) -> EvalData:
+    """Everything that can go wrong before a network is loaded, cheapest first; then the check of all pictures.
+
+    Raises:
+        ConfigError: impossible settings.
+        ResourceError: not enough GPUs; cityscapesScripts is missing.
+        DataError: the data set has faults; all are named.
+    """
+    devices_for(request.device, request.gpus)
+    if request.resume and request.report is None:
+        raise ConfigError("--resume needs --report FILE", why="the journal of a run lies beside its report")
+    if request.resume and request.official and request.save_preds is None:
+        why = "the predictions of the first run are gone"
+        raise ConfigError("--resume with --official needs kept predictions", why=why, hint="Add --save-preds DIR.")
+    for subject in subjects:
+        protocol_in_force(request.settings, subject.inference)
+    whole = open_dataset(request.root, request.split)
+    if request.official:
+        require_official(whole.kind)
+    data = first(whole, request.limit)
+    if request.save_preds is not None:
+        PredictionFolder.of(request.save_preds, data)
+    step, workers = stage.checking(len(data)), max(1, request.workers)
+    report = check_dataset(data, workers=workers, max_pixels=request.settings.max_pixels, step=step)
+    require_sound(report)
+    info = replace(describe_data(data, len(whole)), sizes=report.sizes, sha256=fingerprint(data, workers))
+    return EvalData(data, info)
+
+
+def fingerprint(data: SegmentationSet, workers: int = 1) -> str:
+    """SHA-256 over the names and contents of all pictures and labels, in order; not over where they lie.
+
+    Raises:
+        ResourceError: a file is gone.
+    """
+    files = [path for pair in data.pairs for path in (pair.image, pair.label) if path is not None]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        hashes = list(pool.map(hash_file, files))
+    names = [pair.name for pair in data.pairs]
+    return hashlib.sha256(json.dumps([names, hashes]).encode()).hexdigest()
