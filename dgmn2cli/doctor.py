@@ -1,0 +1,209 @@
+"""Owns the examination of a machine: what is installed, which device and op backends really work, what is found."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dgmn2cli import __version__, resources
+from dgmn2cli.config import load_config
+from dgmn2cli.errors import Dgmn2Error, ResourceError
+from dgmn2cli.ops import available_backends, deform_attention, deform_unfold
+from dgmn2cli.ops import resolve as resolve_backend
+from dgmn2cli.runtime import describe_device, resolve_device
+from dgmn2cli.zoo import Zoo
+
+REQUIRED = ("torch", "timm", "numpy", "opencv-python-headless", "click", "rich", "requests", "gdown")
+OPTIONAL = ("triton", "safetensors", "tensorboard", "matplotlib", "cityscapesScripts")
+HOMES = {"native": "cpu", "triton": "cuda"}  # the device a backend is for; the definition runs on the chosen one
+TOLERANCE = 1e-4  # of the largest value: float32 against the definition in float64
+Verdict = Literal["ok", "note", "failed"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination.
+
+    Attributes:
+        name: what was looked at.
+        verdict: `ok`; `note`: something is missing that not everyone needs; `failed`.
+        value: what was found, in words.
+    """
+
+    name: str
+    verdict: Verdict
+    value: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All findings, and whether the chosen device and the installation can work."""
+
+    device: str
+    healthy: bool
+    findings: tuple[Finding, ...]
+
+
+def examine(zoo: Zoo, cache: Path, device: str = "auto") -> Examination:
+    """Examines the machine; what fails is a finding, not an error.
+
+    Args:
+        zoo: the manifest in force.
+        cache: the cache folder in force.
+        device: the device that must work: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+    """
+    findings = [
+        Finding("dgmn2cli", "ok", f"{__version__} in {Path(__file__).parent}"),
+        Finding("Python", "ok", f"{platform.python_version()} ({sys.executable}), {platform.platform(terse=True)}"),
+        *_libraries(),
+        _guarded(f"device {device}", lambda: _try_device(device)),
+        *_gpus(),
+        *_backends(device),
+        _guarded("models", lambda: _models(zoo)),
+        _cache_folder(cache),
+    ]
+    healthy = all(finding.verdict != "failed" for finding in findings)
+    return Examination(device, healthy, tuple(findings))
+
+
+def _guarded(name: str, look: Callable[[], str]) -> Finding:
+    """What `look` finds, or why it fails."""
+    try:
+        return Finding(name, "ok", look())
+    except Dgmn2Error as error:
+        return Finding(name, "failed", str(error))
+    except (RuntimeError, OSError, NotImplementedError) as error:  # a driver or kernel that does not run
+        return Finding(name, "failed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+
+
+def _libraries() -> Iterator[Finding]:
+    for names, missing in ((REQUIRED, "failed"), (OPTIONAL, "note")):
+        found, absent = [], []
+        for name in names:
+            try:
+                found.append(f"{name} {importlib.metadata.version(name)}")
+            except importlib.metadata.PackageNotFoundError:
+                absent.append(name)
+        kind = "libraries" if names is REQUIRED else "optional libraries"
+        if found:
+            yield Finding(kind, "ok", ", ".join(found))
+        if absent:
+            verdict: Verdict = "failed" if missing == "failed" else "note"
+            yield Finding(kind, verdict, f"not installed: {', '.join(absent)}")
+
+
+def _try_device(name: str) -> str:
+    """Computes something on the device and compares it with the CPU."""
+    device = resolve_device(name)
+    numbers = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    product = (numbers.to(device) @ numbers.to(device).T).cpu()
+    if not torch.equal(product, numbers @ numbers.T):
+        raise ResourceError("the device computes wrongly", where=str(device), why="a small matrix product differs")
+    return f"{device}: {describe_device(device)}; op backend {resolve_backend('auto', device)}"
+
+
+def _gpus() -> Iterator[Finding]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for index in range(count):
+        memory = torch.cuda.get_device_properties(index).total_memory
+        yield Finding(f"cuda:{index}", "ok", f"{torch.cuda.get_device_name(index)}, {memory / 2**30:.0f} GiB")
+    if not count:
+        yield Finding("cuda", "note", "no CUDA device is found")
+
+
+def _backends(device: str) -> Iterator[Finding]:
+    """Each op backend: why it cannot run, or how far it is from the definition."""
+    for name, availability in available_backends().items():
+        if availability.usable:
+            home = HOMES.get(name, "cpu")
+            place = device if device.startswith(home) else home
+            yield _guarded(f"op backend {name}", functools.partial(self_test, name, place))
+        else:
+            yield Finding(f"op backend {name}", "note", f"not available: {availability.reason}")
+
+
+def self_test(backend: str, device: str) -> str:
+    """Runs both ops and their gradients on a small lopsided case and compares them with the definition in float64.
+
+    Raises:
+        ResourceError: they differ by more than `TOLERANCE`, or the backend cannot run.
+    """
+    errors = []
+    for op in (_attention_case, _unfold_case):
+        wanted = op("reference", "cpu", torch.float64)
+        seen = op(backend, device, torch.float32)
+        for ours, right in zip(seen, wanted, strict=True):
+            errors.append((ours.double().cpu() - right).abs().max() / right.abs().max())
+    worst = float(torch.stack(errors).max())  # NaN if any is
+    if not worst <= TOLERANCE:
+        why = f"it differs from the definition by {worst:.1e} of the largest value, allowed {TOLERANCE:.0e}"
+        raise ResourceError("the op backend computes wrongly", where=backend, why=why, hint="Use --backend reference.")
+    return f"self-test passed on {device}, values and gradients within {worst:.0e}"
+
+
+def _attention_case(backend: str, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Output and input gradients of `deform_attention` on a 5 x 7 map, 2 images, 2 heads of 64 channels."""
+    height, width, heads, channels = 5, 7, 2, 64
+    draw = torch.Generator().manual_seed(1)
+    shapes = [(2, height * width, 3, heads, channels), (2, height * width, heads, 18)]
+    shapes += [(height + 8, channels), (width + 8, channels)]
+    inputs = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
+    inputs[2:] = [table * channels**-0.5 for table in inputs[2:]]
+
+    def run(x: list[torch.Tensor]) -> torch.Tensor:
+        return deform_attention(x[0], x[1], x[2], x[3], (height, width), backend=backend)
+
+    return _value_and_gradients(inputs, device, dtype, run)
+
+
+def _unfold_case(backend: str, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Output and input gradients of `deform_unfold` on a 5 x 7 map, 2 images, 2 groups."""
+    draw = torch.Generator().manual_seed(2)
+    inputs = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((2, 6, 5, 7), (2, 36, 5, 7))]
+
+    def run(x: list[torch.Tensor]) -> torch.Tensor:
+        return deform_unfold(x[0], x[1], padding=1, deformable_groups=2, backend=backend)
+
+    return _value_and_gradients(inputs, device, dtype, run)
+
+
+def _value_and_gradients(
+    inputs: list[torch.Tensor], device: str, dtype: torch.dtype, op: Callable[[list[torch.Tensor]], torch.Tensor]
+) -> list[torch.Tensor]:
+    """The op's output for float32-representable inputs, and the gradients of the sum of its squares."""
+    leaves = [tensor.float().to(device, dtype).requires_grad_() for tensor in inputs]
+    output = op(leaves)
+    gradients = torch.autograd.grad(output.square().sum(), leaves)
+    return [output.detach(), *gradients]
+
+
+def _models(zoo: Zoo) -> str:
+    """Every model of the manifest has its configuration."""
+    for entry in zoo.segmentors:
+        load_config(entry.config)
+    here = f"{zoo.path}, configurations in {resources.config_dir()}"
+    return f"{len(zoo.segmentors)} models and {len(zoo.backbones)} backbones in {here}"
+
+
+def _cache_folder(cache: Path) -> Finding:
+    """Where downloads go, and whether they can; nothing is created."""
+    place = next((folder for folder in (cache, *cache.parents) if folder.exists()), cache)
+    if not place.is_dir():
+        return Finding("cache", "failed", f"{cache}: {place} is no folder")
+    files = [path for path in (cache / "files").glob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    free = shutil.disk_usage(place).free
+    about = f"{cache}: {len(files)} file{'s' * (len(files) != 1)}, {size / 1e6:.1f} MB; {free / 1e9:.1f} GB free"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return Finding("cache", "note", f"{about}; it cannot be written, so nothing can be downloaded")
+    return Finding("cache", "ok", about)

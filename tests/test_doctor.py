@@ -1,0 +1,82 @@
+"""The examination sees what works and what does not, and its self-test would notice a wrong kernel."""
+
+import json
+
+import pytest
+import torch
+
+from dgmn2cli import doctor, zoo
+from dgmn2cli.cli import main
+from dgmn2cli.errors import ResourceError
+
+
+def verdicts(found):
+    return {finding.name: finding.verdict for finding in found.findings}
+
+
+def test_a_working_machine_is_healthy(tmp_path):
+    found = doctor.examine(zoo.load_zoo(), tmp_path / "cache", "cpu")
+    assert found.healthy
+    seen = {finding.name: finding.value for finding in found.findings}
+    assert seen["models"].startswith("16 models and 4 backbones in ")
+    assert "self-test passed on cpu" in seen["op backend reference"]
+    assert {"op backend native", "op backend triton"} <= set(seen)
+    assert f"torch {torch.__version__.split('+')[0]}" in seen["libraries"]
+    assert "0 files" in seen["cache"]
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 0, reason="this machine has a GPU")
+def test_a_missing_device_is_exit_5_and_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DGMN2_CACHE", str(tmp_path))
+    assert main(["doctor", "--device", "cuda", "--json"]) == 5
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["healthy"] is False
+    assert [f["name"] for f in document["findings"] if f["verdict"] == "failed"] == ["device cuda"]
+    assert captured.err.splitlines()[0].startswith("device cuda: the device is not available (cuda): ")
+    assert captured.err.splitlines()[-1].startswith("Error: 1 of ")
+    assert main(["doctor", "--device", "cpu"]) == 0
+    assert "self-test passed" in capsys.readouterr().out
+    assert main(["doctor", "--device", "tpu"]) == 2
+
+
+def test_the_self_test_notices_a_wrong_kernel(monkeypatch, tmp_path):
+    real = doctor.deform_attention
+
+    def wrong(*arguments, **settings):
+        output = real(*arguments, **settings)
+        return output * 1.001 if output.dtype == torch.float32 else output
+
+    monkeypatch.setattr(doctor, "deform_attention", wrong)
+    with pytest.raises(ResourceError, match="differs from the definition"):
+        doctor.self_test("reference", "cpu")
+    found = doctor.examine(zoo.load_zoo(), tmp_path, "cpu")
+    assert not found.healthy
+    assert verdicts(found)["op backend reference"] == "failed"
+
+
+def test_the_self_test_notices_a_wrong_gradient_and_nan(monkeypatch):
+    real = doctor.deform_unfold
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, tensor):
+            return tensor.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 1.01 * gradient if gradient.dtype == torch.float32 else gradient
+
+    monkeypatch.setattr(doctor, "deform_unfold", lambda *a, **k: Wrong.apply(real(*a, **k)))
+    with pytest.raises(ResourceError, match="computes wrongly"):
+        doctor.self_test("reference", "cpu")
+    monkeypatch.setattr(doctor, "deform_unfold", lambda *a, **k: real(*a, **k) * float("nan"))
+    with pytest.raises(ResourceError, match="computes wrongly"):
+        doctor.self_test("reference", "cpu")
+
+
+def test_a_cache_that_is_no_folder_fails(tmp_path):
+    (tmp_path / "file").touch()
+    found = doctor.examine(zoo.load_zoo(), tmp_path / "file" / "cache", "cpu")
+    assert verdicts(found)["cache"] == "failed"
