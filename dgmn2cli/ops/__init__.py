@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dgmn2cli.ops import contract, reference
+from dgmn2cli.ops import contract, native, reference
 from dgmn2cli.ops.backend import Availability, available_backends, default_backend, resolve, set_default_backend
 from dgmn2cli.ops.contract import Pair
 from dgmn2cli.ops.reference import resample_table
@@ -55,7 +55,8 @@ def deform_attention(
         ResourceError: the named backend cannot run here.
     """
     contract.check_attention(qkv, offset, height_table, width_table, size)
-    resolve(backend, qkv.device, qkv.dtype)
+    if resolve(backend, qkv.device, qkv.dtype) == "native":
+        return native.attention(qkv, offset, height_table, width_table, size[0], size[1])
     return reference.deform_attention(qkv, offset, height_table, width_table, size)
 
 
@@ -91,5 +92,6 @@ def deform_unfold(
     pad = contract.pair(op, "padding", padding, 0)
     dilate = contract.pair(op, "dilation", dilation, 1)
     contract.check_unfold(input, offset, kernel, step, pad, dilate, deformable_groups)
-    resolve(backend, input.device, input.dtype)
+    if resolve(backend, input.device, input.dtype) == "native":
+        return native.unfold(input, offset, [*kernel, *step, *pad, *dilate, deformable_groups])
     return reference.deform_unfold(input, offset, kernel, step, pad, dilate, deformable_groups)

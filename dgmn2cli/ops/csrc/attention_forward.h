@@ -1,0 +1,170 @@
+// Owns the fused attention's forward kernels. Included once per instruction set, after vector.h and taps.h.
+
+// Work item b * H + y: the height logits of one row's queries, written to where the published model holds them.
+template <int DEPTH, class T>
+void height_logits_row(const Attention<T>& p, index item) {
+    using A = accumulate<T>;
+    const index b = item / p.rows, y = item % p.rows;
+    const A* table = p.height + (p.rows - 1 - y) * p.depth;
+    alignas(64) A sums[SAMPLES + SPARE];
+    for (index head = 0; head < p.heads; ++head)
+        for (index x = 0; x < p.columns; ++x) {
+            const T* q = p.token(0, b, y * p.columns + x, head);
+            Vector<A> products[SAMPLES] = {};
+            for (index j = 0; j < (DEPTH ? DEPTH : p.depth); j += LANES<A>) {
+                const Vector<A> part = load_row<DEPTH>(q, j, p.depth);
+                for (int s = 0; s < SAMPLES; ++s)
+                    products[s] += part * load_row<DEPTH>(table + s * p.depth, j, p.depth);
+            }
+            lane_sums<SAMPLES>(products, sums);
+            __builtin_memcpy(p.held_at(b, head, x, y), sums, SAMPLES * sizeof(A));
+        }
+}
+
+// Height logits of position (y, x): as held on a square map, else the W x H map resized to H x W.
+template <class T>
+DGMN2_INLINE void height_logits(const Attention<T>& p, index b, index head, index y, index x, accumulate<T>* out) {
+    using A = accumulate<T>;
+    if (p.rows == p.columns) {
+        __builtin_memcpy(out, p.held_at(b, head, y, x), SAMPLES * sizeof(A));
+        return;
+    }
+    const Source row = resize_source(y, p.columns, p.rows), column = resize_source(x, p.rows, p.columns);
+    const A down = A(row.weight), across = A(column.weight);
+    const A* corners[4] = {p.held_at(b, head, row.lower, column.lower), p.held_at(b, head, row.lower, column.upper),
+                           p.held_at(b, head, row.upper, column.lower), p.held_at(b, head, row.upper, column.upper)};
+    for (int s = 0; s < SAMPLES; ++s) {
+        const A upper = corners[0][s] + across * (corners[1][s] - corners[0][s]);
+        const A lower = corners[2][s] + across * (corners[3][s] - corners[2][s]);
+        out[s] = upper + down * (lower - upper);
+    }
+}
+
+// The four corner rows of one tap in one part (k or v) of a head.
+template <class T>
+struct Corners {
+    const T *upper_left, *upper_right, *lower_left, *lower_right;
+};
+
+template <class T, class A>
+DGMN2_INLINE Corners<T> corner_rows(const Attention<T>& p, const T* part, const Taps<A>& taps, index t) {
+    const index pixel = taps.pixel[t];
+    const T* first = pixel >= 0 ? part + pixel * p.token_stride : p.zeros;
+    const index right = index(taps.right[t]) & p.token_stride;
+    const index below = index(taps.below[t]) & (p.columns * p.token_stride);
+    return {first, first + right, first + below, first + below + right};
+}
+
+// Sampled-key and width logits of one query: q . (scale * k_s + width_s), 9 of them.
+template <int DEPTH, class T>
+DGMN2_INLINE void tap_logits(const Attention<T>& p, const T* q, const T* k, const Taps<accumulate<T>>& taps, index first,
+                             const accumulate<T>* table, accumulate<T>* out) {
+    using A = accumulate<T>;
+    const A scale = A(1) / std::sqrt(A(p.depth));
+    Vector<A> products[SAMPLES];
+    for (int s = 0; s < SAMPLES; ++s) {
+        const index t = first + s;
+        const Corners<T> at = corner_rows(p, k, taps, t);
+        const A upper_left = taps.weight[0][t] * scale, upper_right = taps.weight[1][t] * scale;
+        const A lower_left = taps.weight[2][t] * scale, lower_right = taps.weight[3][t] * scale;
+        Vector<A> product = {};
+        for (index j = 0; j < (DEPTH ? DEPTH : p.depth); j += LANES<A>) {
+            const Vector<A> key = load_row<DEPTH>(table + s * p.depth, j, p.depth) +
+                                  load_row<DEPTH>(at.upper_left, j, p.depth) * upper_left +
+                                  load_row<DEPTH>(at.upper_right, j, p.depth) * upper_right +
+                                  load_row<DEPTH>(at.lower_left, j, p.depth) * lower_left +
+                                  load_row<DEPTH>(at.lower_right, j, p.depth) * lower_right;
+            product += key * load_row<DEPTH>(q, j, p.depth);
+        }
+        products[s] = product;
+    }
+    lane_sums<SAMPLES>(products, out);
+}
+
+// Softmax over each query's 9 logits, in place.
+template <class A>
+DGMN2_INLINE void softmax_run(A* logits, index count) {
+    for (index i = 0; i < count; ++i) {
+        A* at = logits + i * SAMPLES;
+        A largest = at[0];
+        for (int s = 1; s < SAMPLES; ++s) largest = at[s] > largest ? at[s] : largest;
+        for (int s = 0; s < SAMPLES; ++s) at[s] -= largest;
+    }
+    exp_negative(logits, RUN * SAMPLES);
+    for (index i = 0; i < count; ++i) {
+        A* at = logits + i * SAMPLES;
+        A sum = 0;
+        for (int s = 0; s < SAMPLES; ++s) sum += at[s];
+        const A share = 1 / sum;
+        for (int s = 0; s < SAMPLES; ++s) at[s] *= share;
+    }
+}
+
+// sums[i] += the sampled row of one part (k or v) of a tap, times `share`; BLOCK vectors from channel `from` on.
+template <int DEPTH, int BLOCK, class T>
+DGMN2_INLINE void add_sample(const Attention<T>& p, const T* part, const Taps<accumulate<T>>& taps, index t, index from,
+                             accumulate<T> share, Vector<accumulate<T>>* sums) {
+    using A = accumulate<T>;
+    const Corners<T> at = corner_rows(p, part, taps, t);
+    const A upper_left = taps.weight[0][t] * share, upper_right = taps.weight[1][t] * share;
+    const A lower_left = taps.weight[2][t] * share, lower_right = taps.weight[3][t] * share;
+    for (int i = 0; i < BLOCK; ++i) {
+        const index j = from + i * LANES<A>;
+        sums[i] += load_row<DEPTH>(at.upper_left, j, p.depth) * upper_left;
+        sums[i] += load_row<DEPTH>(at.upper_right, j, p.depth) * upper_right;
+        sums[i] += load_row<DEPTH>(at.lower_left, j, p.depth) * lower_left;
+        sums[i] += load_row<DEPTH>(at.lower_right, j, p.depth) * lower_right;
+    }
+}
+
+// Weighted sum of one query's sampled values.
+template <int DEPTH, class T>
+DGMN2_INLINE void aggregate(const Attention<T>& p, const T* v, const Taps<accumulate<T>>& taps, index first,
+                            const accumulate<T>* shares, T* out) {
+    using A = accumulate<T>;
+    constexpr int block = BLOCK<DEPTH, A>;
+    for (index from = 0; from < (DEPTH ? DEPTH : p.depth); from += block * LANES<A>) {
+        Vector<A> sums[block] = {};
+        for (int s = 0; s < SAMPLES; ++s) add_sample<DEPTH, block>(p, v, taps, first + s, from, shares[s], sums);
+        for (int i = 0; i < block; ++i) store_row<DEPTH>(sums[i], out, from + i * LANES<A>, p.depth);
+    }
+}
+
+// Attention of up to RUN neighbouring queries of one row and head.
+template <int DEPTH, class T>
+DGMN2_INLINE void attend_run(const Attention<T>& p, index b, index head, index y, index x, index count) {
+    using A = accumulate<T>;
+    Taps<A> taps;
+    locate_taps(p, b, head, y, x, count, taps);
+    alignas(64) A logits[RUN * SAMPLES + SPARE] = {};
+    alignas(64) A held[SAMPLES];
+    const T* k = p.token(1, b, 0, head);
+    const T* v = p.token(2, b, 0, head);
+    const index n = y * p.columns + x;
+    const index ahead = (y + AHEAD < p.rows ? AHEAD : p.rows - 1 - y) * p.columns;
+    for (index i = 0; i < count; ++i) {
+        for (index part = 1; part <= 2; ++part) {
+            const char* soon = reinterpret_cast<const char*>(p.token(part, b, n + ahead + i, head));
+            for (index byte = 0; byte < p.depth * index(sizeof(T)); byte += 64) __builtin_prefetch(soon + byte);
+        }
+        A* at = logits + i * SAMPLES;
+        const A* table = p.width + (p.columns - 1 - x - i) * p.depth;
+        tap_logits<DEPTH>(p, p.token(0, b, n + i, head), k, taps, i * SAMPLES, table, at);
+        height_logits(p, b, head, y, x + i, held);
+        for (int s = 0; s < SAMPLES; ++s) at[s] += held[s];
+    }
+    for (index i = count * SAMPLES; i < RUN * SAMPLES; ++i) logits[i] = 0;
+    softmax_run(logits, count);
+    for (index i = 0; i < count; ++i)
+        aggregate<DEPTH>(p, v, taps, i * SAMPLES, logits + i * SAMPLES,
+                         p.out + ((b * p.tokens() + n + i) * p.heads + head) * p.depth);
+}
+
+// Work item (b * H + y) * h + head: one row of queries of one head.
+template <int DEPTH, class T>
+void attend_row(const Attention<T>& p, index item) {
+    const index head = item % p.heads, y = item / p.heads % p.rows, b = item / p.heads / p.rows;
+
+    for (index x = 0; x < p.columns; x += RUN)
+        attend_run<DEPTH>(p, b, head, y, x, p.columns - x < RUN ? p.columns - x : RUN);
+}

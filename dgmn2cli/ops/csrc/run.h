@@ -1,0 +1,79 @@
+// Owns the order of work: which items each op runs over its threads. Results do not depend on the number of threads.
+#pragma once
+
+#include "isa.h"
+#include "unfold.h"
+
+namespace dgmn2 {
+
+template <class Work>
+void each(index items, int threads, const Work& work) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && items > 1)
+    for (index item = 0; item < items; ++item) work(item);
+}
+
+template <class T>
+void unfold_forward(const Unfold<T>& p, int threads) {
+    each(p.batch * p.channels, threads, [&](index item) { unfold_plane(p, item); });
+}
+
+template <class T>
+void unfold_backward(const Unfold<T>& p, int threads) {
+    each(p.batch * p.channels, threads, [&](index item) { unfold_grad_plane(p, item); });
+    each(p.batch * p.groups * p.taps(), threads, [&](index item) { unfold_grad_offset(p, item); });
+}
+
+template <class T>
+void attention_forward(const Attention<T>& p, Isa isa, int threads) {
+    const AttentionKernels<T> kernels = attention_kernels<T>(isa, p.depth);
+    each(p.batch * p.rows, threads, [&](index item) { kernels.height_logits_row(p, item); });
+    each(p.batch * p.rows * p.heads, threads, [&](index item) { kernels.attend_row(p, item); });
+}
+
+// Spreads one head's logit gradients over the map its height logits are held in: the adjoint of the resize.
+template <class T>
+void spread_held(const Attention<T>& p, index item) {
+    using A = accumulate<T>;
+    const index b = item / p.heads, head = item % p.heads;
+    for (index y = 0; y < p.rows; ++y)
+        for (index x = 0; x < p.columns; ++x) {
+            const Source row = resize_source(y, p.columns, p.rows), column = resize_source(x, p.rows, p.columns);
+            const A* from = p.slope + p.samples_at(b, y * p.columns + x, head);
+            const A down = A(row.weight), across = A(column.weight);
+            const index lines[2] = {row.lower, row.upper}, places[2] = {column.lower, column.upper};
+            const A shares[2][2] = {{(1 - down) * (1 - across), (1 - down) * across}, {down * (1 - across), down * across}};
+            for (int i = 0; i < 2; ++i)
+                for (int j = 0; j < 2; ++j) {
+                    A* to = p.grad_held + (((b * p.heads + head) * p.columns + lines[i]) * p.rows + places[j]) * SAMPLES;
+                    for (int s = 0; s < SAMPLES; ++s) to[s] += shares[i][j] * from[s];
+                }
+        }
+}
+
+// Sums the parts of one table row: sample s of line L - 1 + s - row lies in it.
+template <class A>
+void sum_table_row(const A* parts, index length, index depth, index row, A* table) {
+    A* to = table + row * depth;
+    for (index j = 0; j < depth; ++j) to[j] = 0;
+    for (int s = 0; s < SAMPLES; ++s) {
+        const index line = length - 1 + s - row;
+        if (line < 0 || line >= length) continue;
+        for (index j = 0; j < depth; ++j) to[j] += parts[(line * SAMPLES + s) * depth + j];
+    }
+}
+
+// The forward's scratch is computed anew; nothing is kept between the two passes.
+template <class T>
+void attention_backward(const Attention<T>& p, Isa isa, int threads) {
+    const AttentionKernels<T> kernels = attention_kernels<T>(isa, p.depth);
+    each(p.batch * p.rows, threads, [&](index item) { kernels.height_logits_row(p, item); });
+    each(p.batch * p.rows * p.heads, threads, [&](index item) { kernels.query_gradients_row(p, item); });
+    if (p.rows != p.columns) each(p.batch * p.heads, threads, [&](index item) { spread_held(p, item); });
+    each(p.batch * p.rows, threads, [&](index item) { kernels.height_gradients_row(p, item); });
+    each(p.rows + p.columns, threads, [&](index item) { kernels.table_gradients_line(p, item); });
+    each(p.rows + SAMPLES - 1, threads, [&](index row) { sum_table_row(p.part_height, p.rows, p.depth, row, p.grad_height); });
+    each(p.columns + SAMPLES - 1, threads, [&](index row) { sum_table_row(p.part_width, p.columns, p.depth, row, p.grad_width); });
+    each(p.batch * p.heads * p.chunks(), threads, [&](index item) { kernels.scatter_chunk(p, item); });
+}
+
+}  // namespace dgmn2
