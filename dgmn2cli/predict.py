@@ -11,7 +11,7 @@ from pathlib import Path
 from dgmn2cli.data.images import SUFFIXES, read_image
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.prediction import ClassShare, Prediction, check_outputs, output_path
-from dgmn2cli.segmenter import Plan, RunInfo, Segmenter
+from dgmn2cli.segmenter import RunInfo, Segmenter, Settings
 
 LIST_LIMIT = 16 << 20  # bytes of a list file
 
@@ -22,25 +22,6 @@ class Picture:
 
     path: Path
     name: str
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How pictures are segmented; None means the configuration's value. Fields as for `Segmenter.predict`."""
-
-    ms_flip: bool = False
-    scale: tuple[int, int] | None = None
-    window: int | None = None
-    stride: int | None = None
-    protocol: str | None = None
-    window_batch: int | None = None
-    max_pixels: int = 100_000_000
-
-    def plan(self, segmenter: Segmenter, size: tuple[int, ...]) -> Plan:
-        """What these settings mean for a picture of `size` (height, width)."""
-        return segmenter.plan(
-            size, self.ms_flip, self.scale, self.window, self.stride, self.protocol, self.window_batch
-        )
 
 
 @dataclass(frozen=True)
@@ -225,7 +206,7 @@ def predict_files(
         except DataError as error:
             failures.append(Failure(picture.path, str(error)))
             continue
-        plan = settings.plan(segmenter, image.shape[:2])
+        plan = segmenter.plan(image.shape[:2], settings)
         if on_plan is not None:
             on_plan(plan.windows)
         scores = segmenter.scores(image, plan, on_window)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dgmn2cli.config import InferenceConfig
-from dgmn2cli.data.images import read_image
+from dgmn2cli.data.images import MAX_PIXELS, read_image
 from dgmn2cli.data.transforms import network_input, scaled, target_size
 from dgmn2cli.errors import ConfigError, DataError, ResourceError
 from dgmn2cli.inference import Scores, View, Windowing, segment
@@ -46,6 +46,30 @@ class RunInfo:
     dtype: str
     backend: str
     form: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are segmented; None means the configuration's value.
+
+    Attributes:
+        ms_flip: average over six scales and their mirror images (12 inferences).
+        scale: the pair a picture is fitted into before windows are cut.
+        window: side of a window.
+        stride: pixels between windows.
+        protocol: `paper` (resize to `scale`, as published) or `native` (keep the picture's size; small windows are
+            padded with the mean colour).
+        window_batch: windows per forward pass; chosen by device if None.
+        max_pixels: the largest picture that is read.
+    """
+
+    ms_flip: bool = False
+    scale: tuple[int, int] | None = None
+    window: int | None = None
+    stride: int | None = None
+    protocol: str | None = None
+    window_batch: int | None = None
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -138,7 +162,8 @@ class Segmenter:
             NonFiniteError: the network gave NaN or infinity.
         """
         picture = _picture(image)
-        plan = self.plan(picture.shape[:2], ms_flip, scale, window, stride, protocol, window_batch)
+        settings = Settings(ms_flip, scale, window, stride, protocol, window_batch)
+        plan = self.plan(picture.shape[:2], settings)
         scores = self.scores(picture, plan, progress)
         ids, confidence = scores.classes()
         return Prediction(ids.numpy(), confidence.numpy(), self.classes, picture, scores, plan.windows)
@@ -148,31 +173,26 @@ class Segmenter:
         with torch.inference_mode():
             return segment(self.logits, self._views(picture, plan), plan.size, plan.windowing, progress)
 
-    def plan(
-        self,
-        size: tuple[int, ...],
-        ms_flip: bool = False,
-        scale: tuple[int, int] | None = None,
-        window: int | None = None,
-        stride: int | None = None,
-        protocol: str | None = None,
-        window_batch: int | None = None,
-    ) -> Plan:
-        """What `predict` would do with a picture of `size` (height, width): its views and the windows of each."""
-        protocol = protocol or self.inference.protocol
+    def plan(self, size: tuple[int, ...], settings: Settings | None = None) -> Plan:
+        """What `settings` mean for a picture of `size` (height, width): its views and the windows of each.
+
+        Raises:
+            ConfigError: an impossible setting.
+        """
+        settings = settings or Settings()
+        protocol = settings.protocol or self.inference.protocol
         if protocol not in PROTOCOLS:
             raise ConfigError("no such protocol", where=protocol[:60], why=f"wanted one of {', '.join(PROTOCOLS)}")
         native = protocol == "native"
-        batch = window_batch or WINDOW_BATCH.get(self.device.type, WINDOW_BATCH_GPU)
-        crop = window or self.inference.window
-        windowing = Windowing(crop, stride or min(self.inference.stride, crop), batch, pad=native)
-        base = (size[1], size[0]) if native else (scale or self.inference.scale)
-        ratios = self.inference.ratios if ms_flip else (1.0,)
+        batch = settings.window_batch or WINDOW_BATCH.get(self.device.type, WINDOW_BATCH_GPU)
+        crop = settings.window or self.inference.window
+        windowing = Windowing(crop, settings.stride or min(self.inference.stride, crop), batch, pad=native)
+        base = (size[1], size[0]) if native else (settings.scale or self.inference.scale)
+        ratios = self.inference.ratios if settings.ms_flip else (1.0,)
         sizes = [scaled(base, ratio) for ratio in ratios]
         views = [(None if native and ratio == 1.0 else s) for ratio, s in zip(ratios, sizes, strict=True)]
-        return Plan(
-            tuple(views), (False, True) if ms_flip and self.inference.flip else (False,), windowing, (size[0], size[1])
-        )
+        flips = (False, True) if settings.ms_flip and self.inference.flip else (False,)
+        return Plan(tuple(views), flips, windowing, (size[0], size[1]))
 
     def _views(self, picture: np.ndarray, plan: Plan) -> Iterator[View]:
         for scale in plan.scales:

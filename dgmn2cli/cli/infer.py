@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dgmn2cli.cli import render
-from dgmn2cli.cli.options import SIZE, Session, model_option, pass_session, run_options
+from dgmn2cli.cli.options import Session, model_option, pass_session, run_options
+from dgmn2cli.cli.protocol import protocol_options, settings_of
+from dgmn2cli.cli.weights import ensure_weights
 from dgmn2cli.errors import DataError, printable
 
 SHOWN_CLASSES = 4
@@ -25,16 +27,10 @@ SHOWN_CLASSES = 4
     "--save", default="ids,overlay", show_default=True, metavar="KINDS",
     help="Files to write: ids, color, overlay, labelids, conf, probs, stats; comma-separated.",
 )  # fmt: skip
-@click.option("--ms-flip", is_flag=True, help="Average six scales and their mirror images.")
-@click.option("--protocol", type=click.Choice(["paper", "native"]), help="Published resize, or the picture's own size.")
-@click.option("--scale", type=SIZE, metavar="WxH", help="Size the picture is fitted into.  [default: 2049x1025]")
-@click.option("--window", type=click.IntRange(1, 8192), metavar="N", help="Side of a window.  [default: 769]")
-@click.option("--stride", type=click.IntRange(1, 8192), metavar="N", help="Step between windows.  [default: 513]")
-@click.option("--window-batch", type=click.IntRange(1, 256), metavar="N", help="Windows at a time.  [default: auto]")
-@click.option("--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, help="Largest picture.")
+@protocol_options
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Strength of the overlay.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
-@click.option("--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting.")
+@click.option("--published-order", is_flag=True, help="Run the operations as published, not their exact equal.")
 @run_options
 @pass_session
 def infer(session: Session, pictures: tuple[str, ...], model: str, **options: Any) -> None:
@@ -46,13 +42,14 @@ def infer(session: Session, pictures: tuple[str, ...], model: str, **options: An
     found = predict.find_pictures(pictures)
     predict.check_targets(found, options["out"], kinds, options["overwrite"])
     runtime.set_threads(options["threads"])
+    recipe = resolve(model, zoo=session.zoo())
+    if options["checkpoint"] is None and recipe.entry is not None:
+        ensure_weights(session, recipe.entry)
     segmenter = assemble(
-        resolve(model, zoo=session.zoo()), options["checkpoint"], device=options["device"], dtype=options["dtype"],
-        backend=options["backend"], exact_algebra=not options["published_order"], compiled=options["compiled"],
+        recipe, options["checkpoint"], device=options["device"], dtype=options["dtype"], backend=options["backend"],
+        exact_algebra=not options["published_order"], compiled=options["compiled"],
         cache=session.cache_dir() if options["checkpoint"] is None else None,
     )  # fmt: skip
-    names = ("ms_flip", "scale", "window", "stride", "protocol", "window_batch", "max_pixels")
-    settings = predict.Settings(**{name: options[name] for name in names})
     with render.progress(session, f"{len(found)} pictures", total=0) as advance:
         planned = 0
 
@@ -66,8 +63,8 @@ def infer(session: Session, pictures: tuple[str, ...], model: str, **options: An
                 render.print_to(render.out(session), _line(result))
 
         report = predict.predict_files(
-            segmenter, found, options["out"], kinds, settings, alpha=options["alpha"], on_plan=plan, on_window=advance,
-            on_picture=show,
+            segmenter, found, options["out"], kinds, settings_of(options), alpha=options["alpha"], on_plan=plan,
+            on_window=advance, on_picture=show,
         )  # fmt: skip
     render.emit(session, report, lambda: _summary(report))
     if report.failures:

@@ -11,8 +11,8 @@ import click
 from dgmn2cli.cli.options import SIZE, Session, run_options
 
 if TYPE_CHECKING:
-    from dgmn2cli.evaluate import EvalSettings
     from dgmn2cli.evaluate.subject import LoadNetwork
+    from dgmn2cli.segmenter import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -62,11 +62,11 @@ def protocol_options(command: Command) -> Command:
     ])  # fmt: skip
 
 
-def settings_of(options: dict[str, Any]) -> EvalSettings:
+def settings_of(options: dict[str, Any]) -> Settings:
     """The test procedure that `protocol_options` describe."""
-    from dgmn2cli.evaluate import EvalSettings
+    from dgmn2cli.segmenter import Settings
 
-    return EvalSettings(**{name: options[name] for name in _SETTINGS})
+    return Settings(**{name: options[name] for name in _SETTINGS})
 
 
 def network_options(command: Command) -> Command:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dgmn2cli.evaluate.engine import Counted, Quiet, Watch, counted_pictures, evaluate
-from dgmn2cli.evaluate.report import DataInfo, EvalReport, EvalSettings, Protocol
+from dgmn2cli.evaluate.report import DataInfo, EvalReport, Protocol
+from dgmn2cli.segmenter import Settings
 
 __all__ = [
     "Counted",
     "DataInfo",
     "EvalReport",
-    "EvalSettings",
     "Protocol",
     "Quiet",
+    "Settings",
     "Watch",
     "counted_pictures",
     "evaluate",

@@ -23,7 +23,6 @@ from dgmn2cli.evaluate.collective import combine
 from dgmn2cli.evaluate.report import (
     DataInfo,
     EvalReport,
-    EvalSettings,
     Protocol,
     describe_data,
     protocol_in_force,
@@ -31,7 +30,7 @@ from dgmn2cli.evaluate.report import (
 )
 from dgmn2cli.evaluate.tally import Tally
 from dgmn2cli.metrics import compute_scores, confusion
-from dgmn2cli.segmenter import RunInfo, Segmenter
+from dgmn2cli.segmenter import RunInfo, Segmenter, Settings
 
 Item = TypeVar("Item")
 BEHIND = 2  # finished pictures that may wait for their counting
@@ -135,7 +134,7 @@ def read_ahead(read: Callable[[int], Item], indices: Sequence[int], workers: int
 def class_ids(
     segmenter: Segmenter,
     picture: np.ndarray,
-    settings: EvalSettings,
+    settings: Settings,
     where: object,
     part: Callable[[float], None] = lambda share: None,
 ) -> np.ndarray:
@@ -144,7 +143,7 @@ def class_ids(
     Raises:
         NonFiniteError: the network gave NaN or infinity; names the picture.
     """
-    plan = settings.plan(segmenter, picture.shape[:2])
+    plan = segmenter.plan(picture.shape[:2], settings)
     whole = max(plan.windows, 1)
     try:
         scores = segmenter.scores(picture, plan, lambda windows: part(windows / whole))
@@ -157,7 +156,7 @@ def counted_pictures(
     segmenter: Segmenter,
     data: SegmentationSet,
     indices: Sequence[int],
-    settings: EvalSettings,
+    settings: Settings,
     *,
     workers: int = 1,
     keep: PredictionFolder | None = None,
@@ -199,7 +198,7 @@ def counted_pictures(
 def evaluate(
     segmenter: Segmenter,
     data: SegmentationSet,
-    settings: EvalSettings | None = None,
+    settings: Settings | None = None,
     *,
     shard: tuple[int, int] = (0, 1),
     limit: int | None = None,
@@ -226,7 +225,7 @@ def evaluate(
         NonFiniteError: the network gave NaN or infinity.
         DistributedError: another process failed.
     """
-    settings, watch = settings or EvalSettings(), watch or Quiet()
+    settings, watch = settings or Settings(), watch or Quiet()
     protocol = protocol_in_force(settings, segmenter.inference)
     require_same_classes(len(segmenter.classes.names), data)
     used = first(data, limit)

@@ -13,7 +13,8 @@ from dataclasses import replace
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import CheckFailed
-from dgmn2cli.evaluate.report import Comparison, DataInfo, EvalReport, EvalSettings, Protocol, protocol_in_force
+from dgmn2cli.evaluate.report import Comparison, DataInfo, EvalReport, Protocol, protocol_in_force
+from dgmn2cli.segmenter import Settings
 from dgmn2cli.zoo import ZooEntry
 
 VAL_CITIES = {"frankfurt": 267, "lindau": 59, "munster": 174}
@@ -77,7 +78,7 @@ def _data(info: DataInfo, data: SegmentationSet) -> list[str]:
 
 
 def _procedure(protocol: Protocol) -> list[str]:
-    wanted = protocol_in_force(EvalSettings(ms_flip=len(protocol.ratios) > 1), InferenceConfig())
+    wanted = protocol_in_force(Settings(ms_flip=len(protocol.ratios) > 1), InferenceConfig())
     values = {name: (getattr(protocol, name), getattr(wanted, name)) for name in _COMPARED}
     other = [
         f"{name} {_shown(mine)} instead of {_shown(theirs)}"

@@ -26,10 +26,9 @@ import torch
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError, DistributedError, ResourceError
 from dgmn2cli.evaluate.engine import Counted, PredictionFolder, counted_pictures
-from dgmn2cli.evaluate.report import EvalSettings
 from dgmn2cli.evaluate.subject import Load
 from dgmn2cli.runtime import set_threads
-from dgmn2cli.segmenter import RunInfo
+from dgmn2cli.segmenter import RunInfo, Settings
 
 PATIENCE = 5.0  # seconds a process has to end when asked to
 
@@ -60,7 +59,7 @@ class Task:
 
     load: Load
     data: SegmentationSet
-    settings: EvalSettings
+    settings: Settings
     workers: int
     keep: PredictionFolder | None
     threads: int

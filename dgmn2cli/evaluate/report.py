@@ -13,30 +13,10 @@ import torch
 from dgmn2cli import __version__
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.data.images import MAX_PIXELS
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.inference import Windowing
 from dgmn2cli.metrics import Scores
-from dgmn2cli.segmenter import PROTOCOLS, Plan, RunInfo, Segmenter
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """How pictures are segmented; None means the configuration's value. Fields as for `Segmenter.predict`."""
-
-    ms_flip: bool = False
-    scale: tuple[int, int] | None = None
-    window: int | None = None
-    stride: int | None = None
-    protocol: str | None = None
-    window_batch: int | None = None
-    max_pixels: int = MAX_PIXELS
-
-    def plan(self, segmenter: Segmenter, size: tuple[int, ...]) -> Plan:
-        """What these settings mean for a picture of `size` (height, width)."""
-        return segmenter.plan(
-            size, self.ms_flip, self.scale, self.window, self.stride, self.protocol, self.window_batch
-        )
+from dgmn2cli.segmenter import PROTOCOLS, RunInfo, Settings
 
 
 @dataclass(frozen=True)
@@ -66,7 +46,7 @@ class Protocol:
         return f"{self.name}, {kind}{' + flip' if self.flip else ''}, {size}, window {self.window}/{self.stride}"
 
 
-def protocol_in_force(settings: EvalSettings, inference: InferenceConfig) -> Protocol:
+def protocol_in_force(settings: Settings, inference: InferenceConfig) -> Protocol:
     """What `settings` mean on top of a configuration.
 
     Raises:

@@ -18,9 +18,10 @@ from dgmn2cli.evaluate.engine import PredictionFolder, Watch, first
 from dgmn2cli.evaluate.official import require_official
 from dgmn2cli.evaluate.published import TOLERANCE
 from dgmn2cli.evaluate.ranks import devices_for
-from dgmn2cli.evaluate.report import DataInfo, EvalSettings, describe_data, protocol_in_force
+from dgmn2cli.evaluate.report import DataInfo, describe_data, protocol_in_force
 from dgmn2cli.evaluate.subject import Subject
 from dgmn2cli.evaluate.tally import EVERY
+from dgmn2cli.segmenter import Settings
 from dgmn2cli.zoo import hash_file
 
 
@@ -45,7 +46,7 @@ class EvalRequest:
 
     root: Path
     split: str = "val"
-    settings: EvalSettings = field(default_factory=EvalSettings)
+    settings: Settings = field(default_factory=Settings)
     limit: int | None = None
     device: str = "auto"
     gpus: int = 1

@@ -18,9 +18,9 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.evaluate.engine import class_ids, read_ahead
-from dgmn2cli.evaluate.report import EvalSettings, Protocol, protocol_in_force
+from dgmn2cli.evaluate.report import Protocol, protocol_in_force
 from dgmn2cli.reports import atomic_write
-from dgmn2cli.segmenter import RunInfo, Segmenter
+from dgmn2cli.segmenter import RunInfo, Segmenter, Settings
 from dgmn2cli.submission.check import ZipReport, expected_of, validate_zip
 from dgmn2cli.submission.names import picture_of
 
@@ -77,7 +77,7 @@ def open_test(root: Path, split: str, *, step: Callable[[int], object] = lambda 
 def predict_split(
     segmenter: Segmenter,
     data: SegmentationSet,
-    settings: EvalSettings,
+    settings: Settings,
     folder: Path,
     *,
     workers: int = 2,
@@ -149,7 +149,7 @@ def write_zip(path: Path, files: Sequence[Path]) -> Path:
 def make_submission(
     segmenter: Segmenter | None,
     data: SegmentationSet,
-    settings: EvalSettings,
+    settings: Settings,
     folder: Path,
     target: Path,
     *,
