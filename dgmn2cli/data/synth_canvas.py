@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import cv2
 import numpy as np
 
 Color = tuple[int, int, int]  # red green blue
@@ -62,14 +61,22 @@ class Canvas:
     def polygon(self, points: Sequence[tuple[float, float]]) -> Area | None:
         """The pixels inside a polygon of (x, y) pixel corners; None where it lies outside the picture."""
         limit = 8 * max(self.width, self.height)
-        corners = np.array([[max(-limit, min(limit, round(v))) for v in point] for point in points], np.int32)
-        left, top = np.maximum(corners.min(axis=0), 0)
-        right, bottom = np.minimum(corners.max(axis=0) + 1, (self.width, self.height))
+        corners = [[max(-limit, min(limit, round(v))) for v in point] for point in points]
+        left, top = (max(min(values), 0) for values in zip(*corners, strict=True))
+        right, bottom = min(max(x for x, _ in corners), self.width), min(max(y for _, y in corners), self.height)
         if left >= right or top >= bottom:
             return None
-        mask = np.zeros((bottom - top, right - left), np.uint8)
-        cv2.fillPoly(mask, [corners - np.array([left, top], np.int32)], 1)
-        return Area((slice(top, bottom), slice(left, right)), mask.astype(bool))
+        columns, rows = np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5
+        mask = np.zeros((bottom - top, right - left), bool)
+        for (x1, y1), (x2, y2) in zip(corners, [*corners[1:], corners[0]], strict=True):
+            if y1 == y2:
+                continue
+            crossed = (rows > min(y1, y2)) & (
+                rows < max(y1, y2)
+            )  # the rows that this edge passes, by the even-odd rule
+            border = x1 + (rows[crossed] - y1) * (x2 - x1) / (y2 - y1)
+            mask[crossed] ^= columns[None] < border[:, None]
+        return Area((slice(top, bottom), slice(left, right)), mask)
 
     def ellipse(self, x: float, y: float, across: float, down: float) -> Area | None:
         """The pixels of an ellipse around (x, y) with half-axes `across` and `down`."""

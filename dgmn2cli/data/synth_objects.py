@@ -199,7 +199,7 @@ def train(brush: Brush) -> None:
     brush.box(-0.9, 4.58, 0.4, 4.68, METAL)
 
 
-def pole(brush: Brush, height: float, half_width: float = 0.12) -> None:
+def pole(brush: Brush, height: float, half_width: float = 0.17) -> None:
     """A round post."""
     metal = pick(brush.rng, ((110, 114, 116), (88, 98, 92), (140, 138, 130)), 10)
     brush.box(-half_width, 0, half_width, height, metal)
@@ -228,7 +228,7 @@ def traffic_light(brush: Brush, label: int) -> None:
 
 def traffic_sign(brush: Brush, label: int) -> None:
     """A sign on a post: prohibition disc, warning triangle, blue direction or yellow diamond."""
-    pole(brush, 2.3, 0.09)
+    pole(brush, 2.3, 0.14)
     plate, kind = replace(brush, label=label), int(brush.rng.randint(4))
     if kind == 0:
         plate.disc(0, 2.75, 0.62, (205, 35, 40))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 
 from dgmn2cli.data import synth_objects as things
@@ -89,7 +88,7 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int], wanted: Iterab
 
 def _plan(rng: np.random.RandomState, size: tuple[int, int], wanted: frozenset[str]) -> _Street:
     width, height = size
-    focal = min(width * 0.62, height * 1.3) * (0.9 + rng.randint(0, 21) / 100)
+    focal = min(width * 0.72, height * 1.5) * (0.9 + rng.randint(0, 21) / 100)
     camera = Camera(
         x=width * (0.40 + rng.randint(0, 21) / 100),
         horizon=height * (0.40 + rng.randint(0, 11) / 100),
@@ -99,7 +98,7 @@ def _plan(rng: np.random.RandomState, size: tuple[int, int], wanted: frozenset[s
     road = 2.9 + rng.randint(0, 14) / 10
     walk = road + 1.7 + rng.randint(0, 12) / 10
     front = walk + (1.5 + rng.randint(0, 20) / 10 if "terrain" in wanted else rng.randint(0, 8) / 10)
-    crossing = 11.0 + rng.randint(0, 50) / 10 if wanted & set(LARGE) else 0.0
+    crossing = 12.5 + rng.randint(0, 40) / 10 if wanted & set(LARGE) else 0.0
     return _Street(road, walk, front, crossing, camera)
 
 
@@ -132,9 +131,9 @@ def _sky(canvas: Canvas, rng: np.random.RandomState, camera: Camera, above: Colo
             view[cloud.mask] = view[cloud.mask] * np.float32(0.6) + np.float32(0.4 * (215 + rng.randint(0, 30)))
     x = 0
     while x < canvas.width:
-        step = max(4, int(canvas.width * rng.randint(3, 12) / 100))
+        step = max(4, int(canvas.width * rng.randint(8, 20) / 100))
         wood = rng.randint(3) == 0
-        tall = canvas.height * (rng.randint(2, 7) if wood else rng.randint(4, 16)) / 100
+        tall = canvas.height * (rng.randint(4, 9) if wood else rng.randint(8, 22)) / 100
         block = canvas.polygon([(x, camera.horizon + 2), (x, camera.horizon - tall), (x + step, camera.horizon - tall),
                                 (x + step, camera.horizon + 2)])  # fmt: skip
         color = pick(rng, ((86, 110, 74),) if wood else FACADES)
@@ -198,9 +197,11 @@ def _sides(canvas: Canvas, rng: np.random.RandomState, street: _Street, wanted: 
         while end > NEAR:
             start = max(NEAR, end * (0.45 + rng.randint(0, 25) / 100))
             near = start < 12
-            kind = kinds[0] if kinds and near else ("building", "building", "green")[rng.randint(3)]
+            kind = kinds[0] if kinds and near else ("building", "building", "building", "green")[rng.randint(4)]
             gap = street.crossing and start < street.crossing < end
-            for first, last in [(street.crossing + 3, end), (start, street.crossing - 3)] if gap else [(start, end)]:
+            for first, last in (
+                [(street.crossing + 2.7, end), (start, street.crossing - 2.7)] if gap else [(start, end)]
+            ):
                 if first < last:
                     _side(canvas, rng, street.camera, kind, x, (first, last))
             end = start
@@ -213,7 +214,7 @@ def _side(
     if kind == "building":
         _upright(canvas, camera, x, span, 6 + rng.randint(0, 60) / 10, _facade(rng), "building")
         return
-    for _ in range(2 + int(rng.randint(3))):  # green behind walls and fences, or alone
+    for _ in range(1 + int(rng.randint(3))):  # green behind walls and fences, or alone
         z = span[0] + (span[1] - span[0]) * rng.randint(0, 100) / 100
         behind = x * (1.15 if kind != "green" else 1.0)
         foot, scale = camera.point(behind, max(z, NEAR)), camera.scale(max(z, NEAR))
@@ -223,9 +224,9 @@ def _side(
         foot, scale = camera.point(x, z), camera.scale(z)
         things.hedge(Brush(canvas, rng, foot, scale, ID["vegetation"], 0, z), 4.5, 1.1)
     elif kind == "wall":
-        _upright(canvas, camera, x, span, 1.9 + rng.randint(0, 9) / 10, _bricks(rng), "wall")
+        _upright(canvas, camera, x, span, 2.1 + rng.randint(0, 9) / 10, _bricks(rng), "wall")
     else:
-        _upright(canvas, camera, x, span, 1.6 + rng.randint(0, 7) / 10, _bars(rng), "fence")
+        _upright(canvas, camera, x, span, 1.9 + rng.randint(0, 8) / 10, _bars(rng), "fence")
 
 
 Surface = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # (z, up, colours so far) -> colours
@@ -284,7 +285,7 @@ def _bars(rng: np.random.RandomState) -> Surface:
 
     def paint(z: np.ndarray, up: np.ndarray, behind: np.ndarray) -> np.ndarray:
         rail = ((up > 0.3) & (up < 0.46)) | ((up > 1.15) & (up < 1.31))
-        bar = z % pitch < pitch * 0.5
+        bar = z % pitch < pitch * 0.6
         tone = grain(rng, z.shape, 2, 7)[..., None] - 12 * rail[..., None]
         return np.where((bar | rail)[..., None], np.array(color, np.float32) + tone, behind * np.float32(0.85))
 
@@ -309,12 +310,12 @@ def _furniture(rng: np.random.RandomState, street: _Street, wanted: frozenset[st
     def side() -> int:
         return 1 if rng.randint(2) else -1
 
-    found += [_Thing(side() * kerb, z, "pole", things.lamp_post) for z in _places(rng, 2, 7, 25)]
+    found += [_Thing(side() * kerb, z, "pole", things.lamp_post) for z in _places(rng, 2, 6, 16)]
     if "traffic light" in wanted:
         found += [_Thing(side() * kerb, z, "pole", light) for z in _places(rng, 2, 5.5, 14)]
     if "traffic sign" in wanted:
         found += [_Thing(side() * kerb, z, "pole", sign) for z in _places(rng, 3, 5, 16)]
-    for z in _places(rng, 1 + rng.randint(3), 8, 35):
+    for z in _places(rng, 1 + rng.randint(2), 8, 35):
         found.append(_Thing(side() * (street.walk + 0.3), z, "vegetation", things.tree))
     for z in _places(rng, rng.randint(2), 6, 15):
         found.append(_Thing(side() * (street.walk - 0.3), z, "static", _bin))
@@ -363,7 +364,7 @@ def _with_rider(draw: Callable[[Brush, Brush | None], None], ridden: bool) -> Ca
 
 def _people(rng: np.random.RandomState, street: _Street, wanted: frozenset[str]) -> list[_Thing]:
     found = []
-    for z in _places(rng, 3 + rng.randint(4), 4.5, 20):
+    for z in _places(rng, 3 + rng.randint(4), 4.5, 13):
         if rng.randint(4):
             x = (1 if rng.randint(2) else -1) * (street.road + (street.walk - street.road) * rng.randint(30, 100) / 100)
         else:
@@ -383,7 +384,7 @@ def _hood(canvas: Canvas, rng: np.random.RandomState) -> None:
 
 def _photograph(canvas: Canvas, rng: np.random.RandomState) -> np.ndarray:
     """What the camera makes of the scene: exposure, colour cast, vignette, soft lens, sensor noise."""
-    exposure = 0.72 + rng.randint(0, 46) / 100
+    exposure = 0.78 + rng.randint(0, 38) / 100
     cast = np.array([0.93 + rng.randint(0, 15) / 100 for _ in range(3)], np.float32)
     columns = (np.arange(canvas.width, dtype=np.float32) + 0.5) / canvas.width * 2 - 1
     rows = (np.arange(canvas.height, dtype=np.float32) + 0.5) / canvas.height * 2 - 1
@@ -396,4 +397,4 @@ def _photograph(canvas: Canvas, rng: np.random.RandomState) -> np.ndarray:
     shape = (canvas.height, canvas.width, 3)
     noise = rng.randint(-5, 6, shape, np.int16) + rng.randint(-5, 6, shape, np.int16)
     picture = np.clip(soft.astype(np.int16) + noise, 0, 255).astype(np.uint8)
-    return cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    return np.ascontiguousarray(picture[..., ::-1])

@@ -1,0 +1,75 @@
+"""Owns `dgmn2 data`: checking a data set, and making a synthetic one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import RenderableType
+
+from dgmn2cli.cli.options import SIZE, Session, pass_session
+from dgmn2cli.cli.render import emit, make_table, notice, progress
+
+FOLDER = click.Path(path_type=Path)
+WORKERS = click.IntRange(1, 256)
+
+
+@click.group()
+def data() -> None:
+    """Check a data set, or make a synthetic one."""
+
+
+@data.command(short_help="Look at every pair of picture and label map.")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+@click.option("--split", "splits", multiple=True, metavar="NAME", help="Splits to check.  [default: all labelled]")
+@click.option("--quick", is_flag=True, help="Check the pictures' containers, but do not decode them.")
+@click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N", help="Threads.")
+@pass_session
+def check(session: Session, folder: Path, splits: tuple[str, ...], quick: bool, workers: int) -> None:
+    """Look at every pair in DIR, a Cityscapes tree or a folder with a dataset.toml: files, sizes, ids, classes."""
+    from dgmn2cli.data.catalog import find_splits, open_dataset
+    from dgmn2cli.data.check import check_dataset, require_sound
+
+    sets = [open_dataset(folder, split) for split in splits or find_splits(folder) or ("train",)]
+    with progress(session, "checking", total=sum(map(len, sets))) as advance:
+        reports = [check_dataset(found, thorough=not quick, workers=workers, step=advance) for found in sets]
+    emit(session, reports, lambda: [part for report in reports for part in _report(report)])
+    for report in reports:
+        for note in report.notes:
+            notice(session, f"Note: {report.split}: {note}")
+    for report in reports:
+        require_sound(report)
+
+
+def _report(report: Any) -> list[RenderableType]:
+    heading = f"{report.root}, {report.split}: {report.pairs} pairs, {len(report.faults)} faulty"
+    right = ("pixels", "share %", "images", "weight")
+    table = make_table("class", *right, right=right, title=heading)
+    for entry in report.classes:
+        share, weight = f"{100 * entry.share:.2f}", f"{entry.weight:.3f}"
+        table.add_row(entry.name, f"{entry.pixels:,}", share, str(entry.images), weight)
+    sizes = ", ".join(f"{size} ({count})" for size, count in list(report.sizes.items())[:5]) or "none"
+    return [table, f"sizes: {sizes}; ignored: {100 * report.ignored_share:.2f} % of all pixels\n"]
+
+
+@data.command(short_help="Make synthetic streets as a Cityscapes tree.")
+@click.argument("folder", type=FOLDER, metavar="DIR")
+@click.option("--images", type=int, default=80, show_default=True, metavar="N", help="Pictures in all.")
+@click.option("--val", type=int, metavar="N", help="How many of them go to val.  [default: one in five, at least one]")
+@click.option("--size", type=SIZE, default=(512, 256), metavar="WxH", help="Size of a picture.  [default: 512x256]")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
+@click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N", help="Threads.")
+@pass_session
+def synth(
+    session: Session, folder: Path, images: int, val: int | None, size: tuple[int, int], seed: int, workers: int
+) -> None:
+    """Draw synthetic streets of all 19 classes into DIR, in the layout of Cityscapes, splits train and val."""
+    from dgmn2cli.data.synth import make_dataset
+
+    held_out = max(1, images // 5) if val is None else val
+    with progress(session, "drawing", total=images) as advance:
+        made = {"train": images - held_out, "val": held_out}
+        report = make_dataset(folder, **made, size=size, seed=seed, workers=workers, step=advance)
+    shown = [f"{count} in {split} ({len(report.classes[split])} classes)" for split, count in report.images.items()]
+    emit(session, report, lambda: f"{report.root}: {', '.join(shown)}")
