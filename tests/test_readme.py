@@ -1,0 +1,33 @@
+"""README says what is so: its table comes from zoo.json, its tree names files that exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_table_is_the_zoos() -> None:
+    spec = importlib.util.spec_from_file_location("model_table", ROOT / "docs" / "model_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert module.rewritten(text) == text, "run python docs/model_table.py"
+    assert text.count("\n| `") == 16
+
+
+def test_the_tree_names_every_part() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.split("## Layout")[1].split("```")[1]
+    named = set(re.findall(r"[\w.-]+(?:\.py|/|\.json|\.md|\.cfg|\.toml)|LICENSE|Makefile", tree))
+    parts = [p for p in (ROOT / "dgmn2cli").iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()]
+    expected = {p.name + ("/" if p.is_dir() else "") for p in parts if not p.name.startswith("_")}
+    assert len(expected) >= 20
+    assert expected <= named, f"README's tree lacks {sorted(expected - named)}"
+    paths = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts}
+    missing = {name for name in named if name.rstrip("/") not in paths}
+    assert not missing, f"README's tree names what is not there: {sorted(missing)}"
