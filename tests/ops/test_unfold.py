@@ -50,7 +50,8 @@ def _out(length: int, axis: int, geometry: dict[str, object]) -> int:
 
 GEOMETRIES = [
     {"padding": 1}, {}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2}, {"kernel_size": 1},
-    {"kernel_size": (2, 3), "padding": (0, 1)}, {"kernel_size": (3, 2), "stride": (1, 2), "padding": (2, 1), "dilation": (1, 2)},
+    {"kernel_size": (2, 3), "padding": (0, 1)},
+    {"kernel_size": (3, 2), "stride": (1, 2), "padding": (2, 1), "dilation": (1, 2)},
 ]  # fmt: skip
 
 
