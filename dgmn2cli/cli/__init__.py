@@ -22,6 +22,7 @@ COMMANDS = {
     "infer": ("dgmn2cli.cli.infer:infer", "Segment pictures: masks, overlays, class shares."),
     "eval": ("dgmn2cli.cli.eval:evaluate", "Measure a model on a labelled data set, the published figure beside it."),
     "submit": ("dgmn2cli.cli.submit:submit", "Make or check a submission to the Cityscapes test server."),
+    "benchmark": ("dgmn2cli.cli.benchmark:benchmark", "Measure speed and memory beside the published design."),
     "download": ("dgmn2cli.cli.download:download", "Get model files, verified; bundles for sites without network."),
     "zoo": ("dgmn2cli.cli.zoo:zoo", "List and show the published models; check what is on disk."),
     "doctor": ("dgmn2cli.cli.doctor:doctor", "Check this machine: Python, libraries, device, op backends, cache."),
