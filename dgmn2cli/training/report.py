@@ -1,0 +1,111 @@
+"""Owns what a training tells whoever watches it, and what it found in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step.
+
+    Attributes:
+        iteration: steps done, this one included.
+        loss: mean over processes and accumulated batches.
+        accuracy: percent of all pixels, ignored ones counted as wrong, as published.
+        lr: the step's learning rate.
+        names: the pictures this process saw.
+    """
+
+    iteration: int
+    loss: float
+    accuracy: float
+    lr: float
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far: mean IoU, a fraction, and the steps done by then."""
+
+    miou: float
+    iteration: int
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """The result of a training.
+
+    Attributes:
+        model: zoo key or configuration name.
+        out: the run folder.
+        iterations: optimiser steps done.
+        processes: how many trained.
+        effective_batch: pictures per optimiser step.
+        lr: learning rate of the first step.
+        resumed_at: steps an earlier run had done; 0 for a new run.
+        loss: of the last step; None where no step was needed.
+        pixel_accuracy, mean_iou, mean_accuracy: of the final evaluation, fractions.
+        best: the best evaluation.
+        checkpoint, best_checkpoint, evaluation: files.
+        seconds: wall time of this run.
+        notes: what was said on the way that matters for the numbers.
+    """
+
+    model: str
+    out: Path
+    iterations: int
+    processes: int
+    effective_batch: int
+    lr: float
+    resumed_at: int
+    loss: float | None
+    pixel_accuracy: float
+    mean_iou: float
+    mean_accuracy: float
+    best: Best
+    checkpoint: Path
+    best_checkpoint: Path
+    evaluation: Path
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class Reporter(Protocol):
+    """Whoever watches a training; picklable, because each process has its own copy (all but the first one's silent)."""
+
+    def note(self, message: str) -> None:
+        """Something the user should know."""
+
+    def counting(self, what: str, total: int) -> Callable[[], object]:
+        """Work of `total` parts begins (a data check, an evaluation); the result is called after each part."""
+
+    def step(self, step: StepReport, iterations: int) -> None:
+        """An optimiser step of `iterations` is done."""
+
+    def evaluated(self, iteration: int, miou: float, accuracy: float, best: bool) -> None:
+        """An evaluation is done; fractions."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def note(self, message: str) -> None:
+        """Ignored."""
+
+    def counting(self, what: str, total: int) -> Callable[[], object]:
+        """Ignored."""
+        return _nothing
+
+    def step(self, step: StepReport, iterations: int) -> None:
+        """Ignored."""
+
+    def evaluated(self, iteration: int, miou: float, accuracy: float, best: bool) -> None:
+        """Ignored."""
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,162 @@
+"""Owns the first weights of a training: the ImageNet backbone, none at all, or a checkpoint, its classes matched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dgmn2cli.assemble import class_list
+from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.errors import ConfigError, IntegrityError, ResourceError
+from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.model.weights import Checkpoint, load_backbone_weights, load_weights, read_checkpoint
+from dgmn2cli.zoo import cache_dir, load_zoo, locate
+
+IMAGENET, SCRATCH = "imagenet", "scratch"
+CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
+
+
+@dataclass(frozen=True)
+class FirstWeights:
+    """Where a training's first weights come from.
+
+    Attributes:
+        kind: `imagenet`, `scratch` or `file`.
+        path: the checkpoint; None for `scratch`.
+        sha256: the hash it must have, where one is known.
+    """
+
+    kind: str
+    path: Path | None = None
+    sha256: str | None = None
+
+
+def find_first_weights(init: str, backbone: str, zoo_file: Path | None, cache: Path | None) -> FirstWeights:
+    """What `init` (`imagenet`, `scratch` or a path) means here; nothing is read but the cache's index.
+
+    Args:
+        init: the configuration's `train.init`.
+        backbone: the backbone's size.
+        zoo_file, cache: the manifest and the cache folder; the usual ones if None.
+
+    Raises:
+        ResourceError: the ImageNet weights, or the file, are not there; says both ways out.
+    """
+    if init == SCRATCH:
+        return FirstWeights(SCRATCH)
+    if init != IMAGENET:
+        path = Path(init)
+        if not path.exists():
+            hint = "Give the path of a checkpoint, or --from imagenet or --from scratch."
+            raise ResourceError("the first weights are not there", where=path, why="no such file", hint=hint)
+        return FirstWeights("file", path)
+    entry = load_zoo(zoo_file).backbone(backbone)
+    found = locate(entry, cache_dir(cache))
+    if found is None:
+        raise ResourceError(
+            "the ImageNet weights are not on disk",
+            where=entry.key,
+            why="a training starts from them unless told otherwise",
+            hint=f"Get them with `dgmn2 download {entry.key}`, or start without them: --from scratch.",
+        )
+    return FirstWeights(IMAGENET, found.path, found.sha256)
+
+
+def load_first_weights(model: Segmentor, first: FirstWeights, data: SegmentationSet) -> list[str]:
+    """Loads a training's first weights into `model`; says what was done with them.
+
+    Args:
+        model: with fresh weights.
+        first: as `find_first_weights` gives.
+        data: the data set to train on; a segmentor's classifier rows are taken over by class name.
+
+    Raises:
+        ResourceError, IntegrityError, NonFiniteError: the file is missing, damaged, unsafe, or another model's.
+    """
+    if first.path is None:
+        return ["Started from fresh weights (scratch)."]
+    read = read_checkpoint(first.path, sha256=first.sha256)
+    if first.kind == IMAGENET or not any(key.startswith("decode_head.") for key in read.state):
+        load_backbone_weights(model.backbone, read)
+        return [f"Took the backbone's weights from {first.path}."]
+    return [f"Took the weights from {first.path}.", *_load_segmentor(model, read, data.classes)]
+
+
+def _load_segmentor(model: Segmentor, read: Checkpoint, classes: tuple[str, ...]) -> list[str]:
+    """All weights of a segmentor's checkpoint; classifier rows of classes it lacks stay fresh."""
+    if not all(key in read.state for key in CLASSIFIER):
+        load_weights(model, read)  # says what is missing
+    count = read.state[CLASSIFIER[0]].shape[0]
+    names = _names(read, count, classes)
+    if names == classes:
+        load_weights(model, read)
+        return []
+    known = {name: row for row, name in enumerate(names)}
+    rows = [(row, known[name]) for row, name in enumerate(classes) if name in known]
+    state = dict(read.state)
+    for key in CLASSIFIER:
+        state[key] = _matched(model.state_dict()[key], read.state[key], rows, key, read.path)
+    load_weights(model, replace(read, state=state))
+    copied = [classes[row] for row, _ in rows]
+    fresh = [name for name in classes if name not in known]
+    notes = [f"Classifier rows copied by name ({len(copied)} of {len(classes)}): {', '.join(copied) or 'none'}."]
+    return [*notes, f"Classifier rows with fresh weights: {', '.join(fresh)}."] if fresh else notes
+
+
+def _names(read: Checkpoint, count: int, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """What the checkpoint's classes are called; where it does not say and has as many as the data: like those."""
+    said = read.meta.get("CLASSES")
+    if not isinstance(said, (list, tuple)) and count == len(classes):
+        return classes
+    return class_list(count, read.meta).names
+
+
+def _matched(fresh: Tensor, old: Tensor, rows: list[tuple[int, int]], key: str, path: Path) -> Tensor:
+    """`fresh` with rows taken from `old`, both `(classes, ...)`; pairs are (row of fresh, row of old)."""
+    if old.dim() != fresh.dim() or old.shape[1:] != fresh.shape[1:]:
+        raise IntegrityError(
+            "the checkpoint does not fit the model", where=path,
+            why=f"{key} is {tuple(old.shape)}, wanted (classes, {', '.join(map(str, fresh.shape[1:]))})",
+            hint="Check that the model name and the file belong together.",
+        )  # fmt: skip
+    made = fresh.detach().clone()
+    with torch.no_grad():
+        for row, source in rows:
+            made[row] = old[source].to(made.dtype)
+    return made
+
+
+def class_weights_from(source: str, counted: tuple[float, ...], names: tuple[str, ...]) -> tuple[float, ...]:
+    """Loss weights by class: those counted from the labels for `auto`, else those in a file.
+
+    The file has a line `NAME = WEIGHT` or just `WEIGHT` for each class (the latter in the order of ids); `#` starts a
+    comment.
+
+    Raises:
+        ConfigError: the file cannot be read, or has something else in it.
+    """
+    if source == "auto":
+        return tuple(round(weight, 6) for weight in counted)
+    path, what = Path(source), "cannot use the class weights"
+    try:
+        lines = [line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(what, where=path, why=why, hint="Give 'auto' or the path of a text file.") from error
+    lines = [line for line in lines if line]
+    found: dict[str, float] = {}
+    for number, line in enumerate(lines):
+        name, equals, text = line.rpartition("=")
+        key = name.strip() if equals else (names[number] if number < len(names) else "")
+        try:
+            found[key] = float(text)
+        except ValueError as error:
+            raise ConfigError(what, where=path, why=f"'{text.strip()[:40]}' is no number") from error
+    wrong = [*(name for name in found if name not in names), *(name for name in names if name not in found)]
+    if wrong or len(lines) != len(names) or not all(0 <= weight < float("inf") for weight in found.values()):
+        why = f"wanted a weight from 0 for each of {len(names)} classes" + (f"; see {wrong[0]!r}" if wrong else "")
+        raise ConfigError(what, where=path, why=why)
+    return tuple(found[name] for name in names)

@@ -1,0 +1,177 @@
+"""Owns one optimiser step: forward passes on one or many processes, their gradients, and the refusal of NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dgmn2cli.config import Config
+from dgmn2cli.data.loaders import TrainBatch
+from dgmn2cli.errors import NonFiniteError, ResourceError
+from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.runtime import resolve_dtype
+from dgmn2cli.training.batchnorm import synchronise_batch_norm
+from dgmn2cli.training.loss import segmentation_loss
+from dgmn2cli.training.optim import make_optimizer, poly_lr, set_lr
+from dgmn2cli.training.report import StepReport
+from dgmn2cli.training.team import Team, lost_connections
+
+_RANDOM_LAYERS = 2  # this use of the seed; the data loaders have 0 and 1
+
+
+class LossModule(nn.Module):
+    """A segmentor that gives its loss: what DistributedDataParallel wraps."""
+
+    def __init__(self, model: Segmentor, class_weights: Tensor | None, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.model, self.class_weights, self.autocast = model, class_weights, autocast
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy of `images` `(B, 3, H, W)` and `labels` `(B, H, W)`; see `segmentation_loss`."""
+        images = images.to(next(self.model.parameters()).dtype)
+        with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
+            raw = self.model.raw_logits(images)
+        return segmentation_loss(raw, labels, self.class_weights)
+
+
+def _add_in_rank_order(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
+    """The mean of a gradient bucket over the processes, added in the order of their ranks.
+
+    A ring adds each element in an order that depends on its place in the bucket, and PyTorch lays the buckets out anew
+    after the first step of a run: from three processes on, a resumed run would differ in the last bits.
+    """
+    mine = bucket.buffer()
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    total = torch.stack(parts).sum(0) / len(parts)
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(total)
+    return done
+
+
+class Stepper:
+    """The network, its optimiser, and how a step is made of batches.
+
+    Args:
+        config: the configuration.
+        model: on the team's device, in training mode; its batch norms are synchronised here where that is wanted.
+        team: the processes.
+
+    Attributes:
+        model: the network itself, whose state dict has the published keys.
+        optimizer: AdamW over the parameters that learn.
+        scaler: loss scaling of float16.
+    """
+
+    def __init__(self, config: Config, model: Segmentor, team: Team) -> None:
+        self.config, self.model, self.team = config, model, team
+        if config.train.freeze_backbone:
+            model.backbone.requires_grad_(requires_grad=False)
+        together = team.world > 1
+        if together and config.train.sync_bn:
+            synchronise_batch_norm(model, team.device)
+        dtype = resolve_dtype(config.train.dtype)
+        weights = config.train.class_weights
+        self.network: nn.Module = LossModule(
+            model,
+            torch.tensor(weights, dtype=torch.float32, device=team.device) if weights else None,
+            None if dtype == torch.float32 else dtype,
+        )
+        if together:
+            self.network = _distributed(self.network, team, sync_bn=config.train.sync_bn)
+        self.optimizer = make_optimizer(config.optim, [p for p in model.parameters() if p.requires_grad])
+        self.scaler = torch.amp.GradScaler(team.device.type, enabled=dtype == torch.float16)
+
+    def train_mode(self) -> None:
+        """Layers as for training; a frozen backbone keeps its batch norm statistics."""
+        self.network.train()
+        if self.config.train.freeze_backbone:
+            self.model.backbone.eval()
+
+    def step(self, iteration: int, batches: Iterator[TrainBatch]) -> StepReport:
+        """Optimiser step number `iteration`, counted from 0.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite on some process; the weights are as before the step.
+            ResourceError: out of GPU memory.
+            DistributedError: a process is gone.
+        """
+        settings = self.config
+        lr = poly_lr(settings.optim, iteration, settings.train.iters)
+        set_lr(self.optimizer, lr)
+        torch.manual_seed(layer_seed(settings.train.seed, self.team.rank, iteration))
+        self.train_mode()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: list[Tensor] = []
+        accuracies: list[Tensor] = []
+        names: list[str] = []
+        for number in range(settings.train.accumulate):
+            batch = next(batches)
+            loss, accuracy = self._backward(batch, last=number == settings.train.accumulate - 1)
+            losses.append(loss)
+            accuracies.append(accuracy)
+            names += batch.names
+        own = torch.stack(losses).mean()
+        loss_mean, accuracy_mean = self.team.mean([own, torch.stack(accuracies).mean()])
+        report = StepReport(iteration + 1, loss_mean, accuracy_mean, lr, tuple(names))
+        if not np.isfinite(loss_mean):
+            self._refuse(report, float(own))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return report
+
+    def _backward(self, batch: TrainBatch, *, last: bool) -> tuple[Tensor, Tensor]:
+        """Adds one batch's gradients; they are exchanged between the processes with the step's last batch."""
+        images = batch.images.to(self.team.device, non_blocking=True)
+        labels = batch.labels.to(self.team.device, non_blocking=True)
+        waiting: AbstractContextManager[Any] = nullcontext()
+        if isinstance(self.network, DistributedDataParallel) and not last:
+            waiting = self.network.no_sync()
+        try:
+            with waiting, lost_connections() if self.team.world > 1 else nullcontext():
+                loss, accuracy = self.network(images, labels)
+                self.scaler.scale(loss / self.config.train.accumulate).backward()
+        except torch.OutOfMemoryError as error:
+            size = "x".join(map(str, images.shape))
+            hint = "Use a smaller --batch-size with --accumulate, a smaller --crop, or --dtype bfloat16."
+            why = f"a batch of {size} does not fit"
+            raise ResourceError("out of memory on the device", where=self.team.device, why=why, hint=hint) from error
+        return loss.detach(), accuracy
+
+    def _refuse(self, report: StepReport, own: float) -> None:
+        """Raises NonFiniteError with the step, the learning rate and the pictures of the processes concerned."""
+        found = self.team.gather((own, report.names))
+        names = [name for loss, pictures in found if not np.isfinite(loss) for name in pictures]
+        raise NonFiniteError(
+            "the loss is not a finite number",
+            where=f"step {report.iteration}",
+            why=f"it is {report.loss} at learning rate {report.lr:g}, pictures {', '.join(names[:8])}",
+            hint="No checkpoint was written. Resume with a smaller --set optim.lr and --force, or start anew.",
+        )
+
+
+def layer_seed(seed: int, rank: int, iteration: int) -> int:
+    """The seed of everything random within the network's layers at one step on one process."""
+    drawn = np.random.SeedSequence([seed, _RANDOM_LAYERS, rank, iteration]).generate_state(1, np.uint64)
+    return int(drawn[0] >> np.uint64(1))
+
+
+def _distributed(network: nn.Module, team: Team, *, sync_bn: bool) -> DistributedDataParallel:
+    on_gpu = team.device.type == "cuda"
+    with lost_connections():
+        made = DistributedDataParallel(
+            network,
+            device_ids=[team.device.index] if on_gpu else None,
+            broadcast_buffers=not sync_bn,  # synchronised statistics are the same on every process already
+            gradient_as_bucket_view=True,
+        )
+    if not on_gpu:
+        made.register_comm_hook(None, _add_in_rank_order)
+    return made

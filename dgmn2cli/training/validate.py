@@ -1,0 +1,119 @@
+"""Owns the evaluations within a training: the weights as they are used later, measured as `eval` measures them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dgmn2cli.config import Config
+from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.data.images import write_png
+from dgmn2cli.errors import Dgmn2Error
+from dgmn2cli.evaluate import Counted, EvalReport, evaluate
+from dgmn2cli.model.attention import use_backend
+from dgmn2cli.model.build import build_segmentor
+from dgmn2cli.model.inference_form import InferenceForm
+from dgmn2cli.prediction import ClassList
+from dgmn2cli.runtime import describe_device
+from dgmn2cli.segmenter import RunInfo, Segmenter
+from dgmn2cli.training.team import Team
+from dgmn2cli.visualize import colorize, contact_sheet
+
+SHOWN = 3  # pictures on a sheet of sample predictions
+
+
+class Stopped(Dgmn2Error):  # noqa: N818
+    """An evaluation was given up because the run is to end; travels between processes like any failure of one."""
+
+
+def snapshot(
+    config: Config, weights: Mapping[str, Tensor], data: SegmentationSet, team: Team, backend: str, checkpoint: str
+) -> Segmenter:
+    """A segmenter on a copy of `weights`, rewritten for inference as by every other command.
+
+    Args:
+        config: the configuration.
+        weights: a state dict; copied.
+        data: whose classes they tell apart.
+        team: gives the device.
+        backend: the op backend's name.
+        checkpoint: what the report calls the weights.
+    """
+    model = build_segmentor(config.model)
+    model.load_state_dict(dict(weights))
+    use_backend(model, backend)
+    model.to(team.device).eval().requires_grad_(requires_grad=False)
+    info = RunInfo(
+        model=config.name,
+        checkpoint=checkpoint,
+        sha256="",
+        device=str(team.device),
+        device_name=describe_device(team.device),
+        dtype="float32",
+        backend=backend,
+        form="fused",
+    )
+    return Segmenter(InferenceForm(model), class_list_of(data), info, config.inference)
+
+
+def class_list_of(data: SegmentationSet) -> ClassList:
+    """The data set's classes."""
+    return ClassList(data.classes, data.palette, cityscapes=data.kind == "cityscapes")
+
+
+class _Watch:
+    """Counts pictures, and ends the evaluation when the run is to end."""
+
+    def __init__(self, advance: Callable[[], object], stopping: Callable[[], bool]) -> None:
+        self._advance, self._stopping = advance, stopping
+
+    def part(self, share: float) -> None:
+        if self._stopping():
+            raise Stopped("the evaluation was given up")
+
+    def picture(self, counted: Counted) -> None:
+        self._advance()
+        self.part(1.0)
+
+
+def validate(
+    segmenter: Segmenter,
+    data: SegmentationSet,
+    team: Team,
+    *,
+    workers: int,
+    advance: Callable[[], object],
+    stopping: Callable[[], bool],
+) -> EvalReport:
+    """Evaluates on all processes together, single scale; every process gets the report of the whole.
+
+    Args:
+        advance: called after each of this process's pictures.
+        stopping: whether the run is to end; then the evaluation is given up on every process.
+
+    Raises:
+        Stopped: it was given up.
+        Dgmn2Error: as `evaluate`.
+    """
+    watch = _Watch(advance, stopping)
+    return evaluate(segmenter, data, shard=(team.rank, team.world), workers=max(1, workers), watch=watch)
+
+
+def write_samples(path: Path, segmenter: Segmenter, data: SegmentationSet) -> Path:
+    """Writes a sheet of the first pictures: picture, label, prediction.
+
+    Raises:
+        DataError: a picture cannot be read.
+        ResourceError: the file cannot be written.
+    """
+    rows = []
+    for index in range(min(SHOWN, len(data))):
+        sample = data.read(index)
+        found = segmenter.predict(np.ascontiguousarray(sample.image[:, :, ::-1]))
+        tiles = [sample.image, colorize(sample.label, data.palette), colorize(found.ids, data.palette)]
+        name = data.pairs[index].name
+        rows.append(list(zip([name[:40], "label", "prediction"], tiles, strict=True)))
+    return write_png(path, contact_sheet(rows))
