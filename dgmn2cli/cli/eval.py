@@ -9,7 +9,7 @@ import click
 
 from dgmn2cli.cli import render
 from dgmn2cli.cli.options import Session, model_argument, pass_session
-from dgmn2cli.cli.protocol import data_options, network_of, network_options, protocol_options, settings_of
+from dgmn2cli.cli.protocol import data_options, fetched, network_of, network_options, protocol_options, settings_of
 
 _PATH = click.Path(path_type=Path)
 _REQUEST = ("split", "limit", "device", "gpus", "workers", "threads", "report", "resume", "save_preds", "official")
@@ -38,19 +38,24 @@ def evaluate(session: Session, model: str, **options: Any) -> None:
     """
     from dgmn2cli.cli import eval_tables
     from dgmn2cli.evaluate import official, published, run
-    from dgmn2cli.evaluate.request import EvalRequest
+    from dgmn2cli.evaluate.request import EvalRequest, open_data
 
     context, zoo = click.get_current_context(), session.zoo()
     settings, named = settings_of(options), {name: options[name] for name in _REQUEST}
     request = EvalRequest(options["data_root"], settings=settings, tolerance=options["tolerance"], **named)
+    if options["everything"]:
+        _refuse_one_model(context)
+        subjects, missing = run.on_disk([network_of(session, entry.key, options) for entry in zoo.segmentors])
+    else:
+        network = network_of(session, model, options)
+        open_data(request, [network.recipe.config.inference])  # refused before a download, if at all
+        subjects = [fetched(session, network).subject()]
     with render.progress(session, "preparing") as advance:
         stage = eval_tables.Progress(session, advance)
         if options["everything"]:
-            _refuse_one_model(context)
-            networks = [network_of(session, entry.key, options) for entry in zoo.segmentors]
-            found = run.run_zoo(request, *run.on_disk(networks), stage)
+            found = run.run_zoo(request, subjects, missing, stage)
         else:
-            reports = [run.run(request, network_of(session, model, options).subject(), stage)]
+            reports = [run.run(request, subjects[0], stage)]
     if options["everything"]:
         render.emit(session, found, lambda: eval_tables.zoo_table(found, zoo, options["ms_flip"]))
         run.require_all_sound(found)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dgmn2cli.cli.options import SIZE, Session, run_options
+from dgmn2cli.cli.weights import ensure_weights
 
 if TYPE_CHECKING:
     from dgmn2cli.evaluate.subject import LoadNetwork
@@ -95,3 +96,10 @@ def network_of(session: Session, model: str, options: dict[str, Any]) -> LoadNet
         resolve(model, zoo=session.zoo()), options["checkpoint"], options["dtype"], options["backend"],
         not options["published_order"], options["compiled"], session.cache,
     )  # fmt: skip
+
+
+def fetched(session: Session, network: LoadNetwork) -> LoadNetwork:
+    """The network, its published weights fetched where they are wanted and not on disk; errors as `ensure_weights`."""
+    if network.checkpoint is None and network.recipe.entry is not None:
+        ensure_weights(session, network.recipe.entry)
+    return network

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
 from dgmn2cli.cli import render
 from dgmn2cli.cli.options import Session, model_argument, pass_session
-from dgmn2cli.cli.protocol import data_options, network_of, network_options, protocol_options, settings_of
+from dgmn2cli.cli.protocol import data_options, fetched, network_of, network_options, protocol_options, settings_of
+
+if TYPE_CHECKING:
+    from dgmn2cli.submission import SubmissionReport, ZipReport
 
 _PATH = click.Path(path_type=Path)
 
@@ -33,49 +36,53 @@ def submit(session: Session, model: str, **options: Any) -> None:
 
     --validate checks a zip: against the pictures under --data-root where they are, else against the official numbers.
     """
-    from dgmn2cli import runtime, submission
+    from dgmn2cli import submission
 
-    context, root = click.get_current_context(), options["data_root"]
-    with render.progress(session, "reading the pictures") as advance:
-        if options["validate"] is not None:
-            named = context.get_parameter_source("data_root") is not click.core.ParameterSource.DEFAULT
-            expected = submission.OFFICIAL
-            if named or root.is_dir():
-                expected = submission.expected_of(submission.open_test(root, options["split"]))
-            checked = submission.validate_zip(options["validate"], expected, lambda total: advance(total=total))
-        else:
-            load = network_of(session, model, options)
-            if options["kept"] is None:
-                load.subject()  # its weights must be there before the pictures are read
-            data = submission.open_test(root, options["split"], step=lambda total: advance(total=total))
-            runtime.set_threads(options["threads"])
-            folder = options["kept"] or options["out"]
-            target = options["target"] or folder.with_name(folder.name + ".zip")
-            advance(completed=0, total=len(data), description="segmenting")
-            segmenter = load(options["device"]) if options["kept"] is None else None
-            report = submission.make_submission(
-                segmenter, data, settings_of(options), folder, target, workers=options["workers"], part=advance
-            )
-            checked = report.check
-    if options["validate"] is None:
-        render.emit(session, report, lambda: _made(report))
+    if options["validate"] is not None:
+        checked = _validate(session, options)
+        render.emit(session, checked, lambda: render.record_table(_rows(checked)))
     else:
-        render.emit(session, checked, lambda: _checked(checked))
+        report = _make(session, model, options)
+        checked = report.check
+        render.emit(session, report, lambda: _made(report))
     submission.require_valid(checked)
 
 
-def _made(report: Any) -> Table:
+def _validate(session: Session, options: dict[str, Any]) -> ZipReport:
+    from dgmn2cli import submission
+
+    root, split, source = options["data_root"], options["split"], click.get_current_context().get_parameter_source
+    expected = submission.OFFICIAL
+    if source("data_root") is not click.core.ParameterSource.DEFAULT or (root / "leftImg8bit" / split).is_dir():
+        expected = submission.expected_of(submission.open_test(root, split))
+    with render.progress(session, "checking the zip") as advance:
+        return submission.validate_zip(options["validate"], expected, lambda total: advance(total=total))
+
+
+def _make(session: Session, model: str, options: dict[str, Any]) -> SubmissionReport:
+    from dgmn2cli import runtime, submission
+
+    kept, folder, settings = options["kept"], options["kept"] or options["out"], settings_of(options)
+    target = options["target"] or folder.parent / f"{folder.resolve().name}.zip"
+    network = network_of(session, model, options) if kept is None else None
+    with render.progress(session, "reading the pictures") as advance:
+        data = submission.open_test(options["data_root"], options["split"], lambda total: advance(total=total))
+    runtime.set_threads(options["threads"])
+    segmenter = fetched(session, network)(options["device"]) if network is not None else None
+    with render.progress(session, "segmenting", total=len(data)) as advance:
+        return submission.make_submission(
+            segmenter, data, settings, folder, target, workers=options["workers"], part=advance
+        )
+
+
+def _made(report: SubmissionReport) -> Table:
     run = report.run
     source = f"{run.model} on {run.device_name}, {report.protocol}" if run else f"predictions kept in {report.folder}"
     rows = [("made from", source), ("label ids", str(report.folder)), ("seconds", f"{report.seconds:.1f}")]
     return render.record_table([*rows, *_rows(report.check)])
 
 
-def _checked(report: Any) -> Table:
-    return render.record_table(_rows(report))
-
-
-def _rows(report: Any) -> list[tuple[str, str]]:
+def _rows(report: ZipReport) -> list[tuple[str, str]]:
     faults = f"{len(report.faults)} faults" if report.faults else "no faults"
     against = f"{report.files} of {report.expected} files, {faults}, checked against {report.against}"
     return [("check", against), ("zip", f"{report.path} ({render.megabytes(report.bytes)})")]

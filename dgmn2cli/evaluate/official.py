@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID, LABEL_IDS_SUFFIX
+from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID, LABEL_IDS_SUFFIX, LABELS
 from dgmn2cli.data.dataset import Pair, SegmentationSet
-from dgmn2cli.data.images import write_png
+from dgmn2cli.data.images import read_label, write_png
 from dgmn2cli.errors import CheckFailed, ConfigError, DataError, ResourceError
 from dgmn2cli.evaluate.report import OfficialScores
 from dgmn2cli.metrics import Scores
@@ -91,10 +91,10 @@ def _difference(mine: float, theirs: float) -> float:
 
 
 def _label_ids_file(pair: Pair) -> Path | None:
-    """The picture's official labelIds file, if there is one."""
+    """The picture's official labelIds file, if there is one that the tool can read: it knows no 255."""
     assert pair.label is not None
     path = pair.label.parent / (pair.label.name.split("_gtFine_")[0] + LABEL_IDS_SUFFIX)
-    return path if path.is_file() else None
+    return path if path.is_file() and read_label(path).max() <= LABELS[-1].id else None
 
 
 def _run(predictions: list[str], truths: list[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol as Interface
 
+from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.check import check_dataset, require_sound
 from dgmn2cli.data.dataset import SegmentationSet
@@ -78,13 +79,16 @@ class EvalData:
     info: DataInfo
 
 
-def prepare(request: EvalRequest, subjects: Sequence[Subject], stage: Stage) -> EvalData:
-    """Everything that can go wrong before a network is loaded, cheapest first; then the check of all pictures.
+def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> SegmentationSet:
+    """The whole split, once everything has been refused that can be without reading a picture or loading a network.
+
+    Args:
+        inferences: the test procedures of the networks' configurations.
 
     Raises:
         ConfigError: impossible settings.
         ResourceError: not enough GPUs; cityscapesScripts is missing.
-        DataError: the data set has faults; all are named.
+        DataError: no data set there, or pictures without labels; all are named.
     """
     devices_for(request.device, request.gpus)
     if request.resume and request.report is None:
@@ -92,14 +96,25 @@ def prepare(request: EvalRequest, subjects: Sequence[Subject], stage: Stage) -> 
     if request.resume and request.official and request.save_preds is None:
         why = "the predictions of the first run are gone"
         raise ConfigError("--resume with --official needs kept predictions", why=why, hint="Add --save-preds DIR.")
-    for subject in subjects:
-        protocol_in_force(request.settings, subject.inference)
+    for inference in inferences:
+        protocol_in_force(request.settings, inference)
     whole = open_dataset(request.root, request.split)
     if request.official:
         require_official(whole.kind)
-    data = first(whole, request.limit)
     if request.save_preds is not None:
-        PredictionFolder.of(request.save_preds, data)
+        PredictionFolder.of(request.save_preds, first(whole, request.limit))
+    return whole
+
+
+def prepare(request: EvalRequest, subjects: Sequence[Subject], stage: Stage) -> EvalData:
+    """The pictures, each read once and found sound.
+
+    Raises:
+        ConfigError, ResourceError: as `open_data`.
+        DataError: the data set has faults; all are named.
+    """
+    whole = open_data(request, [subject.inference for subject in subjects])
+    data = first(whole, request.limit)
     step, workers = stage.checking(len(data)), max(1, request.workers)
     report = check_dataset(data, workers=workers, max_pixels=request.settings.max_pixels, step=step)
     require_sound(report)

@@ -39,7 +39,7 @@ class SubmissionReport:
     check: ZipReport
 
 
-def open_test(root: Path, split: str, *, step: Callable[[int], object] = lambda total: None) -> SegmentationSet:
+def open_test(root: Path, split: str, step: Callable[[int], object] = lambda total: None) -> SegmentationSet:
     """The pictures to submit, each read once to see that it can be.
 
     Args:
@@ -133,7 +133,8 @@ def write_zip(path: Path, files: Sequence[Path]) -> Path:
     """A zip of `files`, flat, in the order of their names; the same files give the same bytes.
 
     Raises:
-        ResourceError: it cannot be written.
+        DataError: a file cannot be read.
+        ResourceError: the zip cannot be written.
     """
 
     def write(file: BinaryIO) -> None:
@@ -141,9 +142,17 @@ def write_zip(path: Path, files: Sequence[Path]) -> Path:
             for source in sorted(files, key=lambda item: item.name):
                 entry = zipfile.ZipInfo(source.name, _DATE)
                 entry.external_attr = 0o644 << 16
-                archive.writestr(entry, source.read_bytes())
+                archive.writestr(entry, _content(source))
 
     return atomic_write(path, write)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DataError("cannot read the prediction", where=path, why=why, hint="Check the path.") from error
 
 
 def make_submission(
