@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, LABEL_ID_OF_TRAIN_ID
+from dgmn2cli.data.folder import FolderDescription, id_map
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import DataError
 from dgmn2cli.metrics import ConfusionMatrix, compute_scores, confusion
@@ -54,6 +55,12 @@ def test_the_areas_of_one_image() -> None:
     scores = compute_scores(confusion(GOLDEN["preds"][0], GOLDEN["gts"][0], 19), CLASSES)
     for key, name in (("intersection", "intersect"), ("labelled", "label"), ("predicted", "pred")):
         np.testing.assert_array_equal([getattr(c, key) for c in scores.classes], GOLDEN[f"img0_area_{name}"])
+
+
+def test_the_label_areas_with_zero_reduced() -> None:
+    reduced = id_map(FolderDescription(CLASSES, reduce_zero_label=True)).apply(GOLDEN["gts"][0], "golden")
+    areas = np.bincount(reduced.ravel(), minlength=256)[:19]
+    np.testing.assert_array_equal(areas, GOLDEN["img0_rzl_area_label"])
 
 
 def test_predictions_outside_the_classes_count_in_the_label_area_only() -> None:

@@ -34,6 +34,9 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, *, thorough: bool
     16 bits keep their upper byte, CMYK is converted as OpenCV does. An alpha channel is dropped, not composited.
     The EXIF orientation is applied, so the array has the displayed size.
 
+    Every shortened file is refused, and every damaged PNG. JPEG, WebP and BMP have no checksums: bytes changed or lost
+    in the middle of their pixels, where what is left still reads as a whole picture, cannot be noticed.
+
     Args:
         path: a regular file: PNG, JPEG, WebP (still) or BMP.
         max_pixels: the largest width x height allowed; checked before anything is decoded.
