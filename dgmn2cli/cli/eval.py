@@ -56,6 +56,8 @@ def evaluate(session: Session, model: str, **options: Any) -> None:
             found = run.run_zoo(request, subjects, missing, stage)
         else:
             reports = [run.run(request, subjects[0], stage)]
+    if not run.speaks():
+        return
     if options["everything"]:
         render.emit(session, found, lambda: eval_tables.zoo_table(found, zoo, options["ms_flip"]))
         run.require_all_sound(found)

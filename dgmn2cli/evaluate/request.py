@@ -15,6 +15,7 @@ from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.check import check_dataset, require_sound
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError
+from dgmn2cli.evaluate.collective import torchrun_place
 from dgmn2cli.evaluate.engine import PredictionFolder, Watch, first
 from dgmn2cli.evaluate.official import require_official
 from dgmn2cli.evaluate.published import TOLERANCE
@@ -96,6 +97,8 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> Se
     if request.resume and request.official and request.save_preds is None:
         why = "the predictions of the first run are gone"
         raise ConfigError("--resume with --official needs kept predictions", why=why, hint="Add --save-preds DIR.")
+    if torchrun_place() is not None:
+        _refuse_under_torchrun(request)
     for inference in inferences:
         protocol_in_force(request.settings, inference)
     whole = open_dataset(request.root, request.split)
@@ -104,6 +107,17 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> Se
     if request.save_preds is not None:
         PredictionFolder.of(request.save_preds, first(whole, request.limit))
     return whole
+
+
+def _refuse_under_torchrun(request: EvalRequest) -> None:
+    """Raises ConfigError for what only a run that starts its own processes can do."""
+    if request.gpus > 1:
+        raise ConfigError("--gpus within torchrun", why="torchrun has started the processes", hint="Leave out --gpus.")
+    if request.resume:
+        raise ConfigError("--resume within torchrun", why="only --gpus keeps a journal", hint="Use --gpus N.")
+    if request.official and request.save_preds is None:
+        why = "each process has only its own predictions"
+        raise ConfigError("--official within torchrun", why=why, hint="Add --save-preds DIR, a folder that all see.")
 
 
 def prepare(request: EvalRequest, subjects: Sequence[Subject], stage: Stage) -> EvalData:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.loaders import eval_indices
-from dgmn2cli.errors import IntegrityError, NonFiniteError, ResourceError
-from dgmn2cli.evaluate.engine import PredictionFolder, follow, report_of, require_same_classes
+from dgmn2cli.errors import Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
+from dgmn2cli.evaluate.collective import Place, joined, raise_together, torchrun_place
+from dgmn2cli.evaluate.engine import PredictionFolder, evaluate, follow, report_of, require_same_classes
 from dgmn2cli.evaluate.official import official_scores
 from dgmn2cli.evaluate.published import judged
 from dgmn2cli.evaluate.ranks import Crew, Ready, Solo, Task, devices_for
@@ -102,8 +103,14 @@ def journal_path(report: Path, model: str = "") -> Path:
     return report.with_name(f"{report.name}{f'.{model}' if model else ''}.journal")
 
 
+def speaks() -> bool:
+    """Whether this process writes reports and answers; of those that torchrun started only the first does."""
+    place = torchrun_place()
+    return place is None or place.rank == 0
+
+
 def _finish(path: Path | None, report: EvalReport | ZooReport, journals: Sequence[Path]) -> None:
-    if path is not None:
+    if path is not None and speaks():
         atomic_write(path, to_json(report) + "\n")
     for journal in journals:
         journal.unlink(missing_ok=True)
@@ -143,6 +150,9 @@ def _counted(
     journal: Path | None,
 ) -> EvalReport:
     """The bare report: the network loaded, on one process or several, and every picture counted once."""
+    place = torchrun_place()
+    if place is not None:
+        return _shared(request, subject, prepared, keep, stage, place)
     data, devices = prepared.data, devices_for(request.device, request.gpus)
     threads = max(1, set_threads(request.threads) // len(devices))
     task = Task(subject.load, data, request.settings, request.workers, keep, threads, list(warnings.filters))
@@ -156,6 +166,33 @@ def _counted(
             follow(pictures, tally, watch)
     protocol = protocol_in_force(request.settings, subject.inference)
     return report_of(ready.info, protocol, prepared.info, data, tally, processes=len(devices), resumed=len(done))
+
+
+def _shared(
+    request: EvalRequest,
+    subject: Subject,
+    prepared: EvalData,
+    keep: PredictionFolder | None,
+    stage: Stage,
+    place: Place,
+) -> EvalReport:
+    """The bare report of all that torchrun started, on each of them."""
+    set_threads(request.threads)
+    with joined():
+        segmenter, failure = None, None
+        try:
+            segmenter = subject.load(place.device(request.device))
+        except Dgmn2Error as error:
+            failure = error
+        raise_together(failure)
+        assert segmenter is not None
+        shard, folder = (place.rank, place.world), keep.folder if keep is not None else None
+        watch = stage.evaluating(subject.name, len(eval_indices(len(prepared.data), *shard)), 0)
+        report = evaluate(
+            segmenter, prepared.data, request.settings, shard=shard, workers=request.workers, save_preds=folder,
+            watch=watch,
+        )  # fmt: skip
+    return replace(report, data=prepared.info, partial=prepared.info.partial)
 
 
 def _tally(request: EvalRequest, subject: Subject, prepared: EvalData, ready: Ready, path: Path | None) -> Tally:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,3 +218,30 @@ def test_the_whole_zoo(run: Run, tmp_path: Path, checkpoint: Path, monkeypatch: 
     [only] = report["reports"]
     assert f"{100 * only['scores']['mean_iou']:.2f}" in rows["setr_naive-tiny"]
     assert not any("sha256" in reason or "hash" in reason for reason in only["no_comparison"])
+
+
+@pytest.mark.slow
+def test_under_torchrun(run: Run, tmp_path: Path, checkpoint: Path) -> None:
+    root = make_tree(tmp_path / "city", 3)
+    arguments = ("setr_naive-tiny", "--checkpoint", checkpoint, "--data-root", root, "--json")
+    alone = json.loads(run(*arguments)[1])
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "dgmn2cli",
+    ]
+    command = [*launcher, "eval", *map(str, arguments), *SMALL, "--report", "r.json"]
+    environment = {**os.environ, "PYTHONPATH": str(zoo_path().parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["confusion"], report["processes"]) == (alone["confusion"], 2)
+    assert json.loads(Path("r.json").read_text()) == report
+    refused = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=240)
+    assert refused.returncode != 0
+    assert "Error: --resume within torchrun" in refused.stderr
