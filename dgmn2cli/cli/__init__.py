@@ -21,6 +21,7 @@ from dgmn2cli.zoo.manifest import shown
 COMMANDS = {
     "infer": ("dgmn2cli.cli.infer:infer", "Segment pictures: masks, overlays, class shares."),
     "eval": ("dgmn2cli.cli.eval:evaluate", "Measure a model on a labelled data set, the published figure beside it."),
+    "train": ("dgmn2cli.cli.train:train", "Train or fine-tune a model, on one process or many."),
     "submit": ("dgmn2cli.cli.submit:submit", "Make or check a submission to the Cityscapes test server."),
     "benchmark": ("dgmn2cli.cli.benchmark:benchmark", "Measure speed and memory beside the published design."),
     "download": ("dgmn2cli.cli.download:download", "Get model files, verified; bundles for sites without network."),

@@ -28,6 +28,7 @@ from dgmn2cli.errors import Dgmn2Error, DistributedError
 
 Result = TypeVar("Result")
 YIELD = 2.0  # seconds a process that lost its peers waits before it ends, so that the peer's death is seen first
+_CHATTY = ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing")
 _HANG_UP = "SIGHUP"  # the one signal left to the launcher
 
 
@@ -157,7 +158,7 @@ def _hand_on_signals() -> Iterator[list[int]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the launcher's own log lines off the terminal; what they say ends in the one error."""
-    names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
+    names = [name for name in logging.root.manager.loggerDict if name.startswith(_CHATTY)]
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:

@@ -89,6 +89,9 @@ class Reporter(Protocol):
     def evaluated(self, iteration: int, miou: float, accuracy: float, best: bool) -> None:
         """An evaluation is done; fractions."""
 
+    def done(self) -> None:
+        """Nothing more comes from this process."""
+
 
 class Silent:
     """A reporter that says nothing."""
@@ -104,6 +107,9 @@ class Silent:
         """Ignored."""
 
     def evaluated(self, iteration: int, miou: float, accuracy: float, best: bool) -> None:
+        """Ignored."""
+
+    def done(self) -> None:
         """Ignored."""
 
 

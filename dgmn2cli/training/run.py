@@ -90,6 +90,11 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainReport:
     return outcome.report
 
 
+def speaks() -> bool:
+    """Whether this process is the one that shows the result; of those torchrun started, the first."""
+    return launched_world() == 1 or os.environ["RANK"] == "0"
+
+
 def _rank(request: TrainRequest, reporter: Reporter) -> Outcome:
     """One process of several started here: SIGINT asks for a stop, SIGTERM ends it at once."""
     cores = len(os.sched_getaffinity(0))
@@ -104,9 +109,9 @@ def _train_here(request: TrainRequest, reporter: Reporter, stop: StopRequest) ->
     with ExitStack() as stack:
         team = stack.enter_context(join_team(request.device))
         speaker = reporter if team.main else Silent()
+        stack.callback(speaker.done)
         stack.enter_context(determinism(team.device, request.config.train.deterministic))
-        team.once(partial(_lock, request, stack))
-        opening = team.once(partial(_open, request, team.world, speaker))
+        opening = team.once(partial(_open_locked, request, team.world, speaker, stack))
         backend = resolve_backend(request.backend, team.device, resolve_dtype(opening.prepared.config.train.dtype))
         notes = [*opening.notes, *_say(speaker, opening, team)]
         model = build_network(opening.prepared, backend)
@@ -161,8 +166,15 @@ def _report(
     )
 
 
-def _lock(request: TrainRequest, stack: ExitStack) -> None:
+def _open_locked(request: TrainRequest, world: int, reporter: Reporter, stack: ExitStack) -> Opening:
+    """`_open` with the right to write to the run folder, which is created only for a training that can begin."""
+    if request.out.exists():
+        stack.enter_context(FolderLock(request.out))
+        return _open(request, world, reporter)
+    opening = _open(request, world, reporter)
     stack.enter_context(FolderLock(request.out))
+    require_no_run(request.folder.shelf(0))  # another one may have begun meanwhile
+    return opening
 
 
 def _open(request: TrainRequest, world: int, reporter: Reporter) -> Opening:

@@ -303,7 +303,7 @@ def require_same_run(differences: list[str], force: bool, where: Path) -> None:
     if differences and not force:
         raise ConfigError(
             "the run was started with another configuration", where=where, faults=differences,
-            why=f"{len(differences)} settings differ",
+            why=f"{len(differences)} setting{'s' * (len(differences) != 1)} changed",
             hint="Use the same settings, another --out, or --force to go on with the new ones.",
         )  # fmt: skip
 

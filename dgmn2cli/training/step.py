@@ -41,13 +41,12 @@ class LossModule(nn.Module):
         return segmentation_loss(raw, labels, self.class_weights)
 
 
-def _add_in_rank_order(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
+def _mean_in_rank_order(mine: Tensor) -> torch.futures.Future[Tensor]:
     """The mean of a gradient bucket over the processes, added in the order of their ranks.
 
     A ring adds each element in an order that depends on its place in the bucket, and PyTorch lays the buckets out anew
     after the first step of a run: from three processes on, a resumed run would differ in the last bits.
     """
-    mine = bucket.buffer()
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, mine)
     total = torch.stack(parts).sum(0) / len(parts)
@@ -85,7 +84,7 @@ class Stepper:
             None if dtype == torch.float32 else dtype,
         )
         if together:
-            self.network = _distributed(self.network, team, sync_bn=config.train.sync_bn)
+            self.network = _distributed(self.network, team)
         self.optimizer = make_optimizer(config.optim, [p for p in model.parameters() if p.requires_grad])
         self.scaler = torch.amp.GradScaler(team.device.type, enabled=dtype == torch.float16)
 
@@ -163,15 +162,14 @@ def layer_seed(seed: int, rank: int, iteration: int) -> int:
     return int(drawn[0] >> np.uint64(1))
 
 
-def _distributed(network: nn.Module, team: Team, *, sync_bn: bool) -> DistributedDataParallel:
+def _distributed(network: nn.Module, team: Team) -> DistributedDataParallel:
     on_gpu = team.device.type == "cuda"
     with lost_connections():
         made = DistributedDataParallel(
             network,
             device_ids=[team.device.index] if on_gpu else None,
-            broadcast_buffers=not sync_bn,  # synchronised statistics are the same on every process already
             gradient_as_bucket_view=True,
         )
     if not on_gpu:
-        made.register_comm_hook(None, _add_in_rank_order)
+        made.register_comm_hook(None, lambda state, bucket: _mean_in_rank_order(bucket.buffer()))
     return made
