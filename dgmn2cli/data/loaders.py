@@ -148,21 +148,33 @@ def _start_worker(number: int) -> None:
 
 
 def _unwrapped(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's values; faults that came as values are raised."""
+    """The loader's values; faults that came as values are raised.
+
+    Whatever ends it, torch's iterator is let go first: found later by the garbage collector, together with the queues
+    it would say goodbye through, it waits five seconds for its workers.
+    """
     batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
-                raise
-            why = "the system ended it, most often for want of memory or shared memory"
-            raise ResourceError("a data worker died", why=why, hint="Use fewer --workers, or 0.") from error
-        if isinstance(batch, Dgmn2Error):
-            raise batch
-        yield batch
+    try:
+        while True:
+            batch = _next_or_fault(batches)
+            if isinstance(batch, Dgmn2Error):
+                raise batch
+            if batch is None:
+                return
+            yield batch
+    finally:
+        del batches
+
+
+def _next_or_fault(batches: Iterator[Any]) -> Any:
+    """The next value, None at the end, or the fault that a dead worker is."""
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+    why = "the system ended it, most often for want of memory or shared memory"
+    return ResourceError("a data worker died", why=why, hint="Use fewer --workers, or 0.")
 
 
 def train_batches(

@@ -150,7 +150,7 @@ def test_a_jpeg_cut_and_closed_again_is_refused(tmp_path: Path) -> None:
     for kind in ("jpeg", "progressive jpeg"):
         data = GOOD[kind]
         start = data.index(b"\xff\xda") + 14
-        for end in range(start, len(data) - 2, 7):
+        for end in range(start, len(data) - 2, 29):
             path = put(tmp_path, data[:end] + b"\xff\xd9")
             with pytest.raises(DataError, match=r"cut|damaged"):
                 read_image(path)
