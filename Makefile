@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := $(wildcard dgmn2cli/ops/csrc/*)
 
-.PHONY: demo test check install clean
+.PHONY: demo test check install sanitize clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,13 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The CPU kernels under the address and undefined-behaviour sanitizers, 100,000 random cases (some ten minutes).
+sanitize:
+	mkdir -p build
+	$(CXX) -std=c++17 -O1 -g -fopenmp -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
+		-I dgmn2cli/ops/csrc tests/ops/fuzz_kernels.cpp -o build/fuzz_kernels
+	build/fuzz_kernels 100000 1
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo dgmn2cli/ops/*.so
