@@ -195,6 +195,7 @@ def test_settings_are_refused_before_the_data_is_read(tmp_path: Path) -> None:
         (replace(nowhere, resume=True), "--resume needs --report"),
         (replace(nowhere, resume=True, report=tmp_path / "r", official=True), "kept predictions"),
         (replace(nowhere, device="cuda:1", gpus=2), "one device for several"),
+        (replace(nowhere, report=tmp_path), "it is a folder, and a file is wanted"),
     ]:
         with pytest.raises(ConfigError, match=message):
             prepare(request, [subject()], stage)

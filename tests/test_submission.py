@@ -81,6 +81,8 @@ def test_kept_predictions_must_be_complete(tmp_path: Path) -> None:
         submission.make_submission(None, data, SMALL, folder, tmp_path / "x.zip")
     assert [fault.split(":")[0] for fault in caught.value.faults] == [NAMES[3], NAMES[0]]
     assert not (tmp_path / "x.zip").exists()
+    with pytest.raises(ConfigError, match="it is a folder"):
+        submission.make_submission(None, data, SMALL, folder, tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         submission.kept_predictions(tmp_path / "nowhere", data)
 

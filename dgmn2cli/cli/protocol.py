@@ -75,7 +75,7 @@ def network_options(command: Command) -> Command:
     options = [
         click.option("--checkpoint", type=_PATH, metavar="FILE", help="Weights; else the published ones."),
         click.option(
-            "--workers", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N",
+            "--workers", type=click.IntRange(0, 64), default=2, show_default=True, metavar="N",
             help="Threads that read ahead.",
         ),
         click.option("--published-order", is_flag=True, help="Run the operations as published, not their exact equal."),

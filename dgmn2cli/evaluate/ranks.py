@@ -14,7 +14,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -138,7 +138,8 @@ class Crew:
                 process = self._context.Process(
                     target=_serve, args=(theirs, rank, device, self._task), name=f"dgmn2-eval-{rank}"
                 )
-                process.start()
+                with _ctrl_c_ignored():  # a new process inherits this, and is not hit while it still imports
+                    process.start()
                 theirs.close()
                 self._processes.append(process)
                 self._ends.append(ours)
@@ -220,6 +221,18 @@ class Crew:
                 process.join()
             process.close()
         self._processes, self._ends = [], []
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def _serve(end: Connection, rank: int, device: str, task: Task) -> None:

@@ -97,6 +97,10 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> Se
     if request.resume and request.official and request.save_preds is None:
         why = "the predictions of the first run are gone"
         raise ConfigError("--resume with --official needs kept predictions", why=why, hint="Add --save-preds DIR.")
+    if request.report is not None and request.report.is_dir():
+        raise ConfigError(
+            "the report cannot be written", where=request.report, why="it is a folder, and a file is wanted"
+        )
     if torchrun_place() is not None:
         _refuse_under_torchrun(request)
     for inference in inferences:

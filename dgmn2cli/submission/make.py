@@ -177,6 +177,10 @@ def make_submission(
         Dgmn2Error: as `predict_split` and `kept_predictions`; ResourceError where a file cannot be written.
     """
     began = time.perf_counter()
+    if target.is_dir():
+        raise ConfigError(
+            "the zip cannot be written", where=target, why="it is a folder", hint="Name a file with --zip."
+        )
     if segmenter is None:
         files, run, protocol = kept_predictions(folder, data), None, None
     else:
