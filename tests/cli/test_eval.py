@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 from streets import make_tree
 
-from dgmn2cli.assemble import build_model
+from dgmn2cli.assemble import build_model, resolve
 from dgmn2cli.cli import main
+from dgmn2cli.evaluate.subject import LoadNetwork
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.weights import write_checkpoint
 from dgmn2cli.resources import zoo_path
@@ -102,6 +104,14 @@ def test_absent_classes_are_said(run: Run, tmp_path: Path, checkpoint: Path) -> 
     assert "n/a" in next(line for line in out.splitlines() if line.startswith("wall "))
 
 
+def test_a_network_can_be_named_to_another_process(checkpoint: Path) -> None:
+    network = LoadNetwork(resolve("setr_naive-tiny"), checkpoint)
+    again = pickle.loads(pickle.dumps(network))
+    assert again == network
+    assert again("cpu").info.sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
 def test_two_processes(run: Run, tmp_path: Path, checkpoint: Path) -> None:
     root = make_tree(tmp_path / "city", 3)
     arguments = ("setr_naive-tiny", "--checkpoint", checkpoint, "--data-root", root, "--json")
