@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,11 +39,13 @@ class Records:
     Attributes:
         folder: the run's.
         log: the record of steps and evaluations.
+        events: what depends on the clock.
         board: TensorBoard.
     """
 
     folder: RunFolder
     log: RunLog
+    events: RunLog
     board: Board
 
 
@@ -204,6 +207,7 @@ class Loop:
         assert self.records is not None
         state = self.state(self.records.log.durable_length())
         self.shelf.put(state, self.meta(), number=self._numbers_now())
+        self.records.events.write({"time": time.time(), "event": "saved", "iter": self.iteration})
 
     @property
     def shelf(self) -> Shelf:
@@ -251,6 +255,7 @@ class Loop:
         assert self.records is not None
         last = self.shelf.last
         report = replace(report, run=replace(report.run, checkpoint=str(last), sha256=hash_file(last)))
+        self.records.events.write({"time": time.time(), "event": "finished", "iter": self.iteration})
         atomic_write(self.records.folder.evaluation, to_json(report) + "\n")
         self.records.folder.draw_curves(self.config.name)
         return report

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -248,14 +248,15 @@ def _write_start(request: TrainRequest, opening: Opening, team: Team, backend: s
 
 def _records(request: TrainRequest, opening: Opening, stack: ExitStack, reporter: Reporter) -> Records:
     """Opens the log at the state's place, and TensorBoard's."""
-    log = RunLog(request.folder.log, opening.log_bytes)
-    stack.callback(log.close)
+    log = stack.enter_context(closing(RunLog(request.folder.log, opening.log_bytes)))
     if log.lost:
         reporter.note(f"The log is {log.lost} bytes shorter than the checkpoint says; it goes on where it ends.")
+    events = stack.enter_context(closing(RunLog(request.folder.events)))
+    events.write({"time": time.time(), "event": "started", "iter": opening.state.iteration if opening.state else 0})
     board = stack.enter_context(Board(request.folder.tensorboard, opening.state.iteration if opening.state else 0))
     if board.missing:
         reporter.note(MISSING)
-    return Records(request.folder, log, board)
+    return Records(request.folder, log, events, board)
 
 
 @contextmanager

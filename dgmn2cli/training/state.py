@@ -150,7 +150,7 @@ def load_state(path: Path) -> tuple[TrainState, Checkpoint]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], path: Path) -> None:
-    """Gives an optimiser of one parameter group its saved moments; learning rate and decay stay the configuration's.
+    """Gives an optimiser of one parameter group its saved moments; decay and betas stay the configuration's.
 
     Raises:
         IntegrityError: they are those of other parameters.
@@ -164,7 +164,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
         moments = state.get(index, {})
         if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq") if name in moments):
             raise _unfit(path, f"the moments of parameter {index} are not {tuple(parameter.shape)}", "")
-    optimizer.load_state_dict({"state": dict(state), "param_groups": own})
+    optimizer.load_state_dict({"state": dict(state), "param_groups": [{**own[0], "lr": groups[0].get("lr", 0.0)}]})
 
 
 def _unfit(path: Path, why: str, hint: str) -> IntegrityError:

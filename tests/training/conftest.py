@@ -7,9 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from dgmn2cli.config import load_config
 from dgmn2cli.data.images import write_png
+from dgmn2cli.training.report import Silent
 from dgmn2cli.training.request import TrainRequest
 
 SIZE = (64, 96)  # height, width
@@ -66,3 +68,30 @@ def small_request(data: Path, out: Path, *, model: str = FPN, settings=None, **r
     values = {"data.root": str(data), **SMALL, **(settings or {})}
     texts = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()]
     return TrainRequest(load_config(model, texts), out, **{"device": "cpu", **request})
+
+
+class Watcher(Silent):
+    """Collects what a training says; `on_step` and `on_part` are called in its course."""
+
+    def __init__(self, on_step=None, on_part=None):
+        self.notes, self.steps, self.evaluations = [], [], []
+        self.on_step, self.on_part = on_step or (lambda step: None), on_part or (lambda what: None)
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def counting(self, what, total):
+        return lambda: self.on_part(what)
+
+    def step(self, step, iterations):
+        self.steps.append(step)
+        self.on_step(step)
+
+    def evaluated(self, iteration, miou, accuracy, best):
+        self.evaluations.append((iteration, miou, best))
+
+
+def outcome(out: Path) -> tuple[str, bytes]:
+    """What two runs must have in common to the last bit: the newest state's digest, and the log."""
+    content = torch.load(out / "checkpoints" / "last.pth", weights_only=True)
+    return content["training"]["digest"], (out / "log.jsonl").read_bytes()

@@ -1,0 +1,144 @@
+"""Owns the dry run: what a training would do, how long it would take and how much memory, from a few measured steps."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dgmn2cli.data.loaders import TrainStream, train_batches
+from dgmn2cli.ops import resolve as resolve_backend
+from dgmn2cli.runtime import describe_device, resolve_dtype, set_threads
+from dgmn2cli.training.optim import poly_lr
+from dgmn2cli.training.report import Reporter
+from dgmn2cli.training.request import TrainRequest, augmentation, effective_batch, outline, prepare
+from dgmn2cli.training.run import build_network, determinism
+from dgmn2cli.training.step import Stepper
+from dgmn2cli.training.team import Team, join_team, require_devices
+
+TIMED = 2  # steps measured, after one that warms up
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a training would be.
+
+    Attributes:
+        model: zoo key or configuration name.
+        out: the run folder; not created.
+        device: where, in words.
+        init: where the first weights come from.
+        processes, batch_size, accumulate, effective_batch, crop: of each optimiser step.
+        iterations: optimiser steps.
+        passes: over the training pictures.
+        lr, last_lr: of the first and the last step.
+        train_pictures, val_pictures, classes: the data.
+        parameters, trained: all, and those that learn.
+        evaluations: during the training.
+        checkpoints: numbered ones that stay.
+        seconds_per_step: measured on one process; the exchange between processes comes on top.
+        training_seconds: all steps, evaluations excluded.
+        memory_bytes: highest use of one process during a step, of the GPU or of main memory.
+        outline: batch, learning rate and length in one line.
+        notes: what the user should know.
+    """
+
+    model: str
+    out: Path
+    device: str
+    init: str
+    processes: int
+    batch_size: int
+    accumulate: int
+    effective_batch: int
+    crop: int
+    iterations: int
+    passes: float
+    lr: float
+    last_lr: float
+    train_pictures: int
+    val_pictures: int
+    classes: int
+    parameters: int
+    trained: int
+    evaluations: int
+    checkpoints: int
+    seconds_per_step: float
+    training_seconds: float
+    memory_bytes: int
+    outline: str
+    notes: tuple[str, ...]
+
+
+def plan_training(request: TrainRequest, reporter: Reporter) -> TrainPlan:
+    """Checks everything, runs three steps with fresh weights on one process, and writes nothing.
+
+    Raises:
+        Dgmn2Error: what would end the training before its first step, or in it.
+    """
+    require_devices(request.device, request.processes)
+    threads = set_threads(request.threads)
+    if request.threads is None:
+        set_threads(max(1, threads // request.processes))
+    with join_team(request.device) as team, determinism(team.device, request.config.train.deterministic):
+        prepared = prepare(request, reporter)
+        config = prepared.config
+        backend = resolve_backend(request.backend, team.device, resolve_dtype(config.train.dtype))
+        stepper = Stepper(config, build_network(prepared, backend).to(team.device), team)
+        stream = TrainStream(len(prepared.train), config.train.seed, config.train.batch_size)
+        batches = train_batches(prepared.train, augmentation(config), stream, workers=config.data.workers)
+        advance = reporter.counting("measuring", TIMED + 1)
+        gc.collect()
+        for number in range(TIMED + 1):
+            if number == 1:
+                began = _now(team)
+            stepper.step(number % config.train.iters, batches)
+            advance()
+        seconds = (_now(team) - began) / TIMED
+        parameters = list(stepper.model.parameters())
+        train, batch = config.train, effective_batch(config, request.processes)
+        saves = train.iters // train.save_every if train.save_every else 0
+        return TrainPlan(
+            model=request.model or config.name,
+            out=request.out,
+            device=describe_device(team.device),
+            init=train.init,
+            processes=request.processes,
+            batch_size=train.batch_size,
+            accumulate=train.accumulate,
+            effective_batch=batch,
+            crop=config.augment.crop,
+            iterations=train.iters,
+            passes=train.iters * batch / len(prepared.train),
+            lr=config.optim.lr,
+            last_lr=poly_lr(config.optim, train.iters - 1, train.iters),
+            train_pictures=len(prepared.train),
+            val_pictures=len(prepared.val),
+            classes=len(prepared.train.classes),
+            parameters=sum(p.numel() for p in parameters),
+            trained=sum(p.numel() for p in parameters if p.requires_grad),
+            evaluations=-(-train.iters // train.val_every) if train.val_every else 1,
+            checkpoints=min(saves, train.keep) if train.keep else saves,
+            seconds_per_step=seconds,
+            training_seconds=seconds * train.iters,
+            memory_bytes=_peak_memory(team),
+            outline=outline(config, request.processes, len(prepared.train)),
+            notes=prepared.notes,
+        )
+
+
+def _now(team: Team) -> float:
+    if team.device.type == "cuda":
+        torch.cuda.synchronize(team.device)
+    return time.perf_counter()
+
+
+def _peak_memory(team: Team) -> int:
+    """Bytes: what PyTorch reserved on the GPU at most, or the process's largest resident set."""
+    if team.device.type == "cuda":
+        return torch.cuda.max_memory_reserved(team.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,98 @@
+"""What the tests run in processes of their own: saves that are killed, trainings, the command line."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from dgmn2cli.training.report import Best
+from dgmn2cli.training.state import Shelf, TrainState
+
+
+@lru_cache(maxsize=1)
+def forkserver():
+    """A context whose processes start in milliseconds: they are forked from one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    preload = ["dgmn2cli.cli.train", "dgmn2cli.training.plan", "torch.utils.tensorboard", "train_children"]
+    context.set_forkserver_preload(preload)
+    return context
+
+
+def shelf_state(iteration: int, average: bool = False, best: Best | None = None) -> TrainState:
+    """A small state; every number in it depends on `iteration`."""
+    generator = torch.Generator().manual_seed(iteration)
+    weights = {"weight": torch.randn(4, 3, generator=generator), "bias": torch.randn(4, generator=generator)}
+    moments = {
+        index: {"step": torch.tensor(float(iteration)), "exp_avg": value * 2, "exp_avg_sq": value.square()}
+        for index, value in enumerate(weights.values())
+    }
+    return TrainState(
+        iteration=iteration,
+        weights=weights,
+        optimizer={"state": moments, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0, 1]}]},
+        average={key: value + 1 for key, value in weights.items()} if average else None,
+        best=best,
+        log_bytes=10 * iteration,
+    )
+
+
+def killed_save(folder: Path, calls: int) -> None:
+    """Saves state 3 as the best one, and ends by SIGKILL at the given point of it, counted from 0.
+
+    Points are before and after each call that changes the disk, and the middle of the file's own writing.
+    """
+    left = calls
+
+    def point() -> None:
+        nonlocal left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+
+    def watched(function):
+        def call(*arguments, **settings):
+            point()
+            result = function(*arguments, **settings)
+            point()
+            return result
+
+        return call
+
+    for name in ("replace", "rename", "link", "unlink", "fsync", "mkdir", "chmod"):
+        setattr(os, name, watched(getattr(os, name)))
+    whole = torch.save
+
+    def torn_save(content, file):
+        if left == 0:
+            whole({"half": torch.zeros(10)}, file)
+            file.flush()
+        point()
+        whole(content, file)
+
+    torch.save = torn_save
+    Shelf(folder, keep=1).put(shelf_state(3, best=Best(0.2, 3)), {"CLASSES": ["a"]}, number=True)
+
+
+def command_line(arguments: list[str], folder: Path) -> None:
+    """`dgmn2 ARGUMENTS`, its output in files."""
+    from dgmn2cli.cli import main
+
+    for number, name in ((1, "out"), (2, "err")):
+        descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.dup2(descriptor, number)
+    sys.exit(main(arguments))
+
+
+def hold_folder(folder: Path, held, go) -> None:
+    """Holds a run folder's lock until it is killed."""
+    from dgmn2cli.training.folder import FolderLock
+
+    with FolderLock(folder):
+        held.set()
+        go.wait()
