@@ -7,18 +7,17 @@ from typing import Any
 
 import click
 
-from dgmn2cli.cli import render
+from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import Session, model_argument, pass_session
-from dgmn2cli.cli.protocol import data_options, fetched, network_of, network_options, protocol_options, settings_of
 
 _PATH = click.Path(path_type=Path)
-_REQUEST = ("split", "limit", "device", "gpus", "workers", "threads", "report", "resume", "save_preds", "official")
+_REQUEST = ("limit", "device", "gpus", "workers", "threads", "report", "resume", "save_preds", "official")
 
 
 @click.command("eval")
 @model_argument
-@data_options("val")
-@protocol_options
+@protocol.data_options("val")
+@protocol.protocol_options
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N pictures: a partial run.")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Processes.")
 @click.option("--report", type=_PATH, metavar="FILE", help="Write the JSON report here; its journal lies beside it.")
@@ -28,7 +27,7 @@ _REQUEST = ("split", "limit", "device", "gpus", "workers", "threads", "report", 
 @click.option("--check", is_flag=True, help="Exit 1 unless the published figure is met; a partial run has no verdict.")
 @click.option("--tolerance", type=click.FloatRange(0, 100), default=0.1, show_default=True, help="For --check, in %.")
 @click.option("--all", "everything", is_flag=True, help="Every zoo model whose weights are on disk.")
-@network_options
+@protocol.network_options
 @pass_session
 def evaluate(session: Session, model: str, **options: Any) -> None:
     """Measure MODEL on a labelled split: IoU and accuracy of each class, their means, the published figure beside it.
@@ -41,15 +40,16 @@ def evaluate(session: Session, model: str, **options: Any) -> None:
     from dgmn2cli.evaluate.request import EvalRequest, open_data
 
     context, zoo = click.get_current_context(), session.zoo()
-    settings, named = settings_of(options), {name: options[name] for name in _REQUEST}
-    request = EvalRequest(options["data_root"], settings=settings, tolerance=options["tolerance"], **named)
-    if options["everything"]:
+    network = None if options["everything"] else protocol.network_of(session, model, options)
+    root, split, described = protocol.data_of(network.recipe if network else None, options)
+    settings, named = protocol.settings_of(options), {name: options[name] for name in _REQUEST}
+    request = EvalRequest(root, split, described, settings, tolerance=options["tolerance"], **named)
+    if network is None:
         _refuse_one_model(context)
-        subjects, missing = run.on_disk([network_of(session, entry.key, options) for entry in zoo.segmentors])
+        subjects, missing = run.on_disk([protocol.network_of(session, entry.key, options) for entry in zoo.segmentors])
     else:
-        network = network_of(session, model, options)
         open_data(request, [network.recipe.config.inference])  # refused before a download, if at all
-        subjects = [fetched(session, network).subject()]
+        subjects = [protocol.fetched(session, network).subject()]
     with render.progress(session, "preparing") as advance:
         stage = eval_tables.Progress(session, advance)
         if options["everything"]:

@@ -12,6 +12,8 @@ from dgmn2cli.cli.options import SIZE, Session, run_options
 from dgmn2cli.cli.weights import ensure_weights
 
 if TYPE_CHECKING:
+    from dgmn2cli.assemble import Recipe
+    from dgmn2cli.config import DataConfig
     from dgmn2cli.evaluate.subject import LoadNetwork
     from dgmn2cli.segmenter import Settings
 
@@ -41,6 +43,27 @@ def data_options(split: str) -> Callable[[Command], Command]:
         ])  # fmt: skip
 
     return add
+
+
+def data_of(recipe: Recipe | None, options: dict[str, Any]) -> tuple[Path, str, DataConfig]:
+    """Root, split and description of the data that `data_options` or else the user's configuration file name.
+
+    Args:
+        recipe: which model; None, or a published one: the options' defaults hold where nothing is typed.
+    """
+    from dgmn2cli.config import DataConfig
+    from dgmn2cli.data.configured import split_name
+
+    root, split = options["data_root"], options["split"]
+    if recipe is None or recipe.entry is not None:
+        return root, split, DataConfig()
+    data, typed = recipe.config.data, click.core.ParameterSource.COMMANDLINE
+    source = click.get_current_context().get_parameter_source
+    return (
+        root if source("data_root") is typed else Path(data.root),
+        split if source("split") is typed else split_name(data, "val"),
+        data,
+    )
 
 
 def protocol_options(command: Command) -> Command:

@@ -37,9 +37,10 @@ SETTINGS = {
 
 def overrides(options: Mapping[str, Any]) -> list[str]:
     """The settings that options stand for, as `KEY=VALUE`; those of `--set` come last and win."""
-    made = [
-        f"{key}={_value(options[name])}" for name, keys in SETTINGS.items() if options[name] is not None for key in keys
-    ]
+    named = {name: options[name] for name in SETTINGS if options[name] is not None}
+    if _from_environment("data_root"):
+        del named["data_root"]  # see `recipe`
+    made = [f"{key}={_value(value)}" for name, value in named.items() for key in SETTINGS[name]]
     if options["class_weights"] is not None:
         made.append("train.class_weights=[]")  # those a resumed run has counted or read before
     return [*made, *options["overrides"]]
@@ -54,6 +55,8 @@ def _value(value: Any) -> str:
 def recipe(session: Session, model: str, options: Mapping[str, Any], settings: list[str]) -> tuple[Recipe, Path]:
     """The configuration to train and the run folder; `--resume` without a model takes the run's own configuration.
 
+    The environment's data folder is for the published configurations; a file of the user's says itself where its is.
+
     Raises:
         ConfigError: no such model, or faults in the configuration.
     """
@@ -67,6 +70,8 @@ def recipe(session: Session, model: str, options: Mapping[str, Any], settings: l
         if own.is_file():
             return resolve(str(own.absolute()), settings), out
     found = resolve(model, settings, session.zoo())
+    if found.entry is not None and _from_environment("data_root"):
+        found = resolve(model, [f"data.root={options['data_root']}", *settings], session.zoo())
     return found, out or RUNS / (found.entry.key if found.entry else found.config.name)
 
 
@@ -75,6 +80,10 @@ def _model_named() -> bool:
     source = context.get_parameter_source("model")
     default = source in (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP, None)
     return bool(context.params.get("model_named")) or not default
+
+
+def _from_environment(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.ENVIRONMENT
 
 
 class Console:

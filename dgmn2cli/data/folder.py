@@ -221,31 +221,50 @@ def open_folder(path: str | Path, split: str = "train", *, labels: bool = True) 
     """
     path = Path(path)
     description = load_description(path)
-    images_dir = path.parent / description.images.format(split=split)
-    labels_dir = path.parent / description.labels.format(split=split)
-    suffixes = (description.image_suffix.lower(),) if description.image_suffix else SUFFIXES
-    pictures = sorted(file for file in images_dir.rglob("*") if file.name.lower().endswith(suffixes))
+    folders = (description.images.format(split=split), description.labels.format(split=split))
+    suffixes = (description.image_suffix, description.label_suffix)
+    pairs, unmatched = find_pairs(path, path.parent, folders, suffixes, id_map(description), labels=labels)
+    palette = (
+        np.array(description.palette, np.uint8) if description.palette else chosen_palette(len(description.classes))
+    )
+    return SegmentationSet(
+        path, split, pairs, description.classes, palette, description.categories, unmatched=unmatched
+    )
+
+
+def find_pairs(
+    source: Path, root: Path, folders: tuple[str, str], suffixes: tuple[str, str], ids: IdMap, *, labels: bool = True
+) -> tuple[tuple[Pair, ...], tuple[Path, ...]]:
+    """The pictures of a split with their label maps, and the label files that no picture belongs to.
+
+    Args:
+        source: what errors name as the data set.
+        root: what the folders are relative to.
+        folders: of the pictures and of the label maps.
+        suffixes: what picture names end in (empty: any picture), and what replaces that in the label's name.
+        ids: what the stored ids mean.
+        labels: False to use the pictures only.
+
+    Raises:
+        DataError: no such folder, no pictures, or pictures without a label map (all are named).
+    """
+    images_dir, labels_dir = (root / folder for folder in folders)
+    endings = (suffixes[0].lower(),) if suffixes[0] else SUFFIXES
+    pictures = sorted(file for file in images_dir.rglob("*") if file.name.lower().endswith(endings))
     if not pictures:
-        why = f"there are no pictures named *{', *'.join(suffixes)}" if images_dir.is_dir() else "no such folder"
-        hint = f"Check `images` and `image_suffix` in {path.name}, and the split's name."
+        why = f"there are no pictures named *{', *'.join(endings)}" if images_dir.is_dir() else "no such folder"
+        hint = "Check `images` and `image_suffix` where the data set is described, and the split's name."
         raise DataError("cannot open the data set", where=images_dir, why=why, hint=hint)
-    ids = id_map(description)
     pairs, faults, used = [], [], set()
     for picture in pictures:
         relative = picture.relative_to(images_dir).as_posix()
-        stem = relative[: -len(next(suffix for suffix in suffixes if relative.lower().endswith(suffix)))]
-        label = labels_dir / (stem + description.label_suffix) if labels else None
+        stem = relative[: -len(next(suffix for suffix in endings if relative.lower().endswith(suffix)))]
+        label = labels_dir / (stem + suffixes[1]) if labels else None
         if label is not None and not label.exists():
             faults.append(f"{picture}: there is no {label}")
         used.add(label)
         pairs.append(Pair(stem, picture, label, ids))
     if faults:
-        raise missing_labels("folder", path, faults, len(pictures))
-    found = labels_dir.rglob(f"*{description.label_suffix}") if labels else ()
-    unmatched = tuple(sorted(file for file in found if file not in used))
-    palette = (
-        np.array(description.palette, np.uint8) if description.palette else chosen_palette(len(description.classes))
-    )
-    return SegmentationSet(
-        path, split, tuple(pairs), description.classes, palette, description.categories, unmatched=unmatched
-    )
+        raise missing_labels("folder", source, faults, len(pictures))
+    found = labels_dir.rglob(f"*{suffixes[1]}") if labels else ()
+    return tuple(pairs), tuple(sorted(file for file in found if file not in used))

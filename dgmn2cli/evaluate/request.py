@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol as Interface
 
-from dgmn2cli.config import InferenceConfig
-from dgmn2cli.data.catalog import open_dataset
+from dgmn2cli.config import DataConfig, InferenceConfig
 from dgmn2cli.data.check import check_dataset, require_sound
+from dgmn2cli.data.configured import open_configured
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.evaluate.collective import torchrun_place
@@ -33,6 +33,7 @@ class EvalRequest:
 
     Attributes:
         root, split: the data set.
+        described: what a configuration says about it; by default nothing but what lies in `root`.
         settings: the test procedure.
         limit: evaluate only the first pictures.
         device, gpus: where; one process on `device`, or `gpus` processes on as many GPUs (or on the CPU).
@@ -48,6 +49,7 @@ class EvalRequest:
 
     root: Path
     split: str = "val"
+    described: DataConfig = field(default_factory=DataConfig)
     settings: Settings = field(default_factory=Settings)
     limit: int | None = None
     device: str = "auto"
@@ -105,7 +107,7 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> Se
         _refuse_under_torchrun(request)
     for inference in inferences:
         protocol_in_force(request.settings, inference)
-    whole = open_dataset(request.root, request.split)
+    whole = open_configured(request.described, request.split, request.root)
     if request.official:
         require_official(whole.kind)
     if request.save_preds is not None:

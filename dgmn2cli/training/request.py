@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from dgmn2cli.config import Config
-from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.check import DataReport, check_dataset, require_sound
+from dgmn2cli.data.configured import open_configured, split_name
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.transforms import (
     NormalizeAndPad,
@@ -119,10 +119,7 @@ def open_splits(config: Config) -> tuple[SegmentationSet, SegmentationSet]:
         DataError: they cannot be opened, or do not have the same classes.
     """
     settings = config.data
-    train, val = (open_dataset(settings.root, split) for split in (settings.train_split, settings.val_split))
-    if settings.classes and settings.classes != train.classes:
-        why = f"the configuration names {len(settings.classes)} classes, the data set {len(train.classes)}, or others"
-        raise ConfigError("data.classes is not what the data set has", where=train.root, why=why)
+    train, val = (open_configured(settings, split_name(settings, part)) for part in ("train", "val"))
     if train.classes != val.classes:
         raise ConfigError("the splits have other classes", where=train.root, why=f"{train.split} and {val.split}")
     return train, val
