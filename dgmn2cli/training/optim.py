@@ -18,12 +18,12 @@ def make_optimizer(settings: OptimConfig, parameters: Iterable[nn.Parameter]) ->
 
 
 def poly_lr(settings: OptimConfig, iteration: int, iters: int) -> float:
-    """Learning rate of `iteration`, counted from 0, of `iters`: lr * (1 - i/iters)**power, not below `min_lr`.
+    """Learning rate of `iteration`, counted from 0, of `iters`: (lr - min_lr) * (1 - i/iters)**power + min_lr.
 
     Source: arXiv 1506.04579, section 3.5, as the published training runs it (no warm-up).
     """
     share = 1.0 - iteration / iters
-    return max(settings.lr * share**settings.power, settings.min_lr)
+    return (settings.lr - settings.min_lr) * share**settings.power + settings.min_lr
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

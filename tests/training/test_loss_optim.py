@@ -64,10 +64,12 @@ def test_half_precision_logits_are_summed_in_float32():
 
 
 def test_poly_learning_rate():
+    assert [poly_lr(OptimConfig(), i, 40_000) for i in (0, 39_999)] == [1e-4, 1e-4 * (1 - 39_999 / 40_000) ** 0.9]
     settings = OptimConfig(lr=1e-4, power=0.9, min_lr=1e-6)
-    assert poly_lr(settings, 0, 40_000) == 1e-4
-    assert poly_lr(settings, 20_000, 40_000) == pytest.approx(1e-4 * 0.5**0.9, rel=1e-12)
-    assert poly_lr(settings, 39_999, 40_000) == 1e-6
+    assert poly_lr(settings, 0, 40_000) == pytest.approx(1e-4, rel=1e-12)
+    assert poly_lr(settings, 20_000, 40_000) == pytest.approx(99e-6 * 0.5**0.9 + 1e-6, rel=1e-12)
+    assert poly_lr(settings, 39_999, 40_000) > 1e-6
+    assert poly_lr(settings, 40_000, 40_000) == 1e-6
     rates = [poly_lr(settings, i, 100) for i in range(100)]
     assert rates == sorted(rates, reverse=True)
     assert [poly_lr(OptimConfig(power=0), i, 10) for i in range(10)] == [1e-4] * 10
