@@ -79,6 +79,8 @@ def check_attention(qkv: Tensor, offset: Tensor, height_table: Tensor, width_tab
     height, width = size
     if height < 1 or width < 1:
         raise _refuse(op, "size", tuple(size), "two positive numbers (H, W)")
+    if height * width * SAMPLES >= 2**31:
+        raise _refuse(op, "size", tuple(size), "a map whose samples a 32-bit number can count")
     if qkv.dim() != 5 or qkv.shape[1] != height * width or qkv.shape[2] != 3:
         raise _refuse(op, "qkv", tuple(qkv.shape), f"(B, {height * width}, 3, heads, head width)")
     batch, count, _, heads, depth = qkv.shape

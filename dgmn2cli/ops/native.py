@@ -16,6 +16,7 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 ISA_VARIABLE = "DGMN2_CPU_ISA"  # forces a lower instruction set than the machine's best
 _SPARE = 16  # elements the kernels may touch behind the held height logits
 _SAMPLES = 9
+_BANDS, _RECORD = 8, 5  # parts in which the backward sorts an image's samples, and numbers it keeps of each
 
 _kernels: ModuleType | None
 try:
@@ -107,22 +108,34 @@ def _(qkv: Tensor, offset: Tensor, height_table: Tensor, width_table: Tensor, he
 def attention_backward(
     grad: Tensor, qkv: Tensor, offset: Tensor, height_table: Tensor, width_table: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `attention` for qkv, offset and both tables; 28 numbers per query and head beside its inputs."""
+    """Gradients of `attention` for qkv, offset and both tables.
+
+    Beside inputs and gradients it holds some 90 numbers per query and head, 10 per sample: O(N * h * 9), whatever the
+    head width. Of the whole batch: height logits, softmax shares, logit gradients and, unless the map is square, the
+    adjoint of the resize (9 each); of one image at a time: its sorted `Record`s (45) and where each cell's end (8 per
+    cell, 32-bit). The contract keeps H * W * 9 below 2**31 and (H + 1) * (W + 1) cells are at most 4 * H * W, so the
+    samples' counts and the cells' numbers fit in 32 bits.
+    """
     qkv, dtype = _readable(qkv), _accumulation(qkv.dtype)
     batch, count, _, heads, depth = qkv.shape
 
-    def zeros(*shape: int) -> Tensor:
-        return qkv.new_zeros(shape, dtype=dtype)
+    def space(*shape: int) -> Tensor:
+        return qkv.new_empty(shape, dtype=dtype)
 
-    grads = [zeros(*qkv.shape), zeros(*offset.shape), zeros(*height_table.shape), zeros(*width_table.shape)]
+    grads = [space(*qkv.shape), space(*offset.shape), space(*height_table.shape), space(*width_table.shape)]
     if qkv.numel():
         inputs = [qkv, *(_plain(tensor, dtype) for tensor in (offset, height_table, width_table))]
         samples = (batch, count, heads, _SAMPLES)
-        held = zeros(*samples) if height != width else zeros(0)
-        scratch = [zeros(*samples), zeros(*samples), held]
-        parts = [zeros(height, _SAMPLES, depth), zeros(width, _SAMPLES, depth)]
+        held = qkv.new_zeros(samples if height != width else (0,), dtype=dtype)
+        records = space(heads, count, _SAMPLES, _RECORD)  # one image's samples, sorted by where they lie
+        ends = qkv.new_empty((heads, _BANDS, height + 1, width + 1), dtype=torch.int32)
+        scratch = [space(*samples), space(*samples), held, records, ends]
+        parts = [space(height, _SAMPLES, depth), space(width, _SAMPLES, depth)]
         given = [*inputs, *_attention_scratch(qkv), _plain(grad, qkv.dtype)]
         _call_attention("attention_backward", qkv, [*given, *grads, *scratch, *parts], height, width)
+    else:
+        for value in grads:
+            value.zero_()
     wanted = (qkv, offset, height_table, width_table)
     first, second, third, fourth = (value.to(like.dtype) for value, like in zip(grads, wanted, strict=True))
     return first, second, third, fourth

@@ -172,7 +172,7 @@ struct AttentionRun {
 
     AttentionRun(dgmn2::Attention<T> p, const T* grad, Isa isa, int threads)
         : out(size(p) * p.depth, FILLINGS[threads - 1]),
-          grad_qkv(3 * size(p) * p.depth, 0),
+          grad_qkv(3 * size(p) * p.depth, FILLINGS[threads - 1]),
           grad_offset(size(p) * 2 * dgmn2::SAMPLES, FILLINGS[threads - 1]),
           grad_height((p.rows + 8) * p.depth, FILLINGS[threads - 1]),
           grad_width((p.columns + 8) * p.depth, FILLINGS[threads - 1]) {
@@ -185,11 +185,15 @@ struct AttentionRun {
         }
         Buffer<A> held(samples + dgmn2::SPARE, filling), share(samples, filling), slope(samples, filling);
         Buffer<A> grad_held(p.rows == p.columns ? 0 : samples, 0);
-        Buffer<A> part_height(p.rows * dgmn2::SAMPLES * p.depth, 0), part_width(p.columns * dgmn2::SAMPLES * p.depth, 0);
+        Buffer<dgmn2::Record<A>> records(p.heads * p.tokens() * dgmn2::SAMPLES, filling);
+        Buffer<std::int32_t> ends(p.heads * dgmn2::BANDS * p.cells(), filling);
+        Buffer<A> part_height(p.rows * dgmn2::SAMPLES * p.depth, filling);
+        Buffer<A> part_width(p.columns * dgmn2::SAMPLES * p.depth, filling);
         p.held = held.at(), p.out = nullptr, p.grad = grad;
         p.grad_qkv = grad_qkv.at(), p.grad_offset = grad_offset.at();
         p.grad_height = grad_height.at(), p.grad_width = grad_width.at();
         p.share = share.at(), p.slope = slope.at(), p.grad_held = grad_held.at();
+        p.records = records.at(), p.ends = ends.at();
         p.part_height = part_height.at(), p.part_width = part_width.at();
         dgmn2::attention_backward(p, isa, threads);
     }

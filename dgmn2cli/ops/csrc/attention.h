@@ -1,6 +1,8 @@
 // Owns the fused attention's problem statement: where its operands lie, and the work items the kernels are called for.
 #pragma once
 
+#include <type_traits>
+
 #include "scalar.h"
 
 namespace dgmn2 {
@@ -10,7 +12,16 @@ constexpr int CORNERS = 4;
 constexpr int RUN = 16;      // neighbouring queries of one row that are worked on together
 constexpr int SPARE = 16;    // elements that may be touched behind a scratch array of per-sample values
 constexpr int AHEAD = 6;     // rows of keys and values that are asked of memory before they are needed
-constexpr int CHUNK = 16;    // channels of one head whose key and value gradients one work item owns
+constexpr int BANDS = 8;     // parts of the rows whose samples are sorted side by side
+
+// What one sample gives the key and value gradients of the four pixels around it.
+template <class A>
+struct Record {
+    std::conditional_t<sizeof(A) == 4, std::int32_t, std::int64_t> query;  // row-major position of its query
+    A down, across;                                                        // its place between the four pixels
+    A key, value;                                                          // factors of q and of the output's gradient
+};
+static_assert(sizeof(Record<float>) == 5 * sizeof(float) && sizeof(Record<double>) == 5 * sizeof(double), "5 numbers");
 
 template <class T>
 struct Attention {
@@ -27,14 +38,18 @@ struct Attention {
 
     // Backward only; every gradient is in the accumulation format.
     const T* grad;                // (B, N, h, d), of `out`
-    A *grad_qkv, *grad_offset;    // (B, N, 3, h, d), zeroed by the caller; (B, N, h, 18)
+    A *grad_qkv, *grad_offset;    // (B, N, 3, h, d); (B, N, h, 18)
     A *grad_height, *grad_width;  // (H + 8, d), (W + 8, d)
     A *share, *slope;             // (B, N, h, 9): softmax shares; gradients of the logits
     A* grad_held;                 // (B, h, W, H, 9), zeroed by the caller; of `held`, on maps that are not square
-    A *part_height, *part_width;  // (H, 9, d), (W, 9, d), zeroed by the caller: table gradients by row and column
+    Record<A>* records;           // (h, N * 9): one image's samples, sorted by the cell they lie in
+    std::int32_t* ends;           // (h, BANDS, cells): where each band's records of each cell end
+    A *part_height, *part_width;  // (H, 9, d), (W, 9, d): table gradients by row and column
 
     index tokens() const { return rows * columns; }
-    index chunks() const { return (depth + CHUNK - 1) / CHUNK; }
+    index cells() const { return (rows + 1) * (columns + 1); }
+    std::int32_t* band_ends(index head, index band) const { return ends + (head * BANDS + band) * cells(); }
+    Record<A>* head_records(index head) const { return records + head * tokens() * SAMPLES; }
     index samples_at(index b, index n, index head) const { return ((b * tokens() + n) * heads + head) * SAMPLES; }
     A* grad_token(index part, index b, index n, index head) const {
         return grad_qkv + (((b * tokens() + n) * 3 + part) * heads + head) * depth;

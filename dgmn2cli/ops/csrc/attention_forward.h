@@ -130,6 +130,16 @@ DGMN2_INLINE void aggregate(const Attention<T>& p, const T* v, const Taps<accumu
     }
 }
 
+// Asks memory for the key and value AHEAD rows below a pixel: the processor does not foresee these strides.
+template <class T>
+DGMN2_INLINE void fetch_ahead(const Attention<T>& p, index b, index head, index y, index x) {
+    const index row = y + AHEAD < p.rows ? y + AHEAD : p.rows - 1;
+    for (index part = 1; part <= 2; ++part) {
+        const char* soon = reinterpret_cast<const char*>(p.token(part, b, row * p.columns + x, head));
+        for (index byte = 0; byte < p.depth * index(sizeof(T)); byte += 64) __builtin_prefetch(soon + byte);
+    }
+}
+
 // Attention of up to RUN neighbouring queries of one row and head.
 template <int DEPTH, class T>
 DGMN2_INLINE void attend_run(const Attention<T>& p, index b, index head, index y, index x, index count) {
@@ -141,12 +151,8 @@ DGMN2_INLINE void attend_run(const Attention<T>& p, index b, index head, index y
     const T* k = p.token(1, b, 0, head);
     const T* v = p.token(2, b, 0, head);
     const index n = y * p.columns + x;
-    const index ahead = (y + AHEAD < p.rows ? AHEAD : p.rows - 1 - y) * p.columns;
     for (index i = 0; i < count; ++i) {
-        for (index part = 1; part <= 2; ++part) {
-            const char* soon = reinterpret_cast<const char*>(p.token(part, b, n + ahead + i, head));
-            for (index byte = 0; byte < p.depth * index(sizeof(T)); byte += 64) __builtin_prefetch(soon + byte);
-        }
+        fetch_ahead(p, b, head, y, x + i);
         A* at = logits + i * SAMPLES;
         const A* table = p.width + (p.columns - 1 - x - i) * p.depth;
         tap_logits<DEPTH>(p, p.token(0, b, n + i, head), k, taps, i * SAMPLES, table, at);

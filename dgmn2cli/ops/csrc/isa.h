@@ -71,13 +71,16 @@ template <class T>
 struct AttentionKernels {
     using Kernel = void (*)(const Attention<T>&, index);
     Kernel height_logits_row, attend_row;
-    Kernel query_gradients_row, height_gradients_row, table_gradients_line, scatter_chunk;
+    Kernel query_gradients_row, height_gradients_row, table_gradients_line;
+    using ImageKernel = void (*)(const Attention<T>&, index, index);  // of image b
+    ImageKernel count_cells, sort_samples, gather_row;
 };
 
-#define DGMN2_KERNELS(isa, depth)                                                                            \
-    AttentionKernels<T> {                                                                                    \
-        isa::height_logits_row<depth, T>, isa::attend_row<depth, T>, isa::query_gradients_row<depth, T>,     \
-            isa::height_gradients_row<depth, T>, isa::table_gradients_line<depth, T>, isa::scatter_chunk<depth, T> \
+#define DGMN2_KERNELS(isa, depth)                                                                          \
+    AttentionKernels<T> {                                                                                  \
+        isa::height_logits_row<depth, T>, isa::attend_row<depth, T>, isa::query_gradients_row<depth, T>,   \
+            isa::height_gradients_row<depth, T>, isa::table_gradients_line<depth, T>, isa::count_cells<T>, \
+            isa::sort_samples<T>, isa::gather_row<depth, T>                                                \
     }
 
 template <class T>

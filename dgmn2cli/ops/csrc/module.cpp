@@ -72,9 +72,12 @@ PyObject* attention(Arguments& args, int threads, dgmn2::Isa isa, bool backward)
     p.held = args.address<A>();
     if (backward) {
         p.grad = args.address<T>();
-        for (A** to : {&p.grad_qkv, &p.grad_offset, &p.grad_height, &p.grad_width, &p.share, &p.slope, &p.grad_held,
-                       &p.part_height, &p.part_width})
+        for (A** to : {&p.grad_qkv, &p.grad_offset, &p.grad_height, &p.grad_width, &p.share, &p.slope, &p.grad_held})
             *to = args.address<A>();
+        p.records = args.address<dgmn2::Record<A>>();
+        p.ends = args.address<std::int32_t>();
+        p.part_height = args.address<A>();
+        p.part_width = args.address<A>();
     } else {
         p.out = args.address<T>();
     }

@@ -62,6 +62,19 @@ void sum_table_row(const A* parts, index length, index depth, index row, A* tabl
     }
 }
 
+// Work item head: turns the counts into where each band's records of each cell begin.
+template <class T>
+void place_cells(const Attention<T>& p, index head) {
+    std::int32_t total = 0;
+    for (index cell = 0; cell < p.cells(); ++cell)
+        for (index band = 0; band < BANDS; ++band) {
+            std::int32_t& at = p.band_ends(head, band)[cell];
+            const std::int32_t count = at;
+            at = total;
+            total += count;
+        }
+}
+
 // The forward's scratch is computed anew; nothing is kept between the two passes.
 template <class T>
 void attention_backward(const Attention<T>& p, Isa isa, int threads) {
@@ -73,7 +86,12 @@ void attention_backward(const Attention<T>& p, Isa isa, int threads) {
     each(p.rows + p.columns, threads, [&](index item) { kernels.table_gradients_line(p, item); });
     each(p.rows + SAMPLES - 1, threads, [&](index row) { sum_table_row(p.part_height, p.rows, p.depth, row, p.grad_height); });
     each(p.columns + SAMPLES - 1, threads, [&](index row) { sum_table_row(p.part_width, p.columns, p.depth, row, p.grad_width); });
-    each(p.batch * p.heads * p.chunks(), threads, [&](index item) { kernels.scatter_chunk(p, item); });
+    for (index b = 0; b < p.batch; ++b) {
+        each(p.heads * BANDS, threads, [&](index item) { kernels.count_cells(p, b, item); });
+        each(p.heads, threads, [&](index head) { place_cells(p, head); });
+        each(p.heads * BANDS, threads, [&](index item) { kernels.sort_samples(p, b, item); });
+        each(p.heads * p.rows, threads, [&](index item) { kernels.gather_row(p, b, item); });
+    }
 }
 
 }  // namespace dgmn2

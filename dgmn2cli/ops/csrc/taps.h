@@ -17,6 +17,14 @@ struct Slopes {
     alignas(64) A y[CORNERS][count], x[CORNERS][count];
 };
 
+// Where in its cell, the square between four pixels, each sample lies.
+template <class A>
+struct Cells {
+    static constexpr int count = RUN * SAMPLES;
+    alignas(64) Lane<A> cell[count];           // (row + 1) * (W + 1) + column + 1 of its upper left pixel; -1 outside
+    alignas(64) A down[count], across[count];  // 0 <= fraction < 1
+};
+
 // Undisplaced sample positions of a run, relative to the pixel up and left of its first query.
 template <class A>
 struct Grid {
@@ -62,10 +70,10 @@ DGMN2_INLINE void slope_vector(const Axis<A>& row, const Axis<A>& column, Whole<
     store(right * row.upper, slopes.x[3] + t);
 }
 
-// `slopes` is null where they are not wanted.
+// `slopes` and `cells` are null where they are not wanted.
 template <class A>
 DGMN2_INLINE void locate_vector(const A* offset, Vector<A> grid_y, Vector<A> grid_x, index rows, index columns, int t,
-                                Taps<A>& taps, Slopes<A>* slopes) {
+                                Taps<A>& taps, Slopes<A>* slopes, Cells<A>* cells) {
     const Vector<A> first = load(offset + 2 * t), second = load(offset + 2 * t + LANES<A>);
     const Vector<A> y = grid_y + evens(first, second), x = grid_x + odds(first, second);
     const Whole<A> inside = (y > A(-1)) & (x > A(-1)) & (y < A(rows)) & (x < A(columns));  // false for NaN
@@ -82,11 +90,18 @@ DGMN2_INLINE void locate_vector(const A* offset, Vector<A> grid_y, Vector<A> gri
     store(inside & column.has_lower & column.has_upper, taps.right + t);
     store(inside & row.has_lower & row.has_upper, taps.below + t);
     if (slopes != nullptr) slope_vector<A>(row, column, inside, t, *slopes);
+    if (cells != nullptr) {
+        const Whole<A> cell = (row.floor + 1) * Lane<A>(columns + 1) + column.floor + 1;
+        store(inside ? cell : Whole<A>{} - 1, cells->cell + t);
+        store(row.fraction, cells->down + t);
+        store(column.fraction, cells->across + t);
+    }
 }
 
 template <class T>
 DGMN2_INLINE void locate_taps(const Attention<T>& p, index b, index head, index y, index x, index count,
-                              Taps<accumulate<T>>& taps, Slopes<accumulate<T>>* slopes = nullptr) {
+                              Taps<accumulate<T>>& taps, Slopes<accumulate<T>>* slopes = nullptr,
+                              Cells<accumulate<T>>* cells = nullptr) {
     using A = accumulate<T>;
     alignas(64) A offset[2 * RUN * SAMPLES];
     const A* from = p.offset + ((b * p.tokens() + y * p.columns + x) * p.heads + head) * (2 * SAMPLES);
@@ -95,5 +110,5 @@ DGMN2_INLINE void locate_taps(const Attention<T>& p, index b, index head, index 
     for (index i = count * 2 * SAMPLES; i < 2 * RUN * SAMPLES; ++i) offset[i] = 0;
     for (int t = 0; t < RUN * SAMPLES; t += LANES<A>)
         locate_vector<A>(offset, load(GRID<A>.row + t) + A(y - 1), load(GRID<A>.column + t) + A(x - 1), p.rows, p.columns,
-                         t, taps, slopes);
+                         t, taps, slopes, cells);
 }
