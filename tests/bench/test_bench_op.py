@@ -1,0 +1,101 @@
+"""`--bench op` works on the maps a window really gives the ops, and refuses sides that differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dgmn2cli.bench import op as bench_op
+from dgmn2cli.bench.op import ATTENTION, UNFOLD, OpCase, bytes_moved, measure_op, op_sides, stage_cases
+from dgmn2cli.bench.report import Findings, Row
+from dgmn2cli.bench.sides import Side
+from dgmn2cli.errors import CheckFailed, ResourceError
+from dgmn2cli.model.attention import DynamicGraphAttention
+from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.ops import available_backends
+
+CPU = torch.device("cpu")
+REFERENCE = Side("dgmn2cli", "cpu", "float32", "reference", "fused")
+TORCHVISION = Side("torchvision", "cpu", "float32", "torchvision", "published")
+
+
+@pytest.mark.parametrize("head", ["fpn", "setr_naive"])
+@pytest.mark.parametrize("size", [(769, 769), (97, 130)])
+def test_stages_are_those_of_the_network(head: str, size: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        model = Segmentor("tiny", head)
+        images = torch.empty(1, 3, *size)
+    seen: list[tuple[int, tuple[int, int]]] = []
+
+    def note(module: Any, inputs: tuple[Any, ...]) -> None:
+        seen.append((module.heads, inputs[1]))
+
+    for module in model.modules():
+        if isinstance(module, DynamicGraphAttention):
+            module.register_forward_pre_hook(note)
+    with torch.no_grad():
+        model.backbone(images)
+    cases = stage_cases(ATTENTION, head, *size, batch=1)
+    assert [(case.heads, (case.height, case.width)) for case in cases] == seen[::2]  # two blocks a stage
+    assert [case.stage for case in cases] == [1, 2, 3, 4]
+
+
+def test_the_published_window() -> None:
+    sizes = [(case.heads, case.height, case.width) for case in stage_cases(UNFOLD, "setr_pup", 769, 769, 1)]
+    assert sizes == [(1, 193, 193), (2, 97, 97), (5, 97, 97), (8, 97, 97)]
+
+
+def test_bytes_by_hand() -> None:
+    case = OpCase(ATTENTION, 2, heads=2, height=5, width=3)
+    qkv, offset, result = 15 * 3 * 128, 15 * 2 * 18, 15 * 128
+    assert bytes_moved(case, REFERENCE, backward=False) == 4 * (qkv + offset + result)
+    assert bytes_moved(case, REFERENCE, backward=True) == 4 * (3 * (qkv + offset) + 2 * result)
+    unfold = OpCase(UNFOLD, 2, heads=2, height=5, width=3)
+    assert bytes_moved(unfold, REFERENCE, backward=False) == 4 * (15 * 128 + offset + 9 * 15 * 128)
+
+
+@pytest.mark.parametrize("op", [ATTENTION, UNFOLD])
+def test_rows_of_one_case(op: str) -> None:
+    findings = Findings()
+    sides = op_sides(CPU, "float32", "auto", ("plain", "torchvision", "published"), findings)
+    usable = [name for name, found in available_backends().items() if found.usable]
+    assert [side.name for side in sides].count("dgmn2cli") == len(usable)
+    case = OpCase(op, 3, heads=5, height=7, width=4, batch=2)
+    measure_op(case, sides, warmup=0, iters=2, findings=findings)
+    compared = [side for side in sides if not (op == UNFOLD and side.name == "plain")]
+    rows = [row for row in findings.rows if isinstance(row, Row)]
+    assert [(row.task, row.side, row.backend) for row in rows] == [
+        (task, side.name, side.backend) for task in ("forward", "forward + backward") for side in compared
+    ]
+    assert {row.subject for row in rows} == {f"{op}, stage 3: 5 x 7 x 4"}
+    assert all(row.runs == 2 and 0 < row.p10 <= row.median <= row.p90 for row in rows)
+    assert [row.times_as_fast for row in rows if row.side == "dgmn2cli" and row.backend == sides[0].backend] == [1, 1]
+    assert len(findings.agreements) == 2 * (len(compared) - 1)
+    assert {found.what for found in findings.agreements} == {"output", "gradients"}
+
+
+def test_backends_that_cannot_run_are_told() -> None:
+    findings = Findings()
+    op_sides(CPU, "float16", "reference", ("torchvision",), findings)
+    assert any("torchvision has no deform_conv2d for cpu, float16" in note for note in findings.notes)
+    with pytest.raises(ResourceError, match="triton"):
+        op_sides(CPU, "float32", "triton", (), Findings())
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_wrong_side_is_refused(monkeypatch: pytest.MonkeyPatch, backward: bool) -> None:
+    """In the second case the result is right and only the gradient is wrong."""
+
+    def wrong(maps: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        right = unfold(maps, offset)
+        extra = 0.01 * maps.sum()
+        return right + (extra - extra.detach() if backward else extra)
+
+    unfold = bench_op.torchvision_unfold
+    monkeypatch.setattr(bench_op, "torchvision_unfold", wrong)
+    case, findings = OpCase(UNFOLD, 1, heads=1, height=6, width=5), Findings()
+    with pytest.raises(CheckFailed, match="gradients differ" if backward else "output differ"):
+        measure_op(case, [REFERENCE, TORCHVISION], warmup=0, iters=1, findings=findings)
+    assert len(findings.rows) == (2 if backward else 0)

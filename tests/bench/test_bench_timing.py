@@ -1,0 +1,72 @@
+"""Sides run in turn, warm-up rounds are dropped, quantiles are what they say."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from dgmn2cli.bench import rates
+from dgmn2cli.bench.rates import Probe, Rate, best_gflops, copy_probe, highest, matrix_probes
+from dgmn2cli.bench.timing import alternate, paired_ratio, quantile, spread
+
+CPU = torch.device("cpu")
+
+
+def test_rounds_alternate() -> None:
+    order: list[str] = []
+    rounds: list[int] = []
+    steps = [lambda: order.append("a"), lambda: order.append("b")]
+    timings = alternate(steps, CPU, warmup=2, iters=3, progress=lambda: rounds.append(len(order)))
+    assert order == ["a", "b"] * 5
+    assert rounds == [2, 4, 6, 8, 10]
+    assert [len(kept) for kept in timings] == [3, 3]
+
+
+def test_a_step_is_timed_whole() -> None:
+    slow, quick = alternate([lambda: time.sleep(0.02), lambda: None], CPU, warmup=0, iters=3)
+    assert min(slow) >= 0.02
+    assert min(quick) >= 0
+
+
+def test_quantiles() -> None:
+    assert quantile([4.0, 1.0, 3.0, 2.0, 5.0], 0.5) == 3
+    assert quantile([0.0, 10.0], 0.1) == pytest.approx(1.0)
+    assert quantile([7.0], 0.95) == 7
+    seen = spread([float(value) for value in range(11)])
+    assert (seen.median, seen.p10, seen.p90, seen.runs) == (5, 1, 9, 11)
+
+
+def test_ratios_pair_the_timings_of_a_round() -> None:
+    """A machine that slows down threefold in the last round changes both timings of it, not the ratio."""
+    assert paired_ratio([2.0, 2.0, 6.0], [1.0, 1.0, 3.0]) == 2
+
+
+def test_probes_do_the_work_they_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in (("MATRIX_SIDE", 48), ("TOKENS", 10), ("MAP_SIDE", 9)):
+        monkeypatch.setitem(getattr(rates, name), "cpu", size)
+    probes = {probe.kind: probe for probe in matrix_probes(CPU, "float32", torch.float32)}
+    results = {kind: probe.step() for kind, probe in probes.items()}
+    inner = {"matrix product": 48, "prepacked Linear": 512, "3x3 convolution": 9 * 256}
+    assert probes.keys() == inner.keys()
+    for kind, length in inner.items():
+        result = results[kind]
+        assert isinstance(result, torch.Tensor)
+        assert probes[kind].amount == 2 * result.numel() * length
+
+
+def test_a_copy_counts_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rates.COPY_BYTES, "cpu", 4096)
+    probe = copy_probe(CPU)
+    probe.step()
+    assert probe.rate([1e-6]) == Rate("float32", "copy", None, pytest.approx(8.192))
+
+
+def test_the_best_rate_of_each_number_format() -> None:
+    probe = Probe("float32", "matrix product", 6 * 10**9, lambda: None)
+    slow, quick = probe.rate([3.0, 3.0, 9.0]), probe.rate([1.5])
+    half, copies = Rate("bfloat16", "3x3 convolution", 9.0), Rate("float32", "copy", None, 20.0)
+    assert (slow.gflops, quick.gflops) == (2, 4)
+    assert best_gflops([slow, quick, half, copies]) == {"float32": 4, "bfloat16": 9}
+    assert highest([slow, half, quick, copies]) == [quick, half, copies]
