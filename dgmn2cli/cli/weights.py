@@ -92,5 +92,5 @@ def _network(entry: AnyEntry, session: Session) -> nn.Module:
 
 
 def _sources(entry: AnyEntry) -> str:
-    names = {"gdrive": "Google Drive", "file": "a file"}
-    return ", else ".join(names.get(source.type, source.location.split("/")[2]) for source in entry.sources)
+    names = {"gdrive": "Google Drive", "file": "a file"}  # of the others, the host
+    return ", else ".join(names.get(source.type) or source.location.split("/")[2] for source in entry.sources)
