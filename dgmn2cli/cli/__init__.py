@@ -27,6 +27,8 @@ COMMANDS = {
     "data": ("dgmn2cli.cli.data:data", "Check a data set, or make a synthetic one."),
     "download": ("dgmn2cli.cli.download:download", "Get model files, verified; bundles for sites without network."),
     "zoo": ("dgmn2cli.cli.zoo:zoo", "List and show the published models; check what is on disk."),
+    "info": ("dgmn2cli.cli.info:info", "Say which model a file holds, and what it tells of its training."),
+    "convert": ("dgmn2cli.cli.convert:convert", "Write a model file as .pth or .safetensors, without its optimiser."),
     "doctor": ("dgmn2cli.cli.doctor:doctor", "Check this machine: Python, libraries, device, op backends, cache."),
 }
 

@@ -1,33 +1,24 @@
-"""Owns what stands between a model file and a network: safe reading, exact matching, nothing loaded in part.
-
-Nothing in a file is executed: pickles are read by PyTorch's restricted reader (`weights_only=True`), never without it.
-"""
+"""Owns what stands between a model file and a network: hash first, exact matching, nothing loaded in part."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import pickle
-import re
 import stat
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
-from dgmn2cli.model.oldpickle import SAFE_GLOBALS
+from dgmn2cli.model.contents import unplain_number_type
+from dgmn2cli.model.formats import Content, Format, read_content
 from dgmn2cli.reports import atomic_write
 
 MAX_BYTES = 8 << 30
-MAX_HEADER_BYTES = 16 << 20
 _CHUNK = 1 << 22
 _SHOWN = 5
 _NOT_A_CHECKPOINT = (
@@ -39,12 +30,6 @@ _NOT_A_CHECKPOINT = (
     (b"Rar!", "it is a RAR archive; unpack it first"),
 )
 _WRAPPERS = ("state_dict", "model")
-# everything PyTorch, zipfile and the restricted reader have been seen to raise on damaged or hostile files
-_READ_ERRORS = (
-    RuntimeError, pickle.UnpicklingError, UnicodeDecodeError, LookupError, AttributeError, OSError, EOFError,
-    TypeError, ValueError, AssertionError, NotImplementedError, OverflowError, RecursionError,
-    zipfile.BadZipFile, SafetensorError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,6 +43,9 @@ class Checkpoint:
         state: parameter and buffer tensors by name, `module.` prefix removed, on the CPU.
         meta: what the file says about itself (classes, palette, configuration text, iteration), if anything.
         rest: further entries beside the weights, such as `optimizer`.
+        format: how the file is made.
+        wrapper: the entry that holds the weights, `state_dict` or `model`; empty where the file is nothing but them.
+        prefixed: the names bore the prefix `module.` of a model saved while it trained on several GPUs.
     """
 
     path: Path
@@ -66,6 +54,9 @@ class Checkpoint:
     state: dict[str, Tensor]
     meta: dict[str, Any] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
+    format: Format = "pth"
+    wrapper: str = ""
+    prefixed: bool = False
 
 
 def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoint:
@@ -94,10 +85,10 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
                 why=f"its sha256 is {digest}, wanted {sha256}",
                 hint="Delete it and download it again.",
             )
-        content = _read(path, file, size)
-    state, meta, rest = _unwrap(path, content)
-    check_finite(state, path)
-    return Checkpoint(path, digest, size, state, meta, rest)
+        content = read_content(path, file, size)
+    checkpoint = _unwrap(path, content, digest, size)
+    check_finite(checkpoint.state, path)
+    return checkpoint
 
 
 def _open_regular(path: Path) -> BinaryIO:
@@ -142,88 +133,42 @@ def _hash(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, file: BinaryIO, size: int) -> Any:
-    """The file's content as plain containers and tensors; every way of failing becomes one error."""
-    file.seek(0)
-    head = file.read(9)
-    file.seek(0)
-    try:
-        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= min(size, MAX_HEADER_BYTES):
-            return load_safetensors(file.read())
-        if head.startswith(b"PK"):
-            _verify_archive(path, file, size)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except MemoryError as error:
-        raise IntegrityError(
-            "the checkpoint cannot be read", where=path, why="it claims more memory than there is"
-        ) from error
-    except _READ_ERRORS as error:
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused:
-            raise IntegrityError(
-                "the checkpoint is unsafe and was not loaded",
-                where=path,
-                why=f"it asks to call {refused[1]}, which a file of weights never needs",
-                hint="Nothing in it was executed. Get the file from its publisher.",
-            ) from error
-        raise IntegrityError(
-            "the checkpoint cannot be read",
-            where=path,
-            why=f"the file is damaged or of another kind ({type(error).__name__})",
-            hint="Download it again.",
-        ) from error
-
-
-def _verify_archive(path: Path, file: BinaryIO, size: int) -> None:
-    """Checks the zip archive's own CRC-32s (PyTorch does not) and that it does not unpack to more than it holds."""
-    with zipfile.ZipFile(file) as archive:
-        claimed = sum(item.file_size for item in archive.infolist())
-        if claimed > 2 * size + MAX_HEADER_BYTES:
-            raise IntegrityError(
-                "the checkpoint cannot be read",
-                where=path,
-                why=f"its {size} bytes claim to unpack to {claimed}",
-                hint="Download it again.",
-            )
-        damaged = archive.testzip()
-    file.seek(0)
-    if damaged is not None:
-        raise IntegrityError(
-            "the checkpoint is damaged", where=path, why=f"the checksum of its part {damaged} does not hold",
-            hint="Download it again.",
-        )  # fmt: skip
-
-
-def _unwrap(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+def _unwrap(path: Path, content: Content, digest: str, size: int) -> Checkpoint:
     """Splits a file's content into weights, meta and the rest; knows bare, `state_dict` and `model` wrappers."""
-    if not isinstance(content, Mapping):
-        raise IntegrityError(
-            "this is not a checkpoint", where=path, why=f"it holds a {type(content).__name__}, wanted named tensors"
-        )
-    wrapper = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
-    weights = content[wrapper] if wrapper else content
-    meta = content.get("meta") if wrapper else None
-    rest = {str(k): v for k, v in content.items() if k not in (wrapper, "meta")} if wrapper else {}
+    value = content.value
+    if not isinstance(value, Mapping):
+        raise _not_a_checkpoint(path, f"it holds a {type(value).__name__}, wanted named tensors")
+    wrapper = next((name for name in _WRAPPERS if isinstance(value.get(name), Mapping)), "")
+    weights = value[wrapper] if wrapper else value
+    meta = value.get("meta") if wrapper else content.meta
+    rest = {str(k): v for k, v in value.items() if k not in (wrapper, "meta")} if wrapper else {}
     state: dict[str, Tensor] = {}
-    for key, value in weights.items():
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
-            raise IntegrityError(
-                "this is not a checkpoint",
-                where=path,
-                why=f"its entry {str(key)[:80]!r} is a {type(value).__name__}, wanted a dense tensor",
+    for key, item in weights.items():
+        name = str(key).removeprefix("module.")
+        if not isinstance(item, Tensor):
+            raise _not_a_checkpoint(
+                path, f"its entry {str(key)[:80]!r} is a {type(item).__name__}, wanted a dense tensor",
                 hint="Give a file that holds a state dict, bare or under 'state_dict' or 'model'.",
-            )
-        state[str(key).removeprefix("module.")] = value
+            )  # fmt: skip
+        if name in state:
+            raise _not_a_checkpoint(path, f"it holds {name[:80]!r} twice, with and without the prefix 'module.'")
+        state[name] = item
     if not state:
-        raise IntegrityError("this is not a checkpoint", where=path, why="it holds no tensors")
-    return state, dict(meta) if isinstance(meta, Mapping) else {}, rest
+        raise _not_a_checkpoint(path, "it holds no tensors")
+    if odd := unplain_number_type(state):
+        raise _not_a_checkpoint(path, f"its entry {odd[:120]} has numbers of a type that no network computes with")
+    prefixed = any(str(key).startswith("module.") for key in weights)
+    known = dict(meta) if isinstance(meta, Mapping) else {}
+    return Checkpoint(path, digest, size, state, known, rest, content.format, wrapper, prefixed)
+
+
+def _not_a_checkpoint(path: Path, why: str, hint: str = "") -> IntegrityError:
+    return IntegrityError("this is not a checkpoint", where=path, why=why, hint=hint)
 
 
 def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
     """Raises NonFiniteError naming the tensors of `state` that hold NaN or infinity."""
-    bad = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    bad = [key for key, value in state.items() if value.is_floating_point() and not _finite(value)]
     if bad:
         raise NonFiniteError(
             "the checkpoint holds NaN or infinite weights",
@@ -231,6 +176,12 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
             why=f"{len(bad)} of {len(state)} tensors, first {', '.join(bad[:_SHOWN])}",
             hint="No mask can be computed with it; take an earlier checkpoint.",
         )
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all numbers are finite, also as float32, in which networks compute."""
+    whole = value if value.dtype in (torch.float32, torch.float16, torch.bfloat16) else value.to(torch.float32)
+    return bool(torch.isfinite(whole).all())
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -273,7 +224,7 @@ def _match(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     kinds = [
         f"{key} {state[key].dtype}, wanted {wanted[key].dtype}"
         for key in shared
-        if state[key].is_floating_point() != wanted[key].is_floating_point() or state[key].is_complex()
+        if state[key].is_floating_point() != wanted[key].is_floating_point()
     ]
     groups = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "of another type": kinds}
     if any(groups.values()):

@@ -1,0 +1,144 @@
+"""Owns a look through a pickle before it is read: refused is what would keep the reader busy or overflow its stack.
+
+The restricted reader executes nothing, but it hashes: a tuple that holds one tuple twice, fifty levels deep, takes
+2^50 steps as a dictionary's key, and one nested a million levels deep ends the process. The look follows the reader's
+own instructions and nothing else; where it meets one the reader does not know it stops, as the reader will.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import IO
+
+MAX_STEPS = 3_000_000  # instructions; a checkpoint with an optimiser has some 100 thousand
+MAX_HASHED = 20_000_000  # values that hashing shared containers may visit in all
+MAX_DEPTH = 200  # levels of tuples
+_TEXT_LIMIT = 1 << 26  # bytes of one text
+
+_ARGUMENT = {b"\x80": 1, b"J": 4, b"K": 1, b"M": 2, b"G": 8, b"h": 1, b"j": 4, b"q": 1, b"r": 4}
+_PLAIN = frozenset((b"N", b"\x88", b"\x89", b")", b"]", b"}", b"\x8f", b"J", b"K", b"M", b"G"))
+_TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
+
+
+class Excess(Exception):  # noqa: N818
+    """Why a pickle is not read; its caller says which file."""
+
+
+@dataclass(slots=True)
+class _Value:
+    """What matters of a value on the stack: how many values hashing it visits, and how deep its tuples go."""
+
+    cost: int = 1
+    depth: int = 0
+
+
+@dataclass
+class _Machine:
+    """The reader's stack and memo, with costs in place of values."""
+
+    stack: list[_Value] = field(default_factory=list)
+    outer: list[list[_Value]] = field(default_factory=list)
+    memo: dict[int, _Value] = field(default_factory=dict)
+    hashed: int = 0
+
+    def since_mark(self) -> list[_Value]:
+        items, self.stack = self.stack, self.outer.pop()
+        return items
+
+    def push(self, parts: list[_Value]) -> None:
+        """A tuple of `parts`, or what a call makes of them."""
+        depth = 1 + max((part.depth for part in parts), default=0)
+        if depth > MAX_DEPTH:
+            raise Excess(f"its tuples are nested more than {MAX_DEPTH} levels deep")
+        self.stack.append(_Value(1 + sum(part.cost for part in parts), depth))
+
+    def use_again(self, value: _Value) -> None:
+        self.hashed += value.cost
+        if self.hashed > MAX_HASHED:
+            raise Excess("a few of its values repeat themselves without end")
+        self.stack.append(value)
+
+
+def look_through(file: IO[bytes], count: int = 1) -> None:
+    """Follows the next `count` pickles of `file`.
+
+    Raises:
+        Excess: reading them would take too long or overflow the stack.
+    """
+    steps = MAX_STEPS
+    for _ in range(count):
+        steps = _follow(file, steps)
+        if steps < 0:
+            return
+
+
+def _follow(file: IO[bytes], steps: int) -> int:
+    """One pickle; the steps left, or -1 where the reader will stop with an error of its own."""
+    machine = _Machine()
+    while steps:
+        steps -= 1
+        code = file.read(1)
+        if code == b".":
+            return steps
+        try:
+            if not _step(machine, code, file):
+                return -1
+        except (IndexError, KeyError):  # taken from an empty stack or memo: the reader fails there, too
+            return -1
+    raise Excess(f"it has more than {MAX_STEPS:,} instructions")
+
+
+def _step(machine: _Machine, code: bytes, file: IO[bytes]) -> bool:
+    """One instruction; False if the reader does not know it."""
+    argument = file.read(_ARGUMENT.get(code, 0))
+    stack = machine.stack
+    if code in _PLAIN:
+        stack.append(_Value())
+    elif code in (b"X", b"U", b"\x8a"):
+        _skip_text(file, code)
+        stack.append(_Value())
+    elif code == b"c":
+        file.readline(_TEXT_LIMIT)
+        file.readline(_TEXT_LIMIT)
+        stack.append(_Value())
+    elif code == b"(":
+        machine.outer.append(stack)
+        machine.stack = []
+    elif code == b"t":
+        machine.push(machine.since_mark())
+    elif code in _TUPLES:
+        parts = [stack.pop() for _ in range(_TUPLES[code])]
+        machine.push(parts)
+    elif code in (b"q", b"r"):
+        machine.memo[int.from_bytes(argument, "little")] = stack[-1]
+    elif code in (b"h", b"j"):
+        machine.use_again(machine.memo[int.from_bytes(argument, "little")])
+    elif code in (b"R", b"\x81"):
+        arguments = stack.pop()
+        stack.pop()
+        machine.use_again(_Value(arguments.cost + 1))
+    elif code in (b"a", b"e", b"s", b"u"):
+        _fill(machine, code)
+    elif code == b"b":
+        stack.pop()
+    elif code == b"Q":
+        stack[-1] = _Value()
+    else:
+        return code == b"\x80"
+    return True
+
+
+def _fill(machine: _Machine, code: bytes) -> None:
+    """Items go into a list or dictionary; neither is hashable, but a call may make a tuple of a list."""
+    if code in (b"a", b"s"):
+        items = [machine.stack.pop() for _ in range(1 if code == b"a" else 2)]
+    else:
+        items = machine.since_mark()
+    machine.stack[-1].cost += sum(item.cost for item in items) if code in (b"a", b"e") else 0
+
+
+def _skip_text(file: IO[bytes], code: bytes) -> None:
+    length = int.from_bytes(file.read(4 if code == b"X" else 1), "little")
+    if length > _TEXT_LIMIT:
+        raise Excess(f"it claims a text of {length:,} bytes")
+    file.read(length)
