@@ -23,8 +23,8 @@ from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import describe_device, resolve_device
 from dgmn2cli.zoo import Zoo
 
-REQUIRED = ("torch", "timm", "numpy", "opencv-python-headless", "click", "rich", "requests", "gdown")
-OPTIONAL = ("triton", "safetensors", "tensorboard", "matplotlib", "cityscapesScripts")
+REQUIRED = ("torch", "timm", "numpy", "opencv-python-headless", "click", "rich", "requests", "gdown", "safetensors")
+OPTIONAL = ("triton", "tensorboard", "matplotlib", "cityscapesScripts")
 HOMES = {"native": "cpu", "triton": "cuda"}  # the device a backend is for; the definition runs on the chosen one
 TOLERANCE = 1e-4  # of the largest value: float32 against the definition in float64
 Verdict = Literal["ok", "note", "failed"]

@@ -99,7 +99,7 @@ def _report(error: Dgmn2Error, code: int, debug: bool) -> int:
         sys.stdout.flush()  # the answers so far come before the message
     except OSError:
         _discard(sys.stdout)
-    lines = [*error.fault_lines(), f"Error: {error}"]
+    lines = [*([] if _says_it_all(error) else error.fault_lines()), f"Error: {error}"]
     if debug:
         lines.insert(0, traceback.format_exc().rstrip())
     try:
@@ -108,6 +108,11 @@ def _report(error: Dgmn2Error, code: int, debug: bool) -> int:
     except OSError:
         _discard(sys.stderr)
     return code
+
+
+def _says_it_all(error: Dgmn2Error) -> bool:
+    """Whether the message holds the only fault already."""
+    return len(error.faults) == 1 and bool(error.why) and (error.why in error.faults[0] or error.faults[0] in error.why)
 
 
 def _usage_error(error: click.ClickException) -> ConfigError:

@@ -93,7 +93,9 @@ def fetch(
 
 def _nothing_to_ask(entry: AnyEntry, cache: Path) -> Dgmn2Error:
     """The error when the network is off and there is no good file."""
-    hint = f"Run `dgmn2 download {entry.key}` with the network on, or add `--from FILE`."
+    get = f"dgmn2 download {entry.key}"
+    hint = f"Switch it on and run `{get}`; or fetch the file elsewhere, alone or as a bundle (`{get} --bundle TAR`), "
+    hint += f"and adopt it here with `{get} --from FILE`."
     if found := caching.locate(entry, cache):
         why = "it does not have the hash it must have"
         return IntegrityError("the cached file is damaged", where=found.path, why=why, hint=hint)
