@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -31,8 +33,8 @@ AGAIN = "Download it again."
 # everything PyTorch, zipfile and the restricted reader have been seen to raise on damaged or hostile files
 _READ_ERRORS = (
     RuntimeError, pickle.UnpicklingError, UnicodeDecodeError, LookupError, AttributeError, OSError, EOFError,
-    TypeError, ValueError, AssertionError, NotImplementedError, OverflowError, RecursionError,
-    zipfile.BadZipFile, SafetensorError,
+    TypeError, ValueError, AssertionError, NotImplementedError, ArithmeticError, RecursionError,
+    struct.error, zlib.error, zipfile.BadZipFile, SafetensorError,
 )  # fmt: skip
 
 Format = Literal["pth", "legacy pth", "safetensors"]
