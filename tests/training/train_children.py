@@ -96,3 +96,36 @@ def hold_folder(folder: Path, held, go) -> None:
     with FolderLock(folder):
         held.set()
         go.wait()
+
+
+def three_steps(folder: Path, model: str, settings: dict, rank: int, world: int) -> None:
+    """Three float64 steps as process `rank` of `world`; leaves `RANK.pth` with the losses, first and last weights."""
+    import torch.distributed as dist
+
+    from dgmn2cli.config import load_config
+    from dgmn2cli.data.configured import open_configured
+    from dgmn2cli.data.loaders import TrainStream, train_batches
+    from dgmn2cli.model.build import build_segmentor
+    from dgmn2cli.training.request import augmentation
+    from dgmn2cli.training.step import Stepper
+    from dgmn2cli.training.team import Team
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    config = load_config(model, [f"{key}={str(value).lower()}" for key, value in settings.items()])
+    torch.manual_seed(0)
+    network = build_segmentor(config.model).double()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Dropout2d | torch.nn.Dropout):
+            layer.p = 0.0  # each process draws masks of its own
+    first = {key: value.clone() for key, value in network.state_dict().items()}
+    stepper = Stepper(config, network, Team(rank, world, torch.device("cpu")))
+    data = open_configured(config.data, "train")
+    stream = TrainStream(len(data), config.train.seed, config.train.batch_size, rank, world)
+    batches = train_batches(data, augmentation(config), stream)
+    losses = [stepper.step(step, batches).loss for step in range(3)]
+    torch.save({"losses": losses, "first": first, "state": dict(network.state_dict())}, folder / f"{rank}.pth")
+    if world > 1:
+        dist.destroy_process_group()
