@@ -168,7 +168,10 @@ class Loop:
         """
         data = self.prepared.val
         name = f"after {self.iteration} steps"
-        segmenter = snapshot(self.config, self._usable(), data, self.team, self.backend, name)
+        weights = self._usable()
+        if not self.config.train.sync_bn:  # each process has running statistics of its own; the first one's are saved
+            weights = self.team.once(lambda: _on_cpu(dict(self._usable())))
+        segmenter = snapshot(self.config, weights, data, self.team, self.backend, name)
         share = -(-len(data) // self.team.world)
         advance = self.reporter.counting(f"evaluating {name}", share)
         self.evaluation = validate(
