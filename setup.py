@@ -1,4 +1,4 @@
-"""Builds the compiled CPU kernels (setup.cfg cannot declare them) and packs zoo.json and configs/ into wheels."""
+"""Builds the compiled CPU kernels (setup.cfg cannot declare them) and packs zoo.json, configs/ and a photograph."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ KERNELS = Extension(
 
 
 class BuildWithResources(build_py):
-    """Copies zoo.json and configs/ beside the package, where resources.py looks in an installed copy."""
+    """Copies zoo.json, configs/ and the example photograph into the package, where resources.py looks for them."""
 
     def run(self) -> None:
         super().run()
@@ -29,6 +29,9 @@ class BuildWithResources(build_py):
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree("configs", target / "configs")
             shutil.copy2("zoo.json", target / "zoo.json")
+            (target / "examples").mkdir()
+            for name in ("summer_palace.jpg", "README.md"):
+                shutil.copy2(f"examples/{name}", target / "examples" / name)
 
 
 setup(

@@ -1,4 +1,4 @@
-"""Owns where zoo.json and configs/ are: beside the package in a checkout, inside it in an installed copy."""
+"""Owns where zoo.json, configs/ and examples/ are: beside the package in a checkout, inside an installed copy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dgmn2cli.errors import ResourceError
 
+PHOTOGRAPH_CREDIT = "The Summer Palace in Beijing. Photograph: Daniel Büchele, CC BY 2.0 (creativecommons.org)"
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -37,3 +38,18 @@ def config_dir() -> Path:
         ResourceError: the installation lacks it.
     """
     return _root() / "configs"
+
+
+def example_photograph() -> Path:
+    """A photograph under a free licence that came with the package; `PHOTOGRAPH_CREDIT` must stand beside it.
+
+    Raises:
+        ResourceError: the installation lacks it.
+    """
+    path = _root() / "examples" / "summer_palace.jpg"
+    if not path.is_file():
+        raise ResourceError(
+            "the example photograph is missing", where=path, why="the installed package is incomplete",
+            hint="Reinstall dgmn2cli, or name a picture.",
+        )  # fmt: skip
+    return path

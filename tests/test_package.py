@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = (
     "dgmn2cli",
     "configs",
+    "examples",
     "setup.py",
     "setup.cfg",
     "pyproject.toml",
@@ -58,6 +59,9 @@ def test_data_files_travel(installed: Path) -> None:
     assert (resources / "zoo.json").read_bytes() == (ROOT / "zoo.json").read_bytes()
     assert len(list((resources / "configs").glob("*.toml"))) == 16
     assert len(list((resources / "configs" / "recipes").glob("*.toml"))) >= 2
+    assert (resources / "examples" / "summer_palace.jpg").is_file()
+    assert "Creative Commons" in (resources / "examples" / "README.md").read_text(encoding="utf-8")
+    assert (installed / "dgmn2cli" / "demo" / "page.html").is_file()
     assert not list(installed.rglob("tests")), "tests do not belong in the wheel"
 
 

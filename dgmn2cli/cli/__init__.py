@@ -19,6 +19,7 @@ from dgmn2cli.zoo.manifest import shown
 
 # name -> (module:attribute, help line); the help line stands here so that `dgmn2 --help` imports no command
 COMMANDS = {
+    "demo": ("dgmn2cli.cli.demo:demo", "See it all in minutes: draw streets, train, evaluate, segment, look."),
     "infer": ("dgmn2cli.cli.infer:infer", "Segment pictures: masks, overlays, class shares."),
     "eval": ("dgmn2cli.cli.eval:evaluate", "Measure a model on a labelled data set, the published figure beside it."),
     "train": ("dgmn2cli.cli.train:train", "Train or fine-tune a model, on one process or many."),

@@ -1,0 +1,117 @@
+"""Owns what a demonstration tells whoever watches it, and what it found in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dgmn2cli.predict import PictureResult
+from dgmn2cli.training.report import Reporter, TrainReport
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One step of the demonstration: what was done, how long it took, what came out, and where that lies."""
+
+    what: str
+    seconds: float
+    found: str
+    where: Path
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class on the held-out scenes: its share of the labelled pixels, and its IoU (fractions; NaN: undefined)."""
+
+    name: str
+    color: tuple[int, int, int]
+    share: float
+    iou: float
+    iou_ms_flip: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One evaluation of the held-out scenes: fractions from 0 to 1, wall time, and the file with all of it."""
+
+    mean_iou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    seconds: float
+    report: Path
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """The result of a demonstration.
+
+    Attributes:
+        out: its folder; all paths below lie in it, and begin with it.
+        page, sheet, curves: the page for a browser, the contact sheet, the curves of the training.
+        data, run: the data set and the run folder of the training.
+        train_scenes, val_scenes, size: the data; (width, height) in pixels.
+        seed, crop, batch_size, lr: the recipe.
+        training: its report.
+        single_scale, ms_flip: the two evaluations of the weights after the last step.
+        largest, largest_share: the commonest class of the held-out scenes and its share of the labelled pixels: the
+            pixel accuracy of answering it everywhere.
+        constant_mean_iou: the mean IoU of answering it everywhere.
+        classes: figures of every class.
+        scene, photograph: the two pictures segmented in the end.
+        steps: what was done, in order.
+        seconds: wall time of this run.
+        resumed: an earlier, interrupted run did a part of it.
+        device: what computed.
+        threads: CPU threads in use.
+    """
+
+    out: Path
+    page: Path
+    sheet: Path
+    curves: Path
+    data: Path
+    run: Path
+    train_scenes: int
+    val_scenes: int
+    size: tuple[int, int]
+    seed: int
+    crop: int
+    batch_size: int
+    lr: float
+    training: TrainReport
+    single_scale: Figures
+    ms_flip: Figures
+    largest: str
+    largest_share: float
+    constant_mean_iou: float
+    classes: tuple[ClassFigures, ...]
+    scene: PictureResult
+    photograph: PictureResult
+    steps: tuple[StepDone, ...]
+    seconds: float
+    resumed: bool
+    device: str
+    threads: int
+
+
+class Watch(Protocol):
+    """Whoever watches a demonstration."""
+
+    @property
+    def reporter(self) -> Reporter:
+        """Told of the progress within a step."""
+
+    def begin(self, number: int, count: int, what: str) -> None:
+        """Step `number` of `count` begins."""
+
+    def end(self, done: StepDone) -> None:
+        """It is done."""
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, or `3 min 05 s`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"

@@ -1,0 +1,213 @@
+"""Owns what a demonstration is asked for: its recipe, its folder, and whether it may begin or go on there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dgmn2cli.config import Config, load_config
+from dgmn2cli.errors import ConfigError, printable
+from dgmn2cli.reports import atomic_write, local_write_errors, to_json, to_plain
+
+MODEL = "setr_naive-tiny"
+CONFIG = "setr_naive_dgmn2_tiny_4x2_769x769_40k_cityscapes"
+EVALUATIONS = 6  # during the training, the last one at its end
+PHOTOGRAPH_SCALE = 2  # the photograph is fitted into this many times the scenes' size
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """What the user asked for. The defaults are a recipe that takes minutes on two cores.
+
+    Attributes:
+        out: the folder for everything.
+        iters: optimiser steps of the training.
+        scenes: scenes to train on; a quarter as many more are held out.
+        seed: of the scenes and of the training.
+        picture: the photograph to segment; None: the one that came with the package.
+        overwrite: begin anew where a demonstration lies already.
+        resume: go on with it.
+        device, backend, threads: as for every command.
+        size: of a scene, (width, height) in pixels.
+        crop, batch_size, lr: of the training.
+    """
+
+    out: Path = Path("dgmn2-demo")
+    iters: int = 300
+    scenes: int = 64
+    seed: int = 0
+    picture: Path | None = None
+    overwrite: bool = False
+    resume: bool = False
+    device: str = "auto"
+    backend: str = "auto"
+    threads: int | None = None
+    size: tuple[int, int] = (256, 128)
+    crop: int = 96
+    batch_size: int = 4
+    lr: float = 1e-3
+
+    @property
+    def held_out(self) -> int:
+        """Scenes to evaluate on."""
+        return max(1, self.scenes // 4)
+
+    @property
+    def folder(self) -> DemoFolder:
+        """Where the demonstration keeps what."""
+        return DemoFolder(self.out)
+
+    def config(self) -> Config:
+        """The training's configuration: the published one, but small and from scratch.
+
+        Raises:
+            ConfigError: an impossible number; all are named.
+        """
+        size, window = list(self.size), max(self.size)
+        settings = {
+            "name": f"{MODEL}_demo",
+            "data.workers": 0,  # the scenes are small: reading them costs less than handing them over
+            "augment.scale": size, "augment.ratio": [0.75, 1.5], "augment.crop": self.crop,
+            "inference.scale": size, "inference.window": window, "inference.stride": window * 2 // 3,
+            "optim.lr": self.lr,
+            "train.iters": self.iters, "train.batch_size": self.batch_size, "train.gpus": 1,
+            "train.seed": self.seed, "train.init": "scratch",
+            "train.val_every": -(-self.iters // EVALUATIONS), "train.save_every": 0,
+        }  # fmt: skip
+        config = load_config(CONFIG, [f"{key}={value}" for key, value in settings.items()])
+        return replace(config, data=replace(config.data, root=str(self.folder.data)))
+
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on, by the names a user knows."""
+        names = ("iters", "scenes", "seed", "size", "crop", "batch_size", "lr")
+        plain: dict[str, Any] = to_plain({name: getattr(self, name) for name in names})
+        return plain
+
+
+@dataclass(frozen=True)
+class DemoFolder:
+    """Where a demonstration keeps what.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def mark(self) -> Path:
+        """What the demonstration was begun with; only a folder with it is one of ours."""
+        return self.path / "demo.json"
+
+    @property
+    def report(self) -> Path:
+        """The result."""
+        return self.path / "report.json"
+
+    @property
+    def page(self) -> Path:
+        """The page for a browser."""
+        return self.path / "index.html"
+
+    @property
+    def sheet(self) -> Path:
+        """The contact sheet."""
+        return self.path / "contact_sheet.png"
+
+    @property
+    def data(self) -> Path:
+        """The data set."""
+        return self.path / "data"
+
+    @property
+    def drawn(self) -> Path:
+        """Written when the data set is complete."""
+        return self.data / "synth.json"
+
+    @property
+    def run(self) -> Path:
+        """The training's run folder."""
+        return self.path / "run"
+
+    @property
+    def pictures(self) -> Path:
+        """The pictures segmented in the end."""
+        return self.path / "pictures"
+
+    def evaluation(self, name: str) -> Path:
+        """The report of one evaluation."""
+        return self.path / "evaluation" / f"{name}.json"
+
+    def predictions(self, name: str) -> Path:
+        """The predictions of one evaluation."""
+        return self.path / "evaluation" / name
+
+    def clear(self) -> None:
+        """Removes a demonstration, and nothing that it did not make; the mark goes last.
+
+        Raises:
+            ResourceError: something cannot be removed.
+        """
+        with local_write_errors(self.path):
+            for folder in (self.data, self.run, self.pictures, self.path / "evaluation"):
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+            for file in (self.report, self.page, self.sheet, self.mark):
+                file.unlink(missing_ok=True)
+
+
+def refuse_folder(request: DemoRequest) -> None:
+    """Makes sure that the demonstration may begin, or go on, in its folder; changes nothing.
+
+    Raises:
+        ConfigError: there is another one and neither --overwrite nor --resume was asked for; it cannot be resumed with
+            these settings; or the folder holds something else.
+    """
+    folder = request.folder
+    if request.overwrite and request.resume:
+        raise ConfigError("--overwrite and --resume contradict each other", hint="Give one of them.")
+    if not folder.mark.is_file():
+        if folder.path.exists() and not folder.path.is_dir():
+            raise ConfigError("the demo needs a folder", where=folder.path, why="this is a file")
+        if folder.path.is_dir() and any(path.name != "lock" for path in folder.path.iterdir()):
+            why = "it is not empty, and what is in it is no demo"
+            raise ConfigError("the folder is taken", where=folder.path, why=why, hint="Choose another one with -o.")
+        if request.resume:
+            raise ConfigError("there is no demo to go on with", where=folder.path, hint="Leave out --resume.")
+        return
+    if request.resume:
+        differences = _differences(folder.mark, request.identity())
+        if differences:
+            hint = "Give the same settings, or start anew with --overwrite."
+            why = "it was begun with other settings"
+            raise ConfigError("the demo cannot go on", where=folder.path, why=why, faults=differences, hint=hint)
+    elif not request.overwrite:
+        if folder.report.is_file():
+            why, hint = f"its result is in {folder.page}", "Make it anew with --overwrite, or choose another -o."
+            raise ConfigError("a finished demo is here already", where=folder.path, why=why, hint=hint)
+        hint = "Go on with --resume, begin anew with --overwrite, or choose another -o."
+        raise ConfigError("an unfinished demo is here", where=folder.path, hint=hint)
+
+
+def _differences(mark: Path, wanted: dict[str, Any]) -> list[str]:
+    """The settings in which the demonstration that wrote `mark` differs, a line each."""
+    try:
+        begun = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = printable(error)[:200]
+        raise ConfigError("the demo's own record is damaged", where=mark, why=why, hint="Use --overwrite.") from error
+    if not isinstance(begun, dict):
+        begun = {}
+    return [f"{name}: {begun.get(name)} -> {value}" for name, value in wanted.items() if begun.get(name) != value]
+
+
+def write_mark(request: DemoRequest) -> None:
+    """Marks the folder as a demonstration's.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    atomic_write(request.folder.mark, to_json(request.identity()) + "\n")

@@ -1,0 +1,254 @@
+"""Owns the course of a demonstration: draw, train, evaluate twice, segment, show; each by the engine of its command."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from dgmn2cli import resources
+from dgmn2cli.assemble import Recipe, assemble
+from dgmn2cli.data.catalog import open_dataset
+from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.data.images import read_image
+from dgmn2cli.data.synth import make_dataset
+from dgmn2cli.demo.page import write_page
+from dgmn2cli.demo.pictures import show_scenes, write_sheet
+from dgmn2cli.demo.report import ClassFigures, DemoReport, Figures, StepDone, Watch
+from dgmn2cli.demo.request import MODEL, PHOTOGRAPH_SCALE, DemoRequest, refuse_folder, write_mark
+from dgmn2cli.errors import DataError
+from dgmn2cli.evaluate import Counted, EvalReport, Settings
+from dgmn2cli.evaluate.request import EvalRequest
+from dgmn2cli.evaluate.run import run as evaluate
+from dgmn2cli.evaluate.subject import LoadNetwork
+from dgmn2cli.predict import Picture, PictureResult, predict_files
+from dgmn2cli.reports import atomic_write, local_write_errors, to_json
+from dgmn2cli.runtime import resolve_device, set_threads
+from dgmn2cli.training.folder import FolderLock, RunFolder
+from dgmn2cli.training.report import Reporter, TrainReport
+from dgmn2cli.training.request import RESUME_NEWEST, TrainRequest
+from dgmn2cli.training.run import train
+
+Result = TypeVar("Result")
+Found = tuple[Result, str, Path]  # what a step gives, in words, and where it lies
+STEPS = 6
+SINGLE_SCALE, MS_FLIP = "single_scale", "ms_flip"
+KINDS = ("ids", "color", "overlay", "stats")
+SYNTH_THREADS = 2
+
+
+def demo(request: DemoRequest, watch: Watch) -> DemoReport:
+    """Draws streets, trains on them, evaluates, segments, and writes a page that shows it all.
+
+    Ctrl-C ends it; what is done stays, and `resume` goes on from there.
+
+    Raises:
+        ConfigError: an impossible number, or the folder is not free.
+        DataError: the photograph cannot be read.
+        ResourceError: the device or the backend is not there, another demonstration writes to the folder, the disk is
+            full.
+    """
+    refuse_folder(request)
+    request.config()
+    resolve_device(request.device)
+    picture = request.picture or resources.example_photograph()
+    read_image(picture)  # refused now, not after minutes of training
+    with FolderLock(request.out):
+        if request.overwrite:
+            request.folder.clear()
+        write_mark(request)
+        return _Course(request, watch, picture).run()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Shows an evaluation on a reporter; as `evaluate.request.Stage`."""
+
+    reporter: Reporter
+
+    def checking(self, pictures: int) -> Callable[[], object]:
+        return self.reporter.counting("checking the data", pictures)
+
+    def evaluating(self, model: str, pictures: int, done: int) -> _Evaluating:
+        return _Evaluating(self.reporter.counting("evaluating", pictures))
+
+
+@dataclass(frozen=True)
+class _Evaluating:
+    """As `evaluate.Watch`."""
+
+    advance: Callable[[], object]
+
+    def part(self, share: float) -> None:
+        """Ignored: the pictures are small."""
+
+    def picture(self, counted: Counted) -> None:
+        self.advance()
+
+
+class _Course:
+    """One demonstration in a folder that is ours alone."""
+
+    def __init__(self, request: DemoRequest, watch: Watch, photograph: Path) -> None:
+        self.request, self.watch, self.photograph = request, watch, photograph
+        self.folder, self.config = request.folder, request.config()
+        self.recipe = Recipe(self.config, None)
+        self.began, self.steps, self.resumed = time.monotonic(), list[StepDone](), False
+
+    def run(self) -> DemoReport:
+        request, config = self.request, self.config
+        set_threads(request.threads)
+        count = request.scenes + request.held_out
+        size, held_out = f"{request.size[0]}x{request.size[1]}", f"the {request.held_out} held-out scenes"
+        steps = f"{request.iters} steps of {request.batch_size} crops of {request.crop}x{request.crop}"
+        self._step(f"Drawing {count} synthetic street scenes of {size} pixels", self._draw)
+        trained = self._step(f"Training {MODEL} from fresh weights: {steps}", self._train)
+        evaluation = f"Evaluating on {held_out}, "
+        single = self._step(evaluation + "single scale", lambda: self._evaluate(trained, SINGLE_SCALE))
+        views = f"{len(config.inference.ratios)} scales, each also mirrored (ms+flip)"
+        averaged = self._step(evaluation + views, lambda: self._evaluate(trained, MS_FLIP))
+        pictures = self._step("Segmenting a held-out scene and a photograph", lambda: self._segment(trained))
+        report = self._report(trained, single, averaged, pictures)
+        self._step("Drawing the contact sheet and the page", lambda: self._show(report))
+        report = replace(report, steps=tuple(self.steps), seconds=time.monotonic() - self.began)
+        atomic_write(self.folder.report, to_json(report) + "\n")
+        return report
+
+    def _step(self, what: str, work: Callable[[], Found[Result]]) -> Result:
+        self.watch.begin(len(self.steps) + 1, STEPS, what)
+        began = time.monotonic()
+        try:
+            result, found, where = work()
+        finally:
+            self.watch.reporter.done()
+        done = StepDone(what, time.monotonic() - began, found, where)
+        self.steps.append(done)
+        self.watch.end(done)
+        return result
+
+    def _draw(self) -> Found[None]:
+        request, folder = self.request, self.folder
+        about = f"{request.scenes} to train on, {request.held_out} held out, in the layout of Cityscapes"
+        if folder.drawn.is_file():
+            self.resumed = True
+            return None, f"they were there already: {about}", folder.data
+        if folder.data.exists():  # interrupted; the same seed draws the same scenes again
+            with local_write_errors(folder.data):
+                shutil.rmtree(folder.data)
+        advance = self.watch.reporter.counting("drawing", request.scenes + request.held_out)
+        made = make_dataset(
+            folder.data, train=request.scenes, val=request.held_out, size=request.size, seed=request.seed,
+            workers=SYNTH_THREADS, step=advance,
+        )  # fmt: skip
+        atomic_write(folder.drawn, to_json(made) + "\n")
+        return None, about, folder.data
+
+    def _train(self) -> Found[TrainReport]:
+        request, run = self.request, self.folder.run
+        report = train(
+            TrainRequest(
+                self.config, run, MODEL, device=request.device, backend=request.backend, threads=request.threads,
+                resume=RESUME_NEWEST if run.exists() else "",
+            ),
+            self.watch.reporter,
+        )  # fmt: skip
+        self.resumed = self.resumed or report.resumed_at > 0
+        return report, f"checkpoints, log and curves of {report.iterations} steps", run
+
+    def _evaluate(self, trained: TrainReport, name: str) -> Found[EvalReport]:
+        request, folder = self.request, self.folder
+        network = LoadNetwork(self.recipe, trained.checkpoint, backend=request.backend)
+        wanted = EvalRequest(
+            folder.data, settings=Settings(ms_flip=name == MS_FLIP), device=request.device, threads=request.threads,
+            report=folder.evaluation(name), save_preds=folder.predictions(name),
+        )  # fmt: skip
+        report = evaluate(wanted, network.subject(), _Stage(self.watch.reporter))
+        scores = report.scores
+        found = f"mIoU {100 * scores.mean_iou:.1f} %, {100 * scores.pixel_accuracy:.1f} % of the pixels right"
+        return report, found, folder.evaluation(name)
+
+    def _segment(self, trained: TrainReport) -> Found[tuple[PictureResult, PictureResult]]:
+        request, folder = self.request, self.folder
+        segmenter = assemble(self.recipe, trained.checkpoint, device=request.device, backend=request.backend)
+        width, height = (side * PHOTOGRAPH_SCALE for side in request.size)
+        jobs = (
+            (Picture(self._held_out().pairs[0].image, "scene"), Settings()),
+            (Picture(self.photograph, "photograph"), Settings(scale=(width, height))),
+        )
+        results = []
+        for picture, settings in jobs:
+            report = predict_files(segmenter, [picture], folder.pictures, KINDS, settings)
+            if report.failures:
+                raise DataError("a picture could not be segmented", faults=[failure.why for failure in report.failures])
+            results += report.pictures
+        names = [", ".join(share.name for share in result.classes[:3]) for result in results]
+        return (results[0], results[1]), f"scene: {names[0]}, ...; photograph: {names[1]}, ...", folder.pictures
+
+    def _held_out(self) -> SegmentationSet:
+        return open_dataset(self.folder.data, self.config.data.val_split)
+
+    def _show(self, report: DemoReport) -> Found[None]:
+        data = self._held_out()
+        scenes = show_scenes(data, self.folder.predictions(SINGLE_SCALE), self.folder.pictures / "held_out")
+        write_sheet(report.sheet, scenes, data)
+        credit = "" if self.request.picture else resources.PHOTOGRAPH_CREDIT
+        write_page(report, scenes, self.photograph, credit)
+        return None, "open it in a browser; it needs no network", report.page
+
+    def _report(
+        self,
+        trained: TrainReport,
+        single: EvalReport,
+        averaged: EvalReport,
+        pictures: tuple[PictureResult, PictureResult],
+    ) -> DemoReport:
+        request, folder = self.request, self.folder
+        classes = class_figures(single, averaged, self._held_out())
+        largest = max(classes, key=lambda entry: entry.share)
+        return DemoReport(
+            out=request.out,
+            page=folder.page,
+            sheet=folder.sheet,
+            curves=RunFolder(folder.run).curves,
+            data=folder.data,
+            run=folder.run,
+            train_scenes=request.scenes,
+            val_scenes=request.held_out,
+            size=request.size,
+            seed=request.seed,
+            crop=request.crop,
+            batch_size=request.batch_size,
+            lr=request.lr,
+            training=trained,
+            single_scale=_figures(single, folder.evaluation(SINGLE_SCALE)),
+            ms_flip=_figures(averaged, folder.evaluation(MS_FLIP)),
+            largest=largest.name,
+            largest_share=largest.share,
+            constant_mean_iou=largest.share / sum(entry.share > 0 for entry in classes),
+            classes=classes,
+            scene=pictures[0],
+            photograph=pictures[1],
+            steps=tuple(self.steps),
+            seconds=time.monotonic() - self.began,
+            resumed=self.resumed,
+            device=single.run.device_name,
+            threads=set_threads(None),
+        )
+
+
+def _figures(report: EvalReport, path: Path) -> Figures:
+    scores = report.scores
+    return Figures(scores.mean_iou, scores.pixel_accuracy, scores.mean_accuracy, report.seconds, path)
+
+
+def class_figures(single: EvalReport, averaged: EvalReport, data: SegmentationSet) -> tuple[ClassFigures, ...]:
+    """Every class of `data` with its share of the labelled pixels and its IoU in both evaluations."""
+    pixels = max(single.scores.pixels, 1)
+    rows: Sequence[tuple[int, ...]] = data.palette.tolist()
+    return tuple(
+        ClassFigures(one.name, (color[0], color[1], color[2]), one.labelled / pixels, one.iou, other.iou)
+        for one, other, color in zip(single.scores.classes, averaged.scores.classes, rows, strict=True)
+    )
