@@ -1,11 +1,12 @@
 """Owns the published test procedure: sliding window, resize, softmax, multi-scale and flip averaging, band by band.
 
-It works over any callable that maps normalised images `(B, 3, h, w)` to logits `(B, C, h, w)`; it knows no model.
+It works over any callable that maps normalised images `(B, 3, h, w)` to logits `(B, C, h, w)`; it knows no model. The
+same numbers come out whether the logits of a whole image are kept or only the rows that later windows still reach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgmn2cli.errors import ConfigError, NonFiniteError
-from dgmn2cli.ops.resample import resize_rows
+from dgmn2cli.ops.resample import resize_rows, source_span
 
 LogitsFunction = Callable[[Tensor], Tensor]
-BAND_ROWS = 128
+Crop = Callable[[slice, slice], Tensor]
+Band = tuple[slice, Tensor]
+BAND_PIXELS = 1 << 18  # of the final image that are turned into probabilities at a time
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
@@ -58,65 +61,14 @@ class Windowing:
             for x in window_starts(width, self.crop, self.stride)
         ]
 
+    def groups(self, height: int, width: int) -> list[list[tuple[slice, slice]]]:
+        """The boxes, `batch` at a time."""
+        boxes = self.boxes(height, width)
+        return [boxes[first : first + self.batch] for first in range(0, len(boxes), self.batch)]
 
-def slide(
-    logits_of: LogitsFunction, image: Tensor, windowing: Windowing, progress: Callable[[int], None] | None = None
-) -> Tensor:
-    """Mean logits of an image over its overlapping windows.
-
-    Args:
-        logits_of: the network.
-        image: `(3, H, W)` float, normalised.
-        windowing: crop, stride, batch.
-        progress: called with the number of windows done.
-
-    Returns:
-        `(C, H, W)` float32.
-
-    Raises:
-        NonFiniteError: the network gave NaN or infinity.
-    """
-    height, width = image.shape[1:]
-    boxes = windowing.boxes(height, width)
-    total: Tensor | None = None
-    for first in range(0, len(boxes), windowing.batch):
-        group = boxes[first : first + windowing.batch]
-        scores = logits_of(_stack(image, group, windowing))
-        if total is None:
-            total = scores.new_zeros((scores.shape[1], height, width), dtype=torch.float32)
-        for (rows, columns), score in zip(group, scores, strict=True):
-            total[:, rows, columns] += score[:, : rows.stop - rows.start, : columns.stop - columns.start]
-        if progress is not None:
-            progress(len(group))
-    assert total is not None
-    # the count map is separable: how often a row is covered times how often a column is
-    total /= _coverage(height, windowing, total.device)[:, None] * _coverage(width, windowing, total.device)
-    if not bool(total.isfinite().all()):
-        raise NonFiniteError(
-            "the network gave NaN or infinite logits",
-            why="no class can be told from them",
-            hint="Check the checkpoint; with --dtype float16 or bfloat16, try float32.",
-        )
-    return total
-
-
-def _stack(image: Tensor, boxes: list[tuple[slice, slice]], windowing: Windowing) -> Tensor:
-    """The windows as one batch `(B, 3, h, w)`; a single unpadded window stays a view of the image."""
-    height, width = image.shape[1:]
-    if windowing.pad and (height < windowing.crop or width < windowing.crop):
-        image = F.pad(image, (0, max(windowing.crop - width, 0), 0, max(windowing.crop - height, 0)))
-        boxes = [(slice(y.start, y.start + windowing.crop), slice(x.start, x.start + windowing.crop)) for y, x in boxes]
-    if len(boxes) == 1:
-        return image[:, boxes[0][0], boxes[0][1]].unsqueeze(0)
-    return torch.stack([image[:, rows, columns] for rows, columns in boxes])
-
-
-def _coverage(length: int, windowing: Windowing, device: torch.device) -> Tensor:
-    """How many windows cover each pixel along one axis, `(length,)` float32."""
-    counts = torch.zeros(length, device=device)
-    for start in window_starts(length, windowing.crop, windowing.stride):
-        counts[start : start + windowing.crop] += 1
-    return counts
+    def held_rows(self, height: int, width: int) -> int:
+        """The most rows of an image whose sums must be held at a time."""
+        return max(group[-1][0].stop - group[0][0].start for group in self.groups(height, width))
 
 
 @dataclass(frozen=True)
@@ -124,44 +76,179 @@ class View:
     """One inference of an image: its normalised pixels at some scale, flipped or not.
 
     Attributes:
-        image: `(3, h, w)` float.
-        flipped: whether `image` is mirrored left to right.
+        size: (h, w).
+        open: gives a function of row and column slices that returns those pixels, `(3, rows, columns)` float.
+        flipped: whether the pixels are mirrored left to right.
     """
 
-    image: Tensor
+    size: tuple[int, int]
+    open: Callable[[], Crop]
     flipped: bool = False
+
+    @staticmethod
+    def of(image: Tensor, flipped: bool = False) -> View:
+        """The view of an image `(3, h, w)` float, already normalised and, where `flipped` says so, mirrored."""
+        return View((image.shape[1], image.shape[2]), lambda: lambda rows, columns: image[:, rows, columns], flipped)
+
+
+def sweep(
+    logits_of: LogitsFunction,
+    view: View,
+    windowing: Windowing,
+    progress: Callable[[int], None] | None = None,
+    *,
+    whole: bool = False,
+    place: torch.device | None = None,
+) -> Iterator[Band]:
+    """Mean logits of a view over its overlapping windows, top to bottom.
+
+    Args:
+        logits_of: the network.
+        view: the image.
+        windowing: crop, stride, batch.
+        progress: called with the number of windows done.
+        whole: hold the logits of all rows and give them at once, at the end.
+        place: where the logits are summed; where the network gives them if None.
+
+    Yields:
+        Rows that no later window reaches, and their mean logits `(C, rows, w)` float32, which are overwritten when
+        the next ones are asked for.
+
+    Raises:
+        NonFiniteError: the network gave NaN or infinity.
+    """
+    (height, width), crop = view.size, view.open()
+    groups = windowing.groups(height, width)
+    across, down = _coverage(width, windowing), _coverage(height, windowing)[:, None]
+    sums: Tensor | None = None
+    done = 0  # rows given away; row `done` is the first of `sums`
+    for index, group in enumerate(groups):
+        scores = logits_of(_stack(crop, view.size, group, windowing))
+        if sums is None:
+            held = height if whole else windowing.held_rows(height, width)
+            sums = scores.new_zeros((scores.shape[1], held, width), dtype=torch.float32, device=place)
+            across, down = across.to(sums.device), down.to(sums.device)
+        for (rows, columns), score in zip(group, scores, strict=True):
+            inside = score[:, : rows.stop - rows.start, : columns.stop - columns.start].to(sums.device)
+            sums[:, rows.start - done : rows.stop - done, columns] += inside
+        if progress is not None:
+            progress(len(group))
+        last = index + 1 == len(groups)
+        final = height if last else done if whole else groups[index + 1][0][0].start
+        if final > done:
+            ready = sums[:, : final - done]
+            ready /= down[done:final] * across  # how often a row is covered times how often a column is
+            _require_finite(ready)
+            yield slice(done, final), ready
+            if not last:
+                _move_up(sums, final - done)
+            done = final
+
+
+def _move_up(sums: Tensor, rows: int) -> None:
+    """Drops the first rows of `(C, rows, w)`, moves the others up, and puts zeros below them, in place."""
+    kept = sums.shape[1] - rows
+    sums[:, :kept] = sums[:, rows:] if kept <= rows else sums[:, rows:].clone()
+    sums[:, kept:] = 0
+
+
+def _require_finite(logits: Tensor) -> None:
+    if not all(bool(extreme.isfinite()) for extreme in logits.aminmax()):  # NaN is both; no mask of all is written
+        raise NonFiniteError(
+            "the network gave NaN or infinite logits",
+            why="no class can be told from them",
+            hint="Check the checkpoint; with --dtype float16 or bfloat16, try float32.",
+        )
+
+
+def _stack(crop: Crop, size: tuple[int, int], boxes: list[tuple[slice, slice]], windowing: Windowing) -> Tensor:
+    """The windows as one batch `(B, 3, h, w)`."""
+    windows = [crop(rows, columns) for rows, columns in boxes]
+    if windowing.pad and min(size) < windowing.crop:
+        side = windowing.crop
+        windows = [F.pad(window, (0, side - window.shape[2], 0, side - window.shape[1])) for window in windows]
+    return windows[0].unsqueeze(0) if len(windows) == 1 else torch.stack(windows)
+
+
+def _coverage(length: int, windowing: Windowing) -> Tensor:
+    """How many windows cover each pixel along one axis, `(length,)` float32."""
+    counts = torch.zeros(length)
+    for start in window_starts(length, windowing.crop, windowing.stride):
+        counts[start : start + windowing.crop] += 1
+    return counts
+
+
+class _Sheet:
+    """The mean logits of one view as its sweep gives them, turned into bands of the final image from top to bottom."""
+
+    def __init__(self, sweep: Iterator[Band], view: View, size: tuple[int, int]) -> None:
+        self.sweep, self.view, self.size = sweep, view, size
+        self.first = self.last = 0  # rows that `ready` has
+        self.ready = torch.empty(0)
+        self.tail, self.tail_first = torch.empty(0), 0  # rows above them that are still needed
+
+    def probabilities(self, band: slice) -> Tensor:
+        """`(C, rows, W)` float32 of the rows `band`; they must not start above those of an earlier call."""
+        height = self.view.size[0]
+        span = source_span(height, self.size[0], band)
+        while self.last < span.stop:
+            self._advance(span.start)
+        logits = resize_rows(self._rows(span)[None], self.size, band, above=span.start, height=height)[0]
+        values = logits.softmax(0)
+        return values.flip(2) if self.view.flipped else values
+
+    def _rows(self, span: slice) -> Tensor:
+        ready = self.ready[:, max(span.start - self.first, 0) : span.stop - self.first]
+        return (
+            ready if span.start >= self.first else torch.cat([self.tail[:, span.start - self.tail_first :], ready], 1)
+        )
+
+    def _advance(self, start: int) -> None:
+        """Takes the sweep's next rows, which overwrite those before; of these, the ones from `start` on are copied."""
+        if start < self.last:
+            self.tail = self._rows(slice(start, self.last)).clone()
+            self.tail_first = start
+        rows, self.ready = next(self.sweep)
+        self.first, self.last = rows.start, rows.stop
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Class scores of one image, turned into probabilities band by band, so that no full-size copy is ever needed.
+    """Class probabilities of one image, made band by band, so that no full-size copy is ever needed.
 
     Attributes:
-        values: `(C, h, w)` float32: mean logits at the inference size, or probabilities at the final size.
-        size: final `(H, W)`.
-        are_logits: which of the two `values` holds.
+        size: `(H, W)`.
+        source: gives, for a number of rows, the image's bands of that many rows, top to bottom.
     """
 
-    values: Tensor
     size: tuple[int, int]
-    are_logits: bool
+    source: Callable[[int | None], Iterator[Band]]
 
-    def bands(self, rows: int = BAND_ROWS) -> Iterator[tuple[slice, Tensor]]:
-        """Row slices of the final image with their probabilities `(C, rows, W)` float32."""
-        for first in range(0, self.size[0], rows):
-            band = slice(first, min(first + rows, self.size[0]))
-            yield band, self._probabilities(band)
+    @staticmethod
+    def of_logits(values: Tensor, size: tuple[int, int]) -> Scores:
+        """Of mean logits `(C, h, w)` float32 at the inference size, for an image of `size`."""
+        view = View((values.shape[1], values.shape[2]), _unopened)
+        whole = slice(0, values.shape[1]), values
+        return Scores(size, lambda rows: _mean_bands([_Sheet(iter([whole]), view, size)], size, rows))
 
-    def _probabilities(self, rows: slice) -> Tensor:
-        if not self.are_logits:
-            return self.values[:, rows]
-        return resize_rows(self.values[None], self.size, rows)[0].softmax(0)
+    @staticmethod
+    def of_probabilities(values: Tensor) -> Scores:
+        """Of probabilities `(C, H, W)` float32 at the final size."""
+        size = values.shape[1], values.shape[2]
+        return Scores(size, lambda rows: ((band, values[:, band]) for band in _band_slices(size, rows)))
+
+    def bands(self, rows: int | None = None) -> Iterator[Band]:
+        """Row slices of the image with their probabilities `(C, rows, W)` float32; `rows` high, or chosen by width."""
+        return self.source(rows)
 
     def probabilities(self) -> Tensor:
         """All of them, `(C, H, W)` float32."""
-        result = self.values.new_empty((self.values.shape[0], *self.size))
+        result: Tensor | None = None
         for band, values in self.bands():
+            if result is None:
+                result = values.new_empty((values.shape[0], *self.size))
             result[:, band] = values
+        assert result is not None
         return result
 
     def classes(self) -> tuple[Tensor, Tensor]:
@@ -175,46 +262,75 @@ class Scores:
         return ids, confidence
 
 
+def _unopened() -> Crop:
+    raise AssertionError("the logits are there already")
+
+
+def band_rows(width: int) -> int:
+    """Rows of an image `width` wide that are turned into probabilities at a time."""
+    return max(1, BAND_PIXELS // width)
+
+
+def _band_slices(size: tuple[int, int], rows: int | None) -> Iterator[slice]:
+    step = rows or band_rows(size[1])
+    for first in range(0, size[0], step):
+        yield slice(first, min(first + step, size[0]))
+
+
+def _mean_bands(sheets: Sequence[_Sheet], size: tuple[int, int], rows: int | None) -> Iterator[Band]:
+    for band in _band_slices(size, rows):
+        total = sheets[0].probabilities(band)
+        for sheet in sheets[1:]:
+            total += sheet.probabilities(band)
+        if len(sheets) > 1:
+            total /= len(sheets)
+        yield band, total
+
+
 def segment(
     logits_of: LogitsFunction,
     views: Iterable[View],
     size: tuple[int, int],
     windowing: Windowing,
     progress: Callable[[int], None] | None = None,
+    *,
+    keep: bool = True,
+    place: torch.device | None = None,
 ) -> Scores:
     """Scores of one image over its views: one for single scale, twelve for the published multi-scale and flip.
 
     Args:
         logits_of: the network.
-        views: the inferences to average, in order; consumed one at a time.
+        views: the inferences to average, in order.
         size: `(H, W)` of the result, the original image's.
         windowing: crop, stride, batch.
         progress: called with the number of windows done.
+        keep: compute everything now and hold one buffer of the image's scores; else compute while bands are asked
+            for, anew each time, holding no more rows than windows reach.
+        place: where logits are summed; where the network gives them if None.
 
     Returns:
-        For one unflipped view its mean logits; otherwise the mean of the views' probabilities.
+        The softmax of the one view's mean logits, or the mean of the views' probabilities: the same numbers with
+        and without `keep`.
     """
-    total: Tensor | None = None
-    count = 0
-    pending: tuple[Tensor, bool] | None = None
-    for view in views:
-        if pending is not None:
-            total = _accumulate(total, *pending, size)
-        pending = (slide(logits_of, view.image, windowing, progress), view.flipped)
-        count += 1
-    if pending is None:
+
+    def rolled(view: View) -> Iterator[Band]:
+        return sweep(logits_of, view, windowing, progress, whole=keep, place=place)
+
+    views = list(views)
+    if not views:
         raise ValueError("an image needs at least one view")
-    if total is None and not pending[1]:
-        return Scores(pending[0], size, are_logits=True)
-    total = _accumulate(total, *pending, size)
-    total /= count
-    return Scores(total, size, are_logits=False)
-
-
-def _accumulate(total: Tensor | None, logits: Tensor, flipped: bool, size: tuple[int, int]) -> Tensor:
-    """Adds one view's probabilities, un-flipped, to `total` `(C, H, W)`, in place."""
-    if total is None:
-        total = logits.new_zeros((logits.shape[0], *size))
-    for band, values in Scores(logits, size, are_logits=True).bands():
-        total[:, band] += values.flip(2) if flipped else values
-    return total
+    if not keep:
+        return Scores(size, lambda rows: _mean_bands([_Sheet(rolled(view), view, size) for view in views], size, rows))
+    if len(views) == 1 and not views[0].flipped:
+        [(_, logits)] = rolled(views[0])
+        return Scores.of_logits(logits, size)
+    total: Tensor | None = None
+    for view in views:
+        for band, values in _mean_bands([_Sheet(rolled(view), view, size)], size, None):
+            if total is None:
+                total = values.new_zeros((values.shape[0], *size))
+            total[:, band] += values
+    assert total is not None
+    total /= len(views)
+    return Scores.of_probabilities(total)

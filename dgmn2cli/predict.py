@@ -10,9 +10,12 @@ from pathlib import Path
 
 from dgmn2cli.data.images import SUFFIXES, read_image
 from dgmn2cli.errors import ConfigError, DataError
+from dgmn2cli.memory import highest_use
+from dgmn2cli.plan import SAVE_BYTES, Plan, Settings
 from dgmn2cli.prediction import ClassShare, Prediction, check_outputs, output_path
-from dgmn2cli.segmenter import RunInfo, Segmenter, Settings
+from dgmn2cli.segmenter import RunInfo, Segmenter
 
+PROBS_BYTES = 10  # per pixel and class, while probabilities are made, halved and compressed
 LIST_LIMIT = 16 << 20  # bytes of a list file
 
 
@@ -22,6 +25,14 @@ class Picture:
 
     path: Path
     name: str
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes in use at most while a picture was segmented: predicted, and measured up to then."""
+
+    predicted: int
+    highest: int
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class PictureResult:
         seconds: from reading it to its last file.
         classes: what it shows, largest first.
         outputs: file by kind.
+        memory: what was in use at most, where a limit was given.
     """
 
     path: Path
@@ -44,6 +56,7 @@ class PictureResult:
     seconds: float
     classes: list[ClassShare]
     outputs: dict[str, Path]
+    memory: MemoryUse | None
 
 
 @dataclass(frozen=True)
@@ -174,7 +187,7 @@ def predict_files(
     settings: Settings,
     *,
     alpha: float = 0.5,
-    on_plan: Callable[[int], None] | None = None,
+    on_plan: Callable[[Picture, Plan], None] | None = None,
     on_window: Callable[[int], None] | None = None,
     on_picture: Callable[[PictureResult], None] | None = None,
 ) -> InferReport:
@@ -187,7 +200,7 @@ def predict_files(
         kinds: what to write, see `Prediction.save`.
         settings: protocol settings.
         alpha: strength of the overlay's colours, 0 to 1.
-        on_plan: called with each picture's number of windows before they are computed.
+        on_plan: called with each picture and what will be done with it.
         on_window: called with the number of windows done.
         on_picture: called with each result.
 
@@ -198,6 +211,7 @@ def predict_files(
     """
     check_outputs(kinds, segmenter.classes)
     protocol = settings.protocol or segmenter.inference.protocol
+    result_bytes = SAVE_BYTES + ("probs" in kinds) * PROBS_BYTES * len(segmenter.classes.names)
     began, results, failures = time.perf_counter(), [], []
     for picture in pictures:
         start = time.perf_counter()
@@ -206,16 +220,17 @@ def predict_files(
         except DataError as error:
             failures.append(Failure(picture.path, str(error)))
             continue
-        plan = segmenter.plan(image.shape[:2], settings)
+        plan = segmenter.plan(image.shape[:2], settings, result_bytes)
         if on_plan is not None:
-            on_plan(plan.windows)
+            on_plan(picture, plan)
         scores = segmenter.scores(image, plan, on_window)
         ids, confidence = scores.classes()
         prediction = Prediction(ids.numpy(), confidence.numpy(), segmenter.classes, image, scores, plan.windows)
         outputs = prediction.save(folder, picture.name, kinds, alpha)
         height, width = image.shape[:2]
         seconds = time.perf_counter() - start
-        result = PictureResult(picture.path, width, height, plan.windows, seconds, prediction.stats(), outputs)
+        memory = None if plan.peak is None else MemoryUse(plan.peak, highest_use(segmenter.device))
+        result = PictureResult(picture.path, width, height, plan.windows, seconds, prediction.stats(), outputs, memory)
         results.append(result)
         if on_picture is not None:
             on_picture(result)

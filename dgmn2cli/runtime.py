@@ -65,6 +65,13 @@ def set_threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or Python ran out of memory; on a CPU PyTorch says so in words only."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def describe_device(device: torch.device) -> str:
     """A device's name for reports: the GPU's model, or the CPU's with its threads."""
     if device.type == "cuda":

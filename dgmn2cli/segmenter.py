@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from dgmn2cli.config import InferenceConfig
-from dgmn2cli.data.images import MAX_PIXELS, read_image
-from dgmn2cli.data.transforms import network_input, scaled, target_size
+from dgmn2cli.data.images import read_image
+from dgmn2cli.data.transforms import fit_image, network_input, normal_table, scaled
 from dgmn2cli.errors import ConfigError, DataError, ResourceError
-from dgmn2cli.inference import Scores, View, Windowing, segment
+from dgmn2cli.inference import Crop, Scores, View, Windowing, segment
+from dgmn2cli.memory import PeakMeter, in_use
+from dgmn2cli.plan import SAVE_BYTES, Machine, Plan, Settings, fitted
 from dgmn2cli.prediction import ClassList, Prediction
-from dgmn2cli.runtime import resolve_dtype
+from dgmn2cli.runtime import is_out_of_memory, resolve_dtype
 
+LOGGER = logging.getLogger("dgmn2cli")
 PROTOCOLS = ("paper", "native")
 WINDOW_BATCH = {"cpu": 1}  # measured on two cores: batches gain nothing on a CPU and cost memory
 WINDOW_BATCH_GPU = 4
@@ -48,53 +53,6 @@ class RunInfo:
     form: str
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How pictures are segmented; None means the configuration's value.
-
-    Attributes:
-        ms_flip: average over six scales and their mirror images (12 inferences).
-        scale: the pair a picture is fitted into before windows are cut.
-        window: side of a window.
-        stride: pixels between windows.
-        protocol: `paper` (resize to `scale`, as published) or `native` (keep the picture's size; small windows are
-            padded with the mean colour).
-        window_batch: windows per forward pass; chosen by device if None.
-        max_pixels: the largest picture that is read.
-    """
-
-    ms_flip: bool = False
-    scale: tuple[int, int] | None = None
-    window: int | None = None
-    stride: int | None = None
-    protocol: str | None = None
-    window_batch: int | None = None
-    max_pixels: int = MAX_PIXELS
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The inferences of one picture.
-
-    Attributes:
-        scales: the scale pair of each, None to keep the picture's size.
-        flips: orientations of each scale.
-        windowing: crop, stride and batch.
-        size: the picture's (height, width).
-    """
-
-    scales: tuple[tuple[int, int] | None, ...]
-    flips: tuple[bool, ...]
-    windowing: Windowing
-    size: tuple[int, int]
-
-    @property
-    def windows(self) -> int:
-        """Windows that go through the network, over all inferences."""
-        sizes = [self.size if scale is None else target_size(*self.size, scale) for scale in self.scales]
-        return len(self.flips) * sum(len(self.windowing.boxes(*size)) for size in sizes)
-
-
 class Segmenter:
     """A network ready to segment pictures.
 
@@ -109,6 +67,8 @@ class Segmenter:
         self.network, self.classes, self.info, self.inference = network, classes, info, inference
         self.device = torch.device(info.device)
         self.dtype = resolve_dtype(info.dtype)
+        self._fitting: int | None = None  # windows at a time that memory was seen to hold
+        self._window_bytes: dict[tuple[int, int], int] = {}
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
@@ -121,15 +81,28 @@ class Segmenter:
             `(B, C, H, W)` float32 on the network's device.
         """
         images = images.to(self.device, self.dtype)
+        if self._fitting is not None and images.shape[0] > self._fitting:
+            return torch.cat([self.logits(part) for part in images.split(self._fitting)])
         try:
             return self.network(images).float()
-        except torch.OutOfMemoryError as error:
-            raise ResourceError(
-                "out of memory on the device",
-                where=self.info.device,
-                why=f"a batch of {images.shape[0]} windows of {images.shape[3]}x{images.shape[2]} does not fit",
-                hint="Use --window-batch 1, a smaller --window, or --device cpu.",
-            ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if images.shape[0] == 1:
+                raise self._too_large(images) from error
+        self._fitting = images.shape[0] // 2
+        LOGGER.warning(
+            "out of memory with %d windows at a time: going on with %d", images.shape[0], self._fitting
+        )  # fmt: skip
+        return self.logits(images)
+
+    def _too_large(self, images: Tensor) -> ResourceError:
+        return ResourceError(
+            "out of memory",
+            where=self.info.device,
+            why=f"a single window of {images.shape[3]}x{images.shape[2]} does not fit",
+            hint="Use a smaller --window, --dtype bfloat16, or another --device.",
+        )
 
     def predict(
         self,
@@ -170,14 +143,24 @@ class Segmenter:
 
     def scores(self, picture: np.ndarray, plan: Plan, progress: Callable[[int], None] | None = None) -> Scores:
         """Class scores of one picture, (H, W, 3) uint8, blue green red, by `plan`."""
+        place = torch.device("cpu") if plan.on_host else None
+        views = self.views(picture, plan)
         with torch.inference_mode():
-            return segment(self.logits, self._views(picture, plan), plan.size, plan.windowing, progress)
+            return segment(self.logits, views, plan.size, plan.windowing, progress, keep=plan.keep, place=place)
 
-    def plan(self, size: tuple[int, ...], settings: Settings | None = None) -> Plan:
+    def plan(self, size: tuple[int, ...], settings: Settings | None = None, result_bytes: int = SAVE_BYTES) -> Plan:
         """What `settings` mean for a picture of `size` (height, width): its views and the windows of each.
+
+        Where they limit the memory, one window of zeros goes through the network first, to measure what it takes.
+
+        Args:
+            size: the picture's; it must be in memory already where that is limited.
+            settings: the test procedure; the configuration's if None.
+            result_bytes: per pixel, for what is done with the result.
 
         Raises:
             ConfigError: an impossible setting.
+            ResourceError: the memory limit cannot be kept, or memory cannot be measured here.
         """
         settings = settings or Settings()
         protocol = settings.protocol or self.inference.protocol
@@ -192,13 +175,47 @@ class Segmenter:
         sizes = [scaled(base, ratio) for ratio in ratios]
         views = [(None if native and ratio == 1.0 else s) for ratio, s in zip(ratios, sizes, strict=True)]
         flips = (False, True) if settings.ms_flip and self.inference.flip else (False,)
-        return Plan(tuple(views), flips, windowing, (size[0], size[1]))
+        plan = Plan(tuple(views), flips, windowing, (size[0], size[1]))
+        if settings.max_memory is None:
+            return plan
+        window = self._measured(plan.largest_window)
+        machine = Machine(
+            settings.max_memory, in_use(self.device), window, len(self.classes.names), self.device.type != "cpu"
+        )
+        return fitted(plan, machine, result_bytes)
 
-    def _views(self, picture: np.ndarray, plan: Plan) -> Iterator[View]:
-        for scale in plan.scales:
-            for flip in plan.flips:
-                array = network_input(picture, scale, flip=flip)
-                yield View(torch.from_numpy(array).to(self.device, self.dtype), flip)
+    def _measured(self, size: tuple[int, int]) -> int:
+        """Bytes that one window of `size` takes on its way through the network."""
+        if size not in self._window_bytes:
+            with torch.inference_mode(), PeakMeter(self.device) as meter:
+                self.logits(torch.zeros(1, 3, *size))
+            assert meter.peak is not None  # `in_use` refuses where it cannot be known
+            self._window_bytes[size] = meter.peak
+        return self._window_bytes[size]
+
+    def views(self, picture: np.ndarray, plan: Plan) -> list[View]:
+        """The inferences of a picture (H, W, 3) uint8, blue green red; each is resized when it is opened."""
+        fit = lru_cache(maxsize=1)(lambda scale: fit_image(picture, scale))  # both orientations share one picture
+
+        def view(scale: tuple[int, int] | None, size: tuple[int, int], flip: bool) -> View:
+            return View(size, lambda: self._opened(fit(scale), flip), flip)
+
+        return [
+            view(scale, size, flip) for scale, size in zip(plan.scales, plan.sizes, strict=True) for flip in plan.flips
+        ]
+
+    def _opened(self, picture: np.ndarray, flip: bool) -> Crop:
+        """Gives the network input of any part of a picture; off the CPU, from bytes that lie on the device."""
+        if self.device.type == "cpu":
+            return lambda rows, columns: torch.from_numpy(network_input(picture, rows, columns, flip=flip))
+        pixels = torch.from_numpy(picture).to(self.device).permute(2, 0, 1).flip(0)  # (3, h, w), red green blue
+        table = torch.from_numpy(normal_table()).to(self.device)
+
+        def crop(rows: slice, columns: slice) -> Tensor:
+            part = (pixels.flip(2) if flip else pixels)[:, rows, columns]
+            return table.gather(1, part.flatten(1).long()).view(part.shape)
+
+        return crop
 
 
 def _picture(image: str | Path | np.ndarray) -> np.ndarray:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgmn2cli.data.images import read_image
-from dgmn2cli.data.transforms import network_input, scaled
+from dgmn2cli.data.transforms import fit_image, network_input, scaled
 from dgmn2cli.errors import ConfigError, NonFiniteError
-from dgmn2cli.inference import Scores, View, Windowing, segment, slide, window_starts
+from dgmn2cli.inference import LogitsFunction, Scores, View, Windowing, segment, sweep, window_starts
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.inference_form import InferenceForm
 from dgmn2cli.model.segmentor import Segmentor
@@ -51,10 +51,20 @@ def test_impossible_windows_are_refused(bad: dict[str, int]) -> None:
 
 def views(picture: np.ndarray, ratios: tuple[float, ...], flips: tuple[bool, ...]) -> list[View]:
     return [
-        View(torch.from_numpy(network_input(picture, scaled(SCALE, ratio), flip=flip)), flip)
+        View.of(torch.from_numpy(network_input(fit_image(picture, scaled(SCALE, ratio)), flip=flip)), flip)
         for ratio in ratios
         for flip in flips
     ]
+
+
+def pixels(view: View) -> Tensor:
+    return view.open()(slice(0, view.size[0]), slice(0, view.size[1]))
+
+
+def slide(logits_of: LogitsFunction, image: Tensor, windowing: Windowing) -> Tensor:
+    [(rows, logits)] = sweep(logits_of, View.of(image), windowing, whole=True)
+    assert rows == slice(0, image.shape[1])
+    return logits
 
 
 def check(scores: Scores, arrays: dict[str, np.ndarray]) -> None:
@@ -73,7 +83,7 @@ def test_golden_single_scale(golden: Path, network: InferenceForm) -> None:
     arrays = dict(np.load(golden / "slide" / "pup_tiny_small_ss_c129.npz"))
     picture = read_image(golden / "slide" / "small_300x420.png")
     [view] = views(picture, (1.0,), (False,))
-    assert np.array_equal(view.image[:, ::7, ::7].numpy(), arrays["input0"])
+    assert np.array_equal(pixels(view)[:, ::7, ::7].numpy(), arrays["input0"])
     check(segment(network, [view], (300, 420), WINDOWING), arrays)
 
 
@@ -85,8 +95,8 @@ def test_golden_multi_scale_and_flip(golden: Path, network: InferenceForm) -> No
     assert len(twelve) == len(about) == 12
     for index, (view, measured) in enumerate(zip(twelve, about, strict=True)):
         stride = int(arrays[f"input{index}_stride"])
-        assert np.array_equal(view.image[:, ::stride, ::stride].numpy(), arrays[f"input{index}"])
-        assert len(WINDOWING.boxes(*view.image.shape[1:])) == measured["crops"]
+        assert np.array_equal(pixels(view)[:, ::stride, ::stride].numpy(), arrays[f"input{index}"])
+        assert len(WINDOWING.boxes(*view.size)) == measured["crops"]
         assert view.flipped == measured["flip"]
     check(segment(network, twelve, (300, 420), WINDOWING), arrays)
 
@@ -117,6 +127,35 @@ def test_overlaps_are_averaged() -> None:
     assert torch.allclose(slide(toy, image, windowing), total / count, atol=1e-6)
 
 
+@pytest.mark.parametrize("stride", [32, 21, 5])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (33, 47), (50, 20), (200, 33), (20, 90)])
+def test_rows_that_are_let_go_are_the_rows_of_the_whole(size: tuple[int, int], batch: int, stride: int) -> None:
+    """Wide, tall and tiny views, enlarged, kept and shrunk, one or several: the same bits, and few rows held."""
+    generator = torch.Generator().manual_seed(3)
+    scaled_sizes = [size, (max(size[0] // 2, 1), max(size[1] // 2, 1)), (size[0] * 2, size[1] * 2)]
+    images = [torch.randn(3, *scaled, generator=generator) for scaled in scaled_sizes]
+    windowing, final = Windowing(32, stride, batch), (size[0] + 17, size[1])
+    for views in ([View.of(images[0])], [View.of(image, flip) for image in images for flip in (False, True)]):
+        whole = segment(toy, views, final, windowing)
+        passing = segment(toy, views, final, windowing, keep=False)
+        for _ in range(2):  # asked for twice, it is computed twice
+            assert torch.equal(passing.probabilities(), whole.probabilities())
+        assert all(map(torch.equal, passing.classes(), whole.classes()))
+    given = 0
+    for rows, logits in sweep(toy, View.of(images[2]), windowing):
+        assert rows.start == given
+        assert logits.shape[1] == rows.stop - rows.start <= windowing.held_rows(*scaled_sizes[2])
+        given = rows.stop
+    assert given == scaled_sizes[2][0]
+
+
+def test_held_rows_do_not_grow_with_the_picture() -> None:
+    windowing = Windowing(769, 513)
+    assert windowing.held_rows(4096, 8192) == windowing.held_rows(40960, 8192) == 769
+    assert windowing.held_rows(300, 8192) == 300
+
+
 def test_padding_reaches_the_network_but_not_the_result() -> None:
     seen = []
 
@@ -131,11 +170,12 @@ def test_padding_reaches_the_network_but_not_the_result() -> None:
 
 
 def test_scores_do_not_depend_on_the_bands() -> None:
-    scores = Scores(torch.randn(5, 37, 51), (80, 64), are_logits=True)
+    logits = torch.randn(5, 37, 51)
+    scores = Scores.of_logits(logits, (80, 64))
     whole = torch.cat([band for _, band in scores.bands(80)], dim=1)
     pieces = torch.cat([band for _, band in scores.bands(7)], dim=1)
     assert torch.equal(whole, pieces)
-    direct = F.interpolate(scores.values[None], size=(80, 64), mode="bilinear", align_corners=True)[0].softmax(0)
+    direct = F.interpolate(logits[None], size=(80, 64), mode="bilinear", align_corners=True)[0].softmax(0)
     assert torch.allclose(whole, direct, atol=1e-6)
 
 

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from dgmn2cli.bench.agreement import compare, require
 from dgmn2cli.bench.macs import count_macs, count_parameters
-from dgmn2cli.bench.memory import PeakMeter, can_measure, in_fresh_process
 from dgmn2cli.bench.rates import best_gflops, matrix_probes
 from dgmn2cli.bench.report import Findings, Row
 from dgmn2cli.bench.sides import NetworkSpec, Side, build_side, random_images
 from dgmn2cli.bench.timing import Step, alternate, paired_ratio, spread
+from dgmn2cli.memory import PeakMeter, can_measure, in_fresh_process
 from dgmn2cli.model.inference_form import InferenceForm
 
 TRAINING_FACTOR = 3  # a backward pass is two products for each one of the forward pass

@@ -18,7 +18,6 @@ from dgmn2cli.bench.sides import NetworkSpec, Side, build_side
 from dgmn2cli.bench.timing import quantile, synchronize
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import read_image, write_png
-from dgmn2cli.data.transforms import network_input
 from dgmn2cli.errors import CheckFailed
 from dgmn2cli.inference import View, segment
 from dgmn2cli.prediction import CITYSCAPES, Prediction
@@ -109,12 +108,18 @@ def _staged(segmenter: Segmenter, path: Path, folder: Path) -> tuple[dict[str, f
     with clock("decode"):
         picture = read_image(path)
     plan = segmenter.plan(picture.shape[:2])
+    [view] = segmenter.views(picture, plan)
     with clock("preprocess"):
-        array = network_input(picture, plan.scales[0], flip=False)
-        view = View(torch.from_numpy(array).to(segmenter.device, segmenter.dtype))
+        opened = view.open()
+
+    def crop(rows: slice, columns: slice) -> Tensor:
+        with clock("preprocess"):
+            return opened(rows, columns)
+
+    inside = -seconds["preprocess"]
     with clock("stitch"), torch.inference_mode():
-        scores = segment(logits, [view], plan.size, plan.windowing)
-    seconds["stitch"] -= seconds["windows"]
+        scores = segment(logits, [View(view.size, lambda: crop)], plan.size, plan.windowing)
+    seconds["stitch"] -= seconds["windows"] + seconds["preprocess"] + inside
     with clock("argmax"):
         ids, confidence = scores.classes()
     with clock("encode"):

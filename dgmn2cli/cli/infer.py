@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -14,6 +14,9 @@ from dgmn2cli.cli.options import Session, model_option, pass_session, run_option
 from dgmn2cli.cli.protocol import protocol_options, settings_of
 from dgmn2cli.cli.weights import ensure_weights
 from dgmn2cli.errors import DataError, printable
+
+if TYPE_CHECKING:
+    from dgmn2cli.plan import Plan
 
 SHOWN_CLASSES = 4
 
@@ -53,10 +56,12 @@ def infer(session: Session, pictures: tuple[str, ...], model: str, **options: An
     with render.progress(session, f"{len(found)} pictures", total=0) as advance:
         planned = 0
 
-        def plan(windows: int) -> None:
+        def plan(picture: predict.Picture, way: Plan) -> None:
             nonlocal planned
-            planned += windows
+            planned += way.windows
             advance(0, total=planned)
+            if way.peak is not None:
+                render.notice(session, f"{picture.path}: {way}")
 
         def show(result: predict.PictureResult) -> None:
             if not session.json:
@@ -80,6 +85,9 @@ def _line(result: Any) -> Text:
     plural = "s" if result.windows != 1 else ""
     head = f"{result.path}  {result.width}x{result.height}, {result.windows} window{plural}, {result.seconds:.1f} s"
     files = "".join(f"\n  {kind}: {path}" for kind, path in result.outputs.items())
+    memory = result.memory
+    if memory is not None:
+        head += f", at most {memory.highest / 1e9:.2f} GB in use ({memory.predicted / 1e9:.2f} GB predicted)"
     return Text(printable(f"{head}: {shares}{f' and {more} more' if more > 0 else ''}") + files)
 
 

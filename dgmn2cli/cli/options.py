@@ -225,7 +225,20 @@ class SecondsType(click.ParamType):
         return seconds if len(seconds) == 3 else (min(10.0, *seconds), min(30.0, *seconds), *seconds)
 
 
+class MemoryType(click.ParamType):
+    """`3G`, `800M`, `2.5GB`, `2GiB`: bytes, with units of 1000 or, where an i is in them, 1024."""
+
+    name = "memory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([kmgt])(i?)b?", str(value).lower())
+        if not match or float(match[1]) <= 0:
+            self.fail(f"'{str(value)[:60]}' is no amount of memory, such as 3G or 800M", param, ctx)
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** ("kmgt".index(match[2]) + 1))
+
+
 DEVICE = DeviceType()
+MEMORY = MemoryType()
 SIZE = SizeType()
 SECONDS = SecondsType()
 

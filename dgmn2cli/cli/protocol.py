@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dgmn2cli.cli.options import SIZE, Session, run_options
+from dgmn2cli.cli.options import MEMORY, SIZE, Session, run_options
 from dgmn2cli.cli.weights import ensure_weights
 
 if TYPE_CHECKING:
     from dgmn2cli.assemble import Recipe
     from dgmn2cli.config import DataConfig
     from dgmn2cli.evaluate.subject import LoadNetwork
-    from dgmn2cli.segmenter import Settings
+    from dgmn2cli.plan import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_SETTINGS = ("ms_flip", "protocol", "scale", "window", "stride", "window_batch", "max_pixels")
+_SETTINGS = ("ms_flip", "protocol", "scale", "window", "stride", "window_batch", "max_pixels", "max_memory")
 _PATH = click.Path(path_type=Path)
 _SIDE = click.IntRange(1, 8192)
 
@@ -67,7 +67,7 @@ def data_of(recipe: Recipe | None, options: dict[str, Any]) -> tuple[Path, str, 
 
 
 def protocol_options(command: Command) -> Command:
-    """`--ms-flip --protocol --scale --window --stride --window-batch --max-pixels`; read by `settings_of`."""
+    """`--ms-flip` to `--max-memory`, the test procedure; read by `settings_of`."""
     return _add(command, [
         click.option("--ms-flip", is_flag=True, help="Average six scales and their mirror images."),
         click.option(
@@ -83,12 +83,16 @@ def protocol_options(command: Command) -> Command:
             "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, metavar="N",
             help="Largest picture.",
         ),
+        click.option(
+            "--max-memory", type=MEMORY, metavar="SIZE",
+            help="Keep memory (of the process; on a GPU, of the GPU) below this, such as 3G.  [default: no limit]",
+        ),
     ])  # fmt: skip
 
 
 def settings_of(options: dict[str, Any]) -> Settings:
     """The test procedure that `protocol_options` describe."""
-    from dgmn2cli.segmenter import Settings
+    from dgmn2cli.plan import Settings
 
     return Settings(**{name: options[name] for name in _SETTINGS})
 

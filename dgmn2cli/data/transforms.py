@@ -67,15 +67,30 @@ def normalize(image: np.ndarray) -> np.ndarray:
     return planes
 
 
-def network_input(image: np.ndarray, scale: tuple[int, int] | None, *, flip: bool = False) -> np.ndarray:
-    """The published test pipeline: resize (unless `scale` is None), mirror on bytes, normalise.
+def fit_image(image: np.ndarray, scale: tuple[int, int] | None) -> np.ndarray:
+    """The published test pipeline's resize: `image` fitted into a scale pair, or itself where that is None."""
+    return image if scale is None else resize_image(image, target_size(image.shape[0], image.shape[1], scale))
+
+
+def network_input(
+    image: np.ndarray, rows: slice = slice(None), columns: slice = slice(None), *, flip: bool = False
+) -> np.ndarray:
+    """The published test pipeline after the resize: mirror on bytes, normalise; of a part of the picture.
+
+    Args:
+        image: (h, w, 3) uint8, blue green red.
+        rows, columns: the part, in pixels of the mirrored picture where `flip`.
+        flip: mirror the picture left to right.
 
     Returns:
-        (3, h, w) float32 with h, w as `target_size` gives.
+        (3, rows, columns) float32, red green blue.
     """
-    if scale is not None:
-        image = resize_image(image, target_size(image.shape[0], image.shape[1], scale))
-    return normalize(image[:, ::-1] if flip else image)
+    return normalize((image[:, ::-1] if flip else image)[rows, columns])
+
+
+def normal_table() -> np.ndarray:
+    """(3, 256) float32: what `normalize` makes of each byte, per channel in red green blue order."""
+    return _NORMAL.copy()
 
 
 class Draws(Protocol):

@@ -30,7 +30,8 @@ from dgmn2cli.evaluate.report import (
 )
 from dgmn2cli.evaluate.tally import Tally
 from dgmn2cli.metrics import compute_scores, confusion
-from dgmn2cli.segmenter import RunInfo, Segmenter, Settings
+from dgmn2cli.plan import Settings
+from dgmn2cli.segmenter import RunInfo, Segmenter
 
 Item = TypeVar("Item")
 BEHIND = 2  # finished pictures that may wait for their counting

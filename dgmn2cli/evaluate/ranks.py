@@ -27,8 +27,9 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError, DistributedError, ResourceError
 from dgmn2cli.evaluate.engine import Counted, PredictionFolder, counted_pictures
 from dgmn2cli.evaluate.subject import Load
+from dgmn2cli.plan import Settings
 from dgmn2cli.runtime import set_threads
-from dgmn2cli.segmenter import RunInfo, Settings
+from dgmn2cli.segmenter import RunInfo
 
 PATIENCE = 5.0  # seconds a process has to end when asked to
 

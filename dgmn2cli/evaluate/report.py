@@ -16,7 +16,8 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.inference import Windowing
 from dgmn2cli.metrics import Scores
-from dgmn2cli.segmenter import PROTOCOLS, RunInfo, Settings
+from dgmn2cli.plan import Settings
+from dgmn2cli.segmenter import PROTOCOLS, RunInfo
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dgmn2cli.evaluate.ranks import devices_for
 from dgmn2cli.evaluate.report import DataInfo, describe_data, protocol_in_force
 from dgmn2cli.evaluate.subject import Subject
 from dgmn2cli.evaluate.tally import EVERY
-from dgmn2cli.segmenter import Settings
+from dgmn2cli.plan import Settings
 from dgmn2cli.zoo import hash_file
 
 

@@ -16,29 +16,42 @@ from torch.nn import functional as F
 BLOCK_ROWS = 64
 
 
-def resize_rows(maps: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
+def source_span(height: int, target: int, rows: slice) -> slice:
+    """The rows of a map `height` high that rows `rows` of it resized to `target` rows are made from."""
+    if height == target:
+        return rows
+    upper, lower, _ = _source_rows(height, target)
+    return slice(int(upper[rows.start]), int(lower[rows.stop - 1]) + 1)
+
+
+def resize_rows(
+    maps: Tensor, size: tuple[int, int], rows: slice, *, above: int = 0, height: int | None = None
+) -> Tensor:
     """Rows `rows` of `maps` resized to `size`: the same numbers whatever rows are asked for together.
 
     Args:
-        maps: `(B, C, h, w)` float.
+        maps: `(B, C, h, w)` float; the whole map, or those of its rows that `source_span` names, and any more.
         size: full output size `(H, W)`.
         rows: the output rows wanted, `start` and `stop` within 0..H.
+        above: rows of the whole map that lie above those in `maps`.
+        height: rows of the whole map; h if None.
 
     Returns:
         `(B, C, rows, W)`.
     """
-    height = maps.shape[2]
+    height = maps.shape[2] if height is None else height
     if height == size[0]:
-        band = maps[:, :, rows]
+        band = maps[:, :, rows.start - above : rows.stop - above]
     else:
         upper, lower, weight = _source_rows(height, size[0])
+        first, second = upper[rows] - above, lower[rows] - above
         # the axis order (B, h, w, C) keeps channels-last maps channels-last through the row gather
         lines = maps.permute(0, 2, 3, 1) if maps.is_contiguous(memory_format=torch.channels_last) else None
         source, axis = (maps, 2) if lines is None else (lines, 1)
         weight = weight[rows].to(maps.device, maps.dtype).view(-1, *[1] * (3 - axis))
         band = torch.lerp(
-            source.index_select(axis, upper[rows].to(maps.device)),
-            source.index_select(axis, lower[rows].to(maps.device)),
+            source.index_select(axis, first.to(maps.device)),
+            source.index_select(axis, second.to(maps.device)),
             weight,
         )
         band = band if lines is None else band.permute(0, 3, 1, 2)

@@ -19,8 +19,9 @@ from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.evaluate.engine import class_ids, read_ahead
 from dgmn2cli.evaluate.report import Protocol, protocol_in_force
+from dgmn2cli.plan import Settings
 from dgmn2cli.reports import atomic_write
-from dgmn2cli.segmenter import RunInfo, Segmenter, Settings
+from dgmn2cli.segmenter import RunInfo, Segmenter
 from dgmn2cli.submission.check import ZipReport, expected_of, validate_zip
 from dgmn2cli.submission.names import picture_of
 

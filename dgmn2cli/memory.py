@@ -61,6 +61,29 @@ class PeakMeter:
             self.peak = max(_status_bytes("VmHWM") - self._before, 0)
 
 
+def in_use(device: torch.device) -> int:
+    """Bytes in use now: resident memory of this process, or what PyTorch holds on a GPU.
+
+    Raises:
+        ResourceError: this system does not tell.
+    """
+    if not can_measure(device):
+        raise ResourceError(
+            "memory cannot be measured", where=str(device), why="that needs Linux's /proc, or an NVIDIA GPU",
+            hint="Leave --max-memory away.",
+        )  # fmt: skip
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return_free_memory()
+    return _status_bytes("VmRSS")
+
+
+def highest_use(device: torch.device) -> int:
+    """Bytes in use at most, since the process began or a `PeakMeter` last did; errors as `in_use`."""
+    in_use(device)
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else _status_bytes("VmHWM")
+
+
 def can_measure(device: torch.device) -> bool:
     """Whether `PeakMeter` works for the device on this system."""
     if device.type == "cpu":

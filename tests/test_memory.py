@@ -9,9 +9,9 @@ import torch
 
 from dgmn2cli.bench.agreement import require
 from dgmn2cli.bench.baseline import compiled_unfold, plain_attention
-from dgmn2cli.bench.memory import PeakMeter, can_measure, in_fresh_process
 from dgmn2cli.bench.report import Agreement
 from dgmn2cli.errors import CheckFailed, ResourceError
+from dgmn2cli.memory import PeakMeter, can_measure, in_fresh_process
 from dgmn2cli.ops import available_backends, deform_attention, resample_table
 
 CPU = torch.device("cpu")
