@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := $(wildcard dgmn2cli/ops/csrc/*)
 
-.PHONY: demo test check install sanitize clean
+.PHONY: demo test check install sanitize faults clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ sanitize:
 	$(CXX) -std=c++17 -O1 -g -fopenmp -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
 		-I dgmn2cli/ops/csrc tests/ops/fuzz_kernels.cpp -o build/fuzz_kernels
 	build/fuzz_kernels 100000 1
+
+# Some ten thousand injected faults and the negative controls; the report says what came of each kind.
+faults: install
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m faults --out build/faults.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo dgmn2cli/ops/*.so

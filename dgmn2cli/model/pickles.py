@@ -14,6 +14,7 @@ MAX_STEPS = 3_000_000  # instructions; a checkpoint with an optimiser has some 1
 MAX_HASHED = 20_000_000  # values that hashing shared containers may visit in all
 MAX_DEPTH = 200  # levels of tuples
 _TEXT_LIMIT = 1 << 26  # bytes of one text
+_NAME_LIMIT = 300  # bytes of a module's or function's name
 
 _ARGUMENT = {b"\x80": 1, b"J": 4, b"K": 1, b"M": 2, b"G": 8, b"h": 1, b"j": 4, b"q": 1, b"r": 4}
 _PLAIN = frozenset((b"N", b"\x88", b"\x89", b")", b"]", b"}", b"\x8f", b"J", b"K", b"M", b"G"))
@@ -98,8 +99,7 @@ def _step(machine: _Machine, code: bytes, file: IO[bytes]) -> bool:
         _skip_text(file, code)
         stack.append(_Value())
     elif code == b"c":
-        file.readline(_TEXT_LIMIT)
-        file.readline(_TEXT_LIMIT)
+        _check_name(file)
         stack.append(_Value())
     elif code == b"(":
         machine.outer.append(stack)
@@ -135,6 +135,15 @@ def _fill(machine: _Machine, code: bytes) -> None:
     else:
         items = machine.since_mark()
     machine.stack[-1].cost += sum(item.cost for item in items) if code in (b"a", b"e") else 0
+
+
+def _check_name(file: IO[bytes]) -> None:
+    """A module and a name: the reader takes quadratic time over long ones, and fills bytearrays of any length."""
+    lines = [file.readline(_NAME_LIMIT + 1) for _ in range(2)]
+    if any(len(line) > _NAME_LIMIT for line in lines):
+        raise Excess(f"it names something in more than {_NAME_LIMIT} characters")
+    if lines[1].strip() == b"bytearray":
+        raise Excess("it holds a bytearray, which no checkpoint needs")
 
 
 def _skip_text(file: IO[bytes], code: bytes) -> None:

@@ -1,0 +1,70 @@
+"""Owns damaged pictures: cuts, flips and splices of every format; what has no checksum is told apart honestly."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dgmn2cli.data.images import read_image, read_label
+from faults.verdicts import UNSEEABLE, Faults, Kind, flipped, judged, spliced
+
+
+def encoded() -> dict[str, bytes]:
+    """A picture in each format."""
+    rng = np.random.default_rng(3)
+    picture = cv2.resize(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8), (97, 65), interpolation=cv2.INTER_CUBIC)
+    deep = picture.astype(np.uint16) * 257
+    made = {
+        "png": (".png", picture, []), "gray png": (".png", picture[..., 0], []), "deep png": (".png", deep, []),
+        "1-bit png": (".png", (picture[..., 0] > 99).astype(np.uint8) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1]),
+        "jpeg": (".jpg", picture, []), "progressive jpeg": (".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+        "restarting jpeg": (".jpg", picture, [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]),
+        "gray jpeg": (".jpg", picture[..., 0], []),
+        "webp": (".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, 80]), "bmp": (".bmp", picture, []),
+    }  # fmt: skip
+    return {name: cv2.imencode(*parts)[1].tobytes() for name, parts in made.items()}
+
+
+def pictures(rng: random.Random, folder: Path, count: int) -> Faults:
+    """Every cut and all damage to a PNG is refused or harmless; other formats decode whole, or are refused."""
+    files, target = encoded(), folder / "damaged"
+    expected = {name: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for name, data in files.items()}
+    for index in range(count):
+        name, kind = rng.choice(sorted(files)), rng.choice(("cut", "flip", "flips", "splice"))
+        data = files[name]
+        damaged = {
+            "cut": lambda data=data: data[: rng.randrange(len(data))],
+            "flip": lambda data=data: flipped(data, rng),
+            "flips": lambda data=data: flipped(data, rng, 12),
+            "splice": lambda data=data: spliced(data, rng),
+        }[kind]()
+
+        def judge(damaged: bytes = damaged, name: str = name, kind: str = kind) -> str:
+            target.write_bytes(damaged)
+            seeable = kind == "cut" or "png" in name
+            return judged(
+                lambda: read_image(target), {6}, lambda image: np.array_equal(image, expected[name]),
+                "" if seeable else UNSEEABLE,
+            )  # fmt: skip
+
+        yield f"{index} {name} {kind}", judge
+
+
+def labels(rng: random.Random, folder: Path, count: int) -> Faults:
+    """Damaged label maps are refused, or hold the right ids."""
+    ids = np.random.default_rng(4).integers(0, 19, (40, 60), dtype=np.uint8)
+    data, target = cv2.imencode(".png", ids)[1].tobytes(), folder / "label.png"
+    for index in range(count):
+        damaged = rng.choice((data[: rng.randrange(len(data))], flipped(data, rng), spliced(data, rng)))
+
+        def judge(damaged: bytes = damaged) -> str:
+            target.write_bytes(damaged)
+            return judged(lambda: read_label(target), {6}, lambda label: np.array_equal(label, ids))
+
+        yield f"{index}", judge
+
+
+KINDS = (Kind("damaged picture", pictures, 3000, 150), Kind("damaged label map", labels, 500, 40))
