@@ -15,9 +15,7 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml $(KERNELS)
 	touch $@
 
 demo: install
-	$(BIN)/python examples/make_checkpoint.py demo/setr_pup-tiny_untrained.pth
-	$(BIN)/dgmn2 infer examples/summer_palace.jpg -m setr_pup-tiny \
-		--checkpoint demo/setr_pup-tiny_untrained.pth -o demo --save ids,color,overlay,stats --overwrite
+	$(BIN)/dgmn2 demo -o dgmn2-demo --overwrite
 
 test: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
@@ -40,4 +38,4 @@ faults: install
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m faults --out build/faults.json
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo dgmn2cli/ops/*.so
+	rm -rf $(VENV) build dist *.egg-info dgmn2-demo dgmn2cli/ops/*.so

@@ -81,7 +81,7 @@ def _parts(report: DemoReport, scenes: Sequence[ShownScene], photograph: Path, c
         "classes": "\n".join(_class_row(entry) for entry in sorted(report.classes, key=lambda entry: -entry.share)),
         "recipe": (
             f"{trained.iterations} steps of {report.batch_size} crops of {report.crop} &times; {report.crop} "
-            f"pixels ({passes:.0f} passes over the scenes), AdamW, learning rate {report.lr:g} falling to 0, "
+            f"pixels ({passes:.0f} passes over the scenes, mirrored at random), AdamW, learning rate {report.lr:g} falling to 0, "
             f"seed {report.seed}. The mean IoU is that of the held-out scenes; the last step&rsquo;s weights are "
             f"used, none were picked by it."
         ),

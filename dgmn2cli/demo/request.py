@@ -46,7 +46,7 @@ class DemoRequest:
     backend: str = "auto"
     threads: int | None = None
     size: tuple[int, int] = (256, 128)
-    crop: int = 96
+    crop: int = 128
     batch_size: int = 4
     lr: float = 1e-3
 
@@ -70,7 +70,8 @@ class DemoRequest:
         settings = {
             "name": f"{MODEL}_demo",
             "data.workers": 0,  # the scenes are small: reading them costs less than handing them over
-            "augment.scale": size, "augment.ratio": [0.75, 1.5], "augment.crop": self.crop,
+            "augment.scale": size, "augment.crop": self.crop,
+            "augment.ratio": [1.0, 1.0], "augment.photometric": "false",  # the drawings vary enough by themselves
             "inference.scale": size, "inference.window": window, "inference.stride": window * 2 // 3,
             "optim.lr": self.lr,
             "train.iters": self.iters, "train.batch_size": self.batch_size, "train.gpus": 1,
