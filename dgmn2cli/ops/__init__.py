@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dgmn2cli.ops import contract, native, reference
+from dgmn2cli.ops import contract, native, reference, triton_backend
 from dgmn2cli.ops.backend import Availability, available_backends, default_backend, resolve, set_default_backend
 from dgmn2cli.ops.contract import Pair
 from dgmn2cli.ops.reference import resample_table
@@ -55,8 +55,11 @@ def deform_attention(
         ResourceError: the named backend cannot run here.
     """
     contract.check_attention(qkv, offset, height_table, width_table, size)
-    if resolve(backend, qkv.device, qkv.dtype) == "native":
+    chosen = resolve(backend, qkv.device, qkv.dtype)
+    if chosen == "native":
         return native.attention(qkv, offset, height_table, width_table, size[0], size[1])
+    if chosen == "triton":
+        return triton_backend.deform_attention(qkv, offset, height_table, width_table, size)
     return reference.deform_attention(qkv, offset, height_table, width_table, size)
 
 
@@ -92,6 +95,9 @@ def deform_unfold(
     pad = contract.pair(op, "padding", padding, 0)
     dilate = contract.pair(op, "dilation", dilation, 1)
     contract.check_unfold(input, offset, kernel, step, pad, dilate, deformable_groups)
-    if resolve(backend, input.device, input.dtype) == "native":
+    chosen = resolve(backend, input.device, input.dtype)
+    if chosen == "native":
         return native.unfold(input, offset, [*kernel, *step, *pad, *dilate, deformable_groups])
+    if chosen == "triton":
+        return triton_backend.deform_unfold(input, offset, kernel, step, pad, dilate, deformable_groups)
     return reference.deform_unfold(input, offset, kernel, step, pad, dilate, deformable_groups)

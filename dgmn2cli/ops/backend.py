@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dgmn2cli.errors import ConfigError, ResourceError
-from dgmn2cli.ops import native
+from dgmn2cli.ops import native, triton_backend
 
 LOGGER = logging.getLogger("dgmn2cli")
 
@@ -33,11 +33,6 @@ class Availability:
         return not self.reason
 
 
-def _triton_refusal(device: str, dtype: str) -> str:
-    """Why the Triton kernels cannot run, empty where they can."""
-    return "this version has no Triton kernels"
-
-
 def _reference_refusal(device: str, dtype: str) -> str:
     """The definition runs everywhere."""
     return ""
@@ -46,7 +41,7 @@ def _reference_refusal(device: str, dtype: str) -> str:
 # In the order `auto` tries them; each says why it cannot run on a device type ("" for any) and a dtype ("" for any).
 _REFUSALS: dict[str, Callable[[str, str], str]] = {
     "native": native.refusal,
-    "triton": _triton_refusal,
+    "triton": triton_backend.refusal,
     "reference": _reference_refusal,
 }
 NAMES = ("auto", *_REFUSALS)
@@ -107,8 +102,18 @@ def _known(name: str) -> str:
     return name
 
 
-@torch.compiler.assume_constant_result
 def _choose(wanted: str, device: str, dtype: str) -> str:
+    chosen = _first_able(wanted, device, dtype)
+    if chosen == "triton":
+        triton_backend.load()
+    return chosen
+
+
+# What torch.compiler.assume_constant_result sets, without its import of torch._dynamo, which takes as long as torch's own.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a compiled graph holds the choice, not its making
+
+
+def _first_able(wanted: str, device: str, dtype: str) -> str:
     if wanted != "auto":
         reason = _REFUSALS[wanted](device, dtype)
         if reason:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +43,12 @@ def test_a_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ResourceError, match="not built"):
         ops.resolve("native")
     assert ops.resolve("auto") == "reference"
+
+
+def test_importing_the_ops_leaves_the_compiler_alone() -> None:
+    """`torch._dynamo` takes as long to import as all the rest of PyTorch."""
+    code = "import sys, dgmn2cli.ops; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=120)
 
 
 def test_the_default_can_be_set_for_a_while() -> None:
