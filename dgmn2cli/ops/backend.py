@@ -109,7 +109,7 @@ def _choose(wanted: str, device: str, dtype: str) -> str:
     return chosen
 
 
-# What torch.compiler.assume_constant_result sets, without its import of torch._dynamo, which takes as long as torch's own.
+# What torch.compiler.assume_constant_result sets; that would import torch._dynamo, which takes as long as torch itself.
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a compiled graph holds the choice, not its making
 
 
