@@ -123,9 +123,7 @@ def main() -> int:
     }  # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
-    say(
-        f"{report['faults']} faults, {report['violations']} violations, {len(blind)} controls that saw nothing; {options.out}"
-    )
+    say(f"{report['faults']} faults, {report['violations']} violations, {len(blind)} blind controls; {options.out}")
     return 1 if report["violations"] or blind else 0
 
 

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from faults.__main__ import run_control
 from faults.catalogue import KINDS
 from faults.verdicts import VIOLATION, Kind, outcome_of

@@ -16,7 +16,7 @@ from faults.verdicts import Faults, Kind, Violation, judged
 
 WORDS = (
     b"nan", b"-1", b"[", b"]", b"(", b"{", b"'", b'"', b"=", b",", b"\n", b"\0", b"None", b"true", b"1e999", b"[]",
-    b"__import__('faults.canary').canary.fire()", b"import faults.canary\nfaults.canary.fire()\n", 
+    b"__import__('faults.canary').canary.fire()", b"import faults.canary\nfaults.canary.fire()\n",
     b"_base_ = 'mine.py'\n",
     b"base = 'mine.toml'\n", b"**", b"dict(", b"9" * 400, b"\xff", "\u202e".encode(), b"[" * 3000, b"a.b" * 300,
 )  # fmt: skip
