@@ -13,6 +13,7 @@ from faults.catalogue import KINDS
 from faults.verdicts import VIOLATION, Kind, outcome_of
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # of the maker of a hostile archive
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
 def test_no_violation(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgmn2cli.zoo.fetch.OVERHEAD", 1_000_000)
