@@ -78,6 +78,17 @@ def test_the_same_bytes_twice(run: Run, tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
+def test_a_memory_limit_changes_no_mask(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    assert run("a.png", "-o", "free", "--save", "ids,conf")[0] == 0
+    code, out, err = run("a.png", "-o", "limited", "--save", "ids,conf", "--max-memory", "60G")
+    assert code == 0
+    assert "1 at a time, scores of the whole picture held, at most" in err
+    assert "GB in use" in out
+    for name in ("a_ids.png", "a_conf.png"):
+        assert (tmp_path / "free" / name).read_bytes() == (tmp_path / "limited" / name).read_bytes()
+
+
 def test_outputs_agree_with_each_other(run: Run, tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     code, out, _ = run("a.png", "-o", "o", "--save", "ids,labelids,conf,probs,stats", "--json")
@@ -206,6 +217,8 @@ BAD = [
     (("a.png", "-m", "../../x"), 2, "no such model"),
     (("a.png", "--max-pixels", "100"), 6, "could not be read"),
     (("a.png", "--alpha", "2"), 2, "alpha"),
+    (("a.png", "--max-memory", "much"), 2, "no amount of memory, such as 3G"),
+    (("a.png", "--max-memory", "90M"), 5, "the memory limit is too small"),
     (("a.png", "-o", "a.png"), 5, "cannot write"),
     ((), 2, "PICTURE"),
 ]
