@@ -70,7 +70,7 @@ def _parts(report: DemoReport, scenes: Sequence[ShownScene], photograph: Path, c
         "largest_share": percent(report.largest_share),
         "constant": percent(report.constant_mean_iou),
         "val_scenes": str(report.val_scenes),
-        "training_time": duration(trained.seconds),
+        "heading": "A network learns to see streets" + ("" if report.resumed else f" in {duration(trained.seconds)}"),
         "intro": (
             f"{trained.model}, the smallest of the published designs, started here from fresh weights and saw "
             f"{report.train_scenes} drawn street scenes of {report.size[0]} &times; {report.size[1]} pixels. The "
@@ -81,9 +81,9 @@ def _parts(report: DemoReport, scenes: Sequence[ShownScene], photograph: Path, c
         "classes": "\n".join(_class_row(entry) for entry in sorted(report.classes, key=lambda entry: -entry.share)),
         "recipe": (
             f"{trained.iterations} steps of {report.batch_size} crops of {report.crop} &times; {report.crop} "
-            f"pixels ({passes:.0f} passes over the scenes, mirrored at random), AdamW, learning rate {report.lr:g} falling to 0, "
-            f"seed {report.seed}. The mean IoU is that of the held-out scenes; the last step&rsquo;s weights are "
-            f"used, none were picked by it."
+            f"pixels ({passes:.0f} passes over the scenes, mirrored at random), AdamW, learning rate {report.lr:g} "
+            f"falling to 0, seed {report.seed}. The mean IoU is that of the held-out scenes; the last step&rsquo;s "
+            f"weights are used, none were picked by it."
         ),
         "curves": _embedded(report.curves),
         "curves_link": _link(report.curves, report.out),
