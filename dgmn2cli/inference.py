@@ -148,12 +148,15 @@ def sweep(
 def _move_up(sums: Tensor, rows: int) -> None:
     """Drops the first rows of `(C, rows, w)`, moves the others up, and puts zeros below them, in place."""
     kept = sums.shape[1] - rows
-    sums[:, :kept] = sums[:, rows:] if kept <= rows else sums[:, rows:].clone()
-    sums[:, kept:] = 0
+    for channel in sums:  # one at a time: what moves may overlap where it goes, and is copied first
+        channel[:kept] = channel[rows:].clone()
+        channel[kept:] = 0
 
 
 def _require_finite(logits: Tensor) -> None:
-    if not all(bool(extreme.isfinite()) for extreme in logits.aminmax()):  # NaN is both; no mask of all is written
+    # extremes of one class at a time: of rows within a larger buffer all at once, PyTorch would make a copy
+    extremes = torch.stack([extreme for channel in logits for extreme in channel.aminmax()])
+    if not bool(extremes.isfinite().all()):
         raise NonFiniteError(
             "the network gave NaN or infinite logits",
             why="no class can be told from them",

@@ -10,7 +10,7 @@ from dgmn2cli.errors import ResourceError
 from dgmn2cli.inference import Windowing, band_rows
 
 RESULT_BYTES = 5  # per pixel: class id and confidence
-SAVE_BYTES = 24  # per pixel, at most, while pictures of the result are made and encoded
+SAVE_BYTES = 16  # per pixel, while pictures of the result are made and encoded; at most 12 were measured
 SLACK_BYTES = 64 << 20  # what the system's allocator keeps beyond what is asked of it
 
 
@@ -158,8 +158,7 @@ def _held_elements(plan: Plan) -> int:
     """Pixels whose class scores are held."""
     area = [height * width for height, width in plan.sizes]
     if not plan.keep:
-        rows = [plan.windowing.held_rows(*size) + (plan.windowing.crop - plan.windowing.stride) for size in plan.sizes]
-        return len(plan.flips) * sum(min(n, size[0]) * size[1] for n, size in zip(rows, plan.sizes, strict=True))
+        return len(plan.flips) * sum(plan.windowing.held_rows(*size) * size[1] for size in plan.sizes)
     return area[0] if len(area) == len(plan.flips) == 1 else max(area) + plan.size[0] * plan.size[1]
 
 
