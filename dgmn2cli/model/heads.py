@@ -38,9 +38,13 @@ class SetrNaiveHead(nn.Module):
         super().__init__()
         self.conv_seg = nn.Conv2d(CHANNELS[-1], num_classes, 1)
 
+    def coarse(self, features: list[Tensor]) -> Tensor:
+        """Logits at stage 4's resolution."""
+        return self.conv_seg(features[-1])
+
     def forward(self, features: list[Tensor]) -> Tensor:
         """Raw logits `(B, num_classes, 769, 769)`."""
-        return resize(self.conv_seg(features[-1]), square(FIXED_SIDE))
+        return resize(self.coarse(features), square(FIXED_SIDE))
 
 
 class SetrPupHead(nn.Module):
@@ -104,11 +108,15 @@ class SetrMlaHead(nn.Module):
         widths = [x.shape[-1] for x in maps]
         return (4 * widths[1], 4 * widths[1], 4 * widths[2], 4 * widths[3])
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Raw logits `(B, num_classes, 769, 769)`."""
+    def coarse(self, features: list[Tensor]) -> Tensor:
+        """Logits at the branches' common side."""
         maps = self.mlahead(features)
         maps = [resize(x, square(side)) for x, side in zip(maps, self.branch_sides(maps), strict=True)]
-        return resize(self.conv_seg(concatenate(maps, dim=1)), square(FIXED_SIDE))
+        return self.conv_seg(concatenate(maps, dim=1))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Raw logits `(B, num_classes, 769, 769)`."""
+        return resize(self.coarse(features), square(FIXED_SIDE))
 
 
 class NamedConv(nn.Module):

@@ -7,7 +7,16 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from dgmn2cli.model.backbone import DILATED_STRIDES, PYRAMID_STRIDES, Backbone
-from dgmn2cli.model.heads import FpnHead, FpnNeck, SetrMlaHead, SetrNaiveHead, SetrPupHead, resize
+from dgmn2cli.model.heads import (
+    FIXED_SIDE,
+    FpnHead,
+    FpnNeck,
+    SetrMlaHead,
+    SetrNaiveHead,
+    SetrPupHead,
+    resize,
+    square,
+)
 
 HEADS: dict[str, Callable[[int], nn.Module]] = {
     "fpn": FpnHead,
@@ -43,6 +52,16 @@ class Segmentor(nn.Module):
         """Logits at the head's own resolution, `(B, num_classes, h, w)`."""
         features = self.backbone(images)
         return self.decode_head(self.neck(features) if self.neck is not None else features)
+
+    def coarse_logits(self, images: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+        """`raw_logits` before its last resize, and what takes them to `size`, for `ops.resample.resize_chain`.
+
+        SETR-Naive and SETR-MLA resize to 769 x 769 whatever the input: for small inputs that costs more than all else,
+        and with the resize that follows it is one small matrix. Where there is no such detour, `raw_logits` and ().
+        """
+        if isinstance(self.decode_head, (SetrNaiveHead, SetrMlaHead)) and size != square(FIXED_SIDE):
+            return self.decode_head.coarse(self.backbone(images)), (square(FIXED_SIDE), size)
+        return self.raw_logits(images), ()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits at the input's size.

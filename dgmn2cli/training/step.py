@@ -16,6 +16,7 @@ from dgmn2cli.config import Config
 from dgmn2cli.data.loaders import TrainBatch
 from dgmn2cli.errors import NonFiniteError, ResourceError
 from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.ops.resample import resize_chain
 from dgmn2cli.runtime import resolve_dtype
 from dgmn2cli.training.batchnorm import synchronise_batch_norm
 from dgmn2cli.training.loss import segmentation_loss
@@ -37,7 +38,9 @@ class LossModule(nn.Module):
         """Loss and accuracy of `images` `(B, 3, H, W)` and `labels` `(B, H, W)`; see `segmentation_loss`."""
         images = images.to(next(self.model.parameters()).dtype)
         with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
-            raw = self.model.raw_logits(images)
+            raw, sizes = self.model.coarse_logits(images, (labels.shape[1], labels.shape[2]))
+        if sizes:
+            raw = resize_chain(raw.to(torch.promote_types(raw.dtype, torch.float32)), sizes)
         return segmentation_loss(raw, labels, self.class_weights)
 
 

@@ -1,0 +1,32 @@
+"""The loss of a step goes around the heads' detour over 769 x 769: same loss, same gradients, up to rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.training.loss import segmentation_loss
+from dgmn2cli.training.step import LossModule
+
+
+@pytest.mark.parametrize("head", ["setr_naive", "setr_mla", "setr_pup", "fpn"])
+def test_the_loss_is_that_of_the_raw_logits(head):
+    torch.manual_seed(0)
+    model = Segmentor("tiny", head, num_classes=5).double().eval()
+    images, labels = torch.randn(2, 3, 64, 96, dtype=torch.float64), torch.randint(0, 5, (2, 64, 96))
+    labels[:, :9] = 255
+    weights = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0], dtype=torch.float64)
+    wanted = segmentation_loss(model.raw_logits(images), labels, weights)
+    wanted_gradients = torch.autograd.grad(wanted[0], list(model.parameters()))
+    found = LossModule(model, weights, None)(images, labels)
+    gradients = torch.autograd.grad(found[0], list(model.parameters()))
+    # torch computes the place of a sample in float32 or float64 by the maps' type, the chain always in float32
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=0)
+    assert float(found[1]) == pytest.approx(float(wanted[1]), abs=0.05)
+    norm = torch.sqrt(sum(g.square().sum() for g in wanted_gradients))
+    apart = torch.sqrt(sum((a - b).square().sum() for a, b in zip(gradients, wanted_gradients, strict=True)))
+    assert apart < 1e-4 * norm
+    sizes = model.coarse_logits(images, (64, 96))[1]
+    assert sizes == (((769, 769), (64, 96)) if head in ("setr_naive", "setr_mla") else ())
+    assert model.coarse_logits(images, (769, 769))[1] == ()
