@@ -19,7 +19,7 @@ _PATH = click.Path(path_type=Path)
     "-o", "--out", type=_PATH, default="dgmn2-demo", show_default=True, metavar="DIR", help="Folder for everything."
 )
 @click.option(
-    "--iters", type=click.IntRange(1, 10**6), default=300, show_default=True, metavar="N", help="Training steps."
+    "--iters", type=click.IntRange(1, 10**6), default=400, show_default=True, metavar="N", help="Training steps."
 )
 @click.option(
     "--scenes", type=click.IntRange(1, 10_000), default=64, show_default=True, metavar="N",

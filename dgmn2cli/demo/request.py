@@ -36,7 +36,7 @@ class DemoRequest:
     """
 
     out: Path = Path("dgmn2-demo")
-    iters: int = 300
+    iters: int = 400
     scenes: int = 64
     seed: int = 0
     picture: Path | None = None
@@ -48,7 +48,7 @@ class DemoRequest:
     size: tuple[int, int] = (256, 128)
     crop: int = 128
     batch_size: int = 4
-    lr: float = 1e-3
+    lr: float = 5e-4
 
     @property
     def held_out(self) -> int:
@@ -76,6 +76,7 @@ class DemoRequest:
             "optim.lr": self.lr,
             "train.iters": self.iters, "train.batch_size": self.batch_size, "train.gpus": 1,
             "train.seed": self.seed, "train.init": "scratch",
+            "train.class_weights_from": "auto",  # without them thin and rare classes come last
             "train.val_every": -(-self.iters // EVALUATIONS), "train.save_every": 0,
         }  # fmt: skip
         config = load_config(CONFIG, [f"{key}={value}" for key, value in settings.items()])
