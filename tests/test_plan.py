@@ -97,6 +97,7 @@ def test_a_batch_that_does_not_fit_is_halved_with_a_note(
     error: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("dgmn2cli"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("dgmn2cli"), "handlers", [])
     caplog.set_level(logging.WARNING, "dgmn2cli")
     picture = np.random.default_rng(1).integers(0, 256, (60, 100, 3), np.uint8)
     settings = {"scale": (100, 60), "window": 20, "stride": 20}

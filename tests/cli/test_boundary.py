@@ -82,9 +82,8 @@ def test_warnings_of_libraries_are_for_debug(capsys):
 
 
 SLEEPER = """
-import signal, sys, time
+import sys, time
 from dgmn2cli.cli.boundary import guarded
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 def run():
     try:
         print("ready", flush=True)
