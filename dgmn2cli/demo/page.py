@@ -82,8 +82,8 @@ def _parts(report: DemoReport, scenes: Sequence[ShownScene], photograph: Path, c
         "recipe": (
             f"{trained.iterations} steps of {report.batch_size} crops of {report.crop} &times; {report.crop} "
             f"pixels ({passes:.0f} passes over the scenes, mirrored at random), AdamW, learning rate {report.lr:g} "
-            f"falling to 0, rare classes weighted up, seed {report.seed}. The mean IoU is that of the held-out scenes; the last step&rsquo;s "
-            f"weights are used, none were picked by it."
+            f"falling to 0, rare classes weighted up, seed {report.seed}. The mean IoU is that of the held-out scenes; "
+            f"the last step&rsquo;s weights are used, none were picked by it."
         ),
         "curves": _embedded(report.curves),
         "curves_link": _link(report.curves, report.out),
