@@ -61,6 +61,7 @@ def resize_rows(
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # what an evaluation has put here must also serve a training
 def _source_rows(length: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     """Upper and lower source row, and the lower one's weight, of each of `target` output rows, as PyTorch rounds."""
     step = (length - 1) / (target - 1) if target > 1 else 0.0
@@ -85,6 +86,7 @@ def resize_matrix(lengths: tuple[int, ...]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # as above
 def _bands(lengths: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> list[tuple[slice, slice, Tensor]]:
     """A chain's matrix cut into blocks of rows, each with the few columns it needs: (rows, columns, block)."""
     matrix = resize_matrix(lengths)

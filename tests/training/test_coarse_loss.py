@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.ops.resample import resize_chain
 from dgmn2cli.training.loss import segmentation_loss
 from dgmn2cli.training.step import LossModule
 
@@ -30,3 +31,16 @@ def test_the_loss_is_that_of_the_raw_logits(head):
     sizes = model.coarse_logits(images, (64, 96))[1]
     assert sizes == (((769, 769), (64, 96)) if head in ("setr_naive", "setr_mla") else ())
     assert model.coarse_logits(images, (769, 769))[1] == ()
+
+
+def test_an_evaluation_before_a_training_does_not_hinder_it():
+    """What the resize keeps for later is made once, perhaps in inference mode; gradients must flow all the same."""
+    maps, sizes = torch.randn(1, 2, 7, 9), ((769, 769), (53, 71))
+    with torch.inference_mode():
+        wanted = resize_chain(maps, sizes)
+    maps.requires_grad_(True)
+    found = resize_chain(maps, sizes)
+    found.sum().backward()
+    assert torch.equal(found.detach(), wanted)
+    assert maps.grad is not None
+    assert float(maps.grad.sum()) == pytest.approx(2 * 53 * 71, rel=1e-4)
