@@ -39,7 +39,7 @@ _PATH = click.Path(path_type=Path)
 def demo(session: Session, **options: Any) -> None:
     """Draw synthetic streets, train on them, evaluate, segment, and write a page that shows it all.
 
-    It takes about five minutes on two cores, needs no download and no GPU, and everything ends in one folder:
+    It takes about five minutes on two idle cores, needs no download and no GPU, and everything ends in one folder:
     index.html for a browser, contact_sheet.png, the data set, the run folder of the training with its checkpoint and
     curves, the evaluations and the segmented pictures. The figures are measured on drawings, and say nothing about
     the published models on real streets.
@@ -50,7 +50,7 @@ def demo(session: Session, **options: Any) -> None:
     from dgmn2cli.demo import run
     from dgmn2cli.demo.request import DemoRequest
 
-    watch = Console(session)
+    watch = Console(session, options["out"])
     try:
         report = run.demo(DemoRequest(**options), watch)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
 class Console:
     """The steps on stderr, with progress as in a training."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, out: Path) -> None:
+        self.session, self.out = session, out
         self.reporter = train_views.Console(session)
 
     def begin(self, number: int, count: int, what: str) -> None:
-        """A heading."""
+        """A heading; before the first one, what this is going to be."""
+        if number == 1:
+            about = f"{count} steps, some minutes in all; everything goes to {self.out} (about 300 MB)."
+            render.notice(self.session, f"{about} Ctrl-C stops it, --resume goes on.")
         render.notice(self.session, f"[{number}/{count}] {what}")
 
     def end(self, done: StepDone) -> None:
