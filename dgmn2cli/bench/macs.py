@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgmn2cli.model.attention import SAMPLES, DynamicGraphAttention
-from dgmn2cli.model.layers import FusedBlock
 
 CORNERS = 4
 ATTENTION_MACS = SAMPLES * (4 + 2 * CORNERS)  # per query, head and channel
@@ -62,7 +61,7 @@ def count_macs(model: nn.Module, height: int, width: int, batch: int = 1) -> int
         nonlocal total
         total += attention_macs(*inputs[0].shape)
 
-    attentions = [module for module in model.modules() if isinstance(module, (DynamicGraphAttention, FusedBlock))]
+    attentions = [module for module in model.modules() if isinstance(module, DynamicGraphAttention)]
     hooks = [module.register_forward_pre_hook(add) for module in attentions]
     training = model.training
     try:

@@ -26,11 +26,11 @@ from dgmn2cli.model.heads import (
     SetrPupHead,
     square,
 )
-from dgmn2cli.model.layers import FusedBlock, FusedConv
+from dgmn2cli.model.layers import FusedBlock, FusedConv, ResizedConv, can_pack
 from dgmn2cli.model.segmentor import Segmentor
-from dgmn2cli.ops.resample import resize_chain, resize_rows
+from dgmn2cli.ops.native import on_large_pages
+from dgmn2cli.ops.resample import resize_chain
 
-BAND_ELEMENTS = 1 << 22  # upsampled features computed at a time by the last SETR-PUP step
 Size = tuple[int, int]
 
 
@@ -67,16 +67,23 @@ class _FusedBackbone(nn.Module):
         for stage in range(1, 5):
             self.embeds.append(_fused_embedding(backbone.get_submodule(f"patch_embed{stage}")))
             blocks = backbone.get_submodule(f"block{stage}").children()
-            self.stages.append(nn.ModuleList([FusedBlock(block) for block in blocks]))  # type: ignore[arg-type]
+            packed = can_pack(backbone.get_submodule(f"block{stage}.0.attn.qkv").weight)  # type: ignore[arg-type]
+            self.stages.append(nn.ModuleList([FusedBlock(block) if packed else block for block in blocks]))  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         features, x = [], images
+        scratch = images.new_empty(0)
         for embed, blocks in zip(self.embeds, self.stages, strict=True):
             x = embed(x)
             size = (x.shape[2], x.shape[3])
             tokens = x.flatten(2).transpose(1, 2).contiguous()  # (B, N, C); no copy when x is channels last
             for block in blocks:  # type: ignore[attr-defined]
-                tokens = block(tokens, size)
+                if isinstance(block, FusedBlock):
+                    if scratch.numel() < 3 * tokens.numel():
+                        scratch = on_large_pages(tokens.new_empty(3 * tokens.numel()))
+                    block(tokens, size, scratch)
+                else:
+                    tokens = block(tokens, size)
             x = tokens.transpose(1, 2).unflatten(2, size)  # (B, C, H, W), channels last in memory
             features.append(x)
         return features
@@ -101,35 +108,22 @@ class _NaiveForm(nn.Module):
 
 
 class _PupForm(nn.Module):
-    """SETR-PUP with the last convolution and the classifier run in bands of rows of the doubled-twice map."""
+    """SETR-PUP; the last convolution's rows are classified as they come, so that its features are never all held."""
 
     def __init__(self, head: SetrPupHead) -> None:
         super().__init__()
         pairs = [(head.get_submodule(f"conv_{step}"), head.get_submodule(f"syncbn_fc_{step}")) for step in range(3)]
-        self.steps = nn.ModuleList([FusedConv(conv, norm, relu=True) for conv, norm in pairs])  # type: ignore[arg-type]
+        first, second, third = pairs
+        self.first = FusedConv(*first, relu=True)  # type: ignore[arg-type]
+        self.second, self.third = ResizedConv(*second), ResizedConv(*third)  # type: ignore[arg-type]
         self.classify = FusedConv(head.conv_seg)
 
     def forward(self, features: list[Tensor], size: Size) -> Tensor:
-        x = self.steps[0](features[-1])
+        x = self.first(features[-1])
         side = 2 * x.shape[-1]
-        x = self.steps[1](resize_rows(x, square(side), slice(0, side)))
-        logits = self._last_step(x, 2 * side)
+        x = self.second(x, square(side))
+        logits = torch.cat([self.classify(band) for band in self.third.bands(x, square(2 * side))], dim=2)
         return resize_chain(logits, (square(4 * side), square(8 * side), size))
-
-    def _last_step(self, x: Tensor, side: int) -> Tensor:
-        """Upsampling to `side`, convolution, classifier: `(B, num_classes, side, side)`, a band of rows at a time."""
-        rows = max(4, BAND_ELEMENTS // (x.shape[0] * x.shape[1] * side))
-        bands = []
-        for first in range(0, side, rows):
-            last = min(first + rows, side)
-            above, below = int(first > 0), int(last < side)  # one row of halo, zeros beyond the map
-            band = resize_rows(x, square(side), slice(first - above, last + below))
-            if above and below:
-                y = self.steps[2](band, padding=[0, 1])
-            else:
-                y = self.steps[2](band)[:, :, above : above + last - first]
-            bands.append(self.classify(y))
-        return torch.cat(bands, dim=2)
 
 
 class _MlaForm(nn.Module):
@@ -176,17 +170,17 @@ class _FpnForm(nn.Module):
         self.classifiers = nn.ModuleList()
         for index, branch in enumerate(head.scale_heads):
             convs = [layer for layer in branch.children() if isinstance(layer, ConvNormRelu)]
-            self.branches.append(nn.ModuleList([FusedConv(layer.conv, layer.bn, relu=True) for layer in convs]))
+            later = [ResizedConv(layer.conv, layer.bn) for layer in convs[1:]]
+            self.branches.append(nn.ModuleList([FusedConv(convs[0].conv, convs[0].bn, relu=True), *later]))
             self.classifiers.append(_classifier_part(head.conv_seg, slice(None), with_bias=index == 0))
 
     def forward(self, features: list[Tensor], size: Size) -> Tensor:
         total: Tensor | None = None
         for convs, classify, x in zip(self.branches, self.classifiers, features, strict=True):
-            for step, conv in enumerate(convs.children()):
-                if step:
-                    height, width = 2 * x.shape[2], 2 * x.shape[3]
-                    x = resize_rows(x, (height, width), slice(0, height))
-                x = conv(x)
+            first, *later = convs.children()
+            x = first(x)
+            for conv in later:
+                x = conv(x, (2 * x.shape[2], 2 * x.shape[3]))
             logits = classify(x)
             if total is None:  # level 1 is neither doubled nor resized
                 total = logits.contiguous()

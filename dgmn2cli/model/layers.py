@@ -6,16 +6,22 @@ weights. Where they are absent (another device, another build) the same numbers 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dgmn2cli.model.attention import DynamicGraphAttention
+from dgmn2cli.model.attention import SAMPLES, DynamicGraphAttention
 from dgmn2cli.model.backbone import Block
 from dgmn2cli.ops import deform_attention, resample_table
+from dgmn2cli.ops.resample import resize_rows
+from dgmn2cli.ops.upsampled import can_convolve, convolve_upsampled
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 CHUNK_ELEMENTS = 1 << 19  # hidden activations of an MLP kept at a time, so that they stay in the cache
+BAND_ELEMENTS = 1 << 22  # resized features computed at a time where a convolution follows
+QKV_CHUNK = 1024  # tokens projected to queries, keys and values at a time
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -48,7 +54,7 @@ class FusedLinear(nn.Module):
         self.packed = can_pack(linear.weight)
         weight = linear.weight.detach()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
-        self.bias = linear.bias.detach()
+        self.bias = linear.bias.detach() if linear.bias is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)`."""
@@ -80,6 +86,7 @@ class FusedConv(nn.Module):
         bias = conv.bias.detach() if conv.bias is not None else None
         if norm is not None:
             weight, bias = fold_batch_norm(weight, bias, norm)
+        self.out_channels = conv.out_channels
         self.stride, self.padding, self.relu = list(conv.stride), [int(side) for side in conv.padding], relu
         self.packed = can_pack(weight)
         if self.packed:
@@ -103,8 +110,67 @@ class FusedConv(nn.Module):
         return x.relu_() if self.relu else x
 
 
+class ResizedConv(nn.Module):
+    """A 3x3 convolution with batch norm and ReLU over a map that is resized first, a few rows at a time.
+
+    Where the map is enlarged on the CPU, the products are taken at its own resolution (`ops.upsampled`).
+
+    Args:
+        conv: the convolution, 3x3, stride 1, padding 1.
+        norm: batch norm that follows it.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv = FusedConv(conv, norm, relu=True)
+        weight, _ = fold_batch_norm(conv.weight.detach(), None, norm)
+        taps = nn.Linear(1, 1, bias=False, device="meta")
+        taps.weight = nn.Parameter(weight.permute(2, 3, 0, 1).flatten(0, 2))  # (3, 3, O, I) to (9 * O, I)
+        self.taps = FusedLinear(taps) if can_pack(weight) else None
+
+    def bands(self, x: Tensor, target: tuple[int, int]) -> Iterator[Tensor]:
+        """`(B, I, h, w)` resized to `target` (H, W) and convolved: `(B, O, rows, W)` channels last, H rows in all."""
+        size = (x.shape[2], x.shape[3])
+        if self.taps is None or not can_convolve(size, target, x.dtype):
+            yield from self._plain_bands(x, target)
+            return
+        assert self.conv.bias is not None
+        images = x.permute(0, 2, 3, 1).contiguous()  # (B, h, w, I); no copy when x is channels last
+        made = [convolve_upsampled(lines, self.taps, self.conv.bias, target) for lines in images]
+        for rows in zip(*made, strict=True):
+            yield torch.stack(rows).permute(0, 3, 1, 2)
+
+    def _plain_bands(self, x: Tensor, target: tuple[int, int]) -> Iterator[Tensor]:
+        side = target[0]
+        rows = max(4, BAND_ELEMENTS // (x.shape[0] * x.shape[1] * target[1]))
+        for first in range(0, side, rows):
+            last = min(first + rows, side)
+            above, below = int(first > 0), int(last < side)  # one row of halo, zeros beyond the map
+            band = resize_rows(x, target, slice(first - above, last + below))
+            if above and below:
+                yield self.conv(band, padding=[0, 1])
+            else:
+                yield self.conv(band)[:, :, above : above + last - first]
+
+    def forward(self, x: Tensor, target: tuple[int, int]) -> Tensor:
+        """`(B, I, h, w)` to `(B, O, H, W)`, channels last."""
+        channels = self.conv.out_channels
+        out = x.new_empty(x.shape[0], *target, channels).permute(0, 3, 1, 2)
+        first = 0
+        for band in self.bands(x, target):
+            out[:, :, first : first + band.shape[2]] = band
+            first += band.shape[2]
+        return out
+
+
 class FusedBlock(nn.Module):
-    """A backbone block: same numbers, projections packed, residual sums fused, MLP in chunks of tokens."""
+    """A backbone block for the CPU: same numbers, projections packed, tokens worked on in chunks that fit the cache.
+
+    Keys and values are laid out head by head, so that a head's samples lie close together in memory.
+
+    Args:
+        block: the block; `can_pack` holds for its weights.
+    """
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -116,31 +182,37 @@ class FusedBlock(nn.Module):
         self.proj = FusedLinear(attention.proj)
         self.fc1 = FusedLinear(block.mlp.fc1, gelu=True)
         self.fc2 = FusedLinear(block.mlp.fc2)
-        self.hidden = block.mlp.fc1.out_features
+        self.chunk = max(256, CHUNK_ELEMENTS // block.mlp.fc1.out_features)
         self.rel_height = attention.pos_emb.rel_height.detach()
         self.rel_width = attention.pos_emb.rel_width.detach()
 
-    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """`(B, N, C)` to `(B, N, C)`; `size` is the map's (H, W) with N = H * W."""
-        return self._mlp(self._attend(tokens, size))
+    def forward(self, tokens: Tensor, size: tuple[int, int], scratch: Tensor) -> None:
+        """Works on `tokens`, `(B, N, C)` contiguous, in place.
 
-    def _attend(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        Args:
+            tokens: the block's input, then its output.
+            size: (H, W) of the map, N = H * W.
+            scratch: at least `3 * tokens.numel()` numbers to work in; what they hold does not matter.
+        """
         batch, count, channels = tokens.shape
-        normed = self.norm1(tokens)
+        heads, depth = self.heads, channels // self.heads
+        rows = tokens.view(-1, channels)  # (B*N, C)
+        qkv = scratch[: 3 * tokens.numel()].view(heads, -1, 3, depth)  # (h, B*N, 3, d)
+        offset = tokens.new_empty(rows.shape[0], heads, 2 * SAMPLES)
+        for part, at, to in zip(
+            *(whole.split(QKV_CHUNK) for whole in (rows, offset)), qkv.split(QKV_CHUNK, 1), strict=True
+        ):
+            normed = self.norm1(part)
+            to.copy_(self.qkv(normed).view(-1, 3, heads, depth).permute(2, 0, 1, 3))
+            at.copy_(self.offset(normed.view(-1, heads, depth)))
         mixed = deform_attention(
-            self.qkv(normed).view(batch, count, 3, self.heads, channels // self.heads),
-            self.offset(normed.view(batch, count, self.heads, channels // self.heads)),
+            qkv.view(heads, batch, count, 3, depth).permute(1, 2, 3, 0, 4),
+            offset.view(batch, count, heads, 2 * SAMPLES),
             resample_table(self.rel_height, size[0]),
             resample_table(self.rel_width, size[1]),
             size,
             backend=self.backend,
         )
-        return self.proj.add_to(tokens, mixed)
-
-    def _mlp(self, tokens: Tensor) -> Tensor:
-        """Adds the MLP's output to `tokens`, `(B, N, C)`, in place where it works in chunks."""
-        if tokens.device.type != "cpu":
-            return self.fc2.add_to(tokens, self.fc1(self.norm2(tokens)))
-        for part in tokens.view(-1, tokens.shape[-1]).split(max(256, CHUNK_ELEMENTS // self.hidden)):
-            part.copy_(self.fc2.add_to(part, self.fc1(self.norm2(part))))
-        return tokens
+        for part, update in zip(rows.split(self.chunk), mixed.view(-1, channels).split(self.chunk), strict=True):
+            attended = self.proj.add_to(part, update)
+            part.copy_(self.fc2.add_to(attended, self.fc1(self.norm2(attended))))

@@ -38,20 +38,37 @@ def refusal(device: str, dtype: str) -> str:
     return ""
 
 
+def loaded() -> ModuleType:
+    """The compiled extension; only where `refusal` is empty."""
+    assert _kernels is not None
+    return _kernels
+
+
+def instruction_set_level() -> int:
+    """The instruction set in use as the kernels number it."""
+    return INSTRUCTION_SETS.index(instruction_set())
+
+
 def instruction_set() -> str:
     """The instruction set in use: the machine's best, or the lower one that `DGMN2_CPU_ISA` names.
 
     Raises:
         ConfigError: the variable names none, or one this machine lacks.
     """
-    assert _kernels is not None
-    best = INSTRUCTION_SETS[_kernels.best_isa()]
+    best = INSTRUCTION_SETS[loaded().best_isa()]
     wanted = os.environ.get(ISA_VARIABLE, best)
     if wanted not in INSTRUCTION_SETS or INSTRUCTION_SETS.index(wanted) > INSTRUCTION_SETS.index(best):
         raise ConfigError(
             "no such instruction set", where=f"{ISA_VARIABLE}={wanted}", why=f"this machine's best is {best}"
         )
     return wanted
+
+
+def on_large_pages(tensor: Tensor) -> Tensor:
+    """`tensor` itself, just allocated, its memory backed by large pages where the system has them to give."""
+    if _kernels is not None and tensor.device.type == "cpu":
+        _kernels.advise_large_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    return tensor
 
 
 def _accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -76,11 +93,10 @@ def _attention_scratch(qkv: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _call_attention(name: str, qkv: Tensor, tensors: list[Tensor], height: int, width: int) -> None:
-    assert _kernels is not None
     addresses = [tensor.data_ptr() for tensor in tensors]
     strides = (qkv.stride(0), qkv.stride(1), qkv.stride(2), qkv.stride(3))
-    getattr(_kernels, name)(
-        FORMATS[qkv.dtype], torch.get_num_threads(), INSTRUCTION_SETS.index(instruction_set()), *addresses,
+    getattr(loaded(), name)(
+        FORMATS[qkv.dtype], torch.get_num_threads(), instruction_set_level(), *addresses,
         qkv.shape[0], height, width, qkv.shape[3], qkv.shape[4], *strides,
     )  # fmt: skip
 
@@ -165,10 +181,9 @@ attention.register_autograd(_attention_gradient, setup_context=_attention_setup)
 
 
 def _call_unfold(name: str, input: Tensor, tensors: list[Tensor], out_size: list[int], geometry: list[int]) -> None:
-    assert _kernels is not None
     addresses = [tensor.data_ptr() for tensor in tensors]
     *window, groups = geometry
-    getattr(_kernels, name)(
+    getattr(loaded(), name)(
         FORMATS[input.dtype], torch.get_num_threads(), *addresses, *input.shape, groups, *out_size, *window
     )
 

@@ -20,7 +20,7 @@ def source_span(height: int, target: int, rows: slice) -> slice:
     """The rows of a map `height` high that rows `rows` of it resized to `target` rows are made from."""
     if height == target:
         return rows
-    upper, lower, _ = _source_rows(height, target)
+    upper, lower, _ = source_rows(height, target)
     return slice(int(upper[rows.start]), int(lower[rows.stop - 1]) + 1)
 
 
@@ -43,7 +43,7 @@ def resize_rows(
     if height == size[0]:
         band = maps[:, :, rows.start - above : rows.stop - above]
     else:
-        upper, lower, weight = _source_rows(height, size[0])
+        upper, lower, weight = source_rows(height, size[0])
         first, second = upper[rows] - above, lower[rows] - above
         # the axis order (B, h, w, C) keeps channels-last maps channels-last through the row gather
         lines = maps.permute(0, 2, 3, 1) if maps.is_contiguous(memory_format=torch.channels_last) else None
@@ -62,8 +62,12 @@ def resize_rows(
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # what an evaluation has put here must also serve a training
-def _source_rows(length: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Upper and lower source row, and the lower one's weight, of each of `target` output rows, as PyTorch rounds."""
+def source_rows(length: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Upper and lower source row, and the lower one's weight, of each of `target` output rows, as PyTorch rounds.
+
+    Returns:
+        `(target,)` int64, int64, float32; not to be written to.
+    """
     step = (length - 1) / (target - 1) if target > 1 else 0.0
     position = torch.arange(target, dtype=torch.float32) * step
     upper = position.long().clamp_(max=length - 1)
@@ -79,7 +83,7 @@ def resize_matrix(lengths: tuple[int, ...]) -> Tensor:
     matrix = torch.eye(lengths[0], dtype=torch.float64)
     for source, target in pairwise(lengths):
         if source != target:
-            upper, lower, weight = _source_rows(source, target)
+            upper, lower, weight = source_rows(source, target)
             share = weight.double()[:, None]
             matrix = matrix[upper] * (1 - share) + matrix[lower] * share
     return matrix

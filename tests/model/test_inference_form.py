@@ -68,7 +68,7 @@ def test_bands_of_the_last_upsampling(monkeypatch: pytest.MonkeyPatch) -> None:
     form = InferenceForm(model)
     whole = form(images)
     for elements in (1, 256 * 36 * 7):
-        monkeypatch.setattr("dgmn2cli.model.inference_form.BAND_ELEMENTS", elements)
+        monkeypatch.setattr("dgmn2cli.model.layers.BAND_ELEMENTS", elements)
         assert (form(images) - whole).abs().max() <= 2e-5
 
 

@@ -35,6 +35,7 @@ using dgmn2::Isa;
 
 char g_case[512] = "before the first case";
 long g_finite = 0, g_hostile = 0, g_flagged = 0;  // queries or samples of each kind that were checked; cases with flags checked
+long g_upsampled = 0;  // cases of enlarged maps
 
 void say_case() { std::fprintf(stderr, "case: %s\n", g_case); }
 
@@ -357,16 +358,94 @@ void unfold_case(Draw& draw, const char* name) {
     check_samples(p, *one, !style.broken);
 }
 
+// ---- convolution of an enlarged map ----
+
+// One axis of a resize with aligned corners, as ops/resample.py has it.
+template <class A>
+struct AxisTables {
+    Buffer<std::int32_t> upper;
+    Buffer<A> weight;
+    dgmn2::ResizedAxis<A> axis;
+
+    AxisTables(index from, index to) : upper(to), weight(to) {
+        const float step = to > 1 ? float(double(from - 1) / double(to - 1)) : 0.0f;
+        for (index i = 0; i < to; ++i) {
+            const float place = float(i) * step;
+            upper[i] = std::int32_t(index(place) < from - 1 ? index(place) : from - 1);
+            weight[i] = A(place - float(upper[i]));
+        }
+        axis = {upper.at(), weight.at(), from, to};
+    }
+    index lower(index i) { return upper[i] + 1 < axis.from ? upper[i] + 1 : upper[i]; }
+};
+
+// The rows of the result, step by step, as ops/upsampled.py plans them; every operand exactly as large as stated.
+template <class T>
+Buffer<T> upsampled_run(dgmn2::Upsampled<T> p, Buffer<T>& products, AxisTables<accumulate<T>>& down,
+                        index step, Isa isa, int threads) {
+    using A = accumulate<T>;
+    const index from = down.axis.from, to = down.axis.to, line = p.across.from * 9 * p.channels;
+    Buffer<T> whole(to * p.across.to * p.channels, FILLINGS[threads - 1]);
+    p.ring_rows = 1;
+    for (int pass = 0; pass < 2; ++pass) {  // first how deep the ring must be, then the work
+        Buffer<A> ring(pass ? p.ring_rows * p.across.to * 3 * p.channels : 0, FILLINGS[threads - 1]);
+        for (p.first_row = 0, p.first_out = 0; p.first_row < from; p.first_row += step, p.first_out += p.out_rows) {
+            p.rows = p.first_row + step < from ? step : from - p.first_row;
+            const index stop = p.first_row + p.rows, begin = p.first_out;
+            index end = begin;
+            while (end < to && down.lower(end + 1 < to ? end + 1 : end) < stop) ++end;
+            p.out_rows = end - begin;
+            index oldest = down.upper[begin > 0 ? begin - 1 : 0];
+            if (p.first_row < oldest) oldest = p.first_row;
+            if (stop - oldest > p.ring_rows) p.ring_rows = stop - oldest;
+            if (!pass) continue;
+            Buffer<T> part(p.rows * line), out(p.out_rows * p.across.to * p.channels);
+            for (index i = 0; i < part.count(); ++i) part[i] = products[p.first_row * line + i];
+            p.products = part.at(), p.out = out.at(), p.ring = ring.at();
+            dgmn2::upsampled_rows(p, isa, threads);
+            for (index i = 0; i < out.count(); ++i) whole[begin * p.across.to * p.channels + i] = out[i];
+        }
+        require(p.first_out == to, "the steps do not give every row");
+    }
+    return whole;
+}
+
+template <class T>
+void upsampled_case(Draw& draw, Isa isa, const char* name) {
+    using A = accumulate<T>;
+    AxisTables<A> down(draw.between(1, 12), draw.between(1, 30)), across(draw.between(1, 12), draw.between(1, 30));
+    const index step = draw.between(1, 5);
+    dgmn2::Upsampled<T> p{};
+    p.channels = draw.one_in(2) ? 16 * draw.between(1, 3) : draw.between(1, 40);
+    p.down = down.axis, p.across = across.axis;
+    const Style style(draw);
+    std::snprintf(g_case + std::strlen(g_case), sizeof g_case - std::strlen(g_case),
+                  "upsampled %s, %td x %td to %td x %td, channels %td, rows a step %td%s, scale %g", name, down.axis.from,
+                  across.axis.from, down.axis.to, across.axis.to, p.channels, step, style.broken ? ", broken" : "",
+                  style.scale);
+    Buffer<T> products(down.axis.from * across.axis.from * 9 * p.channels);
+    Buffer<A> bias(p.channels);
+    fill(products, draw, style), fill(bias, draw, style);
+    p.bias = bias.at();
+    std::unique_ptr<Buffer<T>> one;
+    watch_flags(!style.broken, [&] { one = std::make_unique<Buffer<T>>(upsampled_run(p, products, down, step, isa, 1)); });
+    Buffer<T> two = upsampled_run(p, products, down, step, isa, 2);
+    require(one->same_bits(two), "rows differ between one thread and two");
+    if (!style.broken) require(finite(one->at(), one->count()), "finite inputs gave a non-finite row");
+    ++g_upsampled;
+}
+
 // ---- the trial ----
 
-// Kinds of cases: unfold, then attention by instruction set, each in three number formats.
+// Kinds of cases: unfold, then by instruction set attention or an enlarged map, each in three number formats.
 constexpr int FORMATS = 3;
 const char* const FORMAT_NAMES[FORMATS] = {"float32", "float64", "bfloat16"};
-const char* const KIND_NAMES[] = {"unfold", "attention baseline", "attention avx2", "attention avx512"};
+const char* const KIND_NAMES[] = {"unfold", "vectors baseline", "vectors avx2", "vectors avx512"};
 
 template <class T>
 void run_case(Draw& draw, int kind, const char* format) {
     if (kind == 0) return unfold_case<T>(draw, format);
+    if (draw.one_in(3)) return upsampled_case<T>(draw, Isa(kind - 1), format);
     attention_case<T>(draw, Isa(kind - 1), format);
 }
 
@@ -402,7 +481,7 @@ int main(int argc, char** argv) {
     for (int kind = 0; kind < kinds; ++kind)
         for (int format = 0; format < FORMATS; ++format)
             std::printf("%s %s: %ld\n", KIND_NAMES[kind], FORMAT_NAMES[format], done[kind][format]);
-    std::printf("finite: %ld\nnon-finite: %ld\nflags: %ld\n", g_finite, g_hostile, g_flagged);
+    std::printf("finite: %ld\nnon-finite: %ld\nflags: %ld\nupsampled: %ld\n", g_finite, g_hostile, g_flagged, g_upsampled);
     std::printf("cases: %ld\n", count);
     return 0;
 }

@@ -11,6 +11,7 @@ constexpr int SAMPLES = 9;   // taps of the 3x3 kernel, s = 3*i + j
 constexpr int CORNERS = 4;
 constexpr int RUN = 16;      // neighbouring queries of one row that are worked on together
 constexpr int SPARE = 16;    // elements that may be touched behind a scratch array of per-sample values
+constexpr int STRIP = 8;    // rows of queries whose height logits are taken together
 constexpr int AHEAD = 6;     // rows of keys and values that are asked of memory before they are needed
 constexpr int BANDS = 8;     // parts of the rows whose samples are sorted side by side
 
@@ -47,6 +48,8 @@ struct Attention {
     A *part_height, *part_width;  // (H, 9, d), (W, 9, d): table gradients by row and column
 
     index tokens() const { return rows * columns; }
+    index strips() const { return (rows + STRIP - 1) / STRIP; }
+    bool by_head() const { return head_stride > token_stride; }  // whether qkv lies head by head, not token by token
     index cells() const { return (rows + 1) * (columns + 1); }
     std::int32_t* band_ends(index head, index band) const { return ends + (head * BANDS + band) * cells(); }
     Record<A>* head_records(index head) const { return records + head * tokens() * SAMPLES; }

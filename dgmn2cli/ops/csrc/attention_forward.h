@@ -1,24 +1,29 @@
 // Owns the fused attention's forward kernels. Included once per instruction set, after vector.h and taps.h.
 
-// Work item b * H + y: the height logits of one row's queries, written to where the published model holds them.
+// The height logits of one query, written to where the published model holds them.
 template <int DEPTH, class T>
-void height_logits_row(const Attention<T>& p, index item) {
+DGMN2_INLINE void hold_logits(const Attention<T>& p, index b, index head, index y, index x) {
     using A = accumulate<T>;
-    const index b = item / p.rows, y = item % p.rows;
     const A* table = p.height + (p.rows - 1 - y) * p.depth;
+    const T* q = p.token(0, b, y * p.columns + x, head);
     alignas(64) A sums[SAMPLES + SPARE];
-    for (index head = 0; head < p.heads; ++head)
-        for (index x = 0; x < p.columns; ++x) {
-            const T* q = p.token(0, b, y * p.columns + x, head);
-            Vector<A> products[SAMPLES] = {};
-            for (index j = 0; j < (DEPTH ? DEPTH : p.depth); j += LANES<A>) {
-                const Vector<A> part = load_row<DEPTH>(q, j, p.depth);
-                for (int s = 0; s < SAMPLES; ++s)
-                    products[s] += part * load_row<DEPTH>(table + s * p.depth, j, p.depth);
-            }
-            lane_sums<SAMPLES>(products, sums);
-            __builtin_memcpy(p.held_at(b, head, x, y), sums, SAMPLES * sizeof(A));
-        }
+    Vector<A> products[SAMPLES] = {};
+    for (index j = 0; j < (DEPTH ? DEPTH : p.depth); j += LANES<A>) {
+        const Vector<A> part = load_row<DEPTH>(q, j, p.depth);
+        for (int s = 0; s < SAMPLES; ++s) products[s] += part * load_row<DEPTH>(table + s * p.depth, j, p.depth);
+    }
+    lane_sums<SAMPLES>(products, sums);
+    __builtin_memcpy(p.held_at(b, head, x, y), sums, SAMPLES * sizeof(A));
+}
+
+// Work item (b * h + head) * strips + strip: the height logits of STRIP rows of queries, column by column, because they
+// are held transposed: a column's lie together.
+template <int DEPTH, class T>
+void height_logits_strip(const Attention<T>& p, index item) {
+    const index head = item / p.strips() % p.heads, b = item / p.strips() / p.heads;
+    const index first = item % p.strips() * STRIP, last = first + STRIP < p.rows ? first + STRIP : p.rows;
+    for (index x = 0; x < p.columns; ++x)
+        for (index y = first; y < last; ++y) hold_logits<DEPTH>(p, b, head, y, x);
 }
 
 // Height logits of position (y, x): as held on a square map, else the W x H map resized to H x W.
@@ -166,11 +171,11 @@ DGMN2_INLINE void attend_run(const Attention<T>& p, index b, index head, index y
                          p.out + ((b * p.tokens() + n + i) * p.heads + head) * p.depth);
 }
 
-// Work item (b * H + y) * h + head: one row of queries of one head.
+// Work item: one row of queries of one head, in the order in which their keys and values lie in memory.
 template <int DEPTH, class T>
 void attend_row(const Attention<T>& p, index item) {
-    const index head = item % p.heads, y = item / p.heads % p.rows, b = item / p.heads / p.rows;
-
+    const index b = item / (p.heads * p.rows), rest = item % (p.heads * p.rows);
+    const index head = p.by_head() ? rest / p.rows : rest % p.heads, y = p.by_head() ? rest % p.rows : rest / p.heads;
     for (index x = 0; x < p.columns; x += RUN)
         attend_run<DEPTH>(p, b, head, y, x, p.columns - x < RUN ? p.columns - x : RUN);
 }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "attention.h"
+#include "upsampled.h"
 
 #if defined(__clang__)
 #define DGMN2_TARGET_BEGIN(features) \
@@ -24,6 +25,7 @@ namespace dgmn2::baseline {
 #include "taps.h"
 #include "attention_forward.h"
 #include "attention_backward.h"
+#include "upsampled_rows.h"
 #undef DGMN2_VECTOR_BYTES
 }  // namespace dgmn2::baseline
 
@@ -36,6 +38,7 @@ namespace dgmn2::avx2 {
 #include "taps.h"
 #include "attention_forward.h"
 #include "attention_backward.h"
+#include "upsampled_rows.h"
 #undef DGMN2_VECTOR_BYTES
 }  // namespace dgmn2::avx2
 #pragma GCC pop_options
@@ -48,6 +51,7 @@ namespace dgmn2::avx512 {
 #include "taps.h"
 #include "attention_forward.h"
 #include "attention_backward.h"
+#include "upsampled_rows.h"
 #undef DGMN2_VECTOR_BYTES
 }  // namespace dgmn2::avx512
 #pragma GCC pop_options
@@ -70,7 +74,7 @@ inline Isa best_isa() {
 template <class T>
 struct AttentionKernels {
     using Kernel = void (*)(const Attention<T>&, index);
-    Kernel height_logits_row, attend_row;
+    Kernel height_logits_strip, attend_row;
     Kernel query_gradients_row, height_gradients_row, table_gradients_line;
     using ImageKernel = void (*)(const Attention<T>&, index, index);  // of image b
     ImageKernel count_cells, sort_samples, gather_row;
@@ -78,7 +82,7 @@ struct AttentionKernels {
 
 #define DGMN2_KERNELS(isa, depth)                                                                          \
     AttentionKernels<T> {                                                                                  \
-        isa::height_logits_row<depth, T>, isa::attend_row<depth, T>, isa::query_gradients_row<depth, T>,   \
+        isa::height_logits_strip<depth, T>, isa::attend_row<depth, T>, isa::query_gradients_row<depth, T>,   \
             isa::height_gradients_row<depth, T>, isa::table_gradients_line<depth, T>, isa::count_cells<T>, \
             isa::sort_samples<T>, isa::gather_row<depth, T>                                                \
     }
@@ -94,5 +98,23 @@ AttentionKernels<T> attention_kernels(Isa isa, index depth) {  // 64 is every pu
     return depth == 64 ? DGMN2_KERNELS(baseline, 64) : DGMN2_KERNELS(baseline, 0);
 }
 #undef DGMN2_KERNELS
+
+template <class T>
+using UpsampledKernel = void (*)(const Upsampled<T>&, index);
+
+#define DGMN2_KERNEL(isa) \
+    (channels % isa::LANES<accumulate<T>> == 0 ? isa::upsampled_columns<1, T> : isa::upsampled_columns<0, T>)
+
+template <class T>
+UpsampledKernel<T> upsampled_kernel(Isa isa, index channels) {
+#if defined(__x86_64__)
+    if (isa == Isa::avx512) return DGMN2_KERNEL(avx512);
+    if (isa == Isa::avx2) return DGMN2_KERNEL(avx2);
+#else
+    (void)isa;
+#endif
+    return DGMN2_KERNEL(baseline);
+}
+#undef DGMN2_KERNEL
 
 }  // namespace dgmn2

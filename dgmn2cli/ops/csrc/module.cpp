@@ -2,6 +2,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "run.h"
 
 namespace {
@@ -94,6 +98,28 @@ PyObject* attention(Arguments& args, int threads, dgmn2::Isa isa, bool backward)
     Py_RETURN_NONE;
 }
 
+template <class T>
+PyObject* upsampled(Arguments& args, int threads, dgmn2::Isa isa) {
+    using A = dgmn2::accumulate<T>;
+    dgmn2::Upsampled<T> p{};
+    p.products = args.address<T>();
+    p.ring = args.address<A>();
+    p.out = args.address<T>();
+    p.bias = args.address<A>();
+    for (dgmn2::ResizedAxis<A>* axis : {&p.down, &p.across}) {
+        axis->upper = args.address<std::int32_t>();
+        axis->weight = args.address<A>();
+        axis->from = args.number();
+        axis->to = args.number();
+    }
+    for (index* size : {&p.channels, &p.rows, &p.first_row, &p.ring_rows, &p.out_rows, &p.first_out}) *size = args.number();
+    if (!args.complete()) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    dgmn2::upsampled_rows(p, isa, threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 PyObject* run_unfold(PyObject* tuple, bool backward) {
     Arguments args(tuple);
     const index format = args.number();
@@ -113,6 +139,16 @@ PyObject* run_attention(PyObject* tuple, bool backward) {
     return attention<float>(args, threads, isa, backward);
 }
 
+PyObject* upsampled_rows(PyObject*, PyObject* tuple) {
+    Arguments args(tuple);
+    const index format = args.number();
+    const int threads = int(args.number());
+    const auto isa = dgmn2::Isa(args.number());
+    if (format == float64) return upsampled<double>(args, threads, isa);
+    if (format == bfloat16) return upsampled<dgmn2::bfloat16>(args, threads, isa);
+    return upsampled<float>(args, threads, isa);
+}
+
 PyObject* unfold_forward(PyObject*, PyObject* tuple) { return run_unfold(tuple, false); }
 PyObject* unfold_backward(PyObject*, PyObject* tuple) { return run_unfold(tuple, true); }
 PyObject* attention_forward(PyObject*, PyObject* tuple) { return run_attention(tuple, false); }
@@ -120,12 +156,31 @@ PyObject* attention_backward(PyObject*, PyObject* tuple) { return run_attention(
 
 PyObject* best_isa(PyObject*, PyObject*) { return PyLong_FromLong(long(dgmn2::best_isa())); }
 
+// Asks the system to back an allocation with large pages: a buffer of many megabytes is then touched for the first time
+// far more cheaply. Only advice; nothing depends on whether it is taken.
+PyObject* advise_large_pages(PyObject*, PyObject* tuple) {
+    Arguments args(tuple);
+    const auto address = std::uintptr_t(args.number());
+    const auto size = std::uintptr_t(args.number());
+    if (!args.complete()) return nullptr;
+#if defined(MADV_HUGEPAGE)
+    const std::uintptr_t page = std::uintptr_t(1) << 21;
+    const std::uintptr_t first = (address + page - 1) / page * page, last = (address + size) / page * page;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+    (void)address, (void)size;
+#endif
+    Py_RETURN_NONE;
+}
+
 PyMethodDef METHODS[] = {
     {"best_isa", best_isa, METH_NOARGS, "Level of the best instruction set this machine runs."},
+    {"advise_large_pages", advise_large_pages, METH_VARARGS, "Asks for large pages behind an allocation."},
     {"unfold_forward", unfold_forward, METH_VARARGS, "deform_unfold."},
     {"unfold_backward", unfold_backward, METH_VARARGS, "Gradients of deform_unfold."},
     {"attention_forward", attention_forward, METH_VARARGS, "deform_attention."},
     {"attention_backward", attention_backward, METH_VARARGS, "Gradients of deform_attention."},
+    {"upsampled_rows", upsampled_rows, METH_VARARGS, "Rows of a 3x3 convolution over an enlarged map."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -24,9 +24,15 @@ void unfold_backward(const Unfold<T>& p, int threads) {
 }
 
 template <class T>
+void upsampled_rows(const Upsampled<T>& p, Isa isa, int threads) {
+    const UpsampledKernel<T> kernel = upsampled_kernel<T>(isa, p.channels);
+    each((p.across.to + UPSAMPLED_COLUMNS - 1) / UPSAMPLED_COLUMNS, threads, [&](index item) { kernel(p, item); });
+}
+
+template <class T>
 void attention_forward(const Attention<T>& p, Isa isa, int threads) {
     const AttentionKernels<T> kernels = attention_kernels<T>(isa, p.depth);
-    each(p.batch * p.rows, threads, [&](index item) { kernels.height_logits_row(p, item); });
+    each(p.batch * p.heads * p.strips(), threads, [&](index item) { kernels.height_logits_strip(p, item); });
     each(p.batch * p.rows * p.heads, threads, [&](index item) { kernels.attend_row(p, item); });
 }
 
@@ -79,7 +85,7 @@ void place_cells(const Attention<T>& p, index head) {
 template <class T>
 void attention_backward(const Attention<T>& p, Isa isa, int threads) {
     const AttentionKernels<T> kernels = attention_kernels<T>(isa, p.depth);
-    each(p.batch * p.rows, threads, [&](index item) { kernels.height_logits_row(p, item); });
+    each(p.batch * p.heads * p.strips(), threads, [&](index item) { kernels.height_logits_strip(p, item); });
     each(p.batch * p.rows * p.heads, threads, [&](index item) { kernels.query_gradients_row(p, item); });
     if (p.rows != p.columns) each(p.batch * p.heads, threads, [&](index item) { spread_held(p, item); });
     each(p.batch * p.rows, threads, [&](index item) { kernels.height_gradients_row(p, item); });
