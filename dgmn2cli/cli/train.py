@@ -52,6 +52,7 @@ def train(session: Session, model: str, **options: Any) -> None:
 
     The run folder gets the resolved configuration, a log (JSONL, TensorBoard), curves, sample predictions, checkpoints
     (last, best, every N steps) and the final evaluation. An interrupted run goes on with `--resume`, bit for bit.
+    Settings that no option names are the configuration's: for a published model, its published recipe.
     """
     from dgmn2cli.cli import train_views as views
     from dgmn2cli.training import plan, request, run
@@ -72,7 +73,9 @@ def train(session: Session, model: str, **options: Any) -> None:
             report = run.train(wanted, watch)
     finally:
         watch.done()
+    if not run.speaks():
+        return
     if options["dry_run"]:
         render.emit(session, planned, lambda: views.plan_table(planned))
-    elif run.speaks():
+    else:
         render.emit(session, report, lambda: views.report_table(report))

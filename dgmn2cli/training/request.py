@@ -168,8 +168,10 @@ def outline(config: Config, world: int, pictures: int) -> str:
     parts = f"{world} process{'es' * (world != 1)} x {train.batch_size}"
     if train.accumulate > 1:
         parts += f" x {train.accumulate} accumulated"
-    beside = "" if batch == recipe else f" (the recipe is made for {recipe})"
+    if batch != recipe:
+        needed, rest = divmod(recipe, world * train.batch_size)
+        parts += f"; the recipe is made for {recipe}" + ("" if rest else f": --accumulate {needed}")
     return (
-        f"Effective batch {batch} ({parts}){beside}, learning rate {config.optim.lr:g}, "
+        f"Effective batch {batch} ({parts}), learning rate {config.optim.lr:g}, "
         f"{train.iters:,} steps: {train.iters * batch / pictures:.1f} passes over {pictures:,} pictures."
     )

@@ -19,7 +19,6 @@ from dgmn2cli.data.loaders import (
     TrainBatch,
     TrainStream,
     eval_indices,
-    eval_items,
     pass_order,
     sample_draws,
     train_batches,
@@ -93,7 +92,6 @@ def test_starting_a_loader_leaves_the_global_generator_alone(data: SegmentationS
     torch.manual_seed(5)
     before = torch.get_rng_state()
     take(train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=1), workers=1), 1)
-    list(eval_items(data, [0], workers=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -112,8 +110,6 @@ def test_a_file_deleted_in_between_is_named(data: SegmentationSet, workers: int)
     with pytest.raises(DataError, match="No such file") as caught:
         take(batches, 10)
     assert any(str(pair.image) == caught.value.where for pair in data.pairs)
-    with pytest.raises(DataError, match="No such file"):
-        list(eval_items(data, [0], workers=workers))
 
 
 def test_a_killed_worker_is_a_resource_error(data: SegmentationSet) -> None:
@@ -138,15 +134,3 @@ def test_evaluation_deals_each_pair_once(size: int) -> None:
         for done in ((), (0,), tuple(range(0, size, 2))):
             dealt = [i for rank in range(world) for i in eval_indices(size, rank, world, done)]
             assert sorted([*dealt, *done]) == list(range(size))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_items_come_in_order(data: SegmentationSet, workers: int) -> None:
-    items = list(eval_items(data, [4, 0, 2], workers=workers))
-    assert [item.index for item in items] == [4, 0, 2]
-    for item in items:
-        np.testing.assert_array_equal(item.image, data.read_image(item.index))
-        np.testing.assert_array_equal(item.label, data.read_label(item.index))
-        assert item.name == data.pairs[item.index].name
-    with pytest.raises(DataError, match="has 5 pairs"):
-        eval_items(data, [5])
