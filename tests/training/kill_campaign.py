@@ -27,9 +27,10 @@ from typing import Any
 from conftest import write_streets
 from train_children import PHASES, forkserver, watched_command_line
 
+STEPS = 4
 SIZES = [
     "--scale", "96x64", "--crop", "64", "--window", "64", "--stride", "48", "--device", "cpu", "--threads", "1",
-    "--from", "scratch", "--max-iters", "4", "--val-every", "2", "--save-every", "1", "--keep", "2",
+    "--from", "scratch", "--max-iters", str(STEPS), "--val-every", "2", "--save-every", "1", "--keep", "2",
 ]  # fmt: skip
 KINDS = {
     "plain": ["fpn-tiny", "--workers", "0", "--batch-size", "2"],
@@ -40,18 +41,18 @@ KINDS = {
     ],
 }  # fmt: skip
 DATA = "data"  # named relatively: checkpoints hold its path, and those of all pieces of a campaign must be equal
-LIVES = 4  # of one training; the last one is not killed
+LIVES = 5  # of one training; the last one is not killed
 PATIENCE = 120.0  # seconds for one life
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL that hit: the training's life, when, what the process was doing, and how far the run was."""
+    """One SIGKILL that hit: the training's life, when, what the process was doing, steps and files there were."""
 
     life: int
     after: float
     phase: str
-    log_lines: int
+    steps: int
     checkpoints: list[str]
 
 
@@ -145,21 +146,24 @@ class Life:
 
     def strike(self, draw: random.Random, usual: float, saving: float, number: int) -> Kill | None:
         """Kills it at a moment drawn at random; None where it was over before."""
-        if draw.random() < 0.5:
-            for _ in range(draw.randint(1, 4)):  # one of the saves ahead
+        left = STEPS - self._steps()
+        if left and draw.random() < 0.5:
+            for _ in range(draw.randint(1, left)):  # one of the saves ahead
                 self._wait_until(saves=False)
                 self._wait_until(saves=True)
             time.sleep(draw.uniform(0.0, saving))
         else:
-            self.child.join(draw.uniform(0.0, usual))
+            self.child.join(draw.uniform(0.0, usual * (left + 1) / (STEPS + 1)))
         self.child.kill()
         self.child.join()
         if self.child.exitcode == 0:
             return None
-        log = self.out / "log.jsonl"
-        lines = log.read_bytes().count(b"\n") if log.exists() else 0
         names = sorted(path.name for path in (self.out / "checkpoints").glob("*"))
-        return Kill(number, round(time.monotonic() - self.began, 3), self.phase, lines, names)
+        return Kill(number, round(time.monotonic() - self.began, 3), self.phase, self._steps(), names)
+
+    def _steps(self) -> int:
+        log = self.out / "log.jsonl"
+        return log.read_bytes().count(b'"loss"') if log.exists() else 0
 
     def _wait_until(self, *, saves: bool) -> None:
         while self.child.is_alive() and self.phase.startswith("save") is not saves:
@@ -197,6 +201,9 @@ def run_trial(campaign: Campaign, folder: Path, most: int) -> Trial:
 
 def unbroken(campaign: Campaign, folder: Path) -> None:
     """Runs each kind without a kill, where that was not done before."""
+    warm = forkserver().Process(target=time.sleep, args=(0,))  # the first process waits for the imports
+    warm.start()
+    warm.join()
     for kind in KINDS:
         if kind not in campaign.wanted:
             life = Life(kind, folder / kind)
