@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -78,7 +78,8 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainReport:
     require_devices(request.device, request.processes if launched_world() == 1 else 1)
     if launched_world() == 1 and request.processes > 1:
         try:
-            outcome = launch(_rank, (request, reporter), request.processes)
+            outcome, number = launch(_rank, (request, reporter), request.processes)
+            outcome = replace(outcome, stopped=number)  # the processes themselves know of SIGINT only
         except Interrupted as interrupted:
             outcome = Outcome(None, interrupted.number)
     else:

@@ -2,8 +2,9 @@
 
     python tests/training/kill_campaign.py --kills 100 --seconds 150 --report kills.json
 
-Each life of a training is the command line in a process of its own, which says in shared memory what it is doing. Half
-of the kills come at any time, half while a checkpoint is being saved. The report has every kill's seed, moment and
+Each life of a training is the command line in a process of its own, which says in shared memory what it is doing. Of
+the kills half come at any time, the others while a checkpoint is being saved: half of those at any time of it, half
+when its file is whole and gets its names. The report has every kill's seed, moment and
 phase. A report that exists is continued, so that a long campaign can be run in pieces; a campaign over at `--seconds`
 says how many kills are to come. The exit code is 1 if a run differed.
 """
@@ -147,11 +148,14 @@ class Life:
     def strike(self, draw: random.Random, usual: float, saving: float, number: int) -> Kill | None:
         """Kills it at a moment drawn at random; None where it was over before."""
         left = STEPS - self._steps()
-        if left and draw.random() < 0.5:
+        aim = draw.choice(["any time", "any time", "save", "names"])
+        if left and aim != "any time":
             for _ in range(draw.randint(1, left)):  # one of the saves ahead
-                self._wait_until(saves=False)
-                self._wait_until(saves=True)
-            time.sleep(draw.uniform(0.0, saving))
+                self._wait_for("start", "steps", "evaluation", "end")
+                self._wait_for("save: the file")
+            if aim == "names":
+                self._wait_for("save: its names")
+            time.sleep(draw.uniform(0.0, saving if aim == "save" else 0.02))
         else:
             self.child.join(draw.uniform(0.0, usual * (left + 1) / (STEPS + 1)))
         self.child.kill()
@@ -165,8 +169,8 @@ class Life:
         log = self.out / "log.jsonl"
         return log.read_bytes().count(b'"loss"') if log.exists() else 0
 
-    def _wait_until(self, *, saves: bool) -> None:
-        while self.child.is_alive() and self.phase.startswith("save") is not saves:
+    def _wait_for(self, *phases: str) -> None:
+        while self.child.is_alive() and self.phase not in phases:
             time.sleep(0.001)
 
 
