@@ -21,6 +21,7 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import MAX_PIXELS
 from dgmn2cli.data.transforms import Draws, Sample
 from dgmn2cli.errors import Dgmn2Error, ResourceError
+from dgmn2cli.runtime import end_with_parent
 
 _ORDER, _AUGMENT = 0, 1  # the two uses of the seed, kept apart
 
@@ -116,7 +117,8 @@ def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, str] | Dgmn2Error])
 
 
 def _start_worker(number: int) -> None:
-    """A worker does one thing at a time, and leaves Ctrl-C to the main process, which ends it."""
+    """A worker does one thing at a time, and leaves Ctrl-C to the main process, which ends it, even by its death."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)

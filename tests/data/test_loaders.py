@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import dgmn2cli
 from dgmn2cli.data.cityscapes import open_cityscapes
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.loaders import (
@@ -133,3 +137,42 @@ def test_evaluation_deals_each_pair_once(size: int) -> None:
         for done in ((), (0,), tuple(range(0, size, 2))):
             dealt = [i for rank in range(world) for i in eval_indices(size, rank, world, done)]
             assert sorted([*dealt, *done]) == list(range(size))
+
+
+WAITING = """
+import multiprocessing, sys
+import dgmn2cli
+from dgmn2cli.data.cityscapes import open_cityscapes
+from dgmn2cli.data.loaders import TrainStream, train_batches
+from dgmn2cli.data.transforms import train_transforms
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[2])
+    data, augment = open_cityscapes(sys.argv[1], "val"), train_transforms((48, 30), (16, 20))
+    batches = train_batches(data, augment, TrainStream(len(data), seed=0, batch=1), workers=2)
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_end_when_their_training_is_killed(data: SegmentationSet, tmp_path: Path, method: str) -> None:
+    """A worker forked from a server has that as its parent, which does not end before the worker does."""
+    script = tmp_path / "waiting.py"
+    script.write_text(WAITING)
+    pipe, root = subprocess.PIPE, Path(dgmn2cli.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, str(script), str(data.root), method], stdin=pipe, stdout=pipe, text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        workers = [int(word) for word in child.stdout.readline().split()]
+        child.kill()
+    assert len(workers) == 2
+    end, left = time.monotonic() + 10, workers
+    while left and time.monotonic() < end:
+        time.sleep(0.05)
+        left = [worker for worker in left if Path(f"/proc/{worker}").exists()]
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left, "they live on"

@@ -148,6 +148,19 @@ def test_options_do_what_they_say(run: Run) -> None:
     assert f"class_weights = {[1.0] * 19}" in settings
 
 
+def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(run: Run) -> None:
+    options = ("--max-iters", "4", "--save-every", "1", "--set", "optim.lr=1e30", "--out", "r")
+    code, out, err = run("train", NAIVE, *TWO_STEPS, *options)
+    assert (code, out) == (7, "")
+    message = err.splitlines()[-1]
+    assert message.startswith("Error: the loss is not a finite number (step 2): it is nan at learning rate 7.7189e+29")
+    assert any(
+        path.name.removesuffix("_leftImg8bit.png") in message for path in Path("data/leftImg8bit").rglob("*.png")
+    )
+    for path in Path("r").rglob("*.pth"):
+        assert all(bool(value.isfinite().all()) for value in saved(str(path))["state_dict"].values())
+
+
 def test_fine_tuning_takes_the_rows_of_classes_with_equal_names(run: Run) -> None:
     Path("own").mkdir()
     Path("own/dataset.toml").write_text(DATASET)
