@@ -39,7 +39,9 @@ _PATH, _COUNT, _SIDE = click.Path(path_type=Path), click.IntRange(0, 10**9), cli
 @click.option("--keep", type=_COUNT, metavar="N", help="Numbered checkpoints that stay; 0: all.")
 @click.option("--ema", is_flag=True, default=None, help="Keep, evaluate and save a moving average of the weights.")
 @click.option("--freeze-backbone", is_flag=True, default=None, help="Train the head only.")
-@click.option("--class-weights", metavar="auto|FILE", help="Loss weights of the classes.")
+@click.option(
+    "--class-weights", metavar="auto|FILE", help="Loss weights: counted from the labels, or a line NAME = WEIGHT each."
+)  # fmt: skip
 @click.option("--workers", type=click.IntRange(0, 256), metavar="N", help="Loader processes per training process.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: optim.lr=5e-5.")
 @click.option("--dry-run", is_flag=True, help="Only check, measure three steps, and show the plan.")
