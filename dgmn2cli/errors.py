@@ -21,9 +21,13 @@ class Dgmn2Error(Exception):
         why: the value seen and the value wanted.
         hint: what the user can do next.
         faults: when many things are wrong at once, one line each; the first 20 and the count are shown.
+
+    Attributes:
+        told: another process of the same command says it; this one need not.
     """
 
     exit_code = 1
+    told = False
 
     def __init__(
         self, what: str, *, where: object = "", why: str = "", hint: str = "", faults: Sequence[str] = ()

@@ -1,8 +1,11 @@
-"""Owns where and how a network runs: device, number format, threads; asked for by name, refused with the reason."""
+"""Owns where and how a network runs: device, number format, threads, and that no helper process outlives its parent."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
+from multiprocessing.connection import wait
 
 import torch
 
@@ -65,6 +68,21 @@ def set_threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
+def end_with_parent() -> None:
+    """Lets this process end within a moment when the one that started it is gone, however that ended.
+
+    Its parent's number does not tell: a process may have been forked from a server that lives on.
+    """
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch or Python ran out of memory; on a CPU PyTorch says so in words only."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -76,7 +94,8 @@ def describe_device(device: torch.device) -> str:
     """A device's name for reports: the GPU's model, or the CPU's with its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    threads = torch.get_num_threads()
+    return f"{_cpu_model()}, {threads} thread{'s' * (threads != 1)}" if device.type == "cpu" else device.type
 
 
 def _cpu_model() -> str:

@@ -99,6 +99,8 @@ def _report(error: Dgmn2Error, code: int, debug: bool) -> int:
         sys.stdout.flush()  # the answers so far come before the message
     except OSError:
         _discard(sys.stdout)
+    if error.told and not debug:
+        return code
     lines = [*([] if _says_it_all(error) else error.fault_lines()), f"Error: {error}"]
     if debug:
         lines.insert(0, traceback.format_exc().rstrip())

@@ -45,12 +45,12 @@ def check(session: Session, folder: Path, splits: tuple[str, ...], quick: bool, 
 def _report(report: Any) -> list[RenderableType]:
     heading = f"{report.root}, {report.split}: {report.pairs} pairs, {len(report.faults)} faulty"
     right = ("pixels", "share %", "images", "weight")
-    table = make_table("class", *right, right=right, title=heading)
+    table = make_table("class", *right, right=right)
     for entry in report.classes:
         share, weight = f"{100 * entry.share:.2f}", f"{entry.weight:.3f}"
         table.add_row(entry.name, f"{entry.pixels:,}", share, str(entry.images), weight)
     sizes = ", ".join(f"{size} ({count})" for size, count in list(report.sizes.items())[:5]) or "none"
-    return [table, f"sizes: {sizes}; ignored: {100 * report.ignored_share:.2f} % of all pixels\n"]
+    return [heading, table, f"sizes: {sizes}; ignored: {100 * report.ignored_share:.2f} % of all pixels\n"]
 
 
 @data.command(short_help="Make synthetic streets as a Cityscapes tree.")

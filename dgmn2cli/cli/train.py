@@ -39,7 +39,9 @@ _PATH, _COUNT, _SIDE = click.Path(path_type=Path), click.IntRange(0, 10**9), cli
 @click.option("--keep", type=_COUNT, metavar="N", help="Numbered checkpoints that stay; 0: all.")
 @click.option("--ema", is_flag=True, default=None, help="Keep, evaluate and save a moving average of the weights.")
 @click.option("--freeze-backbone", is_flag=True, default=None, help="Train the head only.")
-@click.option("--class-weights", metavar="auto|FILE", help="Loss weights of the classes.")
+@click.option(
+    "--class-weights", metavar="auto|FILE", help="Loss weights: counted from the labels, or a line NAME = WEIGHT each."
+)  # fmt: skip
 @click.option("--workers", type=click.IntRange(0, 256), metavar="N", help="Loader processes per training process.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: optim.lr=5e-5.")
 @click.option("--dry-run", is_flag=True, help="Only check, measure three steps, and show the plan.")
@@ -52,6 +54,7 @@ def train(session: Session, model: str, **options: Any) -> None:
 
     The run folder gets the resolved configuration, a log (JSONL, TensorBoard), curves, sample predictions, checkpoints
     (last, best, every N steps) and the final evaluation. An interrupted run goes on with `--resume`, bit for bit.
+    Settings that no option names are the configuration's: for a published model, its published recipe.
     """
     from dgmn2cli.cli import train_views as views
     from dgmn2cli.training import plan, request, run
@@ -72,7 +75,9 @@ def train(session: Session, model: str, **options: Any) -> None:
             report = run.train(wanted, watch)
     finally:
         watch.done()
+    if not run.speaks():
+        return
     if options["dry_run"]:
         render.emit(session, planned, lambda: views.plan_table(planned))
-    elif run.speaks():
+    else:
         render.emit(session, report, lambda: views.report_table(report))

@@ -121,7 +121,7 @@ class TrainConfig:
 
     iters: int = setting(40_000, "Optimiser steps.", low=1, high=10**9)
     batch_size: int = setting(2, "Pictures per process and forward pass.", low=1, high=65536)
-    gpus: int = setting(4, "Processes the recipe is made for; --gpus says how many there are.", low=1, high=65536)
+    recipe_batch: int = setting(8, "Pictures per step the learning rate is made for; 0: any.", low=0, high=10**6)
     accumulate: int = setting(1, "Forward passes whose gradients make one step.", low=1, high=65536)
     val_every: int = setting(4000, "Evaluate after this many steps; 0: only at the end.", low=0, high=10**9)
     save_every: int = setting(4000, "Save a numbered checkpoint after this many steps; 0: none.", low=0, high=10**9)

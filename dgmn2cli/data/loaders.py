@@ -1,4 +1,4 @@
-"""Owns the feeding of training and evaluation: which sample comes when, from which random numbers, on which process.
+"""Owns the order of training and evaluation: which sample comes when, from which random numbers, on which process.
 
 Training is one endless stream of samples, numbered from 0 over all processes. Sample t shows the picture at place
 t mod n of the permutation of pass t div n, and its augmentation draws from a generator seeded with (seed, t). So the
@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import MAX_PIXELS
 from dgmn2cli.data.transforms import Draws, Sample
-from dgmn2cli.errors import DataError, Dgmn2Error, ResourceError
+from dgmn2cli.errors import Dgmn2Error, ResourceError
+from dgmn2cli.runtime import end_with_parent
 
 _ORDER, _AUGMENT = 0, 1  # the two uses of the seed, kept apart
 
@@ -36,16 +37,6 @@ class TrainBatch:
     def pin_memory(self) -> TrainBatch:
         """The batch in page-locked memory; the data loader calls this where pinning is asked for."""
         return TrainBatch(self.images.pin_memory(), self.labels.pin_memory(), self.names)
-
-
-@dataclass(frozen=True)
-class EvalItem:
-    """One pair to evaluate: image (H, W, 3) uint8, blue green red; label (H, W) uint8."""
-
-    index: int
-    name: str
-    image: np.ndarray
-    label: np.ndarray
 
 
 def _generator(seed: int, use: int, number: int) -> np.random.RandomState:
@@ -125,22 +116,9 @@ def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, str] | Dgmn2Error])
     return TrainBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), names)
 
 
-class _EvalSamples(Dataset[Any]):
-    """Reads pairs by index; a fault travels to the main process as a value."""
-
-    def __init__(self, data: SegmentationSet, max_pixels: int) -> None:
-        self.data, self.max_pixels = data, max_pixels
-
-    def __getitem__(self, index: int) -> EvalItem | Dgmn2Error:
-        try:
-            sample = self.data.read(index, max_pixels=self.max_pixels)
-        except Dgmn2Error as error:
-            return error
-        return EvalItem(index, self.data.pairs[index].name, sample.image, sample.label)
-
-
 def _start_worker(number: int) -> None:
-    """A worker does one thing at a time, and leaves Ctrl-C to the main process, which ends it."""
+    """A worker does one thing at a time, and leaves Ctrl-C to the main process, which ends it, even by its death."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
@@ -218,30 +196,3 @@ def eval_indices(size: int, rank: int = 0, world: int = 1, done: Sequence[int] =
     """
     finished = set(done)
     return [index for index in range(size) if index not in finished][rank::world]
-
-
-def eval_items(
-    data: SegmentationSet, indices: Sequence[int], *, workers: int = 0, max_pixels: int = MAX_PIXELS
-) -> Iterator[EvalItem]:
-    """The pairs at `indices`, in that order.
-
-    Raises:
-        DataError: a pair cannot be read.
-        ResourceError: a worker was killed.
-    """
-    if any(not 0 <= index < len(data) for index in indices):
-        raise DataError("no such pair", where=data.root, why=f"the split {data.split} has {len(data)} pairs")
-    loader: DataLoader[Any] = DataLoader(
-        _EvalSamples(data, max_pixels),
-        batch_size=None,
-        sampler=list(indices),
-        num_workers=workers,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),
-        collate_fn=_as_it_is,
-    )
-    return _unwrapped(loader)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item

@@ -74,7 +74,7 @@ class DemoRequest:
             "augment.ratio": [1.0, 1.0], "augment.photometric": "false",  # the drawings vary enough by themselves
             "inference.scale": size, "inference.window": window, "inference.stride": window * 2 // 3,
             "optim.lr": self.lr,
-            "train.iters": self.iters, "train.batch_size": self.batch_size, "train.gpus": 1,
+            "train.iters": self.iters, "train.batch_size": self.batch_size, "train.recipe_batch": self.batch_size,
             "train.seed": self.seed, "train.init": "scratch",
             "train.class_weights_from": "auto",  # without them thin and rare classes come last
             "train.val_every": -(-self.iters // EVALUATIONS), "train.save_every": 0,

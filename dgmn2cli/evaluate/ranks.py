@@ -7,7 +7,6 @@ which alone adds, notes and reports. So the sum is exact for any number of proce
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
 import threading
@@ -28,7 +27,7 @@ from dgmn2cli.errors import ConfigError, DistributedError, ResourceError
 from dgmn2cli.evaluate.engine import Counted, PredictionFolder, counted_pictures
 from dgmn2cli.evaluate.subject import Load
 from dgmn2cli.plan import Settings
-from dgmn2cli.runtime import set_threads
+from dgmn2cli.runtime import end_with_parent, set_threads
 from dgmn2cli.segmenter import RunInfo
 
 PATIENCE = 5.0  # seconds a process has to end when asked to
@@ -240,7 +239,7 @@ def _serve(end: Connection, rank: int, device: str, task: Task) -> None:
     """A process's life: load, say so, receive places, hand over the counts of each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     warnings.filters[:] = task.warnings  # type: ignore[index]  # a list at run time
     set_threads(task.threads)
     try:
@@ -268,11 +267,3 @@ def _hand_over(end: Connection, rank: int, error: Exception) -> None:
         message = DistributedError(f"process {rank + 1} failed", why=why)
     with suppress(OSError):
         end.send(message)
-
-
-def _die_with_parent() -> None:
-    """Ends this process when its parent is gone, however that ended."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

@@ -14,7 +14,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import active_children
+from multiprocessing import active_children, resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -40,8 +40,8 @@ class Interrupted(Exception):  # noqa: N818
         super().__init__(f"signal {number}")
 
 
-def launch(work: Callable[..., Result], arguments: tuple[Any, ...], processes: int) -> Result:
-    """Runs `work(*arguments)` in that many processes of a torch.distributed job; gives the first one's result.
+def launch(work: Callable[..., Result], arguments: tuple[Any, ...], processes: int) -> tuple[Result, int]:
+    """Runs `work(*arguments)` in that many processes of a torch.distributed job.
 
     They are started by torchrun's launcher within this process, without restarts. SIGINT and SIGTERM are handed on to
     all of them as SIGINT, and waited for: `work` decides how to end. If one dies, SIGTERM ends the others at once.
@@ -49,6 +49,9 @@ def launch(work: Callable[..., Result], arguments: tuple[Any, ...], processes: i
     Args:
         work: a module's function; it and its arguments are pickled.
         processes: how many, all on this machine.
+
+    Returns:
+        The first process's result; the first signal that was handed on, or 0.
 
     Raises:
         Dgmn2Error: what `work` raised in one of them.
@@ -74,7 +77,7 @@ def launch(work: Callable[..., Result], arguments: tuple[Any, ...], processes: i
         finally:
             signal.signal(signal.SIGHUP, hang_up)
     result: Result = results[0]
-    return result
+    return result, received[0] if received else 0
 
 
 def _process(work: Callable[..., Any], arguments: tuple[Any, ...], folder: str, filters: list[Any]) -> Any:
@@ -155,9 +158,23 @@ def _hand_on_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _start_resource_tracker() -> None:
+    """Starts Python's remover of what killed processes leave behind such that it does not speak of it."""
+    name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
+    os.environ[name] = ",".join([*([before] if before else []), "ignore:resource_tracker"])
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the launcher's own log lines off the terminal; what they say ends in the one error."""
+    _start_resource_tracker()
     names = [name for name in logging.root.manager.loggerDict if name.startswith(_CHATTY)]
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.disabled for logger in loggers]

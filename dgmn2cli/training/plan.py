@@ -18,7 +18,7 @@ from dgmn2cli.training.report import Reporter
 from dgmn2cli.training.request import TrainRequest, augmentation, effective_batch, outline, prepare
 from dgmn2cli.training.run import build_network, determinism
 from dgmn2cli.training.step import Stepper
-from dgmn2cli.training.team import Team, join_team, require_devices
+from dgmn2cli.training.team import Team, join_team, launched_world, require_devices
 
 TIMED = 2  # steps measured, after one that warms up
 
@@ -80,9 +80,10 @@ def plan_training(request: TrainRequest, reporter: Reporter) -> TrainPlan:
     Raises:
         Dgmn2Error: what would end the training before its first step, or in it.
     """
-    require_devices(request.device, request.processes)
+    started = launched_world() > 1  # by torchrun: all of them measure
+    require_devices(request.device, 1 if started else request.processes)
     threads = set_threads(request.threads)
-    if request.threads is None:
+    if request.threads is None and not started:
         set_threads(max(1, threads // request.processes))
     with join_team(request.device) as team, determinism(team.device, request.config.train.deterministic):
         prepared = prepare(request, reporter)
@@ -100,14 +101,15 @@ def plan_training(request: TrainRequest, reporter: Reporter) -> TrainPlan:
             advance()
         seconds = (_now(team) - began) / TIMED
         parameters = list(stepper.model.parameters())
-        train, batch = config.train, effective_batch(config, request.processes)
+        processes = team.world if started else request.processes
+        train, batch = config.train, effective_batch(config, processes)
         saves = train.iters // train.save_every if train.save_every else 0
         return TrainPlan(
             model=request.model or config.name,
             out=request.out,
             device=describe_device(team.device),
             init=train.init,
-            processes=request.processes,
+            processes=processes,
             batch_size=train.batch_size,
             accumulate=train.accumulate,
             effective_batch=batch,
@@ -126,7 +128,7 @@ def plan_training(request: TrainRequest, reporter: Reporter) -> TrainPlan:
             seconds_per_step=seconds,
             training_seconds=seconds * train.iters,
             memory_bytes=_peak_memory(team),
-            outline=outline(config, request.processes, len(prepared.train)),
+            outline=outline(config, processes, len(prepared.train)),
             notes=prepared.notes,
         )
 

@@ -43,6 +43,8 @@ class TrainReport:
         model: zoo key or configuration name.
         out: the run folder.
         iterations: optimiser steps done.
+        device: where, in words.
+        backend: of the op.
         processes: how many trained.
         effective_batch: pictures per optimiser step.
         lr: learning rate of the first step.
@@ -58,6 +60,8 @@ class TrainReport:
     model: str
     out: Path
     iterations: int
+    device: str
+    backend: str
     processes: int
     effective_batch: int
     lr: float

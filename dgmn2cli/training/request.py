@@ -164,12 +164,13 @@ def effective_batch(config: Config, world: int) -> int:
 def outline(config: Config, world: int, pictures: int) -> str:
     """Batch, learning rate and length of a training in one line."""
     train, batch = config.train, effective_batch(config, world)
-    recipe = train.gpus * train.batch_size
     parts = f"{world} process{'es' * (world != 1)} x {train.batch_size}"
     if train.accumulate > 1:
         parts += f" x {train.accumulate} accumulated"
-    beside = "" if batch == recipe else f" (the recipe is made for {recipe})"
+    if train.recipe_batch not in (0, batch):
+        needed, rest = divmod(train.recipe_batch, world * train.batch_size)
+        parts += f"; the recipe is made for {train.recipe_batch}" + ("" if rest else f": --accumulate {needed}")
     return (
-        f"Effective batch {batch} ({parts}){beside}, learning rate {config.optim.lr:g}, "
+        f"Effective batch {batch} ({parts}), learning rate {config.optim.lr:g}, "
         f"{train.iters:,} steps: {train.iters * batch / pictures:.1f} passes over {pictures:,} pictures."
     )

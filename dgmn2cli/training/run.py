@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.build import build_segmentor
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops import resolve as resolve_backend
-from dgmn2cli.runtime import resolve_dtype, set_threads
+from dgmn2cli.runtime import describe_device, resolve_dtype, set_threads
 from dgmn2cli.training.board import MISSING, Board
 from dgmn2cli.training.folder import FolderLock
 from dgmn2cli.training.launch import Interrupted, launch
@@ -78,11 +78,13 @@ def train(request: TrainRequest, reporter: Reporter) -> TrainReport:
     require_devices(request.device, request.processes if launched_world() == 1 else 1)
     if launched_world() == 1 and request.processes > 1:
         try:
-            outcome = launch(_rank, (request, reporter), request.processes)
+            outcome, number = launch(_rank, (request, reporter), request.processes)
+            outcome = replace(outcome, stopped=number)  # the processes themselves know of SIGINT only
         except Interrupted as interrupted:
             outcome = Outcome(None, interrupted.number)
     else:
-        with StopRequest() as stop:
+        # torchrun hands on the Ctrl-C that the terminal has sent to every process already
+        with StopRequest(insistent=launched_world() == 1) as stop:
             outcome = _train_here(request, reporter, stop)
     if outcome.report is None:
         signal.raise_signal(outcome.stopped)  # now that all is saved, it acts as the caller has arranged
@@ -114,6 +116,7 @@ def _train_here(request: TrainRequest, reporter: Reporter, stop: StopRequest) ->
         opening = team.once(partial(_open_locked, request, team.world, speaker, stack))
         backend = resolve_backend(request.backend, team.device, resolve_dtype(opening.prepared.config.train.dtype))
         notes = [*opening.notes, *_say(speaker, opening, team)]
+        speaker.note(f"On {describe_device(team.device)}, op backend {backend}; everything goes to {request.out}.")
         model = build_network(opening.prepared, backend)
         if opening.state is None:
             notes += team.once(partial(_first_weights, request, opening.prepared, model, speaker))
@@ -149,6 +152,8 @@ def _report(
         model=request.model or config.name,
         out=request.out,
         iterations=loop.iteration,
+        device=describe_device(loop.team.device),
+        backend=loop.backend,
         processes=loop.team.world,
         effective_batch=effective_batch(config, loop.team.world),
         lr=config.optim.lr,

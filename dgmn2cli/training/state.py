@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -96,7 +97,15 @@ def save_state(path: Path, state: TrainState, meta: Mapping[str, Any]) -> Path:
     about = {**meta, "iter": state.iteration}
     content = {"meta": about, "state_dict": dict(state.usable), "optimizer": state.optimizer, "training": extra}
     extra["digest"] = digest(content)
-    return write_checkpoint(path, state.usable, about, {"optimizer": state.optimizer, "training": extra})
+    rest: dict[str, Any] = {"optimizer": _interned(state.optimizer), "training": extra}
+    return write_checkpoint(path, state.usable, about, rest)
+
+
+def _interned(value: Any) -> Any:
+    """Nested dicts with equal keys made one object: pickle writes those once, so that equal states give equal files."""
+    if isinstance(value, Mapping):
+        return {sys.intern(key) if isinstance(key, str) else key: _interned(item) for key, item in value.items()}
+    return [_interned(item) for item in value] if isinstance(value, list) else value
 
 
 def _moments(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -82,6 +82,7 @@ class Team:
         with lost_connections():
             dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
+            outcome[1].told = not self.main
             raise outcome[1]
         result: Result = outcome[0]
         return result

@@ -58,7 +58,7 @@ def test_their_values_are_the_published_protocol(name: str):
     )  # fmt: skip
     assert config.optim == OptimConfig(lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-4, power=0.9, min_lr=0.0)
     train = config.train
-    assert (train.iters, train.batch_size, train.gpus, train.accumulate) == (40_000, 2, 4, 1)
+    assert (train.iters, train.batch_size, train.recipe_batch, train.accumulate) == (40_000, 2, 8, 1)
     assert (train.val_every, train.save_every, train.init, train.dtype) == (4000, 4000, "imagenet", "float32")
     assert config.inference == InferenceConfig(
         protocol="paper", scale=(2049, 1025), window=769, stride=513, ratios=(0.5, 0.75, 1, 1.25, 1.5, 1.75), flip=True

@@ -5,21 +5,23 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
+import dgmn2cli
 from dgmn2cli.data.cityscapes import open_cityscapes
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.loaders import (
     TrainBatch,
     TrainStream,
     eval_indices,
-    eval_items,
     pass_order,
     sample_draws,
     train_batches,
@@ -93,7 +95,6 @@ def test_starting_a_loader_leaves_the_global_generator_alone(data: SegmentationS
     torch.manual_seed(5)
     before = torch.get_rng_state()
     take(train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=1), workers=1), 1)
-    list(eval_items(data, [0], workers=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -112,8 +113,6 @@ def test_a_file_deleted_in_between_is_named(data: SegmentationSet, workers: int)
     with pytest.raises(DataError, match="No such file") as caught:
         take(batches, 10)
     assert any(str(pair.image) == caught.value.where for pair in data.pairs)
-    with pytest.raises(DataError, match="No such file"):
-        list(eval_items(data, [0], workers=workers))
 
 
 def test_a_killed_worker_is_a_resource_error(data: SegmentationSet) -> None:
@@ -140,13 +139,40 @@ def test_evaluation_deals_each_pair_once(size: int) -> None:
             assert sorted([*dealt, *done]) == list(range(size))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_items_come_in_order(data: SegmentationSet, workers: int) -> None:
-    items = list(eval_items(data, [4, 0, 2], workers=workers))
-    assert [item.index for item in items] == [4, 0, 2]
-    for item in items:
-        np.testing.assert_array_equal(item.image, data.read_image(item.index))
-        np.testing.assert_array_equal(item.label, data.read_label(item.index))
-        assert item.name == data.pairs[item.index].name
-    with pytest.raises(DataError, match="has 5 pairs"):
-        eval_items(data, [5])
+WAITING = """
+import multiprocessing, sys
+import dgmn2cli
+from dgmn2cli.data.cityscapes import open_cityscapes
+from dgmn2cli.data.loaders import TrainStream, train_batches
+from dgmn2cli.data.transforms import train_transforms
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[2])
+    data, augment = open_cityscapes(sys.argv[1], "val"), train_transforms((48, 30), (16, 20))
+    batches = train_batches(data, augment, TrainStream(len(data), seed=0, batch=1), workers=2)
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_end_when_their_training_is_killed(data: SegmentationSet, tmp_path: Path, method: str) -> None:
+    """A worker forked from a server has that as its parent, which does not end before the worker does."""
+    script = tmp_path / "waiting.py"
+    script.write_text(WAITING)
+    pipe, root = subprocess.PIPE, Path(dgmn2cli.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, str(script), str(data.root), method], stdin=pipe, stdout=pipe, text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        workers = [int(word) for word in child.stdout.readline().split()]
+        child.kill()
+    assert len(workers) == 2
+    end, left = time.monotonic() + 10, workers
+    while left and time.monotonic() < end:
+        time.sleep(0.05)
+        left = [worker for worker in left if Path(f"/proc/{worker}").exists()]
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left, "they live on"

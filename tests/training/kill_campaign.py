@@ -1,9 +1,12 @@
 """Kills trainings at random moments, resumes them, and compares what they end with to the unbroken run, byte for byte.
 
-    python tests/training/kill_campaign.py --kills 100 --report kills.json
+    python tests/training/kill_campaign.py --kills 100 --seconds 150 --report kills.json
 
-Each life of a training is the command line in a process of its own. Half of the kills come at any time, half while a
-checkpoint is being written. The report has every kill's seed, moment and place; the exit code is 1 if a run differed.
+Each life of a training is the command line in a process of its own, which says in shared memory what it is doing. Of
+the kills half come at any time, the others while a checkpoint is being saved: half of those at any time of it, half
+when its file is whole and gets its names. The report has every kill's seed, moment and
+phase. A report that exists is continued, so that a long campaign can be run in pieces; a campaign over at `--seconds`
+says how many kills are to come. The exit code is 1 if a run differed.
 """
 
 from __future__ import annotations
@@ -16,175 +19,239 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from conftest import write_streets
-from train_children import command_line, forkserver
+from train_children import PHASES, forkserver, watched_command_line
 
+STEPS = 4
 SIZES = [
     "--scale", "96x64", "--crop", "64", "--window", "64", "--stride", "48", "--device", "cpu", "--threads", "1",
-    "--from", "scratch", "--max-iters", "4", "--val-every", "2", "--save-every", "1", "--keep", "2",
+    "--from", "scratch", "--max-iters", str(STEPS), "--val-every", "2", "--save-every", "1", "--keep", "2",
 ]  # fmt: skip
 KINDS = {
-    "plain": ["--workers", "0", "--batch-size", "2"],
+    "plain": ["fpn-tiny", "--workers", "0", "--batch-size", "2"],
     "rich": [
-        "--workers", "1", "--batch-size", "1", "--accumulate", "2", "--ema", "--class-weights", "auto",
-        "--dtype", "bfloat16", "--set", "model.drop_path=0.2", "--set", "train.ema_decay=0.5",
+        "setr_naive-tiny", "--workers", "1", "--batch-size", "1", "--accumulate", "2", "--ema",
+        "--class-weights", "auto", "--dtype", "bfloat16", "--set", "model.drop_path=0.2", "--set",
+        "train.ema_decay=0.5",
     ],
 }  # fmt: skip
-LIVES = 4  # of one training; the last one is not killed
-PATIENCE = 300.0  # seconds for one life
+DATA = "data"  # named relatively: checkpoints hold its path, and those of all pieces of a campaign must be equal
+LIVES = 5  # of one training; the last one is not killed
+PATIENCE = 120.0  # seconds for one life
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL that hit: the training's life, when, and how far the run was."""
+    """One SIGKILL that hit: the training's life, when, what the process was doing, steps and files there were."""
 
     life: int
     after: float
-    in_save: bool
-    log_lines: int
-    files: list[str]
+    phase: str
+    steps: int
+    checkpoints: list[str]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trial:
-    """One training, killed as often as its seed wants."""
+    """One training, killed as often as its seed wants; `differs` names what was not as in the unbroken run."""
 
     seed: int
     kind: str
-    kills: list[Kill] = field(default_factory=list)
-    differs: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    kills: list[Kill]
+    differs: list[str]
+    seconds: float
 
 
-def start(kind: str, data: Path, out: Path, messages: Path):
-    """A life of the training in `out`, begun; what it says goes to files in `messages`."""
-    arguments = ["train", "fpn-tiny", "--data-root", str(data), "--out", str(out), "--resume", *SIZES, *KINDS[kind]]
-    messages.mkdir(exist_ok=True)
-    child = forkserver().Process(target=command_line, args=(arguments, messages))
-    child.start()
-    return child
+@dataclass
+class Campaign:
+    """All so far.
+
+    Attributes:
+        seed: trial number i has the seed `1_000_000 * seed + i`.
+        wanted: what the unbroken run of each kind ends with, as `traces` gives it.
+        usual: how long it took, in seconds.
+        saving: how long one of its saves took.
+        trials: the trainings.
+    """
+
+    seed: int
+    wanted: dict[str, dict[str, str]] = field(default_factory=dict)
+    usual: dict[str, float] = field(default_factory=dict)
+    saving: dict[str, float] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def kills(self) -> int:
+        """How many have hit."""
+        return sum(len(trial.kills) for trial in self.trials)
+
+    @property
+    def different(self) -> int:
+        """Trainings that did not end like the unbroken one."""
+        return sum(bool(trial.differs) for trial in self.trials)
+
+    def phases(self) -> dict[str, int]:
+        """How many kills hit each phase."""
+        count = Counter(kill.phase for trial in self.trials for kill in trial.kills)
+        return {phase: count[phase] for phase in PHASES}
+
+    @classmethod
+    def read(cls, path: Path) -> Campaign:
+        """What `write` wrote."""
+        content = json.loads(path.read_text())
+        trials = [Trial(**{**entry, "kills": [Kill(**kill) for kill in entry["kills"]]}) for entry in content["trials"]]
+        return cls(content["seed"], content["wanted"], content["usual"], content["saving"], trials)
+
+    def write(self, path: Path) -> None:
+        """All of it as JSON, the counts first."""
+        counts = {"kills": self.kills, "phases": self.phases(), "different": self.different}
+        path.write_text(json.dumps({**counts, **asdict(self)}, indent=1) + "\n")
 
 
-def finish(child, messages: Path) -> None:
-    """Waits for a life to end by itself, well."""
-    child.join(PATIENCE)
-    if child.exitcode != 0:
-        child.kill()
-        raise RuntimeError(f"a training ended with {child.exitcode}: {(messages / 'err').read_text()}")
+class Life:
+    """The command line at work in the run folder `out`; the data and its messages are in folders beside it."""
+
+    def __init__(self, kind: str, out: Path) -> None:
+        arguments = ["train", *KINDS[kind], "--data-root", DATA, "--out", out.name, "--resume", *SIZES]
+        self.out, self.messages = out, out.with_name(f"{out.name}-messages")
+        self.messages.mkdir(exist_ok=True)
+        self._phase, self._saving = forkserver().Value("i", 0), forkserver().Value("d", 0.0)
+        shared = (self._phase, self._saving)
+        self.child = forkserver().Process(target=watched_command_line, args=(arguments, self.messages, shared))
+        self.began = time.monotonic()
+        self.child.start()
+
+    @property
+    def phase(self) -> str:
+        """What the process is doing, or was doing when it ended."""
+        return PHASES[self._phase.value]
+
+    @property
+    def saving(self) -> float:
+        """Seconds its longest save took."""
+        return self._saving.value
+
+    def finish(self) -> float:
+        """Waits for it to end by itself, well; the seconds it took."""
+        self.child.join(PATIENCE)
+        if self.child.exitcode != 0:
+            self.child.kill()
+            raise RuntimeError(f"a training ended with {self.child.exitcode}: {(self.messages / 'err').read_text()}")
+        return time.monotonic() - self.began
+
+    def strike(self, draw: random.Random, usual: float, saving: float, number: int) -> Kill | None:
+        """Kills it at a moment drawn at random; None where it was over before."""
+        left = STEPS - self._steps()
+        aim = draw.choice(["any time", "any time", "save", "names"])
+        if left and aim != "any time":
+            for _ in range(draw.randint(1, left)):  # one of the saves ahead
+                self._wait_for("start", "steps", "evaluation", "end")
+                self._wait_for("save: the file")
+            if aim == "names":
+                self._wait_for("save: its names")
+            time.sleep(draw.uniform(0.0, saving if aim == "save" else 0.02))
+        else:
+            self.child.join(draw.uniform(0.0, usual * (left + 1) / (STEPS + 1)))
+        self.child.kill()
+        self.child.join()
+        if self.child.exitcode == 0:
+            return None
+        names = sorted(path.name for path in (self.out / "checkpoints").glob("*"))
+        return Kill(number, round(time.monotonic() - self.began, 3), self.phase, self._steps(), names)
+
+    def _steps(self) -> int:
+        log = self.out / "log.jsonl"
+        return log.read_bytes().count(b'"loss"') if log.exists() else 0
+
+    def _wait_for(self, *phases: str) -> None:
+        while self.child.is_alive() and self.phase not in phases:
+            time.sleep(0.001)
 
 
 def traces(out: Path) -> dict[str, str]:
     """SHA-256 of what must not depend on interruptions: checkpoints (all but the one before the last) and the log."""
-    found = {path.name: path for path in (out / "checkpoints").glob("*.pth") if path.name != "previous.pth"}
+    found = {path.name: path for path in (out / "checkpoints").iterdir() if path.name != "previous.pth"}
     found["log.jsonl"] = out / "log.jsonl"
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(found.items())}
 
 
-def being_saved(out: Path) -> bool:
-    """Whether a checkpoint is under way."""
-    return any((out / "checkpoints").glob(".*")) or (out / "checkpoints" / "next.pth").exists()
-
-
-def strike(child, out: Path, draw: random.Random, usual: float, life: int) -> Kill | None:
-    """Kills a life at a moment drawn at random; None where it was over before."""
-    began, in_save = time.monotonic(), draw.random() < 0.5
-    if in_save:
-        for _ in range(draw.randint(1, 4)):  # one of the saves ahead
-            while child.is_alive() and not being_saved(out):
-                time.sleep(0.001)
-            wait = draw.uniform(0.0, 0.3)
-            time.sleep(wait)
-    else:
-        child.join(draw.uniform(0.0, usual))
-    child.kill()
-    child.join()
-    if child.exitcode == 0:
-        return None
-    log = out / "log.jsonl"
-    names = sorted(path.name for path in (out / "checkpoints").glob("*")) if (out / "checkpoints").exists() else []
-    torn = being_saved(out)
-    lines = log.read_bytes().count(b"\n") if log.exists() else 0
-    return Kill(life, round(time.monotonic() - began, 3), torn, lines, names)
-
-
-def run_trial(seed: int, kind: str, data: Path, folder: Path, usual: float, wanted: dict[str, str], most: int) -> Trial:
+def run_trial(campaign: Campaign, folder: Path, most: int) -> Trial:
     """A training that is killed up to `most` times, resumed to its end, and compared."""
-    draw, trial, began = random.Random(seed), Trial(seed, kind), time.monotonic()
-    out, messages = folder / f"run-{seed}", folder / f"messages-{seed}"
-    for life in range(LIVES):
-        child = start(kind, data, out, messages)
-        if life == LIVES - 1 or len(trial.kills) == most:
-            finish(child, messages)
+    number = len(campaign.trials)
+    seed, kind = campaign.seed * 1_000_000 + number, list(KINDS)[number % len(KINDS)]
+    draw, began, out = random.Random(seed), time.monotonic(), folder / f"run-{seed}"
+    kills: list[Kill] = []
+    for attempt in range(LIVES):
+        life = Life(kind, out)
+        if attempt == LIVES - 1 or len(kills) == most:
+            life.finish()
             break
-        kill = strike(child, out, draw, usual, life)
+        kill = life.strike(draw, campaign.usual[kind], campaign.saving[kind], attempt)
         if kill is None:
             break
-        trial.kills.append(kill)
-    found = traces(out)
-    trial.differs = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
-    left = [
-        path.name for path in (out / "checkpoints").iterdir() if path.name.startswith(".") or path.name == "next.pth"
-    ]
-    trial.differs += left
-    trial.seconds = round(time.monotonic() - began, 2)
-    if not trial.differs:
+        kills.append(kill)
+    found, wanted = traces(out), campaign.wanted[kind]
+    differs = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    if not differs:
         shutil.rmtree(out)
-    return trial
+    return Trial(seed, kind, kills, differs, round(time.monotonic() - began, 2))
 
 
-def campaign(kills: int, seed: int, folder: Path, say=lambda trial, count: None) -> list[Trial]:
-    """Trials until `kills` kills have hit; `say` is called after each."""
-    data = write_streets(folder / "data", train=4, val=1)
-    wanted, usual = {}, {}
+def unbroken(campaign: Campaign, folder: Path) -> None:
+    """Runs each kind without a kill, where that was not done before."""
+    warm = forkserver().Process(target=time.sleep, args=(0,))  # the first process waits for the imports
+    warm.start()
+    warm.join()
     for kind in KINDS:
-        began = time.monotonic()
-        finish(start(kind, data, folder / kind, folder / f"messages-{kind}"), folder / f"messages-{kind}")
-        usual[kind], wanted[kind] = time.monotonic() - began, traces(folder / kind)
-    trials: list[Trial] = []
-    while (count := sum(len(trial.kills) for trial in trials)) < kills:
-        number = seed * 1_000_000 + len(trials)
-        kind = list(KINDS)[len(trials) % len(KINDS)]
-        trials.append(run_trial(number, kind, data, folder, usual[kind], wanted[kind], kills - count))
-        say(trials[-1], count + len(trials[-1].kills))
-    return trials
+        if kind not in campaign.wanted:
+            life = Life(kind, folder / kind)
+            campaign.usual[kind] = life.finish()
+            campaign.saving[kind], campaign.wanted[kind] = life.saving, traces(folder / kind)
 
 
-def summary(trials: list[Trial]) -> dict[str, object]:
-    """The report."""
-    struck = [kill for trial in trials for kill in trial.kills]
-    return {
-        "kills": len(struck),
-        "inside_a_save": sum(kill.in_save for kill in struck),
-        "before_the_first_checkpoint": sum(not any(name.endswith(".pth") for name in kill.files) for kill in struck),
-        "trainings": len(trials),
-        "different": sum(bool(trial.differs) for trial in trials),
-        "seconds": round(sum(trial.seconds for trial in trials), 1),
-        "trials": [asdict(trial) for trial in trials],
-    }
+def go_on(
+    campaign: Campaign, kills: int, seconds: float, folder: Path, say: Callable[[Trial], Any] = lambda trial: None
+) -> None:
+    """Adds trials until `kills` kills have hit or the time is over; `say` is called after each."""
+    end = time.monotonic() + seconds
+    write_streets(folder / DATA, train=4, val=1)
+    unbroken(campaign, folder)
+    while campaign.kills < kills and time.monotonic() < end:
+        campaign.trials.append(run_trial(campaign, folder, kills - campaign.kills))
+        say(campaign.trials[-1])
 
 
 def main() -> int:
     """The campaign as a program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="in all, those in the report counted")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no training after so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to train; a temporary folder if not given")
     parser.add_argument("--report", type=Path, default=Path("kills.json"))
     options = parser.parse_args()
+    campaign = Campaign.read(options.report) if options.report.exists() else Campaign(options.seed)
+
+    def say(trial: Trial) -> None:
+        ending = f"DIFFERENT: {trial.differs}" if trial.differs else "the same"
+        hit = ", ".join(kill.phase for kill in trial.kills)
+        sys.stderr.write(f"{campaign.kills} kills: run {trial.seed}, {trial.kind}, killed in {hit}: {ending}\n")
+        campaign.write(options.report)
+
     with tempfile.TemporaryDirectory(prefix="kills-", dir=options.folder) as folder:
-
-        def say(trial: Trial, count: int) -> None:
-            ending = f"DIFFERENT: {trial.differs}" if trial.differs else "the same"
-            sys.stderr.write(f"{count} kills: run {trial.seed}, {trial.kind}, {len(trial.kills)} kills: {ending}\n")
-
-        report = summary(campaign(options.kills, options.seed, Path(folder), say))
-    options.report.write_text(json.dumps(report, indent=1) + "\n")
-    figures = ", ".join(f"{value} {name}" for name, value in report.items() if name != "trials")
-    sys.stdout.write(f"{figures.replace('_', ' ')}\n")
-    return 1 if report["different"] else 0
+        go_on(campaign, options.kills, options.seconds, Path(folder), say)
+    figures = ", ".join(f"{count} {phase}" for phase, count in campaign.phases().items())
+    sys.stdout.write(
+        f"{campaign.kills} of {options.kills} kills in {len(campaign.trials)} trainings ({figures}); "
+        f"{campaign.different} trainings differ from the unbroken one\n"
+    )
+    return 1 if campaign.different else 0
 
 
 if __name__ == "__main__":

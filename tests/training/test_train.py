@@ -334,9 +334,16 @@ def test_another_configuration_by_force_and_a_resume_without_a_checkpoint(street
 
 
 def test_a_checkpoint_of_the_original_system_goes_on(unbroken, streets, tmp_path):
+    """Theirs counts an optimiser's steps in whole numbers, and knows other settings of a parameter group."""
     content = torch.load(unbroken[0].out / "checkpoints" / "iter_000000002.pth", weights_only=True)
     del content["training"]
-    torch.save(content, tmp_path / "theirs.pth")
+    content["meta"] = {"epoch": 1, "iter": 2, "mmseg_version": "0.16.0", "CLASSES": CLASSES, "config": "x = dict()\n"}
+    group = content["optimizer"]["param_groups"][0]
+    old = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay", "amsgrad", "params")}
+    content["optimizer"]["param_groups"] = [{**old, "initial_lr": 1e-4}]
+    for moments in content["optimizer"]["state"].values():
+        moments["step"] = int(moments["step"])
+    torch.save(content, tmp_path / "theirs.pth", _use_new_zipfile_serialization=False)
     watcher = Watcher()
     report = train(small_request(streets, tmp_path / "r", resume=str(tmp_path / "theirs.pth")), watcher)
     assert [step.iteration for step in watcher.steps] == [3, 4]

@@ -89,6 +89,47 @@ def command_line(arguments: list[str], folder: Path) -> None:
     sys.exit(main(arguments))
 
 
+PHASES = ("start", "steps", "evaluation", "save: the file", "save: its names", "end")  # of a training's life
+
+
+def watched_command_line(arguments: list[str], folder: Path, shared: tuple) -> None:
+    """As `command_line`, beside `folder`; shares the number of its phase, and the seconds of its longest save."""
+    import time
+
+    from dgmn2cli.training import loop, state
+
+    phase, longest = shared
+
+    def announced(owner, name: str, number: int, after: int | None = None) -> None:
+        function = getattr(owner, name)
+
+        def call(*given, **settings):
+            before, phase.value = phase.value, number
+            try:
+                return function(*given, **settings)
+            finally:
+                phase.value = before if after is None else after
+
+        setattr(owner, name, call)
+
+    def timed(function):
+        def call(*given, **settings):
+            began = time.monotonic()
+            function(*given, **settings)
+            longest.value = max(longest.value, time.monotonic() - began)
+
+        return call
+
+    announced(loop.Loop, "run", PHASES.index("steps"))
+    announced(loop.Loop, "evaluate", PHASES.index("evaluation"))
+    announced(state.Shelf, "put", PHASES.index("save: its names"))
+    announced(state, "save_state", PHASES.index("save: the file"))
+    announced(loop.Loop, "finish", PHASES.index("end"), PHASES.index("end"))
+    state.Shelf.put = timed(state.Shelf.put)
+    os.chdir(folder.parent)
+    command_line(arguments, folder)
+
+
 def hold_folder(folder: Path, held, go) -> None:
     """Holds a run folder's lock until it is killed."""
     from dgmn2cli.training.folder import FolderLock

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mounts import in_own_mounts
 from pretend_hosts import Host
 
 import dgmn2cli
@@ -167,16 +167,6 @@ def test_without_locks_they_do_not_disturb_each_other(tmp_path, host):
     check_only_good_files(tmp_path)
 
 
-def in_own_mounts(script, *arguments):
-    """Runs a shell script where it may mount; skips the test where that is not permitted."""
-    unshare = shutil.which("unshare")
-    probe = [unshare or "false", "-Urm", "mount", "-t", "tmpfs", "none", "/mnt"]
-    if not unshare or subprocess.run(probe, capture_output=True, timeout=20).returncode:
-        pytest.skip("mounting in a private namespace is not permitted here")
-    line = [unshare, "-Urm", "sh", "-ec", script, "sh", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=60)
-
-
 def in_shell(url, cache):
     return f"{sys.executable} -c '{FETCH}' {url} {cache} {SHA256}"
 
@@ -186,7 +176,7 @@ def test_a_full_disk_is_exit_5_and_leaves_no_part(tmp_path, host, manner):
     script = f"""mount -t tmpfs -o size=100k none {tmp_path}
         {in_shell(host.url(manner), tmp_path / "cache")} && code=0 || code=$?
         echo code=$code; find {tmp_path} -type f ! -name '*.lock'"""
-    done = in_own_mounts(script)
+    done = in_own_mounts(script, env=environment())
     assert done.stdout == "code=5\n"
     words = "not enough disk space" if manner == "good" else "No space left on device"
     assert words in done.stderr
@@ -200,7 +190,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, host):
         head -c 200k /dev/zero > {tmp_path}/other
         {once.replace("fetch(entry,", "fetch(entry, force=True,")} || echo code=$?
         sha256sum {tmp_path}/cache/files/* | cut -c1-64"""
-    done = in_own_mounts(script)
+    done = in_own_mounts(script, env=environment())
     assert done.stdout == f"code=5\n{SHA256}\n"
 
 
@@ -208,10 +198,10 @@ def test_a_read_only_cache_with_a_good_file_works(tmp_path, host):
     cache = tmp_path / "cache"
     assert subprocess.run(command(host.url("good"), cache), env=environment(), capture_output=True).returncode == 0
     bind = f"mount --bind {tmp_path} {tmp_path}; mount -o remount,bind,ro {tmp_path}; cd /\n"
-    done = in_own_mounts(bind + in_shell(host.url("good"), cache))
+    done = in_own_mounts(bind + in_shell(host.url("good"), cache), env=environment())
     assert (done.stdout, done.stderr) == (f"{cache}/files/{SHA256}.pth True\n", "")
     (cache / "files" / f"{SHA256}.pth").write_bytes(b"damaged")
-    done = in_own_mounts(bind + in_shell(host.url("good"), cache))
+    done = in_own_mounts(bind + in_shell(host.url("good"), cache), env=environment())
     assert done.returncode == 5
     assert done.stderr.splitlines()[-1].startswith("Error: cannot write the file (")
     assert "read-only" in done.stderr
