@@ -1,4 +1,6 @@
-"""Owns the counting of multiply-accumulates: from shapes alone, on the meta device, so that counting costs nothing.
+"""Owns the counting of multiply-accumulates: what the published network asks for, and what a form of it executes.
+
+What is asked for is counted from shapes alone, on the meta device; what is executed, while a network runs.
 
 Counted, one each: every multiply-accumulate of a convolution or Linear layer, and of the attention op per query, head
 and channel 9 x (q.k, a.v, width and height position, and 4 corners for each of k and v) = 108. Not counted: biases,
@@ -8,13 +10,17 @@ networks (2.3, 4.3, 7.1, 10.4 G) within 2.5 %; how those were counted is not pub
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dgmn2cli.bench.baseline import PlainAttention
 from dgmn2cli.model.attention import SAMPLES, DynamicGraphAttention
+from dgmn2cli.model.layers import FusedBlock, FusedConv, FusedLinear
 
 CORNERS = 4
 ATTENTION_MACS = SAMPLES * (4 + 2 * CORNERS)  # per query, head and channel
@@ -48,10 +54,10 @@ def attention_macs(batch: int, positions: int, channels: int) -> int:
 
 
 def count_macs(model: nn.Module, height: int, width: int, batch: int = 1) -> int:
-    """Multiply-accumulates of one forward pass, exact.
+    """Multiply-accumulates of one forward pass as published, exact.
 
     Args:
-        model: a network on the meta device (built under `torch.device("meta")`), in published or inference form.
+        model: a network on the meta device (built under `torch.device("meta")`), in the published order.
         height, width: of the image, in pixels.
         batch: number of images.
     """
@@ -72,6 +78,44 @@ def count_macs(model: nn.Module, height: int, width: int, batch: int = 1) -> int
         for hook in hooks:
             hook.remove()
     return total + counter.macs
+
+
+@contextmanager
+def count_executed(network: nn.Module) -> Iterator[list[int]]:
+    """Counts what a network of any form executes while it runs inside the block.
+
+    Yields:
+        A list that holds the count: layers' and attention's multiply-accumulates. The sums of an upsampled convolution
+        are interpolation and, like every resize, not counted.
+    """
+    executed = [0]
+
+    def layer(module: nn.Module, _given: tuple[Any, ...], result: Tensor) -> None:
+        executed[0] += result.numel() * _inputs_of_an_output(module)
+
+    def attention(_module: nn.Module, given: tuple[Any, ...]) -> None:
+        executed[0] += attention_macs(*given[0].shape)
+
+    hooks = []
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, FusedLinear, FusedConv)):
+            hooks.append(module.register_forward_hook(layer))
+        elif isinstance(module, (DynamicGraphAttention, PlainAttention, FusedBlock)):
+            hooks.append(module.register_forward_pre_hook(attention))
+    try:
+        yield executed
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _inputs_of_an_output(layer: nn.Module) -> int:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    if isinstance(layer, nn.Conv2d):
+        return layer.weight[0].numel()
+    assert isinstance(layer, (FusedLinear, FusedConv))
+    return layer.inputs
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dgmn2cli.bench.agreement import compare, require
-from dgmn2cli.bench.macs import count_macs, count_parameters
+from dgmn2cli.bench.macs import count_executed, count_macs, count_parameters
 from dgmn2cli.bench.rates import best_gflops, matrix_probes
 from dgmn2cli.bench.report import Findings, Row
 from dgmn2cli.bench.sides import NetworkSpec, Side, build_side, random_images
 from dgmn2cli.bench.timing import Step, alternate, paired_ratio, spread
 from dgmn2cli.memory import PeakMeter, can_measure, in_fresh_process
-from dgmn2cli.model.inference_form import InferenceForm
 
 TRAINING_FACTOR = 3  # a backward pass is two products for each one of the forward pass
 WARM_UP_SIDE = 65  # of the small picture that loads libraries and starts threads before memory is measured
@@ -68,7 +68,7 @@ def measure_network(
     progress(f"{spec.name}: building {len(sides)} sides")
     networks = [build_side(spec, side, training=work.training) for side in sides]
     progress(f"{spec.name}: do the sides agree?")
-    _check(spec, sides, networks, work, findings)
+    executed = _check(spec, sides, networks, work, findings)
     steps = [make_step(network, side, work) for network, side in zip(networks, sides, strict=True)]
     probes = [
         probe for dtype, number in {side.dtype: side.number for side in sides}.items()
@@ -87,8 +87,8 @@ def measure_network(
             progress(f"{spec.name}: memory of {side.name}")
             peaks[index] = measure_peak(spec, side, work)
     best = best_gflops(rates)
-    for side, seconds, peak in zip(sides, timings, peaks, strict=False):
-        findings.rows.append(_row(spec, side, work, (seconds, timings[0]), (peak, peaks[0]), best[side.dtype]))
+    for side, seconds, peak, macs in zip(sides, timings[: len(sides)], peaks, executed, strict=True):
+        findings.rows.append(_row(spec, side, work, (seconds, timings[0]), (peak, peaks[0]), (macs, best[side.dtype])))
     findings.rates += rates
 
 
@@ -98,48 +98,58 @@ def _row(
     work: Workload,
     timings: tuple[list[float], list[float]],
     peaks: tuple[int | None, int | None],
-    best: float,
+    work_done: tuple[int | None, float],
 ) -> Row:
-    """A side's row; `timings` and `peaks` hold its own and this package's."""
+    """A side's row; `timings` and `peaks` hold its own and this package's, `work_done` its multiply-accumulates of a
+    forward pass and the machine's best rate."""
     seen = spread(timings[0])
     with torch.device("meta"):
         model = spec.build()
-    form = InferenceForm(model) if side.form == "fused" else model
-    macs = count_macs(form, work.height, work.width, work.batch) * (TRAINING_FACTOR if work.training else 1)
-    gflops = 2 * macs / seen.median / 1e9
+    factor = TRAINING_FACTOR if work.training else 1
+    macs = count_macs(model, work.height, work.width, work.batch) * factor
+    executed = work_done[0] * factor if work_done[0] is not None else None
+    gflops = 2 * executed / seen.median / 1e9 if executed is not None else None
+    best = work_done[1]
     return Row(
         subject=spec.name, task="train" if work.training else "infer", side=side.name, form=side.form,
         backend=side.backend, dtype=side.dtype, compiled=side.compiled, batch=work.batch, height=work.height,
         width=work.width, runs=seen.runs, median=seen.median, p10=seen.p10, p90=seen.p90,
         per_second=work.batch / seen.median, times_as_fast=paired_ratio(*timings), macs=macs, gflops=gflops,
-        parameters=count_parameters(model), peak=peaks[0], efficiency=gflops / best,
+        parameters=count_parameters(model), peak=peaks[0], executed=executed,
+        utilisation=gflops / best if gflops else None, efficiency=2 * macs / seen.median / 1e9 / best,
         memory_share=peaks[1] / peaks[0] if peaks[0] and peaks[1] else None,
     )  # fmt: skip
 
 
 def _check(
     spec: NetworkSpec, sides: Sequence[Side], networks: Sequence[nn.Module], work: Workload, findings: Findings
-) -> None:
+) -> list[int | None]:
     """Every side against the first, on the pictures that will be timed.
+
+    Returns:
+        The multiply-accumulates each side executes in a forward pass; None for a compiled one.
 
     Gradients are compared with the batch norms' stored statistics: through those of the batch, float32 rounding alone
     moves an untrained network's gradients by some percent.
     """
     what = "gradients" if work.training else "logits"
     own: list[Tensor] | None = None
+    executed: list[int | None] = []
     for side, network in zip(sides, networks, strict=True):
         images = random_images(work.batch, work.height, work.width, side)
+        counting = nullcontext([0]) if side.compiled else count_executed(network)
+        with counting as counted, torch.inference_mode(not work.training):
+            answer = [network.eval()(images)]
+        executed.append(None if side.compiled else counted[0])
         if work.training:
-            _loss(network.eval()(images)).backward()
+            _loss(answer[0]).backward()
             network.train()
             answer = [_taken_gradient(parameter) for parameter in network.parameters()]
-        else:
-            with torch.inference_mode():
-                answer = [network(images)]
         if own is None:
             own = answer
         else:
             findings.agreements.append(require(compare(spec.name, side, what, sides[0], own, answer)))
+    return executed
 
 
 def _taken_gradient(parameter: nn.Parameter) -> Tensor:

@@ -28,13 +28,16 @@ class Row:
         compiled: under `torch.compile`.
         batch, height, width: of the pictures, or of the op's map.
         parameters: trained numbers.
-        macs: multiply-accumulates of one run of this form, all pictures of the batch.
+        macs: multiply-accumulates of one run as published, all pictures of the batch: the same for every side.
+        executed: multiply-accumulates that this side really executes; fewer where exact algebra saves some.
         runs: timings.
         median, p10, p90: seconds of one run.
         per_second: pictures (or maps) a second.
         peak: bytes above the weights at the highest point of a run.
-        gflops: 10^9 floating-point operations a second, two per multiply-accumulate.
-        efficiency: `gflops` over the best matrix rate of the same rounds, 0 to 1.
+        gflops: 10^9 floating-point operations executed a second, two per multiply-accumulate.
+        utilisation: `gflops` over the best matrix rate of the same rounds, 0 to 1.
+        efficiency: the seconds that the published multiply-accumulates take at that rate, over the seconds taken; above
+            `utilisation` where fewer are executed, and then possibly above 1.
         gbytes: 10^9 bytes a second of the tensors that must be read and written.
         times_as_fast: how many times as fast `dgmn2cli` ran in the same rounds.
         memory_share: `dgmn2cli`'s peak over this side's.
@@ -62,6 +65,8 @@ class Row:
     peak: int | None = None
     memory_share: float | None = None
     efficiency: float | None = None
+    utilisation: float | None = None
+    executed: int | None = None
     gbytes: float | None = None
 
 

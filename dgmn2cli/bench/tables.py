@@ -66,6 +66,12 @@ def footer(report: Report) -> list[str]:
             f"Checked first: {count} comparison{'s' * (count != 1)} agree; furthest: {worst.side}, {worst.what} "
             f"differ by {worst.difference:.1e} of {worst.limit:.0e} ({worst.measure})"
         )
+    for row in report.rows:
+        if isinstance(row, Row) and row.executed is not None and row.executed != row.macs:
+            lines.append(
+                f"{row.subject}: {row.side} executes {_number(row.executed, 1, 1e9)} of the published "
+                f"{_number(row.macs, 1, 1e9)} G multiply-accumulates; utilisation counts those, efficiency all"
+            )
     return [*lines, f"Weights: {report.weights}.", *(f"Left out: {note}" for note in report.notes)]
 
 
@@ -82,6 +88,7 @@ def _network_table(subject: str, rows: Sequence[Row]) -> TextTable:
         "p10 - p90",
         "per s",
         "GFLOP/s",
+        "utilisation",
         "efficiency",
         "peak MB",
         RATIO_HEADING,
@@ -90,7 +97,8 @@ def _network_table(subject: str, rows: Sequence[Row]) -> TextTable:
     cells = [
         (
             row.side, _how(row), _number(row.median, 3), f"{row.p10:.3f} - {row.p90:.3f}", _number(row.per_second, 2),
-            _number(row.gflops, 0), _number(row.efficiency, 2), _number(row.peak, 0, 1e6), _times(row),
+            _number(row.gflops, 0), _number(row.utilisation, 2), _number(row.efficiency, 2),
+            _number(row.peak, 0, 1e6), _times(row),
             MISSING if row.memory_share is None else f"{row.memory_share:.2f}x",
         )
         for row in rows

@@ -16,7 +16,7 @@ from dgmn2cli.model.attention import SAMPLES, DynamicGraphAttention
 from dgmn2cli.model.backbone import Block
 from dgmn2cli.ops import deform_attention, resample_table
 from dgmn2cli.ops.resample import resize_rows
-from dgmn2cli.ops.upsampled import can_convolve, convolve_upsampled
+from dgmn2cli.ops.upsampled import TAPS, can_convolve, convolve_upsampled
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 CHUNK_ELEMENTS = 1 << 19  # hidden activations of an MLP kept at a time, so that they stay in the cache
@@ -50,25 +50,23 @@ class FusedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
         super().__init__()
+        self.inputs = linear.in_features
         self.activation = "gelu" if gelu else "none"
         self.packed = can_pack(linear.weight)
         weight = linear.weight.detach()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
         self.bias = linear.bias.detach() if linear.bias is not None else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(..., in)` to `(..., out)`."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`(..., in)` to `(..., out)`, plus `residual` of that shape (only without a GELU)."""
+        if self.packed and residual is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
         if self.packed:
             algorithm = "none" if self.activation == "gelu" else ""
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], algorithm)
         x = F.linear(x, self.weight, self.bias)
-        return F.gelu(x) if self.activation == "gelu" else x
-
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """`residual + forward(x)`, `(..., out)`."""
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
-        return residual + F.linear(x, self.weight, self.bias)
+        x = F.gelu(x) if self.activation == "gelu" else x
+        return x if residual is None else x + residual
 
 
 class FusedConv(nn.Module):
@@ -87,6 +85,7 @@ class FusedConv(nn.Module):
         if norm is not None:
             weight, bias = fold_batch_norm(weight, bias, norm)
         self.out_channels = conv.out_channels
+        self.inputs = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]  # of one output
         self.stride, self.padding, self.relu = list(conv.stride), [int(side) for side in conv.padding], relu
         self.packed = can_pack(weight)
         if self.packed:
@@ -124,7 +123,7 @@ class ResizedConv(nn.Module):
         super().__init__()
         self.conv = FusedConv(conv, norm, relu=True)
         weight, _ = fold_batch_norm(conv.weight.detach(), None, norm)
-        taps = nn.Linear(1, 1, bias=False, device="meta")
+        taps = nn.Linear(conv.in_channels, TAPS * conv.out_channels, bias=False, device="meta")
         taps.weight = nn.Parameter(weight.permute(2, 3, 0, 1).flatten(0, 2))  # (3, 3, O, I) to (9 * O, I)
         self.taps = FusedLinear(taps) if can_pack(weight) else None
 
@@ -214,5 +213,5 @@ class FusedBlock(nn.Module):
             backend=self.backend,
         )
         for part, update in zip(rows.split(self.chunk), mixed.view(-1, channels).split(self.chunk), strict=True):
-            attended = self.proj.add_to(part, update)
-            part.copy_(self.fc2.add_to(attended, self.fc1(self.norm2(attended))))
+            attended = self.proj(update, part)
+            part.copy_(self.fc2(self.fc1(self.norm2(attended)), attended))

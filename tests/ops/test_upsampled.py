@@ -32,7 +32,14 @@ def both(size: tuple[int, int], target: tuple[int, int], inner: int, outer: int)
 @pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize(
     ("size", "target"),
-    [((5, 7), (10, 14)), ((7, 5), (13, 19)), ((1, 1), (2, 3)), ((1, 6), (40, 12)), ((3, 3), (97, 50)), ((9, 4), (7, 8))],
+    [
+        ((5, 7), (10, 14)),
+        ((7, 5), (13, 19)),
+        ((1, 1), (2, 3)),
+        ((1, 6), (40, 12)),
+        ((3, 3), (97, 50)),
+        ((9, 4), (7, 8)),
+    ],
 )
 @pytest.mark.parametrize("outer", [16, 32, 19, 3])
 def test_equals_the_definition(
