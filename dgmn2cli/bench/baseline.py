@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dgmn2cli.model.attention import SAMPLES, DynamicGraphAttention
+from dgmn2cli.model.backbone import Mlp
+from dgmn2cli.model.heads import SetrPupHead
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops import deform_unfold, resample_table
 
@@ -103,6 +105,8 @@ def _pick(logits: Tensor, axis: int) -> Tensor:
 def plain_network(model: Segmentor, unfold: Unfold = compiled_unfold) -> Segmentor:
     """Makes `model` run the published design, in place; parameters and keys stay."""
     for module in list(model.modules()):
+        if isinstance(module, (Mlp, SetrPupHead)):
+            module.recompute = False  # what this package saves of memory, the design does not
         for name, child in module.named_children():
             if isinstance(child, DynamicGraphAttention):
                 setattr(module, name, PlainAttention(child, unfold))

@@ -127,7 +127,7 @@ def _check(
     """Every side against the first, on the pictures that will be timed.
 
     Returns:
-        The multiply-accumulates each side executes in a forward pass; None for a compiled one.
+        The multiply-accumulates each side executes in a forward pass; None where that is not counted.
 
     Gradients are compared with the batch norms' stored statistics: through those of the batch, float32 rounding alone
     moves an untrained network's gradients by some percent.
@@ -137,10 +137,10 @@ def _check(
     executed: list[int | None] = []
     for side, network in zip(sides, networks, strict=True):
         images = random_images(work.batch, work.height, work.width, side)
-        counting = nullcontext([0]) if side.compiled else count_executed(network)
+        counting = nullcontext([0]) if side.compiled or work.training else count_executed(network)
         with counting as counted, torch.inference_mode(not work.training):
             answer = [network.eval()(images)]
-        executed.append(None if side.compiled else counted[0])
+        executed.append(None if side.compiled or work.training else counted[0])
         if work.training:
             _loss(answer[0]).backward()
             network.train()

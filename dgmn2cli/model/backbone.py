@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dgmn2cli.model.attention import HEAD_WIDTH, TABLE_MARGIN, DynamicGraphAttention
 
@@ -52,17 +53,27 @@ class PatchEmbedding(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two Linear layers around an exact (erf) GELU, on the last axis."""
+    """Two Linear layers around an exact (erf) GELU, on the last axis.
+
+    `recompute`: the backward pass takes the GELU anew instead of keeping it; same numbers, a third less to keep.
+    """
 
     def __init__(self, channels: int, ratio: int) -> None:
         super().__init__()
+        self.recompute = True
         self.fc1 = nn.Linear(channels, channels * ratio)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(channels * ratio, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`(B, N, C)` to `(B, N, C)`."""
-        return self.fc2(self.act(self.fc1(tokens)))
+        hidden = self.fc1(tokens)
+        if self.recompute and hidden.requires_grad:
+            return checkpoint(self._contract, hidden, use_reentrant=False, preserve_rng_state=False)
+        return self._contract(hidden)
+
+    def _contract(self, hidden: Tensor) -> Tensor:
+        return self.fc2(self.act(hidden))
 
 
 class DropPath(nn.Module):

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch import cat as concatenate
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dgmn2cli.model.backbone import CHANNELS
+from dgmn2cli.ops.resample import resize_rows, source_rows
 
 PUP_CHANNELS = 256
 MLA_CHANNELS = 128
 FPN_CHANNELS = 256
 FPN_BRANCH_CHANNELS = 128
+BANDS = 8  # parts in which the largest features are classified while training
 FIXED_SIDE = 769  # SETR-Naive and SETR-MLA resize their logits to this side, whatever the window
 
 
@@ -29,6 +33,39 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 def square(side: int) -> tuple[int, int]:
     """The published SETR heads resize to squares, also when the map is not square."""
     return (side, side)
+
+
+def classify_resized(classifier: nn.Conv2d, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """`classifier(resize(x, size))` for training, a band of rows at a time: no enlarged features are kept.
+
+    The backward pass resizes each band anew, so that of features `(B, C, H, W)` only a band exists at any time.
+
+    Args:
+        classifier: a 1x1 convolution.
+        x: `(B, C, h, w)`.
+        size: `(H, W)`.
+
+    Returns:
+        `(B, num_classes, H, W)`.
+    """
+    height = x.shape[2]
+    upper, _, _ = source_rows(height, size[0])
+    pieces = x.split(max(1, -(-height // BANDS)), dim=2)
+    bands, above, first = [], 0, 0
+    for piece, following in zip(pieces, [*pieces[1:], pieces[-1][:, :, -1:]], strict=True):
+        last = int((upper < above + piece.shape[2]).sum())
+        rows = slice(first, last)
+
+        def classify(piece: Tensor, beneath: Tensor, rows: slice = rows, above: int = above) -> Tensor:
+            maps = concatenate([piece, beneath], dim=2)
+            return classifier(resize_rows(maps, size, rows, above=above, height=height))
+
+        if first < last:
+            bands.append(
+                checkpoint(classify, piece, following[:, :, :1], use_reentrant=False, preserve_rng_state=False)
+            )
+        above, first = above + piece.shape[2], last
+    return concatenate(bands, dim=2)
 
 
 class SetrNaiveHead(nn.Module):
@@ -48,10 +85,14 @@ class SetrNaiveHead(nn.Module):
 
 
 class SetrPupHead(nn.Module):
-    """SETR-PUP: three times convolution and upsampling by two on stage 4, then the classifier and a last upsampling."""
+    """SETR-PUP: three times convolution and upsampling by two on stage 4, then the classifier and a last upsampling.
+
+    `recompute` trades a little arithmetic for the memory of the largest features; same numbers up to rounding.
+    """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
+        self.recompute = True
         self.conv_seg = nn.Conv2d(PUP_CHANNELS, num_classes, 1)
         for step in range(3):
             self.add_module(
@@ -67,10 +108,16 @@ class SetrPupHead(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """Raw logits `(B, num_classes, 16 W4, 16 W4)`, W4 the width of stage 4's map."""
         x = features[-1]
-        for step in range(3):
+        for step in range(2):
             x = self.conv_step(step, x)
             x = resize(x, square(2 * x.shape[-1]))
-        return resize(self.conv_seg(x), square(2 * x.shape[-1]))
+        x = self.conv_step(2, x)
+        side = 2 * x.shape[-1]
+        if self.recompute and x.requires_grad and x.dtype != torch.float64:  # bands round positions as for float32 maps
+            logits = classify_resized(self.conv_seg, x, square(side))
+        else:
+            logits = self.conv_seg(resize(x, square(side)))
+        return resize(logits, square(2 * side))
 
 
 class MultiLevelAggregation(nn.Module):
