@@ -107,7 +107,7 @@ def _row(
         model = spec.build()
     factor = TRAINING_FACTOR if work.training else 1
     macs = count_macs(model, work.height, work.width, work.batch) * factor
-    executed = work_done[0] * factor if work_done[0] is not None else None
+    executed = macs if work.training else work_done[0]  # training keeps the published order
     gflops = 2 * executed / seen.median / 1e9 if executed is not None else None
     best = work_done[1]
     return Row(
