@@ -25,6 +25,7 @@ from dgmn2cli.ops import available_backends, deform_attention, deform_unfold, re
 ATTENTION, UNFOLD = "deform_attention", "deform_unfold"
 OFFSET_SCALE = 1.5  # pixels, the deviation that the stand-in weights' offsets have too
 TABLE_SCALE = 0.2
+ENOUGH = 15.0  # seconds for one op at one size: the slow sides take seconds a run
 Operation = Callable[..., Tensor]
 
 
@@ -149,7 +150,7 @@ def measure_op(
                 what = "gradients" if backward else "output"
                 findings.agreements.append(require(compare(case.subject, side, what, sides[0], own, answer)))
             steps.append(step)
-        *timings, copies = alternate([*steps, copying.step], device, warmup, iters)
+        *timings, copies = alternate([*steps, copying.step], device, warmup, iters, enough=ENOUGH)
         findings.rates.append(copying.rate(copies))
         findings.rows += [
             _row(case, side, backward, seconds, timings[0]) for side, seconds in zip(sides, timings, strict=True)

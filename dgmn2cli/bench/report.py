@@ -29,8 +29,8 @@ class Row:
         batch, height, width: of the pictures, or of the op's map.
         parameters: trained numbers.
         macs: multiply-accumulates of one run as published, all pictures of the batch: the same for every side.
-        executed: multiply-accumulates that this side really executes; fewer where exact algebra saves some. What a backward
-            pass computes anew is not counted.
+        executed: multiply-accumulates that this side really executes; fewer where exact algebra saves some. What a
+            backward pass computes anew is not counted.
         runs: timings.
         median, p10, p90: seconds of one run.
         per_second: pictures (or maps) a second.

@@ -144,6 +144,8 @@ def build_side(spec: NetworkSpec, side: Side, *, training: bool = False) -> nn.M
     else:
         use_backend(model, side.backend)
     model = model.to(side.device, side.number).train(training)
+    if training and side.name not in PUBLISHED_DESIGNS:
+        model.to(memory_format=torch.channels_last)  # as the trainer does
     network: nn.Module = InferenceForm(model) if side.form == "fused" else model
     if side.compiled:
         network.compile()

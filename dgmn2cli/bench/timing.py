@@ -69,6 +69,7 @@ def alternate(
     warmup: int,
     iters: int,
     progress: Callable[[], object] | None = None,
+    enough: float = float("inf"),
 ) -> list[list[float]]:
     """Times `steps` in turn, round after round.
 
@@ -78,12 +79,16 @@ def alternate(
         warmup: rounds whose timings are thrown away.
         iters: rounds that count.
         progress: called after each round.
+        enough: seconds after which no further round begins, one counted round apart.
 
     Returns:
-        Seconds, per step one list of `iters` timings; equal positions are of one round.
+        Seconds, per step one list of `iters` timings, or fewer; equal positions are of one round.
     """
     timings: list[list[float]] = [[] for _ in steps]
+    start = time.perf_counter()
     for index in range(warmup + iters):
+        if index > warmup and time.perf_counter() - start > enough:
+            break
         for step, kept in zip(steps, timings, strict=True):
             seconds = seconds_of(step, device)
             if index >= warmup:

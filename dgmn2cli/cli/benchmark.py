@@ -33,14 +33,17 @@ SIDES = ", ".join(BASELINES)
 @click.option("--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting.")
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory.  [default: yes]")
 @click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write the rows and the machine there.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the figures as bars there.")
 @run_options
 @pass_session
 def benchmark(session: Session, models: tuple[str, ...], every: bool, **options: Any) -> None:
     """Measure MODELs (the default model if none): speed, memory and efficiency beside the published design's."""
     from dgmn2cli.assemble import resolve
+    from dgmn2cli.bench.chart import chart
     from dgmn2cli.bench.report import write_csv
     from dgmn2cli.bench.run import Request, run_benchmark
     from dgmn2cli.bench.tables import footer, tables
+    from dgmn2cli.data.images import write_png
     from dgmn2cli.runtime import resolve_device, set_threads
 
     zoo = session.zoo()
@@ -59,6 +62,8 @@ def benchmark(session: Session, models: tuple[str, ...], every: bool, **options:
         )
     if options["csv"]:
         write_csv(report, options["csv"])
+    if options["plot"]:
+        write_png(options["plot"], chart(report))
     render.emit(session, report, lambda: [*map(_drawn, tables(report)), *map(Text, footer(report))])
 
 

@@ -265,9 +265,9 @@ class Loop:
 
 
 def _on_cpu(value: Any) -> Any:
-    """Nested dicts and lists with every tensor on the CPU."""
+    """Nested dicts and lists with every tensor on the CPU, laid out in the order of its axes as published files are."""
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
+        return torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
     if isinstance(value, dict):
         return {key: _on_cpu(item) for key, item in value.items()}
     return [_on_cpu(item) for item in value] if isinstance(value, list) else value

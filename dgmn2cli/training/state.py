@@ -174,6 +174,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
         if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq") if name in moments):
             raise _unfit(path, f"the moments of parameter {index} are not {tuple(parameter.shape)}", "")
     optimizer.load_state_dict({"state": dict(state), "param_groups": [{**own[0], "lr": groups[0].get("lr", 0.0)}]})
+    for parameter, moments in optimizer.state.items():  # laid out in memory as an unbroken run has them: the same bits
+        for name, value in moments.items():
+            if value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _unfit(path: Path, why: str, hint: str) -> IntegrityError:

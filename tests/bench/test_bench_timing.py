@@ -24,6 +24,15 @@ def test_rounds_alternate() -> None:
     assert [len(kept) for kept in timings] == [3, 3]
 
 
+def test_slow_sides_get_fewer_rounds_but_one() -> None:
+    runs: list[str] = []
+    timings = alternate([lambda: runs.append("a"), lambda: time.sleep(0.01)], CPU, warmup=1, iters=50, enough=0.0)
+    assert [len(kept) for kept in timings] == [1, 1]
+    assert runs == ["a"] * 2
+    ample = alternate([lambda: None], CPU, warmup=0, iters=4, enough=60.0)
+    assert len(ample[0]) == 4
+
+
 def test_a_step_is_timed_whole() -> None:
     slow, quick = alternate([lambda: time.sleep(0.02), lambda: None], CPU, warmup=0, iters=3)
     assert min(slow) >= 0.02

@@ -6,11 +6,13 @@ import csv
 import json
 from pathlib import Path
 
+import cv2
 import pytest
 
-from dgmn2cli.bench import baseline
+from dgmn2cli.bench import baseline, chart
 from dgmn2cli.bench.agreement import require
 from dgmn2cli.bench.baseline import plain_attention
+from dgmn2cli.bench.chart import WIDTH
 from dgmn2cli.bench.report import Agreement
 from dgmn2cli.cli import main
 from dgmn2cli.errors import CheckFailed
@@ -20,7 +22,9 @@ SMALL = ("--window", "65", "--iters", "1", "--warmup", "0")
 
 def test_infer_beside_the_plain_design(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "rows.csv"
-    code = main(["benchmark", "setr_naive-tiny", *SMALL, "--against", "plain", "--json", "--csv", str(table)])
+    plot = tmp_path / "bars.png"
+    files = ["--csv", str(table), "--plot", str(plot)]
+    code = main(["benchmark", "setr_naive-tiny", *SMALL, "--against", "plain", "--json", *files])
     captured = capsys.readouterr()
     assert code == 0, captured.err
     text = captured.out
@@ -30,7 +34,12 @@ def test_infer_beside_the_plain_design(tmp_path: Path, capsys: pytest.CaptureFix
     with table.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) >= 2
-    assert isinstance(report, (dict, list))
+    assert [row["side"] for row in report["rows"]] == ["dgmn2cli", "plain"]
+    bars = cv2.imread(str(plot))
+    assert bars.shape[1] == WIDTH
+    blue, orange = (int((bars == color).all(2).sum()) for color in (chart._TIME, chart._MEMORY))
+    assert blue > 500
+    assert orange > 500  # two groups: times and memory
 
 
 @pytest.mark.parametrize("kind", ["op", "e2e", "profile", "train"])
@@ -40,6 +49,13 @@ def test_every_kind_of_measurement(kind: str, capsys: pytest.CaptureFixture[str]
     captured = capsys.readouterr()
     assert code == 0, captured.err
     assert captured.out.strip()
+
+
+def test_operators_make_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "bars.png"
+    assert main(["benchmark", "setr_naive-tiny", *SMALL, "--bench", "profile", "--plot", str(plot)]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
+    assert not plot.exists()
 
 
 def test_an_impossible_side_is_named(capsys: pytest.CaptureFixture[str]) -> None:
