@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from faults import downloads, hostile_pickles, images, models, texts
+from faults import commands, disks, downloads, hostile_pickles, images, models, surroundings, texts
 from faults.verdicts import Kind
 
 KINDS: tuple[Kind, ...] = (
     *models.KINDS, *hostile_pickles.KINDS, *images.KINDS, *texts.KINDS, *downloads.KINDS,
+    *commands.KINDS, *surroundings.KINDS, *disks.KINDS,
 )  # fmt: skip
 
 

@@ -8,13 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from faults.__main__ import run_control
 from faults.catalogue import KINDS
+from faults.controls import CONTROLS
+from faults.running import run_control, run_kind
 from faults.verdicts import VIOLATION, Kind, outcome_of
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS.parent}:{TESTS}")
+
+
+def ids(kinds: list[Kind]) -> list[str]:
+    return [kind.name for kind in kinds]
+
+
+HERE, APART = [kind for kind in KINDS if not kind.forks], [kind for kind in KINDS if kind.forks]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # of the maker of a hostile archive
-@pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
+@pytest.mark.parametrize("kind", HERE, ids=ids(HERE))
 def test_no_violation(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgmn2cli.zoo.fetch.OVERHEAD", 1_000_000)
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
@@ -23,8 +38,14 @@ def test_no_violation(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [result for result in results if result[1] == VIOLATION] == []
 
 
+@pytest.mark.parametrize("kind", APART, ids=ids(APART))
+def test_no_violation_through_the_command_line(kind: Kind) -> None:
+    result = run_kind(kind, 2, kind.short)
+    assert result["run"] == kind.short
+    assert result["violations_listed"] == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["no hash compared at load", "weights_only=False", "lenient image decoding"])
-def test_a_weakened_program_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[2]}:{Path(__file__).parents[1]}")
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_weakened_program_is_noticed(name: str) -> None:
     assert run_control(name, 1)["violations"] >= 1
