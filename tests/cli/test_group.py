@@ -139,7 +139,7 @@ def test_show_names_what_there_is_to_know(capsys):
         "13,954,947",
         "Apache-2.0",
         "1Fz_VgIDvX7WcrEJcdYiB85KWOUGz7qPC",
-        "unpinned",
+        "unknown",
     ):
         assert fact in out
     assert call(capsys, "zoo", "show")[1] == out

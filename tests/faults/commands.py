@@ -93,10 +93,15 @@ def model_setups(rng: random.Random) -> Iterator[Setup]:
                 return Call((*arguments, "bad", *more), fitting)
 
             yield f"{command}, model file: {name}", prepare
-        if name in ("missing", "a device", "a folder", "a pipe"):
+
+
+def cached_setups(rng: random.Random) -> Iterator[Setup]:
+    """Each bad model file in the place of the cached one, whose hash is known."""
+    for name, (make, _, _) in MODELS.items():
+        if name in ("missing", "a device", "a folder", "a pipe"):  # these count as not cached
             continue
-        for command, cached_codes in (("zoo verify", {0, 1}), ("infer", {3}), ("eval", {3}), ("submit", {3})):
-            yield f"{command}, cached file: {name}", _cached(command, make, cached_codes, rng)
+        for command, codes in (("zoo verify", {0, 1}), ("infer", {3}), ("eval", {3}), ("submit", {3})):
+            yield f"{command}, cached file: {name}", _cached(command, make, codes, rng)
 
 
 def _cached(command: str, make: bad_files.Make, codes: set[int], rng: random.Random) -> Callable[[Box], Call]:
@@ -119,18 +124,18 @@ def _cached(command: str, make: bad_files.Make, codes: set[int], rng: random.Ran
     return prepare
 
 
+READERS: dict[str, tuple[str, ...]] = {
+    "infer": ("infer", "bad.png", "-o", "out", "--offline"), "eval": ("eval", *DATA, *SMALL, "--offline"),
+    "submit": ("submit", *DATA, *SMALL, "-o", "out/sub", "--offline"), "train": ("train", *TRAIN, "--from", "scratch"),
+    "data check": ("data", "check", "data"),
+}  # fmt: skip
+
+
 def picture_setups(rng: random.Random) -> Iterator[Setup]:
-    """Each bad picture, for each command that reads pictures; bad label maps; data sets with something missing."""
-    commands: dict[str, tuple[str, ...]] = {
-        "infer": ("infer", "bad.png", "-o", "out", "--offline"),
-        "eval": ("eval", *DATA, *SMALL, "--offline"),
-        "submit": ("submit", *DATA, *SMALL, "-o", "out/sub", "--offline"),
-        "train": ("train", *TRAIN, "--from", "scratch"),
-        "data check": ("data", "check", "data"),
-    }
+    """Each bad picture, for each command that reads pictures."""
     where = {"eval": "leftImg8bit/val", "submit": "leftImg8bit/test", "train": "leftImg8bit/train"}
     for name, make in PICTURES.items():
-        for command, arguments in commands.items():
+        for command, arguments in READERS.items():
 
             def prepare(
                 box: Box, make: bad_files.Make = make, command: str = command, arguments: tuple[str, ...] = arguments,
@@ -145,12 +150,17 @@ def picture_setups(rng: random.Random) -> Iterator[Setup]:
                 return Call(arguments, {6})
 
             yield f"{command}, picture: {name}", prepare
+
+
+def data_setups(rng: random.Random) -> Iterator[Setup]:
+    """Bad label maps; data sets with something missing or wrong."""
+    for name, make in PICTURES.items():
         for command in ("eval", "train", "data check"):
-            yield f"{command}, label map: {name}", _bad_label(make, commands[command], rng)
+            yield f"{command}, label map: {name}", _bad_label(make, READERS[command], rng)
     for name, change in DATA_CHANGES.items():
         for command in ("eval", "train", "data check", "submit"):
             if command != "submit" or name in ("no pictures", "nothing"):
-                yield f"{command}, data set: {name}", _changed_data(change, commands[command])
+                yield f"{command}, data set: {name}", _changed_data(change, READERS[command])
 
 
 def _bad_label(make: bad_files.Make, arguments: tuple[str, ...], rng: random.Random) -> Callable[[Box], Call]:
@@ -270,23 +280,33 @@ NAMES = (
     "`touch x`", "setr_pup-tiny/../x", "setr_pup-tiny ", "setr_pup-tiny.pth", "setr_pup", "x.toml", "x.py", "../x.toml",
     "/dev/zero", "/dev/stdin", "nul\u0000l", "con", "|ls", "@list.txt", "http://example.org/x",
 )  # fmt: skip
-NAME_COMMANDS: tuple[tuple[str, ...], ...] = (
+MODEL_NAMED: tuple[tuple[str, ...], ...] = (
     ("download", "?"), ("download", "setr_pup-tiny", "?", "--dry-run"), ("download", "--backbone", "?"),
     ("zoo", "show", "?"), ("zoo", "verify", "?"), ("zoo", "pin", "-o", "x.json", "?"),
     ("infer", "photo.png", "-m", "?"),
     ("eval", "?", *DATA), ("eval", "-m", "?", *DATA), ("train", "?", *DATA), ("submit", "?", *DATA),
-    ("benchmark", "-m", "?"), ("zoo", "show", "--zoo", "?"), ("train", *DATA, "--class-weights", "?"),
+    ("benchmark", "-m", "?"),
+)  # fmt: skip
+OTHERS_NAMED: tuple[tuple[str, ...], ...] = (
+    ("zoo", "show", "--zoo", "?"), ("train", *DATA, "--class-weights", "?"),
     ("eval", *DATA, "--split", "?"), ("train", *DATA, "--set", "?"), ("?",), ("zoo", "?"), ("infer", "?"),
     ("info", "?"), ("convert", "?", "y.pth"), ("data", "check", "?"), ("train", *DATA, "--resume", "?"),
 )  # fmt: skip
 
 
 def name_setups(rng: random.Random) -> Iterator[Setup]:
-    """Each hostile name wherever a model, a split, a setting or a file is named: nothing may be created."""
+    """Each hostile name wherever a model is named: refused, and nothing created."""
     for name in NAMES:
-        for command in NAME_COMMANDS:
+        for command in MODEL_NAMED:
             yield f"{' '.join(command[:2])}, name: {name[:40]!r}", _named(command, name)
         yield f"infer, DGMN2_MODEL: {name[:40]!r}", _named(("infer", "photo.png"), name, by_environment=True)
+
+
+def other_name_setups(rng: random.Random) -> Iterator[Setup]:
+    """The same, where a split, a setting, a command or a file is named."""
+    for name in NAMES:
+        for command in OTHERS_NAMED:
+            yield f"{' '.join(command[:2])}, name: {name[:40]!r}", _named(command, name)
 
 
 def _named(command: tuple[str, ...], name: str, by_environment: bool = False) -> Callable[[Box], Call]:
@@ -312,8 +332,11 @@ def kind_of(setups: Callable[[random.Random], Iterator[Setup]]) -> Callable[[ran
 
 
 KINDS = (
-    Kind("command line, model file", kind_of(model_setups), 330, 10, patience=90, forks=True),
-    Kind("command line, picture and data set", kind_of(picture_setups), 240, 10, patience=90, forks=True),
-    Kind("command line, manifest and configuration", kind_of(text_setups), 340, 10, patience=90, forks=True),
-    Kind("command line, name", kind_of(name_setups), 864, 20, patience=90, forks=True),
+    Kind("command line, model file", kind_of(model_setups), 217, 8, patience=90, forks=True),
+    Kind("command line, cached file", kind_of(cached_setups), 108, 3, patience=90, forks=True),
+    Kind("command line, picture", kind_of(picture_setups), 120, 5, patience=90, forks=True),
+    Kind("command line, label map and data set", kind_of(data_setups), 107, 5, patience=90, forks=True),
+    Kind("command line, manifest and configuration", kind_of(text_setups), 338, 8, patience=90, forks=True),
+    Kind("command line, name of a model", kind_of(name_setups), 455, 8, patience=90, forks=True),
+    Kind("command line, other name", kind_of(other_name_setups), 385, 8, patience=90, forks=True),
 )

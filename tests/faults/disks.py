@@ -21,7 +21,7 @@ OLD = b"what was there before"
 WRITERS: dict[str, tuple[tuple[str, ...], str, int]] = {
     "convert": (("convert", "model.pth", "out/x.safetensors", "--overwrite"), "x.safetensors", 55_000_000),
     "bundle": (("download", "--offline", "--bundle", "out/x.tar"), "x.tar", 55_000_000),
-    "--dest": (("download", "--offline", "--dest", "out", "--force"), "", 55_000_000),
+    "--dest": (("download", "--offline", "--dest", "out"), "", 55_000_000),
     "zoo pin": (("zoo", "pin", "-o", "out/x.json", "--overwrite"), "x.json", 10_000),
     "infer": (
         ("infer", "photo.png", "-o", "out", "--protocol", "native", "--offline", "--overwrite", "--save", "ids,probs"),

@@ -29,6 +29,7 @@ UNFORESEEN = "unforeseen failure"
 READER_GONE = 128 + signal.SIGPIPE
 KEPT = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 OUT, ERR = 1, 2
+LEFT_WRONG = 121  # exit code of a process that found what its command left behind wrong
 TORCH_FOLDERS = tuple(f"tmp/torchinductor_{name}" for name in ("root", getpass.getuser()))  # torch makes one on import
 
 
@@ -161,6 +162,8 @@ def check_published(cache: Path, names: Collection[str]) -> None:
 
 
 def _check_ending(ended: Ended, call: Call) -> None:
+    if ended.code == LEFT_WRONG:
+        raise Violation(ended.err[-300:])
     last = ended.err.rstrip("\n").splitlines()[-1:] or [""]
     if "Traceback" in ended.err or UNFORESEEN in ended.err or "Exception ignored" in ended.err:
         raise Violation(f"exit code {ended.code}, and a traceback: {ended.err[-400:]!r}")
@@ -225,6 +228,9 @@ def _as_command(box: Box, call: Call, files: dict[int, int], writer: int) -> Non
         if sys.stdout is not None:
             sys.stdout.flush()  # as Python does at its end; it would say "Exception ignored" and exit with 120
         call.after(code)
+    except Violation as violation:
+        os.write(files[ERR], str(violation).encode())
+        code = LEFT_WRONG
     except BaseException:  # noqa: BLE001  # shown as Python would show it
         os.write(files[ERR], traceback.format_exc().encode())
         code = 120

@@ -52,7 +52,7 @@ def _gone() -> None:
     shutil.rmtree(os.getcwd())
 
 
-SURROUNDINGS = {
+VARIABLES = {
     "HOME not set": Surroundings(environment={"HOME": None}),
     "HOME empty, no cache named": Surroundings(frozenset({4, 5}), environment={"HOME": "", "DGMN2_CACHE": None}),
     "HOME is nowhere": Surroundings(environment={"HOME": "/nowhere/at/all"}),
@@ -62,6 +62,13 @@ SURROUNDINGS = {
     ),
     "LANG=C": Surroundings(environment={"LANG": "C", "LC_ALL": "C"}, streams=Streams(encoding="ascii")),
     "Latin-1": Surroundings(environment={"LANG": "de_DE.ISO-8859-1"}, streams=Streams(encoding="latin-1")),
+    "no temporary folder": Surroundings(frozenset({5}), environment={"TMPDIR": "/nowhere"}),
+    "the cache is a file": Surroundings(frozenset({4, 5}), environment={"DGMN2_CACHE": "photo-\u00e9.png"}),
+    "the cache is a device": Surroundings(frozenset({4, 5}), environment={"DGMN2_CACHE": "/dev/full"}),
+    "DGMN2_OFFLINE is no word": Surroundings(frozenset({2}), environment={"DGMN2_OFFLINE": "perhaps\x1b"}),
+    "the folder is gone": Surroundings(frozenset({2, 3, 4, 5, 6}), prepare=_gone),
+}
+STREAMS = {
     "stdout closed": Surroundings(streams=Streams(out="closed")),
     "stderr closed": Surroundings(streams=Streams(err="closed")),
     "both closed": Surroundings(streams=Streams(out="closed", err="closed")),
@@ -69,20 +76,24 @@ SURROUNDINGS = {
     "stderr full": Surroundings(streams=Streams(err="full")),
     "both full": Surroundings(frozenset({5}), usual=False, streams=Streams(out="full", err="full")),
     "| head -1": Surroundings(frozenset({READER_GONE}), streams=Streams(out="head")),
-    "no temporary folder": Surroundings(frozenset({5}), environment={"TMPDIR": "/nowhere"}),
     "odd terminal": Surroundings(environment={"TERM": "dumb", "COLUMNS": "1", "LINES": "x", "FORCE_COLOR": "1"}),
     "COLUMNS=0": Surroundings(environment={"COLUMNS": "0"}),
     "COLUMNS is no number": Surroundings(environment={"COLUMNS": "wide"}),
-    "the cache is a file": Surroundings(frozenset({4, 5}), environment={"DGMN2_CACHE": "photo-\u00e9.png"}),
-    "the cache is a device": Surroundings(frozenset({4, 5}), environment={"DGMN2_CACHE": "/dev/full"}),
-    "DGMN2_OFFLINE is no word": Surroundings(frozenset({2}), environment={"DGMN2_OFFLINE": "perhaps\x1b"}),
-    "the folder is gone": Surroundings(frozenset({2, 3, 4, 5, 6}), prepare=_gone),
 }
 
 
 def stream_setups(rng: random.Random) -> Iterator[Setup]:
-    """Every good command in each of the bad surroundings."""
-    for (name, arguments), (about, place) in itertools.product(GOOD_COMMANDS.items(), SURROUNDINGS.items()):
+    """Every good command with bad standard streams and terminals."""
+    return _all_in(STREAMS)
+
+
+def variable_setups(rng: random.Random) -> Iterator[Setup]:
+    """Every good command in a bad environment."""
+    return _all_in(VARIABLES)
+
+
+def _all_in(surroundings: dict[str, Surroundings]) -> Iterator[Setup]:
+    for (name, arguments), (about, place) in itertools.product(GOOD_COMMANDS.items(), surroundings.items()):
         yield f"{name}, {about}", _surrounded(name, arguments, place)
 
 
@@ -182,7 +193,8 @@ def _printable(out: str) -> bool:
 
 
 KINDS = (
-    Kind("command line, surroundings", kind_of(stream_setups), 374, 16, patience=90, forks=True),
-    Kind("command line, output", kind_of(output_setups), 130, 8, patience=90, forks=True),
+    Kind("command line, streams", kind_of(stream_setups), 170, 8, patience=90, forks=True),
+    Kind("command line, environment", kind_of(variable_setups), 204, 8, patience=90, forks=True),
+    Kind("command line, output", kind_of(output_setups), 110, 6, patience=90, forks=True),
     Kind("command line, picture's name", kind_of(picture_names), 22, 2, patience=90, forks=True),
 )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from faults.catalogue import KINDS
 from faults.controls import CONTROLS
 from faults.running import run_control, run_kind
+from faults.sandbox import Box, Call, Streams, run
 from faults.verdicts import VIOLATION, Kind, outcome_of
 
 TESTS = Path(__file__).parents[1]
@@ -43,6 +47,26 @@ def test_no_violation_through_the_command_line(kind: Kind) -> None:
     result = run_kind(kind, 2, kind.short)
     assert result["run"] == kind.short
     assert result["violations_listed"] == []
+
+
+ENDINGS = [
+    ("zoo show fpn-tny", Streams(), ""), ("info page.pth", Streams(), ""),
+    ("zoo list", Streams(out="full"), ">/dev/full"),
+    ("zoo list", Streams(out="closed"), ">&-"), ("zoo show", Streams(out="head"), "| head -1; exit ${PIPESTATUS[0]}"),
+    ("convert page.pth page.pth", Streams(err="closed"), "2>&-"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "streams", "redirect"), ENDINGS)
+def test_a_forked_command_ends_as_a_started_one(line: str, streams: Streams, redirect: str, tmp_path: Path) -> None:
+    box = Box(tmp_path / "box").make()
+    (box.work / "page.pth").write_text("<!DOCTYPE html>")
+    shell = ["bash", "-c", f"{sys.executable} -m dgmn2cli {line} {redirect}"]
+    environment = {**box.environment(), "PYTHONPATH": os.environ["PYTHONPATH"]}
+    started = subprocess.run(shell, cwd=box.work, env=environment, capture_output=True, text=True, timeout=60)
+    forked = run(box, Call(tuple(line.split()), (), streams=streams))
+    assert (forked.code, forked.err) == (started.returncode, started.stderr)
+    assert streams.out == "head" or forked.out == started.stdout
 
 
 @pytest.mark.slow
