@@ -101,8 +101,8 @@ def _nothing_to_ask(entry: AnyEntry, cache: Path, force: bool) -> Dgmn2Error:
     if force and (ready := from_cache(entry, cache)):
         hint = f"Leave out --force and --source: a good file is there, {ready.path}."
         return NetworkError("cannot download it again", where=entry.key, why=off, hint=hint)
-    hint = f"Switch the network on and run `{get}`; or fetch the file elsewhere, alone or as a bundle (`{get} --bundle TAR`), "
-    hint += f"and adopt it here with `{get} --from FILE`."
+    hint = f"Switch the network on and run `{get}`; or fetch the file elsewhere, alone or as a bundle "
+    hint += f"(`{get} --bundle TAR`), and adopt it here with `{get} --from FILE`."
     if found := caching.locate(entry, cache):
         why = "it does not have the hash it must have"
         return IntegrityError("the cached file is damaged", where=found.path, why=why, hint=hint)

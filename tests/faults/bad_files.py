@@ -61,6 +61,8 @@ def make_goods(folder: Path) -> None:
         for number, path in enumerate(sorted((data / "leftImg8bit" / "val").rglob("*.png"))):
             shutil.copy(path, test / f"berlin_{number:06}_000019_leftImg8bit.png")
         (folder / "done").touch()
+    with torch.device("meta"):
+        Segmentor("tiny", "setr_pup")  # torch imports much when this is first done; the forked processes need not
     _GOODS[:] = [Goods(model, read_checkpoint(model).sha256, data)]
 
 

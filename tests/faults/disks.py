@@ -24,7 +24,7 @@ WRITERS: dict[str, tuple[tuple[str, ...], str, int]] = {
     "--dest": (("download", "--offline", "--dest", "out"), "", 55_000_000),
     "zoo pin": (("zoo", "pin", "-o", "out/x.json", "--overwrite"), "x.json", 10_000),
     "infer": (
-        ("infer", "photo.png", "-o", "out", "--protocol", "native", "--offline", "--overwrite", "--save", "ids,probs"),
+        ("infer", "photo.png", "-o", "out", *SMALL, "--offline", "--overwrite", "--save", "ids,probs"),
         "photo_ids.png", 5000,
     ),
     "eval": (("eval", *DATA, *SMALL, "--offline", "--report", "out/x.json", "--save-preds", "out/p"), "x.json", 0),
@@ -103,7 +103,7 @@ def read_only_setups(rng: random.Random) -> Iterator[Setup]:
         yield f"{name}, output on a read-only disk", _read_only(arguments, "out", {5})
     readers = {
         "download": ("download", "--offline"), "zoo verify": ("zoo", "verify"), "zoo show": ("zoo", "show"),
-        "infer": ("infer", "photo.png", "-o", "out", "--protocol", "native", "--offline"),
+        "infer": ("infer", "photo.png", "-o", "out", *SMALL, "--offline"),
         "eval": ("eval", *DATA, *SMALL, "--offline", "--limit", "1"), "zoo pin": ("zoo", "pin", "-o", "out/x.json"),
         "submit": ("submit", *DATA, *SMALL, "--offline", "-o", "out/sub"), "info": ("info", "model.pth"),
         "bundle": ("download", "--offline", "--bundle", "out/x.tar"),
@@ -151,7 +151,7 @@ def link_setups(rng: random.Random) -> Iterator[Setup]:
     for name, (arguments, target, _) in WRITERS.items():
         names = {target} - {""} or {
             "--dest": {"setr_pup_dgmn2_tiny_4x2_769x769_40k_cityscapes.pth"},
-            "train": {"run/config.toml", "run/log.jsonl", "run/last.pth", "run/report.json"},
+            "train": {"run/config.toml", "run/best.pth", "run/last.pth", "run/report.json"},
         }[name]
         for file in sorted(names):
             for about, points_to in (("a file", "../victim"), ("nothing", "../elsewhere"), ("a folder", "../folder")):

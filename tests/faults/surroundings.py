@@ -22,7 +22,7 @@ GOOD_COMMANDS: dict[str, tuple[str, ...]] = {
     "zoo pin": ("zoo", "pin", "-o", "out/pinned.json"), "download, cached": ("download", "--offline"),
     "download, dry": ("download", "--all", "--dry-run"), "info": ("info", "model.pth"),
     "convert": ("convert", "model.pth", "out/x.safetensors"), "data check": ("data", "check", "data"),
-    "infer": ("infer", "photo-\u00e9.png", "-o", "out", "--protocol", "native", "--offline"),
+    "infer": ("infer", "photo-\u00e9.png", "-o", "out", *SMALL, "--offline"),
     "eval": ("eval", *DATA, *SMALL, "--offline", "--limit", "1"),
     "submit": ("submit", *DATA, *SMALL, "--offline", "-o", "out/sub"),
     "a refusal": ("zoo", "show", "fpn-tny"), "a refused file": ("info", "photo-\u00e9.png"),
@@ -118,7 +118,7 @@ def _surrounded(name: str, arguments: tuple[str, ...], place: Surroundings) -> C
 def output_setups(rng: random.Random) -> Iterator[Setup]:
     """Outputs that cannot be made, or would destroy something: refused, and nothing else is touched."""
     writers: dict[str, tuple[str, ...]] = {
-        "infer": ("infer", "photo.png", "--protocol", "native", "--offline", "-o", "?"),
+        "infer": ("infer", "photo.png", *SMALL, "--offline", "-o", "?"),
         "convert": ("convert", "model.pth", "?/x.safetensors"), "convert to": ("convert", "model.pth", "?"),
         "download --dest": ("download", "--offline", "--dest", "?"),
         "bundle": ("download", "--offline", "--bundle", "?"),
@@ -182,7 +182,7 @@ def picture_names(rng: random.Random) -> Iterator[Setup]:
                 folder.mkdir()
                 cv2.imwrite(str(box.top / "tmp" / "x.png"), cv2.imread(str(goods().photo)))
                 os.replace(box.top / "tmp" / "x.png", folder / f"{name}.png")
-                arguments = ("infer", "in", "-o", "out", "--protocol", "native", "--offline", *json)
+                arguments = ("infer", "in", "-o", "out", *SMALL, "--offline", *json)
                 return Call(arguments, {0, 6} if name.startswith("n") else {0}, right=_printable)
 
             yield f"infer, a picture's name: {name[:20]!r} {' '.join(json)}", prepare
