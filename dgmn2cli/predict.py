@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -166,9 +167,9 @@ def _expand_list(path: Path) -> list[tuple[Path, Path]]:
 def check_targets(pictures: Iterable[Picture], folder: Path, kinds: Sequence[str], overwrite: bool) -> None:
     """Raises ConfigError where an output would overwrite an input, or an existing file without `overwrite`."""
     pictures = list(pictures)
-    inputs = {picture.path.resolve() for picture in pictures}
+    inputs = {os.path.realpath(picture.path) for picture in pictures}  # unlike resolve, it bears links in a loop
     targets = [output_path(folder, picture.name, kind) for picture in pictures for kind in kinds]
-    lost = [str(target) for target in targets if target.resolve() in inputs]
+    lost = [str(target) for target in targets if os.path.realpath(target) in inputs]
     if lost:
         raise ConfigError("an output would overwrite its input", faults=lost, hint="Choose another folder with -o.")
     there = [str(target) for target in targets if target.exists()]

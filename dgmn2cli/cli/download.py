@@ -46,8 +46,10 @@ def download(session: Session, keys: tuple[str, ...], **options: Any) -> None:
         _say_plan(session, zoo, entries, options["offered"])
         return
     from dgmn2cli.zoo.downloads import collect, copy_to
-    from dgmn2cli.zoo.offers import write_bundle
+    from dgmn2cli.zoo.offers import check_bundle_target, write_bundle
 
+    if options["bundle"] is not None:
+        check_bundle_target(options["bundle"])
     if options["offered"] is not None:
         report, error = _adopt(session, zoo, entries, options), None
     else:

@@ -167,6 +167,17 @@ def is_bundle(path: Path) -> bool:
         return file.read(len(INDEX) + 1) == INDEX.encode() + b"\0"
 
 
+def check_bundle_target(path: Path) -> None:
+    """Refuses, before anything is downloaded, to write a bundle over something that is none.
+
+    Raises:
+        ResourceError: something else is there.
+    """
+    if path.exists() and not (path.is_file() and is_bundle(path)):
+        hint = "Choose another name, or remove it first."
+        raise ResourceError("the bundle is not written", where=path, why="something else is there", hint=hint)
+
+
 def write_bundle(files: Sequence[FetchedFile], path: Path) -> Path:
     """Writes verified files into a bundle, whole or not at all; the same files give the same bytes.
 

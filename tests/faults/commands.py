@@ -332,11 +332,11 @@ def kind_of(setups: Callable[[random.Random], Iterator[Setup]]) -> Callable[[ran
 
 
 KINDS = (
-    Kind("command line, model file", kind_of(model_setups), 217, 8, patience=90, forks=True),
-    Kind("command line, cached file", kind_of(cached_setups), 108, 3, patience=90, forks=True),
-    Kind("command line, picture", kind_of(picture_setups), 120, 5, patience=90, forks=True),
-    Kind("command line, label map and data set", kind_of(data_setups), 107, 5, patience=90, forks=True),
-    Kind("command line, manifest and configuration", kind_of(text_setups), 338, 8, patience=90, forks=True),
-    Kind("command line, name of a model", kind_of(name_setups), 455, 8, patience=90, forks=True),
-    Kind("command line, other name", kind_of(other_name_setups), 385, 8, patience=90, forks=True),
+    Kind("command line, model file", kind_of(model_setups), 217, 4, patience=90, forks=True),
+    Kind("command line, cached file", kind_of(cached_setups), 108, 2, patience=90, forks=True),
+    Kind("command line, picture", kind_of(picture_setups), 120, 3, patience=90, forks=True),
+    Kind("command line, label map and data set", kind_of(data_setups), 107, 3, patience=90, forks=True),
+    Kind("command line, manifest and configuration", kind_of(text_setups), 338, 5, patience=90, forks=True),
+    Kind("command line, name of a model", kind_of(name_setups), 455, 4, patience=90, forks=True),
+    Kind("command line, other name", kind_of(other_name_setups), 385, 4, patience=90, forks=True),
 )

@@ -214,7 +214,7 @@ def _not_permitted() -> str:
 
 
 KINDS = (
-    Kind("command line, full disk", _where_permitted(full_disk_setups), 46, 3, patience=90, forks=True),
-    Kind("command line, read-only disk", _where_permitted(read_only_setups), 28, 3, patience=90, forks=True),
-    Kind("command line, links laid", kind_of(link_setups), 39, 3, patience=90, forks=True),
+    Kind("command line, full disk", _where_permitted(full_disk_setups), 46, 2, patience=90, forks=True),
+    Kind("command line, read-only disk", _where_permitted(read_only_setups), 28, 2, patience=90, forks=True),
+    Kind("command line, links laid", kind_of(link_setups), 39, 2, patience=90, forks=True),
 )

@@ -87,6 +87,7 @@ def _run_child(
             if not block:
                 break
             data, patience = data + block, kind.patience
+        child.stdout.close()
         code = child.wait()
         errors.seek(0)
         if code and not ending:
