@@ -60,6 +60,9 @@ def local_write_errors(path: Path) -> Iterator[None]:
             errno.EDQUOT: "The disk quota is used up; free some space.",
             errno.EACCES: "Choose a folder you may write to.",
             errno.EPERM: "Choose a folder you may write to.",
+            errno.ENOTDIR: "Something that is no folder is in its path; choose another.",
+            errno.EEXIST: "Something that is no folder is in its path; choose another.",
+            errno.ENAMETOOLONG: "Choose a shorter name.",
             errno.EROFS: "The file system is read-only; choose another folder.",
         }
         reason = os.strerror(error.errno) if error.errno else str(error)

@@ -73,9 +73,10 @@ def infer(session: Session, pictures: tuple[str, ...], model: str, **options: An
         )  # fmt: skip
     render.emit(session, report, lambda: _summary(report))
     if report.failures:
+        done = "The others were segmented." if report.pictures else "Nothing was segmented."
         raise DataError(
             f"{len(report.failures)} of {len(found)} pictures could not be read",
-            faults=[failure.why for failure in report.failures], hint="The others were segmented.",
+            faults=[failure.why for failure in report.failures], hint=done,
         )  # fmt: skip
 
 

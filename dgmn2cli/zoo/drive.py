@@ -78,7 +78,7 @@ def _confirmed(page: str, url: str) -> str:
     if "accounts.google" in (urlsplit(url).hostname or "") or "servicelogin" in text:
         raise _refusal(url, "it wants a Google account: the file is not public")
     if "quota exceeded" in text or "too many users" in text or "download quota" in text:
-        raise _refusal(url, "its download quota is used up until tomorrow or so")
+        raise _refusal(url, "its download quota is used up for now; that passes within a day or so")
     try:
         return str(get_url_from_gdrive_confirmation(page))
     except FileURLRetrievalError as error:

@@ -227,7 +227,7 @@ def text_setups(rng: random.Random) -> Iterator[Setup]:
     ):  # fmt: skip
         for name, content in _manifests(rng).items():
             yield f"{' '.join(command[:2])}, manifest: {name}", _with_text(command, "--zoo", "bad.json", content, name)
-    for command in (("eval", *DATA), ("train", *DATA), ("submit", *DATA), ("infer", "photo.png"), ("benchmark",)):
+    for command in (("eval", *DATA), ("train", *DATA), ("submit", *DATA), ("infer", "photo.png")):
         for suffix in (".toml", ".py"):
             for name, content in _configurations(rng, suffix).items():
                 yield (
@@ -285,7 +285,7 @@ MODEL_NAMED: tuple[tuple[str, ...], ...] = (
     ("zoo", "show", "?"), ("zoo", "verify", "?"), ("zoo", "pin", "-o", "x.json", "?"),
     ("infer", "photo.png", "-m", "?"),
     ("eval", "?", *DATA), ("eval", "-m", "?", *DATA), ("train", "?", *DATA), ("submit", "?", *DATA),
-    ("benchmark", "-m", "?"),
+    ("benchmark", "?"),
 )  # fmt: skip
 OTHERS_NAMED: tuple[tuple[str, ...], ...] = (
     ("zoo", "show", "--zoo", "?"), ("train", *DATA, "--class-weights", "?"),
@@ -310,7 +310,7 @@ def other_name_setups(rng: random.Random) -> Iterator[Setup]:
 
 
 def _named(command: tuple[str, ...], name: str, by_environment: bool = False) -> Callable[[Box], Call]:
-    paths = {"info": {3, 5}, "convert": {2, 3, 5}, "data": {2, 5, 6}, "infer": {2, 6}}
+    paths = {"info": {3, 5}, "convert": {2, 3, 5}, "data": {2, 5, 6}, "infer": {2, 4, 5, 6}}
     codes = {2} if "-m" in command or "?" not in command else {2} | paths.get(command[0], set())
     if "--split" in command or "--zoo" in command or "--class-weights" in command or "--resume" in command:
         codes = {2, 3, 5, 6}

@@ -11,12 +11,14 @@ from pathlib import Path
 import own_mounts
 
 from dgmn2cli.zoo import cache as caching
+from dgmn2cli.zoo.offers import INDEX
 from faults.bad_files import goods
 from faults.commands import DATA, SMALL, TRAIN, Setup, fill, kind_of
 from faults.sandbox import Box, Call
 from faults.verdicts import Faults, Kind, Skipped, Violation
 
-OLD = b"what was there before"
+# what was there before: looks like a bundle or a report, so that it may be replaced
+OLD = {".tar": INDEX.encode() + b"\0 of before", ".json": b'{"of": "before"}'}
 # name -> the command, what it writes to `out`, at least so many bytes (0: not known)
 WRITERS: dict[str, tuple[tuple[str, ...], str, int]] = {
     "convert": (("convert", "model.pth", "out/x.safetensors", "--overwrite"), "x.safetensors", 55_000_000),
@@ -61,16 +63,20 @@ def _on_small_disk(arguments: tuple[str, ...], target: str, size: int, files: in
             own_mounts.go_private()
             own_mounts.mount_small(out, size, files)
             if target:
-                (out / target).write_bytes(OLD)
+                (out / target).write_bytes(_old(target))
 
         def look(code: int) -> None:
-            if target and (out / target).read_bytes() != OLD:
+            if target and (out / target).read_bytes() != _old(target):
                 raise Violation("the old file is not what it was")
             _no_parts(out)
 
         return Call(arguments, {5}, prepare=shrink, after=look)
 
     return prepare
+
+
+def _old(name: str) -> bytes:
+    return OLD.get(Path(name).suffix, b"what was there before")
 
 
 def _no_parts(folder: Path) -> None:
@@ -168,7 +174,7 @@ def link_setups(rng: random.Random) -> Iterator[Setup]:
 def _linked(arguments: tuple[str, ...], file: str, points_to: str) -> Callable[[Box], Call]:
     def prepare(box: Box) -> Call:
         whole_box(box)
-        (box.work / "victim").write_bytes(OLD)
+        (box.work / "victim").write_bytes(_old(file))
         (box.work / "folder").mkdir()
         link = box.work / "out" / file
         link.parent.mkdir(exist_ok=True)
@@ -186,7 +192,7 @@ def _linked_cache(place: Callable[[Box], Path], more: tuple[str, ...]) -> Callab
         target = place(box)
         target.parent.mkdir(exist_ok=True)
         victim = box.work / "victim"
-        victim.write_bytes(target.read_bytes() if target.exists() else OLD)
+        victim.write_bytes(target.read_bytes() if target.exists() else b"before")
         target.unlink(missing_ok=True)
         target.symlink_to(victim)
         return Call(("download", "setr_pup-tiny", "--from", "model.pth", *more), {0})
