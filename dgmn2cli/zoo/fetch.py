@@ -30,7 +30,7 @@ Verify = Callable[[Path], object]  # raises a Dgmn2Error unless the file is the 
 BYTES_PER_PARAM = 15  # float32 weights and Adam's two moments, and a quarter more
 OVERHEAD = 64 << 20  # bytes a file may have beyond its tensors
 BY_HAND = (
-    "Get the file another way, with a browser from the address in `dgmn2 zoo show {key}` for one, and adopt it with "
+    "Save it with a browser from an address that `dgmn2 zoo show {key}` names, and adopt it with "
     "`dgmn2 download {key} --from FILE`."
 )
 

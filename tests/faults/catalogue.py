@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from faults import commands, disks, downloads, hostile_pickles, images, models, surroundings, texts
+from faults import commands, disks, downloads, hostile_pickles, images, models, networks, surroundings, texts
 from faults.verdicts import Faults, Kind
 
 KINDS: tuple[Kind, ...] = (
     *models.KINDS, *hostile_pickles.KINDS, *images.KINDS, *texts.KINDS, *downloads.KINDS,
-    *commands.KINDS, *surroundings.KINDS, *disks.KINDS,
+    *commands.KINDS, *surroundings.KINDS, *disks.KINDS, *networks.KINDS,
 )  # fmt: skip
 
 
