@@ -199,6 +199,6 @@ def _fetching(entry: zoo.ZooEntry, cache: Path, locks: bool = True) -> Callable[
 KINDS = (
     Kind("misbehaving server", misbehaviours, (len(GOOD) + len(BAD)) * len(OLD_PARTS), 60, patience=20),
     Kind("resumed download, nothing checked behind it", resumptions, 800, 30, patience=20),
-    Kind("kill -9 during a download", kills, 400, 5, patience=40),
+    Kind("kill -9 during a download", kills, 240, 5, patience=40),
     Kind("eight processes at once", crowds, 60, 2, patience=60),
 )
