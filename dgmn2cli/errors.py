@@ -43,7 +43,7 @@ class Dgmn2Error(Exception):
         place = f" ({shortened(printable(self.where))})" if self.where else ""
         why = f": {shortened(printable(self.why).rstrip('.'))}" if self.why else ""
         hint = f" {printable(self.hint)}" if self.hint else ""
-        return f"{printable(self.what)}{place}{why}." + hint
+        return f"{shortened(printable(self.what))}{place}{why}." + hint
 
     def fault_lines(self) -> list[str]:
         """The single faults, one per line, at most 20 and then the count of the rest."""
