@@ -30,7 +30,7 @@ sys.exit(main(sys.argv[2:]))"""
 def test_download_infer_offline_and_from_a_bundle_without_network(tmp_path):
     """`dgmn2 infer photo.jpg` with no other argument, each time in a folder of its own: the same masks every time."""
     weights = write_checkpoint(tmp_path / "model.pth", filled_state(Segmentor("tiny", "setr_pup")), {})
-    picture = np.random.default_rng(1).integers(0, 256, (45, 60, 3), dtype=np.uint8)
+    picture = np.random.default_rng(1).integers(0, 256, (60, 20, 3), dtype=np.uint8)  # narrow: two windows
     host = Host(weights.read_bytes())
     address = f"{host.base}/uc?id=form&real={{id}}"
 
