@@ -26,8 +26,8 @@ WRITERS: dict[str, tuple[tuple[str, ...], str, int]] = {
     "--dest": (("download", "--offline", "--dest", "out"), "", 55_000_000),
     "zoo pin": (("zoo", "pin", "-o", "out/x.json", "--overwrite"), "x.json", 10_000),
     "infer": (
-        ("infer", "photo.png", "-o", "out", *SMALL, "--offline", "--overwrite", "--save", "ids,probs"),
-        "photo_ids.png", 5000,
+        ("infer", "photo.png", "-o", "out", *SMALL, "--offline", "--overwrite", "--save", "probs"),
+        "photo_probs.npz", 5000,
     ),
     "eval": (("eval", *DATA, *SMALL, "--offline", "--report", "out/x.json", "--save-preds", "out/p"), "x.json", 0),
     "submit": (("submit", *DATA, *SMALL, "--offline", "-o", "out/sub", "--zip", "out/x.zip"), "x.zip", 0),
