@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
@@ -244,11 +245,17 @@ def text_setups(rng: random.Random) -> Iterator[Setup]:
                 )
 
 
+@functools.cache
+def _huge() -> bytes:
+    """One for all: every process that is forked pays for what its parent holds."""
+    return b"#" * 110_000_000
+
+
 def _manifests(rng: random.Random) -> dict[str, bytes]:
     text = resources.zoo_path().read_bytes()
     fixed = {
         "empty": b"", "null": b"null", "a list": b"[]", "no models": b"{}", "cut": text[: len(text) // 2],
-        "deep": b"[" * 100_000, "noise": rng.randbytes(1000), "huge": b" " * 110_000_000, "UTF-16": b"\xff\xfe{\0}\0",
+        "deep": b"[" * 100_000, "noise": rng.randbytes(1000), "huge": _huge(), "UTF-16": b"\xff\xfe{\0}\0",
         "NaN": text.replace(b'"params": ', b'"params": NaN, "x": ', 1),
         "twice": text.replace(b'"default"', b'"default": "fpn-tiny", "default"', 1),
         "a path": text.replace(b'"key": "fpn-tiny"', b'"key": "../../fpn-tiny"'),
@@ -262,7 +269,7 @@ def _configurations(rng: random.Random, suffix: str) -> dict[str, bytes]:
     text = toml if suffix == ".toml" else mmcv
     fixed = {
         "unknown key": text + (b"[optim2]\nx = 1\n" if suffix == ".toml" else b"model2 = undefined_name\n"),
-        "noise": rng.randbytes(1000), "huge": b"#" * 110_000_000, "deep": b"a = " + b"[" * 50_000,
+        "noise": rng.randbytes(1000), "huge": _huge(), "deep": b"a = " + b"[" * 50_000,
         "itself": b'base = "bad.toml"\n' if suffix == ".toml" else b"_base_ = 'bad.py'\n",
         "a call": b"import faults.canary\nfaults.canary.fire()\n" + text,
         "not UTF-8": b"\xff\xfe" + text,
