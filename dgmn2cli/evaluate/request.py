@@ -108,9 +108,10 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> Se
     if request.resume and request.official and request.save_preds is None:
         why = "the predictions of the first run are gone"
         raise ConfigError("--resume with --official needs kept predictions", why=why, hint="Add --save-preds DIR.")
-    if request.report is not None and request.report.is_dir():
+    if request.report is not None and request.report.exists() and not request.report.is_file():
+        kind = "a folder" if request.report.is_dir() else "a pipe, socket or device"
         raise ConfigError(
-            "the report cannot be written", where=request.report, why="it is a folder, and a file is wanted"
+            "the report cannot be written", where=request.report, why=f"it is {kind}, and a file is wanted"
         )
     if request.report is not None and request.report.is_file() and not _is_json(request.report):
         why, hint = "another file is there, which is no JSON", "Name a new file, or an earlier report."
