@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 FAULTS_SHOWN = 20
+LONGEST = 600  # characters of a name, a reason or a fault that are shown
 
 
 def printable(text: object) -> str:
     """`text` on one line, control and bidirectional characters escaped: safe to show on a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def shortened(text: str) -> str:
+    """`text`, its middle left out where it is too long for a message."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 class Dgmn2Error(Exception):
@@ -37,14 +44,14 @@ class Dgmn2Error(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        place = f" ({printable(self.where)})" if self.where else ""
-        why = f": {printable(self.why).rstrip('.')}" if self.why else ""
+        place = f" ({shortened(printable(self.where))})" if self.where else ""
+        why = f": {shortened(printable(self.why).rstrip('.'))}" if self.why else ""
         hint = f" {printable(self.hint)}" if self.hint else ""
-        return f"{printable(self.what)}{place}{why}." + hint
+        return f"{shortened(printable(self.what))}{place}{why}." + hint
 
     def fault_lines(self) -> list[str]:
         """The single faults, one per line, at most 20 and then the count of the rest."""
-        lines = [printable(fault) for fault in self.faults[:FAULTS_SHOWN]]
+        lines = [shortened(printable(fault)) for fault in self.faults[:FAULTS_SHOWN]]
         rest = len(self.faults) - len(lines)
         return [*lines, f"... and {rest} more"] if rest else lines
 

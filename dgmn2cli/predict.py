@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dgmn2cli.prediction import ClassShare, Prediction, check_outputs, output_pa
 from dgmn2cli.segmenter import RunInfo, Segmenter
 
 PROBS_BYTES = 10  # per pixel and class, while probabilities are made, halved and compressed
+GIVE = "Give files, folders, globs or @list.txt."
 LIST_LIMIT = 16 << 20  # bytes of a list file
 
 
@@ -103,7 +105,7 @@ def find_pictures(sources: Sequence[str]) -> list[Picture]:
     for source in sources:
         found += _expand(source)
     if not found:
-        raise ConfigError("no picture is named", hint="Give files, folders, globs or @list.txt.")
+        raise ConfigError("no picture is named", hint=GIVE)
     unique = list(dict.fromkeys(found))
     if not any(path.exists() for path, _ in unique):
         faults = [str(path) for path, _ in unique] if len(unique) > 1 else []
@@ -111,6 +113,7 @@ def find_pictures(sources: Sequence[str]) -> list[Picture]:
             "no such file" if not faults else "none of these files exist",
             where="" if faults else unique[0][0],
             faults=faults,
+            hint=GIVE,
         )
     stems: dict[str, int] = {}
     for _, name in unique:
@@ -142,7 +145,7 @@ def _expand(source: str) -> list[tuple[Path, Path]]:
     if not path.exists() and glob.has_magic(source):
         matches = [Path(match) for match in sorted(glob.glob(source, recursive=True)) if not Path(match).is_dir()]
         if not matches:
-            raise DataError("no file matches", where=source)
+            raise DataError("no file matches", where=source, hint=GIVE)
         return [(match, Path(match.name)) for match in matches]
     return [(path, Path(path.name))]
 
@@ -154,7 +157,9 @@ def _expand_list(path: Path) -> list[tuple[Path, Path]]:
             text = file.read(LIST_LIMIT + 1)
         lines = [line.strip() for line in text.decode().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError("cannot read the list of pictures", where=path, why=str(error)) from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        hint = "Give a text file that names one picture a line."
+        raise DataError("cannot read the list of pictures", where=path, why=why, hint=hint) from error
     if len(text) > LIST_LIMIT:
         raise DataError("cannot read the list of pictures", where=path, why=f"it is longer than {LIST_LIMIT} bytes")
     named = [path.parent / line for line in lines if line and not line.startswith("#")]
@@ -166,9 +171,9 @@ def _expand_list(path: Path) -> list[tuple[Path, Path]]:
 def check_targets(pictures: Iterable[Picture], folder: Path, kinds: Sequence[str], overwrite: bool) -> None:
     """Raises ConfigError where an output would overwrite an input, or an existing file without `overwrite`."""
     pictures = list(pictures)
-    inputs = {picture.path.resolve() for picture in pictures}
+    inputs = {os.path.realpath(picture.path) for picture in pictures}  # unlike resolve, it bears links in a loop
     targets = [output_path(folder, picture.name, kind) for picture in pictures for kind in kinds]
-    lost = [str(target) for target in targets if target.resolve() in inputs]
+    lost = [str(target) for target in targets if os.path.realpath(target) in inputs]
     if lost:
         raise ConfigError("an output would overwrite its input", faults=lost, hint="Choose another folder with -o.")
     there = [str(target) for target in targets if target.exists()]

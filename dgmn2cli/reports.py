@@ -8,6 +8,7 @@ import glob
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,9 @@ def local_write_errors(path: Path) -> Iterator[None]:
             errno.EDQUOT: "The disk quota is used up; free some space.",
             errno.EACCES: "Choose a folder you may write to.",
             errno.EPERM: "Choose a folder you may write to.",
+            errno.ENOTDIR: "Something that is no folder is in its path; choose another.",
+            errno.EEXIST: "Something that is no folder is in its path; choose another.",
+            errno.ENAMETOOLONG: "Choose a shorter name.",
             errno.EROFS: "The file system is read-only; choose another folder.",
         }
         reason = os.strerror(error.errno) if error.errno else str(error)
@@ -76,10 +80,11 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
         write: the content, or a function that writes it into a binary file.
 
     Raises:
-        ResourceError: disk full, no permission, read-only file system.
+        ResourceError: disk full, no permission, read-only file system, or what is there is a folder, pipe or device.
     """
     path = Path(path)
     with local_write_errors(path):
+        _refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(path)
         descriptor, temporary = tempfile.mkstemp(
@@ -100,6 +105,20 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
             raise
         sync_folder(path.parent)
     return path
+
+
+def _refuse_special(path: Path) -> None:
+    """A rename would replace a device or a pipe by a file: whoever may write /dev must not lose /dev/null by that."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return  # nothing there, or a link that leads nowhere: it is replaced
+        raise
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        hint = "Name a file that is new or may be replaced."
+        raise ResourceError("cannot write the file", where=path, why=f"{kind} is there", hint=hint)
 
 
 def _clear_abandoned(path: Path) -> None:

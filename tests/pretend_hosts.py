@@ -225,18 +225,21 @@ def _redirect(location: str | None, status: int = 302) -> Callable[[Handler], No
     return manner
 
 
-def _partial(content_range: str) -> Callable[[Handler], None]:
-    """Answers a Range request with 206 and this Content-Range (START, END, TOTAL are filled in); others correctly."""
+def _partial(content_range: str, begin: str = "START") -> Callable[[Handler], None]:
+    """Answers a Range request with 206 and this Content-Range (START, END, TOTAL are filled in); others correctly.
+
+    The bytes sent begin at `begin`.
+    """
 
     def manner(h: Handler) -> None:
         start, total = h.offset(), len(h.content)
         if not start:
             h.serve(h.content)
             return
-        values = {"START": start, "BACK": start - 1, "END": total - 1, "TOTAL": total, "MORE": total + 1}
+        values = {"START": start, "BACK": start - 1, "ZERO": 0, "END": total - 1, "TOTAL": total, "MORE": total + 1}
         text = re.sub("[A-Z]+", lambda match: str(values[match[0]]), content_range)
         headers = {"Content_Range": text} if text else {}
-        h.send(h.content[start:], 206, ETag='"right"', **headers)
+        h.send(h.content[values[begin] :], 206, ETag='"right"', **headers)
 
     return manner
 
@@ -274,6 +277,8 @@ MANNERS: dict[str, Callable[[Handler], None]] = {
     "range-unknown-total": _partial("bytes START-END/*"),
     "range-missing": _partial(""),
     "range-other-unit": _partial("lines START-END/TOTAL"),
+    "range-earlier": _partial("bytes BACK-END/TOTAL", "BACK"),
+    "range-from-zero": _partial("bytes ZERO-END/TOTAL", "ZERO"),
     "hostile-name": lambda h: h.send(h.content, Content_Disposition='attachment; filename="../../../evil.pth"'),
     "redirect-relative": _redirect("/good"),
     "redirect-other-host": _redirect("http://localhost:PORT/good", 301),

@@ -43,11 +43,13 @@ def download(session: Session, keys: tuple[str, ...], **options: Any) -> None:
     zoo = session.zoo()
     entries = _wanted(zoo, keys, options)
     if options["dry_run"]:
-        _say_plan(session, entries)
+        _say_plan(session, zoo, entries, options["offered"])
         return
     from dgmn2cli.zoo.downloads import collect, copy_to
-    from dgmn2cli.zoo.offers import write_bundle
+    from dgmn2cli.zoo.offers import check_bundle_target, write_bundle
 
+    if options["bundle"] is not None:
+        check_bundle_target(options["bundle"])
     if options["offered"] is not None:
         report, error = _adopt(session, zoo, entries, options), None
     else:
@@ -107,9 +109,16 @@ def _adopt(session: Session, zoo: Zoo, entries: list[AnyEntry], options: dict[st
     return DownloadReport(tuple(files))
 
 
-def _say_plan(session: Session, entries: list[AnyEntry]) -> None:
+def _say_plan(session: Session, zoo: Zoo, entries: list[AnyEntry], offered: Path | None) -> None:
     """What a run without `--dry-run` would do."""
     lines = []
+    if offered is not None:
+        from dgmn2cli.zoo.offers import plan_offered
+
+        wanted, check = entries or [*zoo.segmentors, *zoo.backbones], structural_check(session)
+        lines = plan_offered(offered, wanted, cache=session.cache_dir(), verify_for=check)
+        lines = lines or [f"nothing would be adopted: no file fits ({offered})"]
+        entries = []
     for entry in entries:
         there = locate(entry, session.cache_dir()) is not None
         places = ", else ".join(source.address for source in entry.sources)

@@ -73,9 +73,10 @@ def infer(session: Session, pictures: tuple[str, ...], model: str, **options: An
         )  # fmt: skip
     render.emit(session, report, lambda: _summary(report))
     if report.failures:
+        done = "The others were segmented." if report.pictures else "Nothing was segmented."
         raise DataError(
             f"{len(report.failures)} of {len(found)} pictures could not be read",
-            faults=[failure.why for failure in report.failures], hint="The others were segmented.",
+            faults=[failure.why for failure in report.failures], hint=done,
         )  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def _line(result: Any) -> Text:
     more = len(result.classes) - SHOWN_CLASSES
     plural = "s" if result.windows != 1 else ""
     head = f"{result.path}  {result.width}x{result.height}, {result.windows} window{plural}, {result.seconds:.1f} s"
-    files = "".join(f"\n  {kind}: {path}" for kind, path in result.outputs.items())
+    files = "".join(f"\n  {kind}: {printable(path)}" for kind, path in result.outputs.items())
     memory = result.memory
     if memory is not None:
         head += f", at most {memory.highest / 1e9:.2f} GB in use ({memory.predicted / 1e9:.2f} GB predicted)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def _make(session: Session, model: str, options: dict[str, Any]) -> SubmissionRe
     from dgmn2cli import runtime, submission
 
     kept, folder, settings = options["kept"], options["kept"] or options["out"], settings_of(options)
-    target = options["target"] or folder.parent / f"{folder.resolve().name}.zip"
+    target = options["target"] or folder.parent / f"{os.path.basename(os.path.realpath(folder))}.zip"
     network = network_of(session, model, options) if kept is None else None
     with render.progress(session, "reading the pictures") as advance:
         data = submission.open_test(options["data_root"], options["split"], lambda total: advance(total=total))

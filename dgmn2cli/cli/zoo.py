@@ -20,7 +20,7 @@ from dgmn2cli.zoo.manifest import shown
 PIN_MEANING = {
     "pinned": "pinned (the manifest states the hash)",
     "recorded": "recorded (noted after a verified download; checked at every load)",
-    "unpinned": "unpinned (no hash is published; it is recorded after the first verified download)",
+    "unknown": "unknown (none is published; it is recorded after the first verified download)",
 }
 
 

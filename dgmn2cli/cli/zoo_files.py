@@ -28,9 +28,11 @@ def verify_files(session: Session, keys: tuple[str, ...], everything: bool) -> N
     emit(session, {"cache": session.cache_dir(), "files": shown_ones}, lambda: _checks(shown_ones))
     bad = [c for c in checks if c.state == "damaged" or (keys and c.state == "not on disk")]
     if bad:
+        keys_again = " ".join(check.key for check in bad[:4]) + (" ..." if len(bad) > 4 else "")
         raise CheckFailed(
-            f"{len(bad)} of {len(shown_ones)} files failed", hint=f"Get them with `dgmn2 download {bad[0].key}`.",
-            faults=[f"{check.key}: {check.state}" for check in bad],
+            f"{len(bad)} of {len(shown_ones)} files are damaged or not on disk",
+            hint=f"Get a good copy with `dgmn2 download {keys_again}`.",
+            faults=[f"{check.key}: {check.state}" + (f" ({check.path})" if check.path else "") for check in bad],
         )  # fmt: skip
 
 

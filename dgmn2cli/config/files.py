@@ -72,7 +72,7 @@ def decode(data: bytes) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise Unreadable(f"line {line} is not UTF-8 text (byte 0x{data[error.start]:02x})") from error
+        raise Unreadable(f"line {line} is not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8") from error
     if "\0" in text:
         raise Unreadable(f"line {text.count(chr(10), 0, text.index(chr(0))) + 1} holds a NUL byte")
     return text.replace("\r\n", "\n")

@@ -80,7 +80,8 @@ def load_description(path: str | Path) -> FolderDescription:
     if not faults:
         faults = _contradictions(values)
     if faults:
-        raise ConfigError(what, where=path, why=f"{len(faults)} faults: {faults[0]}", faults=faults)
+        why = faults[0] if len(faults) == 1 else f"{len(faults)} faults, listed above"
+        raise ConfigError(what, where=path, why=why, faults=faults)
     return FolderDescription(**values)
 
 

@@ -133,10 +133,10 @@ def bmp_header(data: bytes) -> ImageHeader:
         raise Malformed("its header is cut")
     offset, info = struct.unpack_from("<II", data, 10)
     if info < 40:
-        raise Malformed("it is an OS/2 bitmap; save it as PNG")
+        raise Malformed("it is an OS/2 bitmap")
     width, height, _planes, depth, compression = struct.unpack_from("<iiHHI", data, 18)
     if compression not in (0, 3):
-        raise Malformed("its pixels are compressed; save it as PNG")
+        raise Malformed("its pixels are compressed")
     if width <= 0 or height == 0:
         raise Malformed(f"its size is {width}x{height}")
     needed = offset + (width * depth + 31) // 32 * 4 * abs(height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -86,8 +87,8 @@ class PredictionFolder:
             ConfigError: a prediction would overwrite a file of the data set, or two pictures have one name.
         """
         made = cls(Path(folder), data.palette, data.kind == "cityscapes")
-        inputs = {path.resolve() for pair in data.pairs for path in (pair.image, pair.label) if path is not None}
-        targets = [target.resolve() for pair in data.pairs for target in made.targets(pair.name)]
+        inputs = {os.path.realpath(p) for pair in data.pairs for p in (pair.image, pair.label) if p is not None}
+        targets = [os.path.realpath(target) for pair in data.pairs for target in made.targets(pair.name)]
         lost = sorted({str(target) for target in targets if target in inputs})
         if lost:
             raise ConfigError("a prediction would overwrite a file of the data set", where=folder, faults=lost)

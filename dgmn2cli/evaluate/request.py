@@ -14,7 +14,7 @@ from dgmn2cli.config import DataConfig, InferenceConfig
 from dgmn2cli.data.check import check_dataset, require_sound
 from dgmn2cli.data.configured import open_configured
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.errors import ConfigError
+from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.evaluate.collective import torchrun_place
 from dgmn2cli.evaluate.engine import PredictionFolder, Watch, first
 from dgmn2cli.evaluate.official import require_official
@@ -82,6 +82,15 @@ class EvalData:
     info: DataInfo
 
 
+def _is_json(path: Path) -> bool:
+    """Whether the file begins as a report does, or is empty."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1) in (b"{", b"")
+    except OSError as error:
+        raise ResourceError("cannot read the file", where=path, why=error.strerror or str(error)) from error
+
+
 def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> SegmentationSet:
     """The whole split, once everything has been refused that can be without reading a picture or loading a network.
 
@@ -99,10 +108,14 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> Se
     if request.resume and request.official and request.save_preds is None:
         why = "the predictions of the first run are gone"
         raise ConfigError("--resume with --official needs kept predictions", why=why, hint="Add --save-preds DIR.")
-    if request.report is not None and request.report.is_dir():
+    if request.report is not None and request.report.exists() and not request.report.is_file():
+        kind = "a folder" if request.report.is_dir() else "a pipe, socket or device"
         raise ConfigError(
-            "the report cannot be written", where=request.report, why="it is a folder, and a file is wanted"
+            "the report cannot be written", where=request.report, why=f"it is {kind}, and a file is wanted"
         )
+    if request.report is not None and request.report.is_file() and not _is_json(request.report):
+        why, hint = "another file is there, which is no JSON", "Name a new file, or an earlier report."
+        raise ConfigError("the report is not written", where=request.report, why=why, hint=hint)
     if torchrun_place() is not None:
         _refuse_under_torchrun(request)
     for inference in inferences:

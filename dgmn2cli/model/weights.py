@@ -121,7 +121,10 @@ def _refuse_foreign(path: Path, file: BinaryIO, size: int) -> None:
         why = "it is a web page, most likely a download page saved in place of the file"
     if why:
         raise IntegrityError(
-            "this is not a checkpoint", where=path, why=why, hint="Download the checkpoint again and try once more."
+            "this is not a checkpoint",
+            where=path,
+            why=why,
+            hint="Give a .pth or .safetensors file; `dgmn2 download` gets the published ones.",
         )
 
 
@@ -162,7 +165,7 @@ def _unwrap(path: Path, content: Content, digest: str, size: int) -> Checkpoint:
     return Checkpoint(path, digest, size, state, known, rest, content.format, wrapper, prefixed)
 
 
-def _not_a_checkpoint(path: Path, why: str, hint: str = "") -> IntegrityError:
+def _not_a_checkpoint(path: Path, why: str, hint: str = "Give the file of a whole model.") -> IntegrityError:
     return IntegrityError("this is not a checkpoint", where=path, why=why, hint=hint)
 
 

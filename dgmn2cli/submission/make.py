@@ -70,7 +70,7 @@ def open_test(root: Path, split: str, step: Callable[[int], object] = lambda tot
             faults += [text] if text else []
             step(len(data))
     if faults:
-        why = f"{len(faults)} faults in split {split}"
+        why = f"{len(faults)} fault{'s' * (len(faults) != 1)} in split {split}"
         raise DataError("the data set has faults", where=root, why=why, hint="Mend them.", faults=faults)
     return data
 

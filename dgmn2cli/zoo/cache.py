@@ -24,7 +24,7 @@ from dgmn2cli.zoo.manifest import AnyEntry, Source
 
 HASH_BLOCK = 1 << 20  # bytes read at a time
 RECORD_LIMIT = 100_000  # bytes; a record has about 500
-Pin = Literal["pinned", "recorded", "unpinned"]
+Pin = Literal["pinned", "recorded", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _user_cache() -> Path:
     if os.path.isabs(configured):  # the XDG specification says to ignore a relative one
         return Path(configured)
     home = Path(os.path.expanduser("~"))
-    if not home.is_absolute():  # neither HOME nor the user database names one
+    if os.environ.get("HOME") == "" or not home.is_absolute():  # an empty HOME would mean the root folder
         hint = "Name one with --cache or DGMN2_CACHE."
         raise ResourceError("no cache folder", why="the user has no home folder", hint=hint)
     return home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
@@ -110,7 +110,7 @@ def pin_state(entry: AnyEntry, cache: Path) -> Pin:
     """Whether the entry's hash is in the manifest, was recorded here, or is not known."""
     if entry.sha256:
         return "pinned"
-    return "recorded" if find_record(entry, cache) else "unpinned"
+    return "recorded" if find_record(entry, cache) else "unknown"
 
 
 def locate(entry: AnyEntry, cache: Path) -> CachedFile | None:
@@ -234,5 +234,5 @@ def _origins(sources: tuple[Source, ...]) -> tuple[str, ...]:
 
 def _unreadable(path: Path, error: OSError) -> ResourceError:
     why = os.strerror(error.errno).lower() if error.errno else str(error)
-    hint = "Check the path." if isinstance(error, (FileNotFoundError, NotADirectoryError)) else ""
+    hint = "Check its permissions." if isinstance(error, PermissionError) else "Check the path."
     return ResourceError("cannot read the file", where=path, why=why, hint=hint)

@@ -62,8 +62,9 @@ def collect(
     report = DownloadReport(tuple(files), failures)
     if len(errors) <= 1:
         return report, errors[0][1] if errors else None
+    done = "The others are done; run it again for these." if files else "Nothing was downloaded."
     summary = type(errors[0][1])(
-        f"{len(errors)} of {len(entries)} downloads failed", hint="The others are done; run it again for these.",
+        f"{len(errors)} of {len(entries)} downloads failed", hint=done,
         faults=[f"{failure.key}: {failure.error}" for failure in failures],
     )  # fmt: skip
     return report, summary

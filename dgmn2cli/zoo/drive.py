@@ -20,7 +20,6 @@ from dgmn2cli.zoo.transfer import read_page
 FILE_ADDRESS = "https://drive.google.com/uc?export=download&id={id}"
 AGENT = "Mozilla/5.0"  # to other programs Google Drive answers with other pages
 MAX_PAGES = 3
-BY_HAND = "Download it in a browser and adopt it with `dgmn2 download KEY --from FILE`, or try again tomorrow."
 
 
 def drive_session() -> requests.Session:
@@ -79,7 +78,7 @@ def _confirmed(page: str, url: str) -> str:
     if "accounts.google" in (urlsplit(url).hostname or "") or "servicelogin" in text:
         raise _refusal(url, "it wants a Google account: the file is not public")
     if "quota exceeded" in text or "too many users" in text or "download quota" in text:
-        raise _refusal(url, "its download quota is used up for now")
+        raise _refusal(url, "its download quota is used up for now; that passes within a day or so")
     try:
         return str(get_url_from_gdrive_confirmation(page))
     except FileURLRetrievalError as error:
@@ -89,7 +88,7 @@ def _confirmed(page: str, url: str) -> str:
 
 
 def _refusal(url: str, why: str) -> NetworkError:
-    return NetworkError("Google Drive does not give the file", where=place_of(url), why=why, hint=BY_HAND)
+    return NetworkError("Google Drive does not give the file", where=place_of(url), why=why)
 
 
 def _first_line(error: Exception) -> str:

@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 Verify = Callable[[Path], object]  # raises a Dgmn2Error unless the file is the entry's model, complete and finite
 BYTES_PER_PARAM = 15  # float32 weights and Adam's two moments, and a quarter more
 OVERHEAD = 64 << 20  # bytes a file may have beyond its tensors
-BY_HAND = "Try another source with --source, or adopt a file you have with `dgmn2 download {key} --from FILE`."
+BY_HAND = (
+    "Save it with a browser from an address that `dgmn2 zoo show {key}` names, and adopt it with "
+    "`dgmn2 download {key} --from FILE`."
+)
 
 
 @dataclass(frozen=True)
@@ -84,23 +87,26 @@ def fetch(
         return ready
     usable = tuple(s for s in (entry.sources if sources is None else sources) if not offline or s.type == "file")
     if not usable:
-        raise _nothing_to_ask(entry, cache)
+        raise _nothing_to_ask(entry, cache, force)
     with turn(_parts_folder(cache), entry.key):
         if not force and (ready := from_cache(entry, cache, progress, began)):
             return ready
         return _from_sources(entry, usable, cache, verify, limits, progress, began)
 
 
-def _nothing_to_ask(entry: AnyEntry, cache: Path) -> Dgmn2Error:
-    """The error when the network is off and there is no good file."""
+def _nothing_to_ask(entry: AnyEntry, cache: Path, force: bool) -> Dgmn2Error:
+    """The error when the network is off and there is no good file, or another one was asked for."""
+    off = "the network is switched off (--offline, DGMN2_OFFLINE)"
     get = f"dgmn2 download {entry.key}"
-    hint = f"Switch it on and run `{get}`; or fetch the file elsewhere, alone or as a bundle (`{get} --bundle TAR`), "
-    hint += f"and adopt it here with `{get} --from FILE`."
+    if force and (ready := from_cache(entry, cache)):
+        hint = f"Leave out --force and --source: a good file is there, {ready.path}."
+        return NetworkError("cannot download it again", where=entry.key, why=off, hint=hint)
+    hint = f"Switch the network on and run `{get}`; or fetch the file elsewhere, alone or as a bundle "
+    hint += f"(`{get} --bundle TAR`), and adopt it here with `{get} --from FILE`."
     if found := caching.locate(entry, cache):
         why = "it does not have the hash it must have"
         return IntegrityError("the cached file is damaged", where=found.path, why=why, hint=hint)
-    why = "the network is switched off (--offline, DGMN2_OFFLINE)"
-    return NetworkError("the weights are not on disk", where=entry.key, why=why, hint=hint)
+    return NetworkError("the weights are not on disk", where=entry.key, why=off, hint=hint)
 
 
 def from_cache(
@@ -179,6 +185,7 @@ def _from_sources(
         try:
             fetched = _from_source(entry, source, cache, verify, limits, deadline, progress, began)
         except (NetworkError, IntegrityError, NonFiniteError) as error:
+            error.hint = error.hint or BY_HAND.format(key=entry.key)
             failures.append(error)
             if number < len(sources):
                 logger.warning("source %d of %s failed, trying the next: %s", number, entry.key, error)

@@ -134,14 +134,17 @@ def follow(url: str, target: str) -> str:
         onward = urljoin(url, target)
         fault = url_fault(onward)
     except ValueError:
-        onward, fault = target, "is no URL"
+        raise _not_followed(url, shown(target), "is no URL") from None
     if not fault and urlsplit(url).scheme == "https" and urlsplit(onward).scheme != "https":
         fault = "is plain http, which anyone on the way can change; wanted https"
     if fault:
-        raise NetworkError(
-            "the server leads to an address that is not followed", where=place_of(url), why=f"'{shown(onward)}' {fault}"
-        )
+        raise _not_followed(url, place_of(onward), fault)
     return onward
+
+
+def _not_followed(url: str, onward: str, fault: str) -> NetworkError:
+    what = "the server leads to an address that is not followed"
+    return NetworkError(what, where=place_of(url), why=f"'{onward}' {fault}")
 
 
 def _get(
@@ -199,9 +202,7 @@ def _check_status(response: requests.Response, url: str) -> None:
         error = TemporaryError("the server refuses", where=place_of(url), why=why, hint="Try again later.")
         error.retry_after = _retry_after(response.headers.get("Retry-After", ""))
         raise error
-    raise NetworkError(
-        "the server refuses", where=place_of(url), why=why, hint="Check the address, or try another source."
-    )
+    raise NetworkError("the server refuses", where=place_of(url), why=why)
 
 
 def _retry_after(text: str) -> float | None:
@@ -246,6 +247,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def place_of(url: str) -> str:
-    """A URL as a message shows it: without its query, which may hold a token."""
+    """A URL as a message shows it: without its query, which may hold a token, and without a password."""
     parts = urlsplit(url)
-    return shown(parts._replace(query="", fragment="").geturl()) if parts.netloc else shown(url)
+    bare = parts._replace(query="", fragment="", netloc=parts.netloc.rpartition("@")[2])
+    return shown(bare.geturl()) if parts.netloc else shown(url)

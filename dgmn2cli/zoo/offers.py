@@ -69,24 +69,56 @@ def adopt_offered(
     if not found or (all_wanted and missing):
         raise IntegrityError(
             "no file fits" if not found else "some files are missing", where=path,
-            why=f"none is a complete checkpoint of {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}",
+            why=f"none is a complete checkpoint of {_names(missing)}",
             hint="Check that the files are whole; a file saved from a web page is often the page itself.",
         )  # fmt: skip
     return found
 
 
+def plan_offered(path: Path, entries: Sequence[AnyEntry], *, cache: Path, verify_for: VerifyFor) -> list[str]:
+    """What `adopt_offered` would take over, one line a file; nothing is written.
+
+    Raises:
+        IntegrityError: `path` is a damaged bundle.
+        ResourceError: it cannot be read.
+    """
+    if is_bundle(path):
+        with _bundle(path) as (_, index):
+            wanted = [line for line in index if line.key in {entry.key for entry in entries}]
+        return [f"{line.key}: would be adopted from the bundle, {line.size:,} bytes" for line in wanted]
+    lines = []
+    left = _files_in(path) if path.is_dir() else [path]
+    for entry, file in _fitting(left, entries, cache, verify_for):
+        lines.append(f"{entry.key}: would be adopted from {file}")
+    return lines
+
+
+def _names(keys: Sequence[str]) -> str:
+    more = len(keys) - 4
+    return ", ".join(keys[:4]) + (f" and {more} more" if more > 0 else "")
+
+
 def _from_files(
     files: list[Path], entries: Sequence[AnyEntry], cache: Path, verify_for: VerifyFor, progress: Progress | None
 ) -> list[FetchedFile]:
+    """Adopts what fits."""
+    return [
+        adopt(entry, file, cache=cache, verify=verify_for(entry), progress=progress)
+        for entry, file in _fitting(files, entries, cache, verify_for)
+    ]
+
+
+def _fitting(
+    files: list[Path], entries: Sequence[AnyEntry], cache: Path, verify_for: VerifyFor
+) -> Iterator[tuple[AnyEntry, Path]]:
     """For each entry the first file that fits it, files that bear its name first; a file fits one entry only."""
-    found, left = [], list(files)
+    left = list(files)
     for entry in entries:
         for file in sorted(left, key=lambda file: not _named_like(file, entry)):
             if _fits(file, entry, cache, verify_for):
-                found.append(adopt(entry, file, cache=cache, verify=verify_for(entry), progress=progress))
+                yield entry, file
                 left.remove(file)
                 break
-    return found
 
 
 def _fits(file: Path, entry: AnyEntry, cache: Path, verify_for: VerifyFor) -> bool:
@@ -133,6 +165,17 @@ def is_bundle(path: Path) -> bool:
         return False
     with open_regular(path) as file:
         return file.read(len(INDEX) + 1) == INDEX.encode() + b"\0"
+
+
+def check_bundle_target(path: Path) -> None:
+    """Refuses, before anything is downloaded, to write a bundle over something that is none.
+
+    Raises:
+        ResourceError: something else is there.
+    """
+    if path.exists() and not (path.is_file() and is_bundle(path)):
+        hint = "Choose another name, or remove it first."
+        raise ResourceError("the bundle is not written", where=path, why="something else is there", hint=hint)
 
 
 def write_bundle(files: Sequence[FetchedFile], path: Path) -> Path:

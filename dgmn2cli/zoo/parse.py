@@ -6,6 +6,7 @@ import difflib
 import ipaddress
 import json
 import math
+import os
 import re
 import stat
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from dgmn2cli import resources
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.zoo.manifest import BackboneEntry, Source, Zoo, ZooEntry, shown
 
+WAY_OUT = "Correct it, or leave out --zoo."
 MANIFEST_LIMIT = 5_000_000  # bytes; the published manifest has 12 thousand
 FORMAT_VERSION = 1
 KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
@@ -58,7 +60,7 @@ def read_zoo(path: Path) -> Zoo:
             "the zoo manifest is not valid",
             where=path,
             why=why,
-            hint="Correct it, or leave out --zoo.",
+            hint=WAY_OUT,
             faults=faults if len(faults) > 1 else (),
         )
     return zoo
@@ -184,15 +186,15 @@ class _Table:
 def _read_text(path: Path) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError("cannot use the zoo manifest", where=path, why="it is not a regular file")
+            raise _unusable(path, "it is not a regular file")
         with path.open("rb") as file:
             data = file.read(MANIFEST_LIMIT + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigError("cannot use the zoo manifest", where=path, why="there is no such file") from error
+        raise _unusable(path, "there is no such file") from error
     except PermissionError as error:
         raise ResourceError("cannot read the zoo manifest", where=path, why="permission denied") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ConfigError("cannot use the zoo manifest", where=shown(str(path)), why=str(error)) from error
+        raise _unusable(path, _reason(error)) from error
     if len(data) > MANIFEST_LIMIT:
         why = f"it is larger than {MANIFEST_LIMIT // 1_000_000} MB"
         raise ConfigError("cannot use the zoo manifest", where=path, why=why, hint="Is it a manifest at all?")
@@ -200,17 +202,25 @@ def _read_text(path: Path) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         why = f"it is not UTF-8 text (byte {error.start})"
-        raise ConfigError("cannot use the zoo manifest", where=path, why=why) from error
+        raise _unusable(path, why) from error
+
+
+def _unusable(path: Path, why: str) -> ConfigError:
+    return ConfigError("cannot use the zoo manifest", where=path, why=why, hint=WAY_OUT)
+
+
+def _reason(error: Exception) -> str:
+    return os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
 
 
 def _parse_json(text: str, path: Path) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_Object)
     except RecursionError as error:
-        raise ConfigError("cannot use the zoo manifest", where=path, why="it is nested too deeply") from error
+        raise _unusable(path, "it is nested too deeply") from error
     except ValueError as error:  # JSONDecodeError, and an integer of thousands of digits
         why = f"it is not JSON: {error}"
-        raise ConfigError("cannot use the zoo manifest", where=path, why=why) from error
+        raise _unusable(path, why) from error
 
 
 def _read_document(table: _Table, path: Path) -> Zoo:

@@ -93,7 +93,6 @@ def web_page(place: str) -> NetworkError:
     return NetworkError(
         "the server sent a web page instead of the file",
         where=place, why="a login, quota or error page, most likely",
-        hint="Download it in a browser and adopt it with `dgmn2 download KEY --from FILE`.",
     )  # fmt: skip
 
 

@@ -87,6 +87,10 @@ def test_the_path_is_the_last_line_and_the_second_time_needs_no_network(call, ho
     code, again, _ = call("download", "dgmn2_tiny", "--offline", urls=urls)
     assert (code, again.splitlines()[-1]) == (0, lines[-1])
     assert "already there" in again
+    code, out, err = call("download", "dgmn2_tiny", "--offline", "--force", urls=urls)
+    assert (code, out) == (4, "")
+    assert err.startswith("Error: cannot download it again (dgmn2_tiny): the network is switched off")
+    assert lines[-1] in err
     code, out, _ = call("download", "dgmn2_tiny", "--json", urls=urls)
     (file,) = json.loads(out)["files"]
     assert (file["pin"], file["cached"], file["path"]) == ("recorded", True, lines[-1])
@@ -120,6 +124,7 @@ WRONG = [
     ("backbone", "flipped", 3, "the file is not the model (dgmn2_tiny from http://"),
     ("backbone", "page", 4, "a web page instead of the file"),
     ("backbone", "404", 4, "status 404: there is no such file"),
+    ("backbone", "page", 4, "with `dgmn2 download dgmn2_tiny --from FILE`"),
 ]
 
 
@@ -154,7 +159,9 @@ def test_one_failure_does_not_stop_the_others(call, hosts):
     code, out, err = call("download", "--json", "--backbone", "small", "--backbone", "large", "dgmn2_tiny", urls=urls)
     assert code == 4
     assert [failure["key"] for failure in json.loads(out)["failures"]] == ["dgmn2_small", "dgmn2_large"]
-    assert err.splitlines()[-1].startswith("Error: 2 of 3 downloads failed.")
+    assert err.splitlines()[-1] == "Error: 2 of 3 downloads failed. The others are done; run it again for these."
+    code, _, err = call("download", "--offline", "fpn-tiny", "fpn-small")
+    assert (code, err.splitlines()[-1]) == (4, "Error: 2 of 2 downloads failed. Nothing was downloaded.")
 
 
 def test_other_sources(call, hosts):
@@ -210,6 +217,24 @@ def test_a_dry_run_does_nothing(call, hosts):
     assert cached_files() == []
 
 
+def test_a_dry_run_says_what_would_be_adopted(call, checkpoints, tmp_path):
+    def plan(*arguments):
+        code, out, err = call("download", *arguments, "--dry-run")
+        assert (code, err) == (0, "")
+        return out.splitlines()
+
+    model, backbone = checkpoints / "model.pth", checkpoints / "backbone.pth"
+    adopted = [f"setr_pup-tiny: would be adopted from {model}", f"dgmn2_tiny: would be adopted from {backbone}"]
+    assert plan("--from", checkpoints) == adopted
+    assert plan("dgmn2_tiny", "--from", model) == [f"nothing would be adopted: no file fits ({model})"]
+    assert cached_files() == []
+    bundle = tmp_path / "bundle.tar"
+    assert call("download", "dgmn2_tiny", "--from", backbone, "--bundle", bundle)[0] == 0
+    size = backbone.stat().st_size
+    assert plan("--from", bundle) == [f"dgmn2_tiny: would be adopted from the bundle, {size:,} bytes"]
+    assert plan("fpn-tiny", "--from", bundle) == [f"nothing would be adopted: no file fits ({bundle})"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -249,7 +274,8 @@ def test_verify_and_pin(call, hosts, tmp_path):
     assert "pinned" in call("zoo", "show", "dgmn2_tiny", "--zoo", tmp_path / "mine.json")[1]
     path.write_bytes(path.read_bytes()[:-1])
     code, out, err = call("zoo", "verify", urls=urls)
-    assert (code, err.splitlines()[0]) == (1, "dgmn2_tiny: damaged")
+    assert (code, err.splitlines()[0]) == (1, f"dgmn2_tiny: damaged ({path})")
+    assert err.endswith("Get a good copy with `dgmn2 download dgmn2_tiny`.\n")
     assert "damaged" in out
     assert call("zoo", "pin", "-o", tmp_path / "other.json", urls=urls)[0] == 3
     assert call("download", "dgmn2_tiny", "--offline", urls=urls)[0] == 3

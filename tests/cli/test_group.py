@@ -85,6 +85,7 @@ def test_every_command_in_the_table_exists_and_takes_the_global_options(capsys, 
         (["nosuch"], "no such command (nosuch). See `dgmn2 --help`."),
         (["zo"], "no such command (zo). Did you mean `dgmn2 zoo`?"),
         (["x\x1b[2J" * 99], "no such command (x\\x1b[2J"),
+        (["zoo", "x" * 10_000], "no such command 'xxx"),
         (["zoo", "list", "--foo"], "no such option '--foo' (dgmn2 zoo list)."),
         (["zoo", "list", "a", "b"], "got unexpected extra argument (b) (dgmn2 zoo list). See `dgmn2 zoo list --help`."),
         (["zoo", "list", "nothing"], "no model matches (nothing)."),
@@ -96,7 +97,7 @@ def test_usage_errors_are_one_line_and_exit_2(capsys, arguments, said):
     code, out, err = call(capsys, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith(f"Error: {said}")
-    assert err.count("\n") == 1
+    assert (err.count("\n"), len(err) < 1000) == (1, True)
 
 
 def test_json_stands_anywhere_and_is_alone_on_stdout(capsys):
@@ -139,7 +140,7 @@ def test_show_names_what_there_is_to_know(capsys):
         "13,954,947",
         "Apache-2.0",
         "1Fz_VgIDvX7WcrEJcdYiB85KWOUGz7qPC",
-        "unpinned",
+        "unknown",
     ):
         assert fact in out
     assert call(capsys, "zoo", "show")[1] == out

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from pretend_hosts import Host
 
 import dgmn2cli
-from dgmn2cli.data.images import write_png
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.model.weights import write_checkpoint
@@ -27,31 +28,34 @@ sys.exit(main(sys.argv[2:]))"""
 
 @pytest.mark.slow
 def test_download_infer_offline_and_from_a_bundle_without_network(tmp_path):
-    import numpy as np
-
-    picture = np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    write_png(tmp_path / "photo.png", picture)
+    """`dgmn2 infer photo.jpg` with no other argument, each time in a folder of its own: the same masks every time."""
     weights = write_checkpoint(tmp_path / "model.pth", filled_state(Segmentor("tiny", "setr_pup")), {})
+    picture = np.random.default_rng(1).integers(0, 256, (60, 20, 3), dtype=np.uint8)  # narrow: two windows
     host = Host(weights.read_bytes())
     address = f"{host.base}/uc?id=form&real={{id}}"
 
-    def dgmn2(*arguments, cache="cache", before=()):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "DGMN2_CACHE": str(tmp_path / cache)}
+    def dgmn2(*arguments, cache="cache", before=(), where="", **variables):
+        folder = tmp_path / where
+        folder.mkdir(exist_ok=True)
+        assert cv2.imwrite(str(folder / "photo.jpg"), picture)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "DGMN2_CACHE": str(tmp_path / cache), **variables}
         command = [*before, sys.executable, "-c", PROGRAM, address, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=tmp_path)
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=folder)
 
-    def mask(done, out):
-        assert done.returncode == 0, done.stderr
-        (path,) = (tmp_path / out).glob("*ids*")
-        return path.read_bytes()
+    def masks(where, **settings):
+        done = dgmn2("infer", "photo.jpg", where=where, **settings)
+        assert (done.returncode, done.stderr) == (0, "")
+        folder = tmp_path / where / "dgmn2-output"
+        assert sorted(path.name for path in folder.iterdir()) == ["photo_ids.png", "photo_overlay.png"]
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    infer = ("infer", "photo.png", "--protocol", "native", "--save", "ids", "-o")
     try:
         done = dgmn2("download", "setr_pup-tiny")
         assert (done.returncode, done.stderr) == (0, "")
-        online = mask(dgmn2(*infer, "online"), "online")
+        assert Path(done.stdout.splitlines()[-1]).read_bytes() == weights.read_bytes()
+        online = masks("online")
         asked = host.asked.total()
-        assert mask(dgmn2(*infer, "offline", "--offline"), "offline") == online
+        assert masks("offline", DGMN2_OFFLINE="1") == online
         assert dgmn2("download", "setr_pup-tiny", "--offline", "--bundle", "bundle.tar").returncode == 0
         assert host.asked.total() == asked
     finally:
@@ -59,9 +63,10 @@ def test_download_infer_offline_and_from_a_bundle_without_network(tmp_path):
     unshare = shutil.which("unshare")
     if not unshare or subprocess.run([unshare, "-Urn", "true"], capture_output=True, check=False).returncode:
         pytest.skip("a private network namespace is not permitted here; the rest was tested")
-    alone = (unshare, "-Urn")
-    refused = dgmn2(*infer, "refused", "--json", cache="elsewhere", before=alone)
+    alone = {"cache": "elsewhere", "before": (unshare, "-Urn")}
+    refused = dgmn2("infer", "photo.jpg", "--json", where="refused", **alone)
     assert (refused.returncode, refused.stdout) == (4, "")
-    adopted = dgmn2("download", "--from", "bundle.tar", "--json", cache="elsewhere", before=alone)
+    assert not (tmp_path / "refused" / "dgmn2-output").exists()
+    adopted = dgmn2("download", "--from", "bundle.tar", "--json", **alone)
     assert [file["key"] for file in json.loads(adopted.stdout)["files"]] == ["setr_pup-tiny"]
-    assert mask(dgmn2(*infer, "alone", cache="elsewhere", before=alone), "alone") == online
+    assert masks("alone", **alone) == online

@@ -1,140 +1,139 @@
-"""Owns the campaign: every kind of faults, the negative controls, and the report. Exit code 1 on any violation."""
+"""Owns the campaign: every kind of faults, the negative controls, one report. Exit code 1 on any violation."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
 import platform
-import select
-import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from faults.catalogue import KINDS, kind_named
+import dgmn2cli
+from dgmn2cli.reports import atomic_write
+from faults.catalogue import KINDS
 from faults.controls import CONTROLS
-from faults.verdicts import SKIPPED, VIOLATION, Kind
+from faults.running import run_control, run_kind
 
-SHOWN = 50  # violations listed per kind
-GIVE_UP = 25  # crashes and hangs of one kind after which the rest is not run
-
-
-def run_kind(kind: Kind, seed: int, count: int, control: str = "", stop_early: bool = False) -> dict[str, Any]:
-    """Runs `count` faults of a kind in processes of their own; a crash or hang ends only the fault that caused it."""
-    tally: Counter[str] = Counter()
-    violations: list[dict[str, Any]] = []
-    skipped: Counter[str] = Counter()
-    began, done, broken = time.monotonic(), 0, 0
-    with tempfile.TemporaryDirectory() as folder:
-        while done < count and broken < GIVE_UP and not (stop_early and violations):
-            lines, ending = _run_child(kind, seed, count, done, Path(folder), control)
-            label = ""
-            for line in lines:
-                if "label" in line:
-                    label = line["label"]
-                    continue
-                done = line["index"] + 1
-                tally[f"{line['outcome']} {line['detail']}" if line["outcome"] == "refused" else line["outcome"]] += 1
-                if line["outcome"] == VIOLATION:
-                    violations.append({"label": label, "what": line["detail"]})
-                elif line["outcome"] == SKIPPED:
-                    skipped[line["detail"]] += 1
-                label = ""
-            if ending:
-                tally[VIOLATION] += 1
-                violations.append({"label": label or "between faults", "what": ending})
-                done, broken = done + 1, broken + 1
-    return {
-        "kind": kind.name, "seed": seed, "wanted": count, "run": sum(tally.values()),
-        "outcomes": dict(sorted(tally.items())),
-        "violations": tally[VIOLATION], "violations_listed": violations[:SHOWN], "skipped": dict(skipped),
-        "seconds": round(time.monotonic() - began, 1),
-    }  # fmt: skip
+SAID_APART = ("violations_listed", "wanted", "messages")
 
 
-def _run_child(
-    kind: Kind, seed: int, count: int, start: int, folder: Path, control: str
-) -> tuple[list[dict[str, Any]], str]:
-    """The lines of one child, and how it ended if not well."""
-    command = [sys.executable, "-m", "faults.child", kind.name, str(seed), str(count), str(start), str(folder), control]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DGMN2_CACHE": str(folder / "user-cache")}
-    with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
-        assert child.stdout is not None
-        data, ending = b"", ""
-        patience = kind.patience + 60  # the first line comes after the imports
-        while not ending:
-            if not select.select([child.stdout], [], [], patience)[0]:
-                child.kill()
-                ending = f"it hung for {patience:g} s"
-            block = os.read(child.stdout.fileno(), 1 << 16)
-            if not block:
-                break
-            data, patience = data + block, kind.patience
-        code = child.wait()
-        errors.seek(0)
-        if code and not ending:
-            last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:] or [""]
-            ending = f"the process ended with {code}: {last[0][:300]}"
-    return [json.loads(line) for line in data.splitlines() if _ours(line)], ending
+class Campaign:
+    """A report that is on disk after every part, so that a run that was cut can go on where it stopped.
+
+    Args:
+        path: the report.
+        about: what a report must have in common with this run to be continued.
+        resume: take over the parts that are in the report already.
+
+    Raises:
+        ValueError: the report there is of another program, seed or share.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], resume: bool) -> None:
+        self.path, self.about = path, about
+        self.kinds: list[dict[str, Any]] = []
+        self.controls: list[dict[str, Any]] = []
+        self.continued, self.seconds, self.began = 0, 0.0, time.monotonic()
+        self._turn = threading.Lock()
+        if resume and path.exists():
+            self._take_over(json.loads(path.read_text()))
+
+    def _take_over(self, report: dict[str, Any]) -> None:
+        different = [key for key, value in self.about.items() if report.get(key) != value]
+        if different:
+            raise ValueError(f"{self.path} cannot be continued: other {', '.join(different)}; start without --resume")
+        self.kinds, self.controls = report["kinds"], report["controls"]
+        self.continued, self.seconds = report["continued"] + 1, report["seconds"]
+
+    def part(self, place: list[dict[str, Any]], key: str, name: str, run: Callable[[], dict[str, Any]]) -> None:
+        """Runs a part unless the report has it."""
+        if any(found[key] == name for found in place):
+            say(f"{name}: done before")
+            return
+        result = run()
+        say(json.dumps({name: value for name, value in result.items() if name not in SAID_APART}))
+        with self._turn:
+            place.append(result)
+            self.write(complete=False)
+
+    def write(self, complete: bool) -> dict[str, Any]:
+        """Writes the report as it is now."""
+        order = {kind.name: number for number, kind in enumerate(KINDS)}
+        self.kinds.sort(key=lambda found: order[found["kind"]])
+        self.controls.sort(key=lambda found: list(CONTROLS).index(found["control"]))
+        report = {
+            "complete": complete, "faults": sum(kind["run"] for kind in self.kinds),
+            "violations": sum(kind["violations"] for kind in self.kinds),
+            "controls_run": len(self.controls), "controls_that_saw_nothing": self.blind,
+            "continued": self.continued, "seconds": round(self.seconds + time.monotonic() - self.began, 1),
+            **self.about, "machine": platform.platform(), "kinds": self.kinds, "controls": self.controls,
+        }  # fmt: skip
+        atomic_write(self.path, json.dumps(report, indent=2) + "\n")
+        return report
+
+    @property
+    def blind(self) -> list[str]:
+        """Controls that saw no violation although they should."""
+        return [control["control"] for control in self.controls if not control["violations"]]
 
 
-def _ours(line: bytes) -> bool:
-    """Whether the child said it; what a weakened program executes may print, too."""
-    return line.startswith(b'{"index": ') and line.endswith(b"}")
-
-
-def run_control(name: str, seed: int) -> dict[str, Any]:
-    """Runs a control's faults against the weakened program; it must show at least one violation."""
-    control = CONTROLS[name]
-    result = run_kind(kind_named(control.kind), seed, control.count, name, stop_early=True)
-    first = result["violations_listed"][0]["what"] if result["violations"] else ""
-    return {
-        "control": name,
-        "kind": control.kind,
-        "run": result["run"],
-        "violations": result["violations"],
-        "first": first,
-    }
+def fingerprint() -> str:
+    """Stands for the program and its faults as they are now."""
+    digest = hashlib.sha256()
+    root = Path(dgmn2cli.__file__).parents[1]
+    tests = [*root.glob("tests/faults/*.py"), root / "tests" / "pretend_hosts.py", root / "tests" / "own_mounts.py"]
+    for path in sorted([*root.glob("dgmn2cli/**/*.py"), *tests, root / "zoo.json"]):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def main() -> int:
     """Runs the campaign as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m faults", description="Inject faults; count what came of them.")
     parser.add_argument("--out", type=Path, default=Path("faults.json"), help="the report, JSON")
+    parser.add_argument("--resume", action="store_true", help="go on with the report of a run that was cut")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", type=float, default=1.0, help="share of each kind's faults that is run")
-    parser.add_argument("--only", default="", help="only kinds whose name holds this")
+    parser.add_argument("--only", default="", help="only kinds, and their controls, whose name holds this")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    began = time.monotonic()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        wanted = [kind for kind in KINDS if options.only in kind.name]
-        kinds = list(
-            pool.map(lambda k: _told(run_kind(k, options.seed, max(1, round(k.long * options.share)))), wanted)
-        )
-        names = [name for name, control in CONTROLS.items() if options.only in control.kind]
-        controls = list(pool.map(lambda name: _told(run_control(name, options.seed)), names))
-    blind = [control["control"] for control in controls if not control["violations"]]
-    report = {
-        "faults": sum(kind["run"] for kind in kinds), "violations": sum(kind["violations"] for kind in kinds),
-        "controls_that_saw_nothing": blind, "seed": options.seed, "seconds": round(time.monotonic() - began, 1),
-        "machine": platform.platform(), "python": platform.python_version(), "kinds": kinds, "controls": controls,
+    about = {
+        "program": fingerprint(), "seed": options.seed, "share": options.share, "only": options.only,
+        "python": platform.python_version(),
     }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    say(f"{report['faults']} faults, {report['violations']} violations, {len(blind)} blind controls; {options.out}")
-    return 1 if report["violations"] or blind else 0
-
-
-def _told(result: dict[str, Any]) -> dict[str, Any]:
-    say(json.dumps({key: value for key, value in result.items() if key not in ("violations_listed", "wanted")}))
-    return result
+    try:
+        campaign = Campaign(options.out, about, options.resume)
+    except (ValueError, KeyError) as error:
+        parser.error(str(error))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        parts = [
+            pool.submit(
+                campaign.part, campaign.kinds, "kind", kind.name,
+                lambda kind=kind: run_kind(kind, options.seed, max(1, round(kind.long * options.share))),
+            )
+            for kind in KINDS
+            if options.only in kind.name
+        ]  # fmt: skip
+        parts += [
+            pool.submit(
+                campaign.part, campaign.controls, "control", name,
+                lambda name=name: run_control(name, options.seed),
+            )
+            for name, control in CONTROLS.items()
+            if options.only in control.kind
+        ]  # fmt: skip
+        for part in parts:
+            part.result()
+    report = campaign.write(complete=True)
+    say(f"{report['faults']} faults, {report['violations']} violations, {len(campaign.blind)} blind controls; "
+        f"{options.out}")  # fmt: skip
+    return 1 if report["violations"] or campaign.blind else 0
 
 
 def say(text: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from faults import controls
 from faults.catalogue import kind_named
-from faults.verdicts import VIOLATION, outcome_of, peak_memory
+from faults.verdicts import MESSAGES, VIOLATION, outcome_of, peak_memory
 
 
 def main(name: str, seed: int, count: int, start: int, folder: Path, control: str) -> None:
@@ -25,10 +25,19 @@ def main(name: str, seed: int, count: int, start: int, folder: Path, control: st
             continue
         say({"index": index, "label": label})
         before, began = peak_memory(), time.monotonic()
+        MESSAGES.clear()
         outcome, detail = outcome_of(judge)
         if peak_memory() - before > kind.memory:
             outcome, detail = VIOLATION, f"it took {(peak_memory() - before) / 1e9:.1f} GB ({outcome} {detail})"
-        say({"index": index, "outcome": outcome, "detail": detail, "seconds": round(time.monotonic() - began, 3)})
+        say(
+            {
+                "index": index,
+                "outcome": outcome,
+                "detail": detail,
+                "seconds": round(time.monotonic() - began, 3),
+                "message": MESSAGES[0] if MESSAGES else "",
+            }
+        )
 
 
 def say(line: dict[str, object]) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 import random
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +22,7 @@ from dgmn2cli.errors import IntegrityError
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo.http import Limits
 from dgmn2cli.zoo.manifest import Source
-from faults.verdicts import Faults, Kind, Violation, in_child, judged
+from faults.verdicts import Faults, Kind, Violation, end_child, in_child, judged, start_child
 
 CONTENT = random.Random(7).randbytes(200_000)
 HASTY = Limits(connect=0.4, read=0.3, total=1.0, retries=1, backoff=0.01)
@@ -68,11 +74,11 @@ def misbehaviours(rng: random.Random, folder: Path, count: int) -> Faults:
         yield f"{index} {manner}, old part: {part}", judge
 
 
-def leave_part(cache: Path, entry: zoo.ZooEntry, kind: str) -> None:
+def leave_part(cache: Path, entry: zoo.ZooEntry, kind: str, length: int = 70_000) -> None:
     """What a killed download of `entry` left behind."""
     contents = {
-        "right beginning": CONTENT[:70_000], "another content": bytes(70_000), "complete": CONTENT,
-        "flipped": b"\0" + CONTENT[1:70_000],
+        "right beginning": CONTENT[:length], "another content": bytes(length), "complete": CONTENT,
+        "flipped": b"\0" + CONTENT[1:length],
     }  # fmt: skip
     if kind == "none":
         return
@@ -83,6 +89,78 @@ def leave_part(cache: Path, entry: zoo.ZooEntry, kind: str) -> None:
     tag = '"other"' if kind == "another content" else '"right"'
     note = {"source": f"https:{source.location}", "etag": tag, "modified": "", "total": len(CONTENT)}
     part.with_name(f"{part.name}.json").write_text(json.dumps(note))
+
+
+RESUMED = (
+    "good", "only-modified", "no-validator", "weak-etag", "ignores-range", "no-rest", "changed", "changed-unheeded",
+    "chunked", "no-length", "redirect-relative", *(name for name in GOOD if name.startswith("range-")),
+)  # fmt: skip
+
+
+def resumptions(rng: random.Random, folder: Path, count: int) -> Faults:
+    """Old parts of every length, all manners of answering a Range: right by the client's care alone, nothing checks."""
+    host = Host(CONTENT)
+    for index in range(count):
+        manner = rng.choice(RESUMED)
+        part = rng.choice(("right beginning", "right beginning", "another content", "complete"))
+        length = rng.choice((1, 2, rng.randrange(3, len(CONTENT)), len(CONTENT) - 1))
+
+        def judge(index: int = index, manner: str = manner, part: str = part, length: int = length) -> str:
+            cache, entry = folder / f"cache{index}", entry_at(host.url(manner))
+            host.asked.clear()
+            leave_part(cache, entry, part, length)
+            try:
+                return judged(
+                    lambda: fetching.fetch(entry, cache=cache, verify=lambda path: None, limits=PATIENT), set(),
+                    lambda file: file.path.read_bytes() == CONTENT,
+                )  # fmt: skip
+            finally:
+                only_good_files(cache)
+                shutil.rmtree(cache, ignore_errors=True)
+
+        yield f"{index} {manner}, old part: {part}, {length} bytes", judge
+
+
+def crowds(rng: random.Random, folder: Path, count: int) -> Faults:
+    """Eight processes fetch one file into one cache at once, some are killed, with locks and without: one good file."""
+    host = Host(CONTENT)
+    for index in range(count):
+        manners = [rng.choice(("good", "good", "no-length", "short-once", "lingering")) for _ in range(8)]
+        pauses = [rng.choice((0.0, rng.uniform(0, 0.05))) for _ in manners]
+        killed = set(rng.sample(range(8), rng.choice((0, 0, 1, 3))))
+        locks = rng.random() < 0.7
+
+        def judge(
+            index: int = index, manners: list[str] = manners, pauses: list[float] = pauses, killed: set[int] = killed,
+            locks: bool = locks,
+        ) -> str:  # fmt: skip
+            cache = folder / f"cache{index}"
+            host.asked.clear()
+            actions = [_fetching(entry_at(host.url(manner)), cache, locks) for manner in manners]
+            children = []
+            for action, pause in zip(actions, pauses, strict=True):
+                children.append(start_child(action))
+                time.sleep(pause)
+            for number in killed:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(children[number][0], signal.SIGKILL)
+            ends = [end_child(child, 30) for child in children]
+            wrong = [end for number, end in enumerate(ends) if end[0] and number not in killed]
+            only_good_files(cache)
+            in_child(_fetching(entry_at(host.url(manners[0])), cache, locks))
+            left = [path.name for path in (cache / "parts").iterdir() if path.suffix != ".lock"]
+            if wrong or len(list((cache / "files").iterdir())) != 1:
+                raise Violation(f"{len(wrong)} of 8 failed: {wrong[:1]}")
+            if left and locks and not killed:
+                raise Violation(f"left behind {left}")
+            shutil.rmtree(cache)
+            return "right"
+
+        yield f"{index} {len(killed)} killed, {'with' if locks else 'without'} locks", judge
+
+
+def _no_locks(*arguments: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
 
 
 def kills(rng: random.Random, folder: Path, count: int) -> Faults:
@@ -108,8 +186,10 @@ def kills(rng: random.Random, folder: Path, count: int) -> Faults:
         yield f"{index} {manner} at {moment:.3f} s", judge
 
 
-def _fetching(entry: zoo.ZooEntry, cache: Path) -> Callable[[], int]:
+def _fetching(entry: zoo.ZooEntry, cache: Path, locks: bool = True) -> Callable[[], int]:
     def run() -> int:
+        if not locks:
+            fcntl.flock = _no_locks
         fetching.fetch(entry, cache=cache, verify=verify, limits=PATIENT)
         return 0
 
@@ -118,5 +198,7 @@ def _fetching(entry: zoo.ZooEntry, cache: Path) -> Callable[[], int]:
 
 KINDS = (
     Kind("misbehaving server", misbehaviours, (len(GOOD) + len(BAD)) * len(OLD_PARTS), 60, patience=20),
-    Kind("kill -9 during a download", kills, 200, 5, patience=40),
+    Kind("resumed download, nothing checked behind it", resumptions, 800, 30, patience=20),
+    Kind("kill -9 during a download", kills, 240, 5, patience=40),
+    Kind("eight processes at once", crowds, 60, 2, patience=60),
 )

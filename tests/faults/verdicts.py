@@ -20,6 +20,8 @@ from dgmn2cli.errors import Dgmn2Error
 Judge = Callable[[], str]  # runs one fault; returns its outcome or raises
 Faults = Iterator[tuple[str, Judge]]
 
+MESSAGES: list[str] = []  # what the program said since it was last asked
+
 REFUSED, RIGHT, UNSEEABLE, SKIPPED, VIOLATION = "refused", "right", "unseeable", "skipped", "VIOLATION"
 
 
@@ -41,6 +43,7 @@ class Kind:
         long, short: faults in the campaign and in the test suite.
         patience: seconds after which one fault counts as a hang.
         memory: bytes one fault may add to the process's peak.
+        forks: it runs programs in forked processes, so its own must not have computed anything in threads before.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Kind:
     short: int
     patience: float = 20.0
     memory: int = 1_500_000_000
+    forks: bool = False
 
 
 def outcome_of(judge: Judge) -> tuple[str, str]:
@@ -93,7 +97,13 @@ def refusal(error: Dgmn2Error, codes: Collection[int]) -> str:
         raise Violation(f"exit code {error.exit_code}, wanted {sorted(codes)}: {text[:300]}")
     if not text.isprintable() or len(text) > 2000:
         raise Violation(f"a message of {len(text)} characters, or not printable: {text[:300]!r}")
+    note_message("\n".join((*error.fault_lines(), f"Error: {error}")))
     return f"{REFUSED} {error.exit_code}"
+
+
+def note_message(text: str) -> None:
+    """Keeps what the program said, for the report's list of messages."""
+    MESSAGES[:] = [text[-4000:]]
 
 
 def flipped(data: bytes, rng: random.Random, bits: int = 1) -> bytes:
@@ -129,14 +139,26 @@ def in_child(action: Callable[[], int], seconds: float = 20.0, kill_after: float
     Raises:
         Violation: it hung.
     """
+    child = start_child(action)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child[0], signal.SIGKILL)
+    return end_child(child, seconds)
+
+
+def start_child(action: Callable[[], int]) -> tuple[int, list[int]]:
+    """Starts what `in_child` runs; its process, and where its output goes."""
     outputs = [os.memfd_create(name) for name in ("out", "err")]
     process = os.fork()
     if process == 0:
         _as_child(action, outputs)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+    return process, outputs
+
+
+def end_child(child: tuple[int, list[int]], seconds: float) -> tuple[int, str, str]:
+    """Waits for what `start_child` started; as `in_child`."""
+    process, outputs = child
     code = _wait(process, seconds)
     texts = []
     for output in outputs:

@@ -103,7 +103,7 @@ def prepare(cache, entry, state):
 
 
 def test_the_pretend_host_has_enough_manners():
-    assert len(GOOD) == 24
+    assert len(GOOD) == 26
     assert len(BAD) == 46
 
 
@@ -387,6 +387,9 @@ def test_messages_hide_tokens(tmp_path, host):
         fetch(entry_at(host.url("404?token=secret")), cache=tmp_path, verify=verify, limits=PATIENT)
     assert "secret" not in str(caught.value)
     assert "there is no such file" in str(caught.value)
+    with pytest.raises(NetworkError, match="holds a user name or password") as caught:
+        fetch(entry_at(host.url("redirect-password")), cache=tmp_path, verify=verify, limits=PATIENT)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo.downloads import choose_source, collect, copy_to
 from dgmn2cli.zoo.fetch import adopt, from_cache
 from dgmn2cli.zoo.manifest import Source
-from dgmn2cli.zoo.offers import INDEX, adopt_offered, is_bundle, write_bundle
+from dgmn2cli.zoo.offers import INDEX, adopt_offered, check_bundle_target, is_bundle, write_bundle
 
 PARAMS = 1000
 CONTENTS = {key: random.Random(key).randbytes(4 * PARAMS + 100) for key in ("fpn-tiny", "setr_pup-tiny", "dgmn2_tiny")}
@@ -111,6 +111,15 @@ def test_a_bundle_carries_everything(tmp_path, bundle):
 def test_the_same_files_make_the_same_bundle(tmp_path, bundle):
     again = write_bundle([from_cache(entry, tmp_path / "cache") for entry in ENTRIES], tmp_path / "again.tar")
     assert hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(bundle.read_bytes()).digest()
+
+
+def test_a_bundle_replaces_only_a_bundle(tmp_path, bundle):
+    check_bundle_target(bundle)
+    check_bundle_target(tmp_path / "new.tar")
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    for path in (tmp_path / "photo.png", tmp_path):
+        with pytest.raises(ResourceError, match="something else is there"):
+            check_bundle_target(path)
 
 
 def test_a_changed_file_is_not_bundled(tmp_path, folder):

@@ -47,6 +47,10 @@ def test_without_xdg_it_is_in_the_home_folder(tmp_path, monkeypatch):
     assert zoo.cache_dir() == tmp_path / ".cache" / "dgmn2"
     monkeypatch.delenv("HOME")
     assert zoo.cache_dir().is_absolute()
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(ResourceError, match="no home folder"):
+        zoo.cache_dir()
+    monkeypatch.delenv("HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(ResourceError, match="DGMN2_CACHE"):
         zoo.cache_dir()
@@ -54,7 +58,7 @@ def test_without_xdg_it_is_in_the_home_folder(tmp_path, monkeypatch):
 
 def test_an_empty_cache_knows_nothing(tmp_path, entry):
     assert zoo.locate(entry, tmp_path / "none") is None
-    assert zoo.pin_state(entry, tmp_path / "none") == "unpinned"
+    assert zoo.pin_state(entry, tmp_path / "none") == "unknown"
     assert not (tmp_path / "none").exists()
 
 
