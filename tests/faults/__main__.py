@@ -87,7 +87,7 @@ def fingerprint() -> str:
     """Stands for the program and its faults as they are now."""
     digest = hashlib.sha256()
     root = Path(dgmn2cli.__file__).parents[1]
-    tests = [*root.glob("tests/faults/*.py"), root / "tests" / "pretend_hosts.py", root / "tests" / "own_mounts.py"]
+    tests = [*root.glob("tests/faults/*.py"), root / "tests" / "pretend_hosts.py", root / "tests" / "mounts.py"]
     for path in sorted([*root.glob("dgmn2cli/**/*.py"), *tests, root / "zoo.json"]):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import own_mounts
+import mounts
 
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo.offers import INDEX
@@ -60,8 +60,8 @@ def _on_small_disk(arguments: tuple[str, ...], target: str, size: int, files: in
         out = box.work / "out"
 
         def shrink() -> None:
-            own_mounts.go_private()
-            own_mounts.mount_small(out, size, files)
+            mounts.go_private()
+            mounts.mount_small(out, size, files)
             if target:
                 (out / target).write_bytes(_old(target))
 
@@ -90,8 +90,8 @@ def _small_cache(size: int) -> Callable[[Box], Call]:
         whole_box(box)
 
         def shrink() -> None:
-            own_mounts.go_private()
-            own_mounts.mount_small(box.cache, size)
+            mounts.go_private()
+            mounts.mount_small(box.cache, size)
 
         def look(code: int) -> None:
             _no_parts(box.cache)
@@ -143,8 +143,8 @@ def _read_only(
         change(box)
 
         def freeze() -> None:
-            own_mounts.go_private()
-            own_mounts.make_read_only(box.cache if what == "cache" else box.work / "out")
+            mounts.go_private()
+            mounts.make_read_only(box.cache if what == "cache" else box.work / "out")
             os.chdir(box.work)  # into the new mount
 
         return Call(arguments, codes, prepare=freeze)
@@ -206,7 +206,7 @@ def _where_permitted(
     made = kind_of(setups)
 
     def faults(rng: random.Random, folder: Path, count: int) -> Faults:
-        if own_mounts.permitted():
+        if mounts.permitted():
             yield from made(rng, folder, count)
             return
         for index in range(count):
