@@ -53,8 +53,14 @@ def chart(report: Report) -> np.ndarray:
     canvas = np.full((height, WIDTH, 3), _PAPER, np.uint8)
     machine = report.machine
     draw_text(canvas, f"dgmn2 benchmark --bench {report.bench}", 20, _GAP, 13, bold=True)
-    place = machine.gpu or f"{machine.processor}, {machine.threads} threads"
-    draw_text(canvas, f"{place}; {machine.versions}; {machine.time[:10]}", 20, _GAP + _LINE, _TEXT, color=_INK)
+    draw_text(
+        canvas,
+        f"{machine.gpu or machine.processor}; {machine.versions}; {machine.time[:10]}",
+        20,
+        _GAP + _LINE,
+        _TEXT,
+        color=_INK,
+    )
     top = 2 * _GAP + 2 * _LINE
     for group in groups:
         draw_text(canvas, group.heading, 20, top, _TEXT + 1, bold=True)
@@ -79,7 +85,7 @@ def _groups(report: Report) -> list[Group]:
     for (subject, task), found in groupby(rows, key=lambda row: (row.subject, row.task)):
         sides = list(found)
         own = sides[0]
-        times = [Bar(_label(row), row.median / own.median, _note(row.median / own.median, _seconds(row.median)))
+        times = [Bar(_label(row), row.times_as_fast, _note(row.times_as_fast, _seconds(row.median)))
                  for row in sides]  # fmt: skip
         groups.append(Group(f"{subject}, {task}: time", times))
         held = [(row, row.peak) for row in sides if row.peak]
