@@ -47,6 +47,13 @@ def test_the_published_window() -> None:
     assert sizes == [(1, 193, 193), (2, 97, 97), (5, 97, 97), (8, 97, 97)]
 
 
+def test_heads_apart_are_the_same_numbers() -> None:
+    qkv = torch.randn(2, 15, 3, 4, 8)
+    apart = bench_op.by_head(qkv)
+    assert torch.equal(apart, qkv)
+    assert apart.stride() == (15 * 3 * 8, 3 * 8, 8, 2 * 15 * 3 * 8, 1)
+
+
 def test_bytes_by_hand() -> None:
     case = OpCase(ATTENTION, 2, heads=2, height=5, width=3)
     qkv, offset, result = 15 * 3 * 128, 15 * 2 * 18, 15 * 128

@@ -73,15 +73,15 @@ DGMN2_INLINE void sample_gradients(const Attention<T>& p, const Taps<accumulate<
 
 // Gradient of one query, the height term's part excepted.
 template <int DEPTH, class T>
-DGMN2_INLINE void query_gradient(const Attention<T>& p, const T* k, const Taps<accumulate<T>>& taps, index first,
-                                 const accumulate<T>* table, const accumulate<T>* slope, accumulate<T>* out) {
+DGMN2_INLINE void query_gradient(const Attention<T>& p, const T* k, const Taps<accumulate<T>>& taps,
+                                 const Factors<accumulate<T>>& factors, index first, const accumulate<T>* table,
+                                 const accumulate<T>* slope, accumulate<T>* out) {
     using A = accumulate<T>;
     constexpr int block = BLOCK<DEPTH, A>;
-    const A scale = A(1) / std::sqrt(A(p.depth));
     for (index from = 0; from < (DEPTH ? DEPTH : p.depth); from += block * LANES<A>) {
         Vector<A> sums[block] = {};
         for (int s = 0; s < SAMPLES; ++s) {
-            add_sample<DEPTH, block>(p, k, taps, first + s, from, slope[s] * scale, sums);
+            add_sample<DEPTH, block>(p, k, taps, factors, first + s, from, sums);
             for (int i = 0; i < block; ++i)
                 sums[i] += load_row<DEPTH>(table + s * p.depth, from + i * LANES<A>, p.depth) * slope[s];
         }
@@ -116,6 +116,8 @@ DGMN2_INLINE void query_gradients_run(const Attention<T>& p, index b, index head
         store(load(logits + t) + weighted(taps.weight, keys, t) * scale, logits + t);
     softmax_run(logits, count);
     sample_gradients(p, taps, slopes, logits, keys, values, count, slope, grad_y, grad_x);
+    Factors<A> factors;
+    factors.shared(taps, slope, scale);
     for (index i = 0; i < count; ++i) {
         const index samples = p.samples_at(b, n + i, head);
         __builtin_memcpy(p.share + samples, logits + i * SAMPLES, SAMPLES * sizeof(A));
@@ -124,7 +126,7 @@ DGMN2_INLINE void query_gradients_run(const Attention<T>& p, index b, index head
             p.grad_offset[2 * (samples + s)] = grad_y[i * SAMPLES + s];
             p.grad_offset[2 * (samples + s) + 1] = grad_x[i * SAMPLES + s];
         }
-        query_gradient<DEPTH>(p, k, taps, i * SAMPLES, tables - i * p.depth, slope + i * SAMPLES,
+        query_gradient<DEPTH>(p, k, taps, factors, i * SAMPLES, tables - i * p.depth, slope + i * SAMPLES,
                               p.grad_token(0, b, n + i, head));
     }
 }

@@ -60,18 +60,34 @@ DGMN2_INLINE Corners<T> corner_rows(const Attention<T>& p, const T* part, const 
     return {first, first + right, first + below, first + below + right};
 }
 
+// The corners' weights of a run, times what their samples count; as vectors, not one by one where they are needed.
+template <class A>
+struct Factors {
+    alignas(64) A at[CORNERS][RUN * SAMPLES];
+
+    DGMN2_INLINE void scaled(const Taps<A>& taps, A scale) {
+        for (int c = 0; c < CORNERS; ++c)
+            for (int t = 0; t < RUN * SAMPLES; t += LANES<A>) store(load(taps.weight[c] + t) * scale, at[c] + t);
+    }
+    DGMN2_INLINE void shared(const Taps<A>& taps, const A* shares, A scale) {
+        for (int c = 0; c < CORNERS; ++c)
+            for (int t = 0; t < RUN * SAMPLES; t += LANES<A>)
+                store(load(taps.weight[c] + t) * (load(shares + t) * scale), at[c] + t);
+    }
+};
+
 // Sampled-key and width logits of one query: q . (scale * k_s + width_s), 9 of them.
 template <int DEPTH, class T>
-DGMN2_INLINE void tap_logits(const Attention<T>& p, const T* q, const T* k, const Taps<accumulate<T>>& taps, index first,
-                             const accumulate<T>* table, accumulate<T>* out) {
+DGMN2_INLINE void tap_logits(const Attention<T>& p, const T* q, const T* k, const Taps<accumulate<T>>& taps,
+                             const Factors<accumulate<T>>& factors, index first, const accumulate<T>* table,
+                             accumulate<T>* out) {
     using A = accumulate<T>;
-    const A scale = A(1) / std::sqrt(A(p.depth));
     Vector<A> products[SAMPLES];
     for (int s = 0; s < SAMPLES; ++s) {
         const index t = first + s;
         const Corners<T> at = corner_rows(p, k, taps, t);
-        const A upper_left = taps.weight[0][t] * scale, upper_right = taps.weight[1][t] * scale;
-        const A lower_left = taps.weight[2][t] * scale, lower_right = taps.weight[3][t] * scale;
+        const A upper_left = factors.at[0][t], upper_right = factors.at[1][t];
+        const A lower_left = factors.at[2][t], lower_right = factors.at[3][t];
         Vector<A> product = {};
         for (index j = 0; j < (DEPTH ? DEPTH : p.depth); j += LANES<A>) {
             const Vector<A> key = load_row<DEPTH>(table + s * p.depth, j, p.depth) +
@@ -105,14 +121,14 @@ DGMN2_INLINE void softmax_run(A* logits, index count) {
     }
 }
 
-// sums[i] += the sampled row of one part (k or v) of a tap, times `share`; BLOCK vectors from channel `from` on.
+// sums[i] += the sampled row of one part (k or v) of a tap by its factors; BLOCK vectors from channel `from` on.
 template <int DEPTH, int BLOCK, class T>
-DGMN2_INLINE void add_sample(const Attention<T>& p, const T* part, const Taps<accumulate<T>>& taps, index t, index from,
-                             accumulate<T> share, Vector<accumulate<T>>* sums) {
+DGMN2_INLINE void add_sample(const Attention<T>& p, const T* part, const Taps<accumulate<T>>& taps,
+                             const Factors<accumulate<T>>& factors, index t, index from, Vector<accumulate<T>>* sums) {
     using A = accumulate<T>;
     const Corners<T> at = corner_rows(p, part, taps, t);
-    const A upper_left = taps.weight[0][t] * share, upper_right = taps.weight[1][t] * share;
-    const A lower_left = taps.weight[2][t] * share, lower_right = taps.weight[3][t] * share;
+    const A upper_left = factors.at[0][t], upper_right = factors.at[1][t];
+    const A lower_left = factors.at[2][t], lower_right = factors.at[3][t];
     for (int i = 0; i < BLOCK; ++i) {
         const index j = from + i * LANES<A>;
         sums[i] += load_row<DEPTH>(at.upper_left, j, p.depth) * upper_left;
@@ -124,13 +140,13 @@ DGMN2_INLINE void add_sample(const Attention<T>& p, const T* part, const Taps<ac
 
 // Weighted sum of one query's sampled values.
 template <int DEPTH, class T>
-DGMN2_INLINE void aggregate(const Attention<T>& p, const T* v, const Taps<accumulate<T>>& taps, index first,
-                            const accumulate<T>* shares, T* out) {
+DGMN2_INLINE void aggregate(const Attention<T>& p, const T* v, const Taps<accumulate<T>>& taps,
+                            const Factors<accumulate<T>>& factors, index first, T* out) {
     using A = accumulate<T>;
     constexpr int block = BLOCK<DEPTH, A>;
     for (index from = 0; from < (DEPTH ? DEPTH : p.depth); from += block * LANES<A>) {
         Vector<A> sums[block] = {};
-        for (int s = 0; s < SAMPLES; ++s) add_sample<DEPTH, block>(p, v, taps, first + s, from, shares[s], sums);
+        for (int s = 0; s < SAMPLES; ++s) add_sample<DEPTH, block>(p, v, taps, factors, first + s, from, sums);
         for (int i = 0; i < block; ++i) store_row<DEPTH>(sums[i], out, from + i * LANES<A>, p.depth);
     }
 }
@@ -150,7 +166,9 @@ template <int DEPTH, class T>
 DGMN2_INLINE void attend_run(const Attention<T>& p, index b, index head, index y, index x, index count) {
     using A = accumulate<T>;
     Taps<A> taps;
+    Factors<A> factors;
     locate_taps(p, b, head, y, x, count, taps);
+    factors.scaled(taps, A(1) / std::sqrt(A(p.depth)));
     alignas(64) A logits[RUN * SAMPLES + SPARE] = {};
     alignas(64) A held[SAMPLES];
     const T* k = p.token(1, b, 0, head);
@@ -160,14 +178,15 @@ DGMN2_INLINE void attend_run(const Attention<T>& p, index b, index head, index y
         fetch_ahead(p, b, head, y, x + i);
         A* at = logits + i * SAMPLES;
         const A* table = p.width + (p.columns - 1 - x - i) * p.depth;
-        tap_logits<DEPTH>(p, p.token(0, b, n + i, head), k, taps, i * SAMPLES, table, at);
+        tap_logits<DEPTH>(p, p.token(0, b, n + i, head), k, taps, factors, i * SAMPLES, table, at);
         height_logits(p, b, head, y, x + i, held);
         for (int s = 0; s < SAMPLES; ++s) at[s] += held[s];
     }
     for (index i = count * SAMPLES; i < RUN * SAMPLES; ++i) logits[i] = 0;
     softmax_run(logits, count);
+    factors.shared(taps, logits, A(1));
     for (index i = 0; i < count; ++i)
-        aggregate<DEPTH>(p, v, taps, i * SAMPLES, logits + i * SAMPLES,
+        aggregate<DEPTH>(p, v, taps, factors, i * SAMPLES,
                          p.out + ((b * p.tokens() + n + i) * p.heads + head) * p.depth);
 }
 
