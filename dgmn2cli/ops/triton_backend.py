@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 
 import torch
 from torch import Tensor
 
 from dgmn2cli.ops.contract import Pair
+from dgmn2cli.ops.triton_switch import interpreted
 
 FORMATS = ("float32", "float16", "bfloat16")
 LEAST_CAPABILITY = (8, 0)  # Ampere: what Triton supports, and the first with bfloat16
@@ -31,11 +31,6 @@ def refusal(device: str, dtype: str) -> str:
     if capability < LEAST_CAPABILITY:
         return f"this GPU has compute capability {capability[0]}.{capability[1]}, the Triton kernels need 8.0"
     return ""
-
-
-def interpreted() -> bool:
-    """True where TRITON_INTERPRET=1 asks Triton to run kernels on the CPU, slowly, to check them."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 def load() -> None:

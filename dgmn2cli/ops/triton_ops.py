@@ -21,7 +21,7 @@ from dgmn2cli.errors import ResourceError
 from dgmn2cli.ops import triton_kernels as kernels
 from dgmn2cli.ops import triton_unfold as unfold_kernels
 from dgmn2cli.ops.reference import SAMPLES, TABLE_MARGIN
-from dgmn2cli.ops.triton_backend import interpreted
+from dgmn2cli.ops.triton_switch import interpreted
 
 # (queries, warps) of a program. At 64 channels these hold 4 or 8 numbers of each tile per thread; with 16 the compiler
 # runs out of registers backward.
