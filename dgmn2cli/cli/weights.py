@@ -67,11 +67,10 @@ def structural_check(session: Session) -> Callable[[AnyEntry], Callable[[Path], 
 
     def check_for(entry: AnyEntry) -> Callable[[Path], None]:
         def check(path: Path) -> None:
-            import torch
-
+            from dgmn2cli.model.shapes import shapes_only
             from dgmn2cli.model.weights import verify_checkpoint
 
-            with torch.device("meta"):
+            with shapes_only():
                 network = _network(entry, session)
             verify_checkpoint(path, network)
 

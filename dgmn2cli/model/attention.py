@@ -20,8 +20,8 @@ class RelativePositionTables(nn.Module):
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
-        self.rel_height = nn.Parameter(torch.randn(rows, width) * width**-0.5)
-        self.rel_width = nn.Parameter(torch.randn(rows, width) * width**-0.5)
+        self.rel_height = nn.Parameter(nn.init.normal_(torch.empty(rows, width), std=width**-0.5))
+        self.rel_width = nn.Parameter(nn.init.normal_(torch.empty(rows, width), std=width**-0.5))
 
 
 class DynamicGraphAttention(nn.Module):

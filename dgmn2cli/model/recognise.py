@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from dgmn2cli.model.backbone import BLOCKS, Backbone, Classifier
 from dgmn2cli.model.segmentor import HEADS, Segmentor
+from dgmn2cli.model.shapes import shapes_only
 
 CLASS_LAYER = "decode_head.conv_seg.weight"
 LISTED = 5  # tensors named of each kind of difference
@@ -139,7 +139,7 @@ def _compared(kind: str, size: str, head: str, classes: int | None, shapes: dict
 
 def _network(kind: str, size: str, head: str, classes: int | None) -> nn.Module:
     """The network for its names and shapes; its weights take no memory."""
-    with torch.device("meta"):
+    with shapes_only():
         if kind == "segmentor":
             return Segmentor(size, head, classes or PUBLISHED_CLASSES["segmentor"])
         return Classifier(size, classes) if kind == "classifier" and classes else Backbone(size)

@@ -1,6 +1,8 @@
 """`dgmn2 info` and `dgmn2 convert` as a user meets them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -40,6 +42,16 @@ def test_info_says_what_it_is(call, published):
     assert (document["model"], document["exact"], document["hash_state"]) == ("dgmn2_tiny", True, "unknown")
     assert document["training_config"]["language"] == "MMSegmentation"
     assert call("info", published, "--config")[1] == "model = dict(\n"
+
+
+def test_info_leaves_the_compiler_alone(published):
+    """`torch._dynamo` takes a second to import; the network is built for its names and shapes only."""
+    code = "import sys; from dgmn2cli.cli import main; code = main(sys.argv[1:]); print('torch._dynamo' in sys.modules)"
+    command = [sys.executable, "-c", code, "info", str(published)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].split() == ["model", "dgmn2_tiny"]
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_a_damaged_training_state_is_exit_3(call, tmp_path):

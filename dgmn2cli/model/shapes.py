@@ -1,0 +1,41 @@
+"""Owns networks for their names and shapes alone: no memory, no random numbers, and none of torch's compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# what weights are filled with; torch runs some of these, on tensors without content, through its compiler
+_FILLING: tuple[Callable[..., Tensor], ...] = (
+    Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_, Tensor.fill_,
+    Tensor.zero_,
+)  # fmt: skip
+
+
+class _LeaveEmpty(TorchFunctionMode):
+    """Filling a tensor in place does nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        named = dict(kwargs or {})
+        if func in _FILLING or getattr(func, "__module__", "") == nn.init.__name__:
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Networks built within the block have their tensors on the meta device, never filled.
+
+    `torch.device("meta")` alone gives the same tensors, but importing torch's compiler for the sake of numbers that are
+    nowhere kept takes a second.
+    """
+    with torch.device("meta"), _LeaveEmpty():
+        yield
