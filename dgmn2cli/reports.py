@@ -107,6 +107,39 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
     return path
 
 
+def open_in_place(path: Path, flags: int) -> int:
+    """A descriptor of a file that is written where it is, a log or a lock; created where absent.
+
+    What it does not find as a plain file of that very name it leaves alone: a link would lead the writing elsewhere.
+
+    Args:
+        path: the file; its folder exists.
+        flags: `os.O_RDWR` or `os.O_WRONLY`, perhaps with `os.O_APPEND`.
+
+    Raises:
+        ResourceError: a link, folder, pipe or device is there, or the file cannot be opened.
+    """
+    with local_write_errors(path):
+        if path.is_symlink():
+            raise _not_plain(path, "a link")
+        try:
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            kinds = {errno.ELOOP: "a link", errno.EISDIR: "a folder", errno.ENXIO: "a pipe, socket or device"}
+            if error.errno in kinds:
+                raise _not_plain(path, kinds[error.errno]) from error
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise _not_plain(path, "a pipe, socket or device")
+    return descriptor
+
+
+def _not_plain(path: Path, kind: str) -> ResourceError:
+    hint = "Remove it, or choose another folder."
+    return ResourceError("cannot write the file", where=path, why=f"{kind} is there, not a plain file", hint=hint)
+
+
 def _refuse_special(path: Path) -> None:
     """A rename would replace a device or a pipe by a file: whoever may write /dev must not lose /dev/null by that."""
     try:

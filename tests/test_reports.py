@@ -5,7 +5,7 @@ import os
 import pytest
 
 from dgmn2cli.errors import ResourceError
-from dgmn2cli.reports import atomic_write
+from dgmn2cli.reports import atomic_write, open_in_place
 
 
 def test_a_file_is_replaced_and_nothing_is_left(tmp_path):
@@ -41,3 +41,28 @@ def test_a_link_is_replaced_not_followed(tmp_path):
         assert not (tmp_path / name).is_symlink()
     assert (tmp_path / "mine").read_text() == "mine"
     assert not (tmp_path / "nothing").exists()
+
+
+def test_what_is_written_in_place_is_a_plain_file_of_that_very_name(tmp_path):
+    """A link planted as a run's log would have every step appended to the file it leads to."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "to-mine").symlink_to("mine")
+    (tmp_path / "to-nothing").symlink_to("nothing")
+    (tmp_path / "to-itself").symlink_to("to-itself")
+    (tmp_path / "to-null").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    kinds = {"to-mine": "a link", "to-nothing": "a link", "to-itself": "a link", "to-null": "a link"}
+    kinds |= {"pipe": "a pipe, socket or device", "folder": "a folder"}
+    for name, kind in kinds.items():
+        with pytest.raises(ResourceError, match=f"{name}.: {kind} is there, not a plain file. Remove it, or"):
+            open_in_place(tmp_path / name, os.O_WRONLY | os.O_APPEND)
+    with pytest.raises(ResourceError, match="Remove it"):
+        open_in_place(tmp_path / "pipe", os.O_RDWR)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "mine").read_text() == "mine"
+    for _ in range(2):
+        with os.fdopen(open_in_place(tmp_path / "log", os.O_WRONLY | os.O_APPEND), "ab") as file:
+            file.write(b"line\n")
+    assert (tmp_path / "log").read_text() == "line\nline\n"

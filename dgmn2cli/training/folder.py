@@ -19,7 +19,7 @@ from dgmn2cli.config import Config, config_difference, config_to_toml, load_conf
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ResourceError
 from dgmn2cli.evaluate.report import versions
-from dgmn2cli.reports import atomic_write, local_write_errors, to_json
+from dgmn2cli.reports import atomic_write, local_write_errors, open_in_place, to_json
 from dgmn2cli.runtime import describe_device
 from dgmn2cli.training.curves import curves_of, draw_curves
 from dgmn2cli.training.runlog import read_log
@@ -130,7 +130,7 @@ class FolderLock:
     A record lock: data workers forked by the training do not inherit it and cannot keep it from beyond the grave.
 
     Raises:
-        ResourceError: another process has it, or the folder cannot be written.
+        ResourceError: another process has it, the folder cannot be written, or the lock's name leads elsewhere.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -139,7 +139,7 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         with local_write_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._descriptor = open_in_place(self._path, os.O_RDWR)
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -20,6 +20,7 @@ from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.build import build_segmentor
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops import resolve as resolve_backend
+from dgmn2cli.reports import local_write_errors
 from dgmn2cli.runtime import describe_device, resolve_dtype, set_threads
 from dgmn2cli.training.board import MISSING, Board
 from dgmn2cli.training.folder import FolderLock
@@ -213,7 +214,7 @@ def _open(request: TrainRequest, world: int, reporter: Reporter) -> Opening:
         notes.append(f"Resumed after {state.iteration} steps.")
         if not state.exact:
             notes.append("The checkpoint is another program's: weights and optimiser go on, random numbers start here.")
-    ours = state is not None and source.resolve().parent == shelf.folder.resolve()
+    ours = state is not None and os.path.dirname(os.path.realpath(source)) == os.path.realpath(shelf.folder)
     return Opening(prepared, state, source, state.log_bytes if state and ours else 0, tuple(notes))
 
 
@@ -246,7 +247,10 @@ def _first_weights(request: TrainRequest, prepared: Prepared, model: Segmentor, 
 
 
 def _write_start(request: TrainRequest, opening: Opening, team: Team, backend: str) -> None:
-    """Writes down configuration and environment, before anything runs."""
+    """Writes down configuration and environment, before anything runs; and sees that checkpoints have their place."""
+    shelf = request.folder.shelf(0)
+    with local_write_errors(shelf.folder):
+        shelf.folder.mkdir(parents=True, exist_ok=True)
     extra = {"resumed_at": opening.state.iteration if opening.state else 0, "notes": opening.notes}
     request.folder.write_start(opening.prepared.config, team, backend, extra)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dgmn2cli.reports import local_write_errors, to_plain
+from dgmn2cli.reports import local_write_errors, open_in_place, to_plain
 
 
 class RunLog:
@@ -22,12 +22,15 @@ class RunLog:
     Args:
         path: the file; created where absent.
         length: bytes that are kept; None: all.
+
+    Raises:
+        ResourceError: the file cannot be written, or a link, folder, pipe or device is in its place.
     """
 
     def __init__(self, path: Path, length: int | None = None) -> None:
         self.path = path
         with local_write_errors(path):
-            self._file = path.open("ab")
+            self._file = os.fdopen(open_in_place(path, os.O_WRONLY | os.O_APPEND), "ab")
             self.lost = max(0, (length or 0) - self._file.tell())
             if length is not None and not self.lost:
                 self._file.truncate(length)

@@ -18,7 +18,7 @@ from dgmn2cli.config import config_difference, load_config
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.cityscapes import CLASSES
 from dgmn2cli.data.images import write_png
-from dgmn2cli.errors import ConfigError, DataError, IntegrityError, NonFiniteError, ResourceError
+from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.evaluate import evaluate
 from dgmn2cli.training.folder import FolderLock
 from dgmn2cli.training.run import train
@@ -304,6 +304,34 @@ def test_what_is_refused(unbroken, streets, tmp_path):
         train(small_request(streets, tmp_path / "n", resume=str(out / "curves.png")), Watcher())
     assert not (tmp_path / "n").exists()
     assert outcome(out) == before
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "events.jsonl", "lock"])
+def test_a_link_planted_in_the_run_folder_is_not_written_through(streets, tmp_path, name):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "r" / name).symlink_to(tmp_path / "mine")
+    watcher = Watcher()
+    with pytest.raises(ResourceError, match=f"{name}.: a link is there, not a plain file. Remove it, or"):
+        train(small_request(streets, tmp_path / "r"), watcher)
+    assert watcher.steps == []
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_links_in_a_circle_are_refused_before_the_first_step(unbroken, streets, tmp_path):
+    """Where the checkpoints go, the whole run folder, and the checkpoint to go on from."""
+    (tmp_path / "r").mkdir()
+    for path in (tmp_path / "r" / "checkpoints", tmp_path / "circle"):
+        path.symlink_to(path.name)
+    kept = str(unbroken[0].out / "checkpoints" / "iter_000000002.pth")
+    for out, resume in (("r", kept), ("circle", kept), ("r", "")):
+        watcher = Watcher()
+        with pytest.raises(ResourceError, match="no folder is in its path; choose another"):
+            train(small_request(streets, tmp_path / out, resume=resume), watcher)
+        assert watcher.steps == []
+    with pytest.raises(Dgmn2Error, match="circle"):
+        train(small_request(streets, tmp_path / "new", resume=str(tmp_path / "circle")), Watcher())
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(streets, tmp_path):
