@@ -6,19 +6,22 @@ import argparse
 import hashlib
 import json
 import platform
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import dgmn2cli
 from dgmn2cli.reports import atomic_write
 from faults.catalogue import KINDS
 from faults.controls import CONTROLS
-from faults.running import run_control, run_kind
+from faults.running import STOP, run_control, run_kind
 
 SAID_APART = ("violations_listed", "wanted", "messages")
 
@@ -93,6 +96,39 @@ def fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
+@contextmanager
+def signals_end_it() -> Iterator[None]:
+    """Within the block the first SIGINT or SIGTERM raises SystemExit, so that nothing stays behind; no second one does.
+
+    The former handlers are put back afterwards.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        say("stopped; what was complete is in the report, and --resume goes on from there")
+        raise SystemExit(128 + number)
+
+    former = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def all_or_none(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Where the block ends by an exception, the parts that run in `pool` end, too, and the others never begin."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        STOP.ask()
+        raise
+
+
 def main() -> int:
     """Runs the campaign as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m faults", description="Inject faults; count what came of them.")
@@ -111,7 +147,7 @@ def main() -> int:
         campaign = Campaign(options.out, about, options.resume)
     except (ValueError, KeyError) as error:
         parser.error(str(error))
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with signals_end_it(), ThreadPoolExecutor(options.jobs) as pool, all_or_none(pool):
         parts = [
             pool.submit(
                 campaign.part, campaign.kinds, "kind", kind.name,

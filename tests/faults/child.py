@@ -11,11 +11,12 @@ from pathlib import Path
 
 from faults import controls
 from faults.catalogue import kind_named
-from faults.verdicts import MESSAGES, VIOLATION, outcome_of, peak_memory
+from faults.verdicts import MESSAGES, VIOLATION, die_with_parent, outcome_of, peak_memory
 
 
 def main(name: str, seed: int, count: int, start: int, folder: Path, control: str) -> None:
     """Runs faults `start` to `count` of a kind, weakened by `control` if one is named."""
+    die_with_parent()
     logging.disable(logging.CRITICAL)
     kind = kind_named(name)
     if control:

@@ -1,4 +1,7 @@
-"""Owns running a kind of faults, or a control, in processes of their own; a crash or hang ends only one fault."""
+"""Owns running a kind of faults, or a control, in processes of their own; a crash or hang ends only one fault.
+
+A stop ends them all at once, and their folders are removed.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,11 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,66 @@ from faults.verdicts import SKIPPED, VIOLATION, Kind
 SHOWN = 50  # violations listed per kind
 MESSAGES = 400  # messages listed per kind
 GIVE_UP = 25  # crashes and hangs of one kind after which the rest is not run
+LEAVE = 5.0  # seconds in which killed processes must have let go of a folder
+
+
+class Stopped(Exception):  # noqa: N818
+    """The campaign is to end: the kind that ran has no result."""
+
+
+class Stop:
+    """A wish to end, and the processes that it ends."""
+
+    def __init__(self) -> None:
+        self._turn, self._asked = threading.Lock(), False
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def ask(self) -> None:
+        """Kills the processes that run; no other one is started."""
+        with self._turn:
+            self._asked = True
+            for child in self._running:
+                child.kill()
+
+    def check(self) -> None:
+        """Raises Stopped where it was asked for."""
+        if self._asked:
+            raise Stopped
+
+    @contextmanager
+    def running(self, command: list[str], **settings: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """A process that a stop ends.
+
+        Raises:
+            Stopped: before it, or in its course.
+        """
+        with self._turn:
+            self.check()
+            child = subprocess.Popen(command, **settings)
+            self._running.add(child)
+        try:
+            yield child
+        finally:
+            with self._turn:
+                self._running.remove(child)
+        self.check()
+
+
+STOP = Stop()
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    """A folder for the time of one kind; what a process killed just now still writes there is removed, too."""
+    place = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    try:
+        yield Path(place.name)
+    finally:
+        place.cleanup()
+        end = time.monotonic() + LEAVE
+        while os.path.exists(place.name) and time.monotonic() < end:
+            time.sleep(0.05)
+            place.cleanup()
 
 
 def run_kind(kind: Kind, seed: int, count: int, control: str = "", stop_early: bool = False) -> dict[str, Any]:
@@ -30,9 +96,9 @@ def run_kind(kind: Kind, seed: int, count: int, control: str = "", stop_early: b
     violations: list[dict[str, Any]] = []
     skipped: Counter[str] = Counter()
     began, done, broken = time.monotonic(), 0, 0
-    with tempfile.TemporaryDirectory() as folder:
+    with _workplace() as folder:
         while done < count and broken < GIVE_UP and not (stop_early and violations):
-            lines, ending = _run_child(kind, seed, count, done, Path(folder), control)
+            lines, ending = _run_child(kind, seed, count, done, folder, control)
             label = ""
             for line in lines:
                 if "label" in line:
@@ -74,8 +140,10 @@ def _run_child(
     """The lines of one child, and how it ended if not well."""
     command = [sys.executable, "-m", "faults.child", kind.name, str(seed), str(count), str(start), str(folder), control]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DGMN2_CACHE": str(folder / "user-cache")}
-    with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
+    with (
+        tempfile.TemporaryFile() as errors,
+        STOP.running(command, stdout=subprocess.PIPE, stderr=errors, env=environment, start_new_session=True) as child,
+    ):
         assert child.stdout is not None
         data, ending = b"", ""
         patience = kind.patience + 60  # the first line comes after the imports

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dgmn2cli import cli
-from faults.verdicts import REFUSED, RIGHT, Violation, note_message
+from faults.verdicts import REFUSED, RIGHT, Violation, die_with_parent, note_message
 
 LIMIT = 60.0  # seconds a command may take
 MEMORY = 4_000_000_000  # bytes it may have at most
@@ -211,6 +211,7 @@ def _as_command(box: Box, call: Call, files: dict[int, int], writer: int) -> Non
     """What the forked process does; it never returns."""
     code = 1
     try:
+        die_with_parent()
         os.setpgid(0, 0)
         os.chdir(box.work)
         os.environ.clear()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,39 @@ def test_a_forked_command_ends_as_a_started_one(line: str, streams: Streams, red
     forked = run(box, Call(tuple(line.split()), (), streams=streams))
     assert (forked.code, forked.err) == (started.returncode, started.stderr)
     assert streams.out == "head" or forked.out == started.stdout
+
+
+def campaign_processes(folder: Path) -> list[int]:
+    """Whose command line or environment names `folder`."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (place / "cmdline").read_bytes() + (place / "environ").read_bytes()
+        except OSError:  # it has ended, or is another user's
+            continue
+        if os.fsencode(folder) in said:
+            found.append(int(place.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_campaign_that_is_stopped_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
+    temporary, report = tmp_path / "tmp", tmp_path / "report.json"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "faults", "--out", str(report), "--only", "command line, other name"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as campaign:
+        assert campaign.stderr is not None
+        end = time.monotonic() + 120
+        while not list(temporary.glob("tmp*/*/a/b/work")) and time.monotonic() < end:  # until commands run
+            time.sleep(0.05)
+        assert len(campaign_processes(temporary)) > 1
+        campaign.send_signal(number)
+        said = campaign.stderr.read()
+        assert campaign.wait(60) == 128 + number, said
+    assert said.splitlines() == ["stopped; what was complete is in the report, and --resume goes on from there"]
+    assert list(temporary.glob("tmp*")) == []
+    assert campaign_processes(temporary) == []
 
 
 @pytest.mark.slow

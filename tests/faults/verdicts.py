@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import resource
@@ -20,6 +21,7 @@ from dgmn2cli.errors import Dgmn2Error
 Judge = Callable[[], str]  # runs one fault; returns its outcome or raises
 Faults = Iterator[tuple[str, Judge]]
 
+_PARENT_DEATH_SIGNAL = 1  # of prctl
 MESSAGES: list[str] = []  # what the program said since it was last asked
 
 REFUSED, RIGHT, UNSEEABLE, SKIPPED, VIOLATION = "refused", "right", "unseeable", "skipped", "VIOLATION"
@@ -168,10 +170,16 @@ def end_child(child: tuple[int, list[int]], seconds: float) -> tuple[int, str, s
     return code, texts[0], texts[1]
 
 
+def die_with_parent() -> None:
+    """From here on this process is killed when the one that started it ends, however it ends."""
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
 def _as_child(action: Callable[[], int], outputs: list[int]) -> None:
     """What the forked process does; it never returns."""
     code = 70
     try:
+        die_with_parent()
         for number, output in enumerate(outputs, 1):
             os.dup2(output, number)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # it lives as long as the process
