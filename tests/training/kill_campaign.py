@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conftest import write_streets
+from small_trainings import write_streets
 from train_children import PHASES, forkserver, watched_command_line
 
 STEPS = 4

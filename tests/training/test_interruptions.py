@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import outcome, write_streets
 from mounts import in_own_mounts
+from small_trainings import outcome, write_streets
 
 import dgmn2cli
 from dgmn2cli.training.state import load_state

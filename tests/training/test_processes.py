@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FPN, SMALL
+from small_trainings import FPN, SMALL
 from train_children import forkserver, three_steps
 
 NAIVE = "setr_naive_dgmn2_tiny_4x2_769x769_40k_cityscapes"

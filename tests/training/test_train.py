@@ -10,7 +10,7 @@ import signal
 import cv2
 import pytest
 import torch
-from conftest import Watcher, outcome, small_request, write_streets
+from small_trainings import Watcher, outcome, small_request, write_streets
 from train_children import forkserver, hold_folder
 
 from dgmn2cli.assemble import assemble, resolve
