@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +60,7 @@ def resolve(name: str, overrides: Sequence[str] = (), zoo: Zoo | None = None) ->
 def _is_path(name: str) -> bool:
     """A name with a folder in it, or of a file that is here; `fpn_..._cityscapes.py` alone is a published name."""
     plausible = name.endswith((".toml", ".py")) and name.isprintable() and len(name) < 4096
-    return plausible and ("/" in name or Path(name).is_file())
+    return plausible and ("/" in name or os.path.isfile(name))
 
 
 def build_model(name: str = "setr_pup-tiny", num_classes: int | None = None) -> nn.Module:

@@ -12,8 +12,10 @@ from pathlib import Path
 from dgmn2cli.data.images import SUFFIXES, read_image
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.memory import highest_use
+from dgmn2cli.paths import absence
 from dgmn2cli.plan import SAVE_BYTES, Plan, Settings
 from dgmn2cli.prediction import ClassShare, Prediction, check_outputs, output_path
+from dgmn2cli.reports import check_folder
 from dgmn2cli.segmenter import RunInfo, Segmenter
 
 PROBS_BYTES = 10  # per pixel and class, while probabilities are made, halved and compressed
@@ -107,14 +109,10 @@ def find_pictures(sources: Sequence[str]) -> list[Picture]:
     if not found:
         raise ConfigError("no picture is named", hint=GIVE)
     unique = list(dict.fromkeys(found))
-    if not any(path.exists() for path, _ in unique):
-        faults = [str(path) for path, _ in unique] if len(unique) > 1 else []
-        raise DataError(
-            "no such file" if not faults else "none of these files exist",
-            where="" if faults else unique[0][0],
-            faults=faults,
-            hint=GIVE,
-        )
+    if not any(os.path.exists(path) for path, _ in unique):
+        if len(unique) == 1:
+            raise DataError("cannot find the picture", where=unique[0][0], why=absence(unique[0][0]), hint=GIVE)
+        raise DataError("none of these files exist", faults=[str(path) for path, _ in unique], hint=GIVE)
     stems: dict[str, int] = {}
     for _, name in unique:
         stems[str(name.with_suffix(""))] = stems.get(str(name.with_suffix("")), 0) + 1
@@ -134,16 +132,18 @@ def find_pictures(sources: Sequence[str]) -> list[Picture]:
 
 
 def _expand(source: str) -> list[tuple[Path, Path]]:
-    if source.startswith("@") and not Path(source).exists():
+    if source in ("", "@"):
+        raise ConfigError("the name of a picture, or of a list of them, is empty", hint=GIVE)
+    if source.startswith("@") and not os.path.exists(source):
         return _expand_list(Path(source[1:]))
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         if not inside:
             raise DataError("no picture in the folder", where=path, why=f"wanted {', '.join(SUFFIXES)}")
         return [(p, p.relative_to(path)) for p in inside]
-    if not path.exists() and glob.has_magic(source):
-        matches = [Path(match) for match in sorted(glob.glob(source, recursive=True)) if not Path(match).is_dir()]
+    if not os.path.exists(path) and glob.has_magic(source):
+        matches = [Path(match) for match in sorted(glob.glob(source, recursive=True)) if not os.path.isdir(match)]
         if not matches:
             raise DataError("no file matches", where=source, hint=GIVE)
         return [(match, Path(match.name)) for match in matches]
@@ -157,7 +157,7 @@ def _expand_list(path: Path) -> list[tuple[Path, Path]]:
             text = file.read(LIST_LIMIT + 1)
         lines = [line.strip() for line in text.decode().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8 text"
         hint = "Give a text file that names one picture a line."
         raise DataError("cannot read the list of pictures", where=path, why=why, hint=hint) from error
     if len(text) > LIST_LIMIT:
@@ -169,19 +169,33 @@ def _expand_list(path: Path) -> list[tuple[Path, Path]]:
 
 
 def check_targets(pictures: Iterable[Picture], folder: Path, kinds: Sequence[str], overwrite: bool) -> None:
-    """Raises ConfigError where an output would overwrite an input, or an existing file without `overwrite`."""
+    """Refuses outputs before any picture is segmented.
+
+    Raises:
+        ConfigError: one would overwrite an input, or an existing file without `overwrite`.
+        ResourceError: the folder cannot come to be.
+    """
     pictures = list(pictures)
-    inputs = {os.path.realpath(picture.path) for picture in pictures}  # unlike resolve, it bears links in a loop
+    check_folder(folder)
+    inputs = {_real(picture.path) for picture in pictures}
     targets = [output_path(folder, picture.name, kind) for picture in pictures for kind in kinds]
-    lost = [str(target) for target in targets if os.path.realpath(target) in inputs]
+    lost = [str(target) for target in targets if _real(target) in inputs]
     if lost:
         raise ConfigError("an output would overwrite its input", faults=lost, hint="Choose another folder with -o.")
-    there = [str(target) for target in targets if target.exists()]
+    there = [str(target) for target in targets if os.path.exists(target)]
     if there and not overwrite:
         raise ConfigError(
             "output files exist already", where=folder, why=f"{len(there)} of {len(targets)}", faults=there,
             hint="Add --overwrite, or choose another folder with -o.",
         )  # fmt: skip
+
+
+def _real(path: Path) -> str:
+    """The path behind all links; of one that can be no file's (a circle of links, a NUL) what there is of it."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:
+        return str(path)
 
 
 def predict_files(

@@ -62,6 +62,7 @@ def local_write_errors(path: Path) -> Iterator[None]:
             errno.EPERM: "Choose a folder you may write to.",
             errno.ENOTDIR: "Something that is no folder is in its path; choose another.",
             errno.EEXIST: "Something that is no folder is in its path; choose another.",
+            errno.ELOOP: "Links in its path lead in a circle; choose another.",
             errno.ENAMETOOLONG: "Choose a shorter name.",
             errno.EROFS: "The file system is read-only; choose another folder.",
         }
@@ -105,6 +106,44 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
             raise
         sync_folder(path.parent)
     return path
+
+
+def check_folder(path: Path) -> None:
+    """Refuses, before any work is done, a folder that cannot come to be: called first, where writing comes last.
+
+    Nothing is created. What only the attempt shows (a file system without room for it) stays for later.
+
+    Raises:
+        ResourceError: something else is in its place or above it, or it may not be written.
+    """
+    with local_write_errors(path):
+        for place in (path, *path.parents):
+            try:
+                mode = place.stat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                if place.is_symlink():
+                    raise _no_folder(path, f"{place} is a link that leads nowhere") from None
+                continue
+            if not stat.S_ISDIR(mode):
+                raise _no_folder(path, f"{place} is no folder")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+
+
+def check_file(path: Path) -> None:
+    """As `check_folder`, for a file that `atomic_write` will write.
+
+    Raises:
+        ResourceError: its folder cannot come to be, or a folder, pipe or device is in its place.
+    """
+    check_folder(path.parent)
+    with local_write_errors(path):
+        _refuse_special(path)
+
+
+def _no_folder(path: Path, why: str) -> ResourceError:
+    return ResourceError("cannot write into the folder", where=path, why=why, hint="Choose another folder.")
 
 
 def open_in_place(path: Path, flags: int) -> int:

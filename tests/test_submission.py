@@ -214,7 +214,7 @@ def test_what_is_no_zip(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="no such file") as caught:
         validate_zip(path, EXPECTED)
     assert caught.value.exit_code == 5
-    with pytest.raises(ResourceError, match="no regular file"):
+    with pytest.raises(ResourceError, match="it is a folder, wanted a file"):
         validate_zip(tmp_path, EXPECTED)
     for content in (b"", b"<html>", zipped(tmp_path / "b.zip", good()).read_bytes()[:-40]):
         path.write_bytes(content)

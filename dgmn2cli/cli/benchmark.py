@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,8 +10,9 @@ from rich.text import Text
 
 from dgmn2cli.bench.names import BASELINES, BENCHES, RATIO_HEADING
 from dgmn2cli.cli import render
-from dgmn2cli.cli.options import SIZE, Session, complete_model, pass_session, run_options
+from dgmn2cli.cli.options import PATH, SIZE, Session, complete_model, pass_session, run_options
 from dgmn2cli.errors import printable
+from dgmn2cli.reports import check_file
 
 SIDES = ", ".join(BASELINES)
 
@@ -32,8 +32,8 @@ SIDES = ", ".join(BASELINES)
 )  # fmt: skip
 @click.option("--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting.")
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory.  [default: yes]")
-@click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write the rows and the machine there.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the figures as bars there.")
+@click.option("--csv", type=PATH, metavar="FILE", help="Write the rows and the machine there.")
+@click.option("--plot", type=PATH, metavar="FILE.png", help="Draw the figures as bars there.")
 @run_options
 @pass_session
 def benchmark(session: Session, models: tuple[str, ...], every: bool, **options: Any) -> None:
@@ -46,6 +46,9 @@ def benchmark(session: Session, models: tuple[str, ...], every: bool, **options:
     from dgmn2cli.data.images import write_png
     from dgmn2cli.runtime import resolve_device, set_threads
 
+    for target in (options["csv"], options["plot"]):
+        if target is not None:
+            check_file(target)  # now, not after an hour of measuring
     zoo = session.zoo()
     names = [entry.key for entry in zoo.segmentors] if every else models or (zoo.default,)
     set_threads(options["threads"])

@@ -23,6 +23,12 @@ TERMINATED = 128 + signal.SIGTERM
 _HELP_WANTED = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click before 8.2 prints the help itself
 _SILENT = logging.NullHandler()
 READER_GONE = 128 + getattr(signal, "SIGPIPE", 13)
+_HINTS = {
+    errno.ENOSPC: "Free some space.",
+    errno.EDQUOT: "Free some space.",
+    errno.ELOOP: "Links in the path lead in a circle; choose another.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+}
 
 
 class Terminated(BaseException):
@@ -126,6 +132,8 @@ def _usage_error(error: click.ClickException) -> ConfigError:
         message = f"no such option '{error.option_name[:60]}'"
         near = ", ".join(sorted(error.possibilities or ()))
         hint = f"Did you mean {near}? {hint}" if near else hint
+    for jargon, words in (("a valid integer range", "a whole number"), ("a valid float range", "a number")):
+        message = message.replace(jargon, words)
     message = " ".join(message.split()).rstrip(".") or "wrong usage"
     return ConfigError(message[0].lower() + message[1:], where=path, hint=hint)
 
@@ -141,9 +149,7 @@ def _local_resource(error: Exception) -> ResourceError | None:
         return ResourceError("out of memory", why=text.splitlines()[0][:200] if text else "", hint=hint)
     if isinstance(error, OSError):
         where = error.filename if error.filename is not None else "standard output"
-        hint = (
-            "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the path and its permissions."
-        )
+        hint = _HINTS.get(error.errno or 0, "Check the path and its permissions.")
         return ResourceError("cannot read or write", where=where, why=error.strerror or text, hint=hint)
     return None
 

@@ -9,7 +9,7 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from dgmn2cli.cli.options import Session, pass_session
+from dgmn2cli.cli.options import PATH, Session, pass_session
 from dgmn2cli.cli.render import emit, make_table, megabytes
 from dgmn2cli.errors import printable
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="IN")
-@click.argument("target", type=click.Path(path_type=Path), metavar="OUT")
+@click.argument("source", type=PATH, metavar="IN")
+@click.argument("target", type=PATH, metavar="OUT")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists; never IN.")
 @pass_session
 def convert(session: Session, source: Path, target: Path, overwrite: bool) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from dgmn2cli.cli.options import SIZE, Session, pass_session
+from dgmn2cli.cli.options import NAME, PATH, SIZE, Session, pass_session
 from dgmn2cli.cli.render import emit, make_table, notice, progress
 
-FOLDER = click.Path(path_type=Path)
 WORKERS = click.IntRange(1, 256)
 
 
@@ -21,8 +20,10 @@ def data() -> None:
 
 
 @data.command(short_help="Look at every pair of picture and label map.")
-@click.argument("folder", type=FOLDER, metavar="DIR")
-@click.option("--split", "splits", multiple=True, metavar="NAME", help="Splits to check.  [default: all labelled]")
+@click.argument("folder", type=PATH, metavar="DIR")
+@click.option(
+    "--split", "splits", type=NAME, multiple=True, metavar="NAME", help="Splits to check.  [default: all labelled]"
+)
 @click.option("--quick", is_flag=True, help="Check the pictures' containers, but do not decode them.")
 @click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N", help="Threads.")
 @pass_session
@@ -54,7 +55,7 @@ def _report(report: Any) -> list[RenderableType]:
 
 
 @data.command(short_help="Make synthetic streets as a Cityscapes tree.")
-@click.argument("folder", type=FOLDER, metavar="DIR")
+@click.argument("folder", type=PATH, metavar="DIR")
 @click.option("--images", type=int, default=80, show_default=True, metavar="N", help="Pictures in all.")
 @click.option("--val", type=int, metavar="N", help="How many of them go to val.  [default: one in five, at least one]")
 @click.option("--size", type=SIZE, default=(512, 256), metavar="WxH", help="Size of a picture.  [default: 512x256]")

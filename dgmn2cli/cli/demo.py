@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import click
 
 from dgmn2cli.cli import render
-from dgmn2cli.cli.options import BACKENDS, Session, device_option, pass_session
-
-_PATH = click.Path(path_type=Path)
+from dgmn2cli.cli.options import BACKENDS, PATH, Session, device_option, pass_session
 
 
 @click.command()
 @click.option(
-    "-o", "--out", type=_PATH, default="dgmn2-demo", show_default=True, metavar="DIR", help="Folder for everything."
+    "-o", "--out", type=PATH, default="dgmn2-demo", show_default=True, metavar="DIR", help="Folder for everything."
 )
 @click.option(
     "--iters", type=click.IntRange(1, 10**6), default=400, show_default=True, metavar="N", help="Training steps."
@@ -29,7 +26,7 @@ _PATH = click.Path(path_type=Path)
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="N",
     help="Seed of scenes and training.",
 )  # fmt: skip
-@click.option("--picture", type=_PATH, metavar="FILE", help="Photograph to segment.  [default: one that came along]")
+@click.option("--picture", type=PATH, metavar="FILE", help="Photograph to segment.  [default: one that came along]")
 @click.option("--overwrite", is_flag=True, help="Make the demo that is in the folder anew.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted demo.")
 @device_option

@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from dgmn2cli.cli import render
-from dgmn2cli.cli.options import SECONDS, Session, complete_model, pass_session
+from dgmn2cli.cli.options import PATH, SECONDS, Session, complete_model, pass_session
 from dgmn2cli.cli.weights import fetch_shown, structural_check, transfer_bar
 from dgmn2cli.errors import ConfigError, printable
 from dgmn2cli.zoo import AnyEntry, Zoo, locate
@@ -18,7 +18,6 @@ from dgmn2cli.zoo import AnyEntry, Zoo, locate
 if TYPE_CHECKING:
     from dgmn2cli.zoo.downloads import DownloadReport
 
-PATH = click.Path(path_type=Path)
 HASH_WORDS = {"pinned": "as the manifest says", "recorded": "as recorded earlier", "new": "recorded now"}
 
 
@@ -45,11 +44,14 @@ def download(session: Session, keys: tuple[str, ...], **options: Any) -> None:
     if options["dry_run"]:
         _say_plan(session, zoo, entries, options["offered"])
         return
+    from dgmn2cli.reports import check_folder
     from dgmn2cli.zoo.downloads import collect, copy_to
     from dgmn2cli.zoo.offers import check_bundle_target, write_bundle
 
     if options["bundle"] is not None:
         check_bundle_target(options["bundle"])
+    if options["dest"] is not None:
+        check_folder(options["dest"])
     if options["offered"] is not None:
         report, error = _adopt(session, zoo, entries, options), None
     else:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from dgmn2cli.cli import protocol, render
-from dgmn2cli.cli.options import Session, model_argument, pass_session
+from dgmn2cli.cli.options import PATH, NumberType, Session, model_argument, pass_session
 
-_PATH = click.Path(path_type=Path)
 _REQUEST = ("limit", "device", "gpus", "workers", "threads", "report", "resume", "save_preds", "official")
 
 
@@ -20,12 +18,12 @@ _REQUEST = ("limit", "device", "gpus", "workers", "threads", "report", "resume",
 @protocol.protocol_options
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N pictures: a partial run.")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Processes.")
-@click.option("--report", type=_PATH, metavar="FILE", help="Write the JSON report here; its journal lies beside it.")
+@click.option("--report", type=PATH, metavar="FILE", help="Write the JSON report here; its journal lies beside it.")
 @click.option("--resume", is_flag=True, help="Go on from the journal of an interrupted run with the same --report.")
-@click.option("--save-preds", type=_PATH, metavar="DIR", help="Keep the predictions: trainIds, and labelIds PNGs.")
+@click.option("--save-preds", type=PATH, metavar="DIR", help="Keep the predictions: trainIds, and labelIds PNGs.")
 @click.option("--official", is_flag=True, help="Ask cityscapesScripts, too, and show the difference.")
 @click.option("--check", is_flag=True, help="Exit 1 unless the published figure is met; a partial run has no verdict.")
-@click.option("--tolerance", type=click.FloatRange(0, 100), default=0.1, show_default=True, help="For --check, in %.")
+@click.option("--tolerance", type=NumberType(0, 100), default=0.1, show_default=True, help="For --check, in %.")
 @click.option("--all", "everything", is_flag=True, help="Every zoo model whose weights are on disk.")
 @protocol.network_options
 @pass_session

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dgmn2cli.cli import render
-from dgmn2cli.cli.options import Session, model_option, pass_session, run_options
+from dgmn2cli.cli.options import PATH, NumberType, Session, model_option, pass_session, run_options
 from dgmn2cli.cli.protocol import protocol_options, settings_of
 from dgmn2cli.cli.weights import ensure_weights
 from dgmn2cli.errors import DataError, printable
@@ -24,14 +23,14 @@ SHOWN_CLASSES = 4
 @click.command()
 @click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
 @model_option
-@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="FILE", help="Weights; else the published ones.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default="dgmn2-output", show_default=True, help="Folder.")
+@click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones.")
+@click.option("-o", "--out", type=PATH, default="dgmn2-output", show_default=True, help="Folder.")
 @click.option(
     "--save", default="ids,overlay", show_default=True, metavar="KINDS",
     help="Files to write: ids, color, overlay, labelids, conf, probs, stats; comma-separated.",
 )  # fmt: skip
 @protocol_options
-@click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Strength of the overlay.")
+@click.option("--alpha", type=NumberType(0, 1), default=0.5, show_default=True, help="Strength of the overlay.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 @click.option("--published-order", is_flag=True, help="Run the operations as published, not their exact equal.")
 @run_options
@@ -40,8 +39,10 @@ def infer(session: Session, pictures: tuple[str, ...], model: str, **options: An
     """Segment pictures: files, folders, globs or @list.txt; masks and overlays go to the output folder."""
     from dgmn2cli import predict, runtime
     from dgmn2cli.assemble import assemble, resolve
+    from dgmn2cli.prediction import check_kinds
 
     kinds = list(dict.fromkeys(kind.strip() for kind in options["save"].split(",") if kind.strip()))
+    check_kinds(kinds)
     found = predict.find_pictures(pictures)
     predict.check_targets(found, options["out"], kinds, options["overwrite"])
     runtime.set_threads(options["threads"])

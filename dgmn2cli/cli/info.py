@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from dgmn2cli.cli.options import Session, pass_session
+from dgmn2cli.cli.options import PATH, Session, pass_session
 from dgmn2cli.cli.render import MISSING, emit, record_table
 from dgmn2cli.errors import ConfigError, IntegrityError, printable
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.option("--config", "config_only", is_flag=True, help="Print the training configuration in FILE, nothing else.")
 @pass_session
 def info(session: Session, file: Path, config_only: bool) -> None:
@@ -28,7 +28,12 @@ def info(session: Session, file: Path, config_only: bool) -> None:
     if config_only:
         text = config_text(read_checkpoint(file))
         if text is None:
-            raise ConfigError("no training configuration", where=file, why="the file holds none")
+            raise ConfigError(
+                "no training configuration",
+                where=file,
+                why="the file holds none",
+                hint="`dgmn2 info` without --config shows what it does hold.",
+            )
         emit(session, {"config": text}, lambda: text.rstrip("\n"))
         return
     found = describe(file, session.zoo(), session.cache_dir())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +15,8 @@ from typing import Any, TypeVar
 
 import click
 
+from dgmn2cli.errors import ResourceError
+from dgmn2cli.paths import absence
 from dgmn2cli.zoo import Zoo, cache_dir, load_zoo
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -58,9 +63,14 @@ class Session:
         """The cache folder in force; it may not exist yet.
 
         Raises:
-            ResourceError: none is named and the user has no home folder.
+            ResourceError: none is named and the user has no home folder; or something else is in its place.
         """
-        return cache_dir(self.cache)
+        folder = cache_dir(self.cache)
+        place = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
+        if os.path.lexists(place) and not os.path.isdir(place):
+            hint = "Name a folder with --cache or DGMN2_CACHE."
+            raise ResourceError("the cache is no folder", where=folder, why=absence(place, "folder"), hint=hint)
+        return folder
 
 
 def current_session() -> Session:
@@ -106,7 +116,7 @@ def _store(context: click.Context, parameter: click.Parameter, value: Any) -> No
 
 def _global_parameters(environment: bool, hidden: bool) -> list[click.Option]:
     """The global options; for a subcommand without environment variables, which would override the group's options."""
-    path = click.Path(path_type=Path)
+    path = PATH
 
     def variable(name: str) -> str | None:
         return name if environment else None
@@ -184,6 +194,44 @@ def complete_model(context: click.Context, parameter: click.Parameter, incomplet
     return [entry.key for entry in load_zoo().segmentors if entry.key.startswith(incomplete.lower())]
 
 
+class PathType(click.Path):
+    """A path that can be one: an empty one would mean the current folder, which nobody means by it."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = os.fspath(value)
+        if not text:
+            self.fail("the path is empty (the current folder is '.')", param, ctx)
+        try:
+            os.lstat(text)
+        except ValueError:
+            self.fail("a path cannot hold a NUL character", param, ctx)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                self.fail(f"'{text[:60]}...' is longer than a path, or a name in it, can be", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class NameType(click.ParamType):
+    """A text that is not empty."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value:
+            self.fail("the name is empty", param, ctx)
+        return str(value)
+
+
+class NumberType(click.FloatRange):
+    """A number in a range; NaN, which compares with nothing, is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{number} is not in the range {self._describe_range()}", param, ctx)
+        return number
+
+
 class DeviceType(click.ParamType):
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; whether it exists is found out by whoever uses it."""
 
@@ -237,6 +285,8 @@ class MemoryType(click.ParamType):
         return int(float(match[1]) * (1024 if match[3] else 1000) ** ("kmgt".index(match[2]) + 1))
 
 
+PATH = PathType(path_type=Path)
+NAME = NameType()
 DEVICE = DeviceType()
 MEMORY = MemoryType()
 SIZE = SizeType()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dgmn2cli.cli.options import MEMORY, SIZE, Session, run_options
+from dgmn2cli.cli.options import MEMORY, NAME, PATH, SIZE, Session, run_options
 from dgmn2cli.cli.weights import ensure_weights
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _SETTINGS = ("ms_flip", "protocol", "scale", "window", "stride", "window_batch", "max_pixels", "max_memory")
-_PATH = click.Path(path_type=Path)
 _SIDE = click.IntRange(1, 8192)
 
 
@@ -36,10 +35,13 @@ def data_options(split: str) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         return _add(command, [
             click.option(
-                "--data-root", type=_PATH, metavar="DIR", envvar="CITYSCAPES_DATASET",
+                "--data-root", type=PATH, metavar="DIR", envvar="CITYSCAPES_DATASET",
                 default="data/cityscapes", show_default=True, help="Cityscapes tree, or a folder with a dataset.toml.",
             ),
-            click.option("--split", default=split, show_default=True, metavar="NAME", help="Split of the data set."),
+            click.option(
+                "--split", type=NAME, default=split, show_default=True, metavar="NAME",
+                help="Split of the data set.",
+            ),
         ])  # fmt: skip
 
     return add
@@ -100,7 +102,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
 def network_options(command: Command) -> Command:
     """`--checkpoint --workers --published-order` and the run options; read by `network_of`."""
     options = [
-        click.option("--checkpoint", type=_PATH, metavar="FILE", help="Weights; else the published ones."),
+        click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones."),
         click.option(
             "--workers", type=click.IntRange(0, 64), default=2, show_default=True, metavar="N",
             help="Threads that read ahead.",

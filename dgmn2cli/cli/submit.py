@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
 from dgmn2cli.cli import render
-from dgmn2cli.cli.options import Session, model_argument, pass_session
+from dgmn2cli.cli.options import PATH, Session, model_argument, pass_session
 from dgmn2cli.cli.protocol import data_options, fetched, network_of, network_options, protocol_options, settings_of
+from dgmn2cli.reports import check_file, check_folder
 
 if TYPE_CHECKING:
     from dgmn2cli.submission import SubmissionReport, ZipReport
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command()
@@ -24,12 +22,12 @@ _PATH = click.Path(path_type=Path)
 @data_options("test")
 @protocol_options
 @click.option(
-    "-o", "--out", type=_PATH, default="dgmn2-submission", show_default=True, metavar="DIR",
+    "-o", "--out", type=PATH, default="dgmn2-submission", show_default=True, metavar="DIR",
     help="Folder for the labelId files.",
 )  # fmt: skip
-@click.option("--zip", "target", type=_PATH, metavar="FILE", help="The zip to write.  [default: the folder's name.zip]")
-@click.option("--from", "kept", type=_PATH, metavar="DIR", help="Take predictions kept here; no model runs.")
-@click.option("--validate", type=_PATH, metavar="ZIP", help="Only check this zip; every fault is named.")
+@click.option("--zip", "target", type=PATH, metavar="FILE", help="The zip to write.  [default: the folder's name.zip]")
+@click.option("--from", "kept", type=PATH, metavar="DIR", help="Take predictions kept here; no model runs.")
+@click.option("--validate", type=PATH, metavar="ZIP", help="Only check this zip; every fault is named.")
 @network_options
 @pass_session
 def submit(session: Session, model: str, **options: Any) -> None:
@@ -65,6 +63,10 @@ def _make(session: Session, model: str, options: dict[str, Any]) -> SubmissionRe
 
     kept, folder, settings = options["kept"], options["kept"] or options["out"], settings_of(options)
     target = options["target"] or folder.parent / f"{os.path.basename(os.path.realpath(folder))}.zip"
+    if kept is None:
+        check_folder(folder)
+    if not target.is_dir():  # which `make_submission` says
+        check_file(target)
     network = network_of(session, model, options) if kept is None else None
     with render.progress(session, "reading the pictures") as advance:
         data = submission.open_test(options["data_root"], options["split"], lambda total: advance(total=total))

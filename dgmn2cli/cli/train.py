@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from dgmn2cli.cli import render
-from dgmn2cli.cli.options import BACKENDS, DTYPES, SIZE, Session, device_option, model_argument, pass_session
+from dgmn2cli.cli.options import (
+    BACKENDS,
+    DTYPES,
+    NAME,
+    PATH,
+    SIZE,
+    Session,
+    device_option,
+    model_argument,
+    pass_session,
+)
 
-_PATH, _COUNT, _SIDE = click.Path(path_type=Path), click.IntRange(0, 10**9), click.IntRange(1, 16384)
+_COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
 
 
 @click.command()
 @model_argument
 @click.option(
-    "--data-root", type=_PATH, metavar="DIR", envvar="CITYSCAPES_DATASET",
+    "--data-root", type=PATH, metavar="DIR", envvar="CITYSCAPES_DATASET",
     help="Cityscapes tree, or a folder with a dataset.toml.  [default: the configuration's]",
 )  # fmt: skip
-@click.option("--out", type=_PATH, metavar="DIR", help="Run folder.  [default: runs/NAME]")
+@click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/NAME]")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Processes here.")
 @click.option("--max-iters", type=click.IntRange(1, 10**9), metavar="N", help="Optimiser steps.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Pictures per process and forward pass.")
@@ -28,7 +37,9 @@ _PATH, _COUNT, _SIDE = click.Path(path_type=Path), click.IntRange(0, 10**9), cli
 @click.option("--scale", type=SIZE, metavar="WxH", help="Size pictures are fitted into, in training and evaluation.")
 @click.option("--window", type=_SIDE, metavar="N", help="Side of a window of the evaluation.")
 @click.option("--stride", type=_SIDE, metavar="N", help="Step between its windows.")
-@click.option("--resume", is_flag=False, flag_value="auto", metavar="[auto|PATH]", help="Go on with the run in --out.")
+@click.option(
+    "--resume", type=NAME, is_flag=False, flag_value="auto", metavar="[auto|PATH]", help="Go on with the run in --out."
+)
 @click.option("--force", is_flag=True, help="Resume although the configuration differs.")
 @click.option("--from", "init", metavar="imagenet|scratch|FILE", help="First weights.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Number format of the forward pass.")
@@ -40,7 +51,8 @@ _PATH, _COUNT, _SIDE = click.Path(path_type=Path), click.IntRange(0, 10**9), cli
 @click.option("--ema", is_flag=True, default=None, help="Keep, evaluate and save a moving average of the weights.")
 @click.option("--freeze-backbone", is_flag=True, default=None, help="Train the head only.")
 @click.option(
-    "--class-weights", metavar="auto|FILE", help="Loss weights: counted from the labels, or a line NAME = WEIGHT each."
+    "--class-weights", type=NAME, metavar="auto|FILE",
+    help="Loss weights: counted from the labels, or a line NAME = WEIGHT each.",
 )  # fmt: skip
 @click.option("--workers", type=click.IntRange(0, 256), metavar="N", help="Loader processes per training process.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: optim.lr=5e-5.")

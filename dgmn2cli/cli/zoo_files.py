@@ -8,7 +8,7 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from dgmn2cli.cli.options import Session, complete_model, pass_session
+from dgmn2cli.cli.options import PATH, Session, complete_model, pass_session
 from dgmn2cli.cli.render import MISSING, emit, make_table, megabytes, progress
 from dgmn2cli.errors import CheckFailed, printable
 from dgmn2cli.zoo.upkeep import FileCheck, pin, verify_cache
@@ -47,9 +47,7 @@ def _checks(checks: list[FileCheck]) -> RenderableType:
 
 @click.command("pin", short_help="Write recorded hashes into a manifest of yours.")
 @click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=complete_model)
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The manifest to write."
-)
+@click.option("-o", "--out", type=PATH, required=True, metavar="FILE", help="The manifest to write.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @pass_session
 def pin_hashes(session: Session, keys: tuple[str, ...], out: Path, overwrite: bool) -> None:

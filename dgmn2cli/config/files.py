@@ -29,7 +29,10 @@ def refuse(path: object, error: Unreadable) -> NoReturn:
     Raises:
         ConfigError: always.
     """
-    raise ConfigError("cannot read the configuration", where=path, why=str(error), faults=[f"{path}: {error}"])
+    hint = "Give the path of a .toml or .py file, or a name that `dgmn2 zoo list` shows."
+    raise ConfigError(
+        "cannot read the configuration", where=path, why=str(error), faults=[f"{path}: {error}"], hint=hint
+    )
 
 
 def read_text(path: Path) -> str:

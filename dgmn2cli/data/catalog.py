@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dgmn2cli.data.cityscapes import IMAGE_SUFFIX, SPLITS, is_cityscapes, open_cityscapes
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.folder import DESCRIPTION, find_description, load_description, open_folder
 from dgmn2cli.errors import DataError
+from dgmn2cli.paths import absence
 
 
 def open_dataset(root: str | Path, split: str, *, labels: bool = True) -> SegmentationSet:
@@ -26,7 +28,7 @@ def open_dataset(root: str | Path, split: str, *, labels: bool = True) -> Segmen
         return open_folder(description, split, labels=labels)
     if is_cityscapes(root):
         return open_cityscapes(root, split, labels=labels)
-    why = "it holds neither leftImg8bit nor " + DESCRIPTION if root.is_dir() else "there is no such folder"
+    why = "it holds neither leftImg8bit nor " + DESCRIPTION if os.path.isdir(root) else absence(root, "folder")
     hint = "Give the folder of a Cityscapes tree, or of a dataset.toml; `dgmn2 data synth DIR` makes one to try."
     raise DataError("cannot open the data set", where=root, why=why, hint=hint)
 

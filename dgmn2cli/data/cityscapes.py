@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, missing_labels
 from dgmn2cli.errors import DataError
+from dgmn2cli.paths import absence
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -99,7 +101,7 @@ LABEL_IDS = IdMap.of(
 
 def is_cityscapes(root: Path) -> bool:
     """Whether `root` looks like the top of a Cityscapes tree."""
-    return (root / "leftImg8bit").is_dir()
+    return os.path.isdir(root / "leftImg8bit")
 
 
 def open_cityscapes(root: str | Path, split: str = "val", *, labels: bool = True) -> SegmentationSet:
@@ -118,7 +120,7 @@ def open_cityscapes(root: str | Path, split: str = "val", *, labels: bool = True
     pictures = sorted(pictures_dir.glob(f"*/*{IMAGE_SUFFIX}"), key=lambda path: path.relative_to(root).as_posix())
     if not pictures:
         hint = f"Expected {pictures_dir}/CITY/*{IMAGE_SUFFIX}; name the folder that holds leftImg8bit and gtFine."
-        why = "there are no pictures" if pictures_dir.is_dir() else "there is no such folder"
+        why = "there are no pictures" if os.path.isdir(pictures_dir) else absence(pictures_dir, "folder")
         raise DataError("cannot open the Cityscapes data set", where=pictures_dir, why=why, hint=hint)
     present = set(labels_dir.glob("*/*_gtFine_label*Ids.png")) if labels else set()
     pairs, faults = [], []

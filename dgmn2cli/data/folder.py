@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import os
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, missing_labels
 from dgmn2cli.data.images import SUFFIXES
 from dgmn2cli.errors import ConfigError, DataError
+from dgmn2cli.paths import absence
 
 DESCRIPTION = "dataset.toml"
 MAX_CLASSES = IGNORE  # ids 0..254
@@ -204,9 +206,9 @@ def chosen_palette(count: int) -> np.ndarray:
 
 def find_description(root: Path) -> Path | None:
     """The description that `root` is or holds, or None."""
-    if root.suffix == ".toml" and root.is_file():
+    if root.suffix == ".toml" and os.path.isfile(root):
         return root
-    return root / DESCRIPTION if (root / DESCRIPTION).is_file() else None
+    return root / DESCRIPTION if os.path.isfile(root / DESCRIPTION) else None
 
 
 def open_folder(path: str | Path, split: str = "train", *, labels: bool = True) -> SegmentationSet:
@@ -253,7 +255,11 @@ def find_pairs(
     endings = (suffixes[0].lower(),) if suffixes[0] else SUFFIXES
     pictures = sorted(file for file in images_dir.rglob("*") if file.name.lower().endswith(endings))
     if not pictures:
-        why = f"there are no pictures named *{', *'.join(endings)}" if images_dir.is_dir() else "no such folder"
+        why = (
+            f"there are no pictures named *{', *'.join(endings)}"
+            if os.path.isdir(images_dir)
+            else absence(images_dir, "folder")
+        )
         hint = "Check `images` and `image_suffix` where the data set is described, and the split's name."
         raise DataError("cannot open the data set", where=images_dir, why=why, hint=hint)
     pairs, faults, used = [], [], set()

@@ -20,6 +20,7 @@ from dgmn2cli.data.cityscapes import (
 from dgmn2cli.data.images import write_png
 from dgmn2cli.data.synth_scene import LARGE, OPTIONAL, Picture, draw_scene
 from dgmn2cli.errors import ConfigError, DataError
+from dgmn2cli.reports import check_folder
 
 CITIES = {"train": ("nordhafen", "lindental", "steinbruck"), "val": ("seefeld",)}
 SMALLEST_SIDE, LARGEST_SIDE = 64, 8192
@@ -153,9 +154,11 @@ def _check(root: Path, train: int, val: int, size: tuple[int, int], seed: int) -
         raise ConfigError(what, where=root, why=why)
     if not (1 <= train <= MOST_IMAGES and 1 <= val <= MOST_IMAGES):
         why = f"{train} and {val} pictures are asked for train and val, and each must be 1 to {MOST_IMAGES}"
-        raise ConfigError(what, where=root, why=why)
+        hint = "Ask for 2 or more --images, and let --val be fewer of them."
+        raise ConfigError(what, where=root, why=why, hint=hint)
     if not 0 <= seed < 1 << 63:
         raise ConfigError(what, where=root, why=f"the seed {seed} is not between 0 and 2^63")
+    check_folder(root)
     taken = [folder for folder in ("leftImg8bit", "gtFine") if (root / folder).exists()]
     if taken:
         hint = "Name another folder, or remove it."

@@ -173,7 +173,9 @@ def refuse_folder(request: DemoRequest) -> None:
         raise ConfigError("--overwrite and --resume contradict each other", hint="Give one of them.")
     if not folder.mark.is_file():
         if folder.path.exists() and not folder.path.is_dir():
-            raise ConfigError("the demo needs a folder", where=folder.path, why="this is a file")
+            raise ConfigError(
+                "the demo needs a folder", where=folder.path, why="this is no folder", hint="Choose another with -o."
+            )
         if folder.path.is_dir() and any(path.name != "lock" for path in folder.path.iterdir()):
             why = "it is not empty, and what is in it is no demo"
             raise ConfigError("the folder is taken", where=folder.path, why=why, hint="Choose another one with -o.")

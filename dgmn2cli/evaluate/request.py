@@ -24,6 +24,7 @@ from dgmn2cli.evaluate.report import DataInfo, describe_data, protocol_in_force
 from dgmn2cli.evaluate.subject import Subject
 from dgmn2cli.evaluate.tally import EVERY
 from dgmn2cli.plan import Settings
+from dgmn2cli.reports import check_file, check_folder
 from dgmn2cli.zoo import hash_file
 
 
@@ -99,7 +100,7 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> Se
 
     Raises:
         ConfigError: impossible settings.
-        ResourceError: not enough GPUs; cityscapesScripts is missing.
+        ResourceError: not enough GPUs; cityscapesScripts is missing; the report or the predictions cannot be written.
         DataError: no data set there, or pictures without labels; all are named.
     """
     devices_for(request.device, request.gpus)
@@ -110,12 +111,15 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> Se
         raise ConfigError("--resume with --official needs kept predictions", why=why, hint="Add --save-preds DIR.")
     if request.report is not None and request.report.exists() and not request.report.is_file():
         kind = "a folder" if request.report.is_dir() else "a pipe, socket or device"
-        raise ConfigError(
-            "the report cannot be written", where=request.report, why=f"it is {kind}, and a file is wanted"
-        )
+        why, hint = f"it is {kind}, and a file is wanted", "Name a file with --report."
+        raise ConfigError("the report cannot be written", where=request.report, why=why, hint=hint)
     if request.report is not None and request.report.is_file() and not _is_json(request.report):
         why, hint = "another file is there, which is no JSON", "Name a new file, or an earlier report."
         raise ConfigError("the report is not written", where=request.report, why=why, hint=hint)
+    if request.report is not None:
+        check_file(request.report)
+    if request.save_preds is not None:
+        check_folder(request.save_preds)
     if torchrun_place() is not None:
         _refuse_under_torchrun(request)
     for inference in inferences:

@@ -91,7 +91,7 @@ def read_content(path: Path, file: BinaryIO, size: int) -> Content:
                 why=f"it asks to call {refused[1]}, which a file of weights never needs",
                 hint="Nothing in it was executed. Get the file from its publisher.",
             ) from error
-        raise _unreadable(path, f"the file is damaged or of another kind ({type(error).__name__})") from error
+        raise _unreadable(path, "the file is damaged or of another kind") from error
 
 
 def _unreadable(path: Path, why: str) -> IntegrityError:

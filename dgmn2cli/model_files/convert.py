@@ -108,9 +108,12 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
         there = False
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError("not a possible file name", where=shown(str(target)), why=why) from error
+        raise ConfigError(
+            "not a possible file name", where=shown(str(target)), why=why, hint="Choose another name."
+        ) from error
     if there and source.exists() and target.samefile(source):
-        raise ConfigError("the file is not converted", where=target, why="it would overwrite its own source")
+        why, hint = "it would overwrite its own source", "Name another file to write."
+        raise ConfigError("the file is not converted", where=target, why=why, hint=hint)
     if target.is_dir():
         raise ConfigError("the file is not converted", where=target, why="it is a folder", hint="Name a file in it.")
     if there and not overwrite:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections import Counter
@@ -18,6 +19,7 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.formats import Malformed, sniff
 from dgmn2cli.data.images import image_header
 from dgmn2cli.errors import CheckFailed, ResourceError
+from dgmn2cli.paths import absence
 from dgmn2cli.submission.names import picture_of
 
 TEST_CITIES = {"berlin": 544, "bielefeld": 181, "bonn": 46, "leverkusen": 58, "mainz": 298, "munich": 398}
@@ -78,9 +80,8 @@ def validate_zip(path: Path, expected: Expected, step: Callable[[int], object] =
     Raises:
         ResourceError: there is no such file, or it may not be read.
     """
-    if not path.is_file():
-        why = "it is no regular file" if path.exists() else "there is no such file"
-        raise ResourceError("cannot read the zip", where=path, why=why, hint="Check the path.")
+    if not os.path.isfile(path):
+        raise ResourceError("cannot read the zip", where=path, why=absence(path), hint="Check the path.")
     faults, names = _Faults(), []
     try:
         with zipfile.ZipFile(path) as archive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -19,12 +20,14 @@ from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.evaluate.engine import class_ids, read_ahead
 from dgmn2cli.evaluate.report import Protocol, protocol_in_force
+from dgmn2cli.paths import absence
 from dgmn2cli.plan import Settings
 from dgmn2cli.reports import atomic_write
 from dgmn2cli.segmenter import RunInfo, Segmenter
 from dgmn2cli.submission.check import ZipReport, expected_of, validate_zip
 from dgmn2cli.submission.names import picture_of
 
+MAKERS = "`dgmn2 eval --save-preds DIR` or `dgmn2 submit MODEL` makes them."
 _DATE = (1980, 1, 1, 0, 0, 0)  # in every zip, so that the same files give the same bytes
 
 
@@ -114,9 +117,10 @@ def kept_predictions(folder: Path, data: SegmentationSet) -> dict[str, Path]:
         DataError: no such folder; pictures without a file, or with several (all are named).
     """
     inner = folder / "labelIds"
-    searched = inner if inner.is_dir() else folder
-    if not searched.is_dir():
-        raise DataError("cannot read the predictions", where=folder, why="there is no such folder")
+    searched = inner if os.path.isdir(inner) else folder
+    if not os.path.isdir(searched):
+        why, hint = absence(folder, "folder"), f"Name a folder that has some. {MAKERS}"
+        raise DataError("cannot read the predictions", where=folder, why=why, hint=hint)
     found: dict[str, list[Path]] = {pair.name: [] for pair in data.pairs}
     for path in sorted(searched.rglob("*.png")):
         if picture_of(path.name) in found:
@@ -125,8 +129,7 @@ def kept_predictions(folder: Path, data: SegmentationSet) -> dict[str, Path]:
     faults += [f"{name}: {', '.join(map(str, paths))}" for name, paths in found.items() if len(paths) > 1]
     if faults:
         why = f"{len(faults)} of {len(found)} pictures have no file, or several"
-        hint = "`dgmn2 eval --save-preds DIR` or `dgmn2 submit MODEL` makes them."
-        raise DataError("the predictions are not complete", where=searched, why=why, faults=faults, hint=hint)
+        raise DataError("the predictions are not complete", where=searched, why=why, faults=faults, hint=MAKERS)
     return {name: paths[0] for name, paths in found.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError, IntegrityError, ResourceError
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.model.weights import Checkpoint, load_backbone_weights, load_weights, read_checkpoint
+from dgmn2cli.paths import absence
 from dgmn2cli.zoo import cache_dir, load_zoo, locate
 
 IMAGENET, SCRATCH = "imagenet", "scratch"
+WEIGHT_LINES = "Each line is NAME = WEIGHT, for every class."
 CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
 
 
@@ -49,9 +52,9 @@ def find_first_weights(init: str, backbone: str, zoo_file: Path | None, cache: P
         return FirstWeights(SCRATCH)
     if init != IMAGENET:
         path = Path(init)
-        if not path.exists():
+        if not os.path.exists(path):
             hint = "Give the path of a checkpoint, or --from imagenet or --from scratch."
-            raise ResourceError("the first weights are not there", where=path, why="no such file", hint=hint)
+            raise ResourceError("the first weights are not there", where=path, why=absence(path), hint=hint)
         return FirstWeights("file", path)
     entry = load_zoo(zoo_file).backbone(backbone)
     found = locate(entry, cache_dir(cache))
@@ -144,7 +147,7 @@ def class_weights_from(source: str, counted: tuple[float, ...], names: tuple[str
     try:
         lines = [line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8 text"
         raise ConfigError(what, where=path, why=why, hint="Give 'auto' or the path of a text file.") from error
     lines = [line for line in lines if line]
     found: dict[str, float] = {}
@@ -154,9 +157,9 @@ def class_weights_from(source: str, counted: tuple[float, ...], names: tuple[str
         try:
             found[key] = float(text)
         except ValueError as error:
-            raise ConfigError(what, where=path, why=f"'{text.strip()[:40]}' is no number") from error
+            raise ConfigError(what, where=path, why=f"'{text.strip()[:40]}' is no number", hint=WEIGHT_LINES) from error
     wrong = [*(name for name in found if name not in names), *(name for name in names if name not in found)]
     if wrong or len(lines) != len(names) or not all(0 <= weight < float("inf") for weight in found.values()):
         why = f"wanted a weight from 0 for each of {len(names)} classes" + (f"; see {wrong[0]!r}" if wrong else "")
-        raise ConfigError(what, where=path, why=why)
+        raise ConfigError(what, where=path, why=why, hint=WEIGHT_LINES)
     return tuple(found[name] for name in names)

@@ -142,7 +142,8 @@ class Zoo:
         hint = _suggestion(wanted, names) or "`dgmn2 zoo list` shows all models."
         if any(wanted in _backbone_names(backbone) for backbone in self.backbones):
             hint = f"It is an ImageNet backbone; models with it: {_with_backbone(self, wanted)}."
-        raise ConfigError("no such model", where=shown(name), why=_reason(name), hint=hint)
+        why = _reason(name) or _file_reason(name)
+        raise ConfigError("no such model", where=shown(name), why=why, hint=hint)
 
     def backbone(self, name: str) -> BackboneEntry:
         """The ImageNet backbone called `name`: its key, its size alone (`tiny`) or its published name (`DGMN2-Tiny`).
@@ -202,6 +203,11 @@ def _reason(name: str) -> str:
     if not name.isprintable():
         return "the name holds control characters"
     return ""
+
+
+def _file_reason(name: str) -> str:
+    """What to know of a name that was meant as a configuration file's."""
+    return "it is neither a published name nor a file here" if name.endswith((".toml", ".py")) else ""
 
 
 def _backbone_names(entry: BackboneEntry) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError, ResourceError
-from dgmn2cli.reports import atomic_write, to_json
+from dgmn2cli.reports import atomic_write, check_file, to_json
 from dgmn2cli.zoo.cache import RECORD_LIMIT, expected_sha256, hash_file, open_regular
 from dgmn2cli.zoo.fetch import FetchedFile, Verify, adopt, adopt_stream, size_limit
 from dgmn2cli.zoo.manifest import AnyEntry, ZooEntry
@@ -171,11 +171,12 @@ def check_bundle_target(path: Path) -> None:
     """Refuses, before anything is downloaded, to write a bundle over something that is none.
 
     Raises:
-        ResourceError: something else is there.
+        ResourceError: something else is there, or its folder cannot come to be.
     """
     if path.exists() and not (path.is_file() and is_bundle(path)):
         hint = "Choose another name, or remove it first."
         raise ResourceError("the bundle is not written", where=path, why="something else is there", hint=hint)
+    check_file(path)
 
 
 def write_bundle(files: Sequence[FetchedFile], path: Path) -> Path:

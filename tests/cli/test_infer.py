@@ -201,13 +201,13 @@ def test_an_input_is_never_overwritten(run: Run, tmp_path: Path) -> None:
 
 
 BAD = [
-    (("missing.png",), 6, "no such file (missing.png)"),
+    (("missing.png",), 6, "cannot find the picture (missing.png): there is no such file."),
     (("missing.png", "gone.jpg"), 6, "none of these files exist"),
     (("empty",), 6, "no picture in the folder"),
     (("*.tif",), 6, "no file matches (*.tif)"),
     (("@none.txt",), 6, "cannot read the list"),
     (("a.png", "--save", "ids,masks"), 2, "no such output (masks)"),
-    (("a.png", "--save", ","), 2, "no such output"),
+    (("a.png", "--save", ","), 2, "no output is named"),
     (("a.png", "--window", "64", "--stride", "65"), 2, "sliding window is impossible"),
     (("a.png", "--scale", "big"), 2, "not WIDTHxHEIGHT"),
     (("a.png", "--device", "tpu"), 2, "none of auto, cpu"),

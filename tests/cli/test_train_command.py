@@ -201,7 +201,7 @@ unlisted = "ignore"
     [
         (["nosuch"], 2, "no such model (nosuch)"),
         (["--crop", "0"], 2, "invalid value for '--crop'"),
-        (["--batch-size", "two"], 2, "'two' is not a valid integer"),
+        (["--batch-size", "two"], 2, "'two' is not a whole number"),
         (["--set", "optim.lx=1"], 2, "the configuration is wrong"),
         (["--set", "optim.lr=nan"], 2, "the configuration is wrong"),
         (["--set", "train.iters"], 2, "the configuration is wrong"),
