@@ -24,9 +24,10 @@ from dgmn2cli.evaluate import Counted, EvalReport, Settings
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run as evaluate
 from dgmn2cli.evaluate.subject import LoadNetwork
+from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.predict import Picture, PictureResult, predict_files
 from dgmn2cli.reports import atomic_write, local_write_errors, to_json
-from dgmn2cli.runtime import resolve_device, set_threads
+from dgmn2cli.runtime import resolve_device, resolve_dtype, set_threads
 from dgmn2cli.training.folder import FolderLock, RunFolder
 from dgmn2cli.training.report import Reporter, TrainReport
 from dgmn2cli.training.request import RESUME_NEWEST, TrainRequest
@@ -52,8 +53,8 @@ def demo(request: DemoRequest, watch: Watch) -> DemoReport:
             full.
     """
     refuse_folder(request)
-    request.config()
-    resolve_device(request.device)
+    config = request.config()
+    resolve_backend(request.backend, resolve_device(request.device), resolve_dtype(config.train.dtype))
     picture = request.picture or resources.example_photograph()
     read_image(picture)  # refused now, not after minutes of training
     with FolderLock(request.out):

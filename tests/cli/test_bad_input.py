@@ -123,6 +123,8 @@ WRONG = [
     ("info a.txt", 3, "the file is damaged or of another kind. Download it again."),
     ("submit --validate loop", 5, "too many levels of symbolic links. Check the path."),
     ("submit --validate folder", 5, "it is a folder, wanted a file. Check the path."),
+    ("demo -o new --backend triton --device cpu", 5, "cannot run (cpu, float32)"),
+    ("demo -o new --picture a.txt", 6, "cannot read the image (a.txt)"),
     ("demo -o a.txt", 2, "this is no folder. Choose another with -o."),
 ]
 
