@@ -196,16 +196,16 @@ class FusedBlock(nn.Module):
         batch, count, channels = tokens.shape
         heads, depth = self.heads, channels // self.heads
         rows = tokens.view(-1, channels)  # (B*N, C)
-        qkv = scratch[: 3 * tokens.numel()].view(heads, -1, 3, depth)  # (h, B*N, 3, d)
+        qkv = scratch[: 3 * tokens.numel()].view(heads, 3, -1, depth)  # (h, 3, B*N, d)
         offset = tokens.new_empty(rows.shape[0], heads, 2 * SAMPLES)
         for part, at, to in zip(
-            *(whole.split(QKV_CHUNK) for whole in (rows, offset)), qkv.split(QKV_CHUNK, 1), strict=True
+            *(whole.split(QKV_CHUNK) for whole in (rows, offset)), qkv.split(QKV_CHUNK, 2), strict=True
         ):
             normed = self.norm1(part)
-            to.copy_(self.qkv(normed).view(-1, 3, heads, depth).permute(2, 0, 1, 3))
+            to.copy_(self.qkv(normed).view(-1, 3, heads, depth).permute(2, 1, 0, 3))
             at.copy_(self.offset(normed.view(-1, heads, depth)))
         mixed = deform_attention(
-            qkv.view(heads, batch, count, 3, depth).permute(1, 2, 3, 0, 4),
+            qkv.view(heads, 3, batch, count, depth).permute(2, 3, 1, 0, 4),
             offset.view(batch, count, heads, 2 * SAMPLES),
             resample_table(self.rel_height, size[0]),
             resample_table(self.rel_width, size[1]),

@@ -104,7 +104,7 @@ DGMN2_INLINE void query_gradients_run(const Attention<T>& p, index b, index head
     const A* tables = p.width + (p.columns - 1 - x) * p.depth;
     for (index i = 0; i < count; ++i) {
         const T* q = p.token(0, b, n + i, head);
-        fetch_ahead(p, b, head, y, x + i);
+        fetch_below(p, b, head, y, x + i);
         corner_dots<DEPTH>(p, q, k, taps, i * SAMPLES, keys);
         corner_dots<DEPTH>(p, p.grad_out(b, n + i, head), v, taps, i * SAMPLES, values);
         table_dots<DEPTH>(q, tables - i * p.depth, p.depth, across);

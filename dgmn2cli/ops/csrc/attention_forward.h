@@ -151,14 +151,27 @@ DGMN2_INLINE void aggregate(const Attention<T>& p, const T* v, const Taps<accumu
     }
 }
 
-// Asks memory for the key and value AHEAD rows below a pixel: the processor does not foresee these strides.
+// Asks memory for a row of numbers before it is needed, to be read or (WRITE 1) written.
+template <int WRITE, class E>
+DGMN2_INLINE void fetch(const E* row, index count) {
+    const char* from = reinterpret_cast<const char*>(row);
+    for (index byte = 0; byte < count * index(sizeof(E)); byte += 64) __builtin_prefetch(from + byte, WRITE);
+}
+
+// Asks for the key and value AHEAD rows below a pixel: the processor does not foresee these strides.
 template <class T>
-DGMN2_INLINE void fetch_ahead(const Attention<T>& p, index b, index head, index y, index x) {
+DGMN2_INLINE void fetch_below(const Attention<T>& p, index b, index head, index y, index x) {
     const index row = y + AHEAD < p.rows ? y + AHEAD : p.rows - 1;
-    for (index part = 1; part <= 2; ++part) {
-        const char* soon = reinterpret_cast<const char*>(p.token(part, b, row * p.columns + x, head));
-        for (index byte = 0; byte < p.depth * index(sizeof(T)); byte += 64) __builtin_prefetch(soon + byte);
-    }
+    for (index part = 1; part <= 2; ++part) fetch<0>(p.token(part, b, row * p.columns + x, head), p.depth);
+}
+
+// Asks for what the query RUN positions on will need for itself: q, its offsets and the place of its result.
+template <class T>
+DGMN2_INLINE void fetch_next(const Attention<T>& p, index b, index head, index n) {
+    const index soon = n + RUN < p.tokens() ? n + RUN : n;
+    fetch<0>(p.token(0, b, soon, head), p.depth);
+    fetch<0>(p.offset + p.samples_at(b, soon, head) * 2, 2 * SAMPLES);
+    fetch<1>(p.out + ((b * p.tokens() + soon) * p.heads + head) * p.depth, p.depth);
 }
 
 // Attention of up to RUN neighbouring queries of one row and head.
@@ -175,7 +188,8 @@ DGMN2_INLINE void attend_run(const Attention<T>& p, index b, index head, index y
     const T* v = p.token(2, b, 0, head);
     const index n = y * p.columns + x;
     for (index i = 0; i < count; ++i) {
-        fetch_ahead(p, b, head, y, x + i);
+        fetch_below(p, b, head, y, x + i);
+        fetch_next(p, b, head, n + i);
         A* at = logits + i * SAMPLES;
         const A* table = p.width + (p.columns - 1 - x - i) * p.depth;
         tap_logits<DEPTH>(p, p.token(0, b, n + i, head), k, taps, factors, i * SAMPLES, table, at);
