@@ -112,6 +112,25 @@ class OperatorRow:
 
 
 @dataclass(frozen=True)
+class PartRow:
+    """One part of a network in a profile.
+
+    Attributes:
+        subject: the model.
+        part: `backbone`, `neck`, `head`, or `deform_attention`.
+        seconds: of one run.
+        share: of what `of` names, 0 to 1.
+        of: `all parts` or `the backbone`.
+    """
+
+    subject: str
+    part: str
+    seconds: float
+    share: float
+    of: str
+
+
+@dataclass(frozen=True)
 class Agreement:
     """That two sides gave the same answer before they were timed.
 
@@ -133,7 +152,7 @@ class Agreement:
     measure: str
 
 
-AnyRow = Row | StageRow | OperatorRow
+AnyRow = Row | StageRow | OperatorRow | PartRow
 
 
 @dataclass(frozen=True)

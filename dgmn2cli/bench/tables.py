@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from dgmn2cli.bench.names import RATIO_HEADING
-from dgmn2cli.bench.report import OperatorRow, Report, Row, StageRow
+from dgmn2cli.bench.report import OperatorRow, PartRow, Report, Row, StageRow
 
 MISSING = "-"
 
@@ -43,6 +43,9 @@ def tables(report: Report) -> list[TextTable]:
         operators = [row for row in rows if isinstance(row, OperatorRow)]
         if operators:
             made.append(_operator_table(subject, operators))
+        parts = [row for row in rows if isinstance(row, PartRow)]
+        if parts:
+            made.append(_part_table(subject, parts))
     return made
 
 
@@ -133,6 +136,12 @@ def _operator_table(subject: str, rows: Sequence[OperatorRow]) -> TextTable:
     headings = ("operator", "calls", "seconds", "share")
     cells = [(row.operator, str(row.calls), _number(row.seconds, 3), f"{100 * row.share:.1f} %") for row in rows]
     return TextTable(f"{subject}, by operator", headings, headings[1:], cells)
+
+
+def _part_table(subject: str, rows: Sequence[PartRow]) -> TextTable:
+    headings = ("part", "seconds a run", "share", "of")
+    cells = [(row.part, _number(row.seconds, 3), f"{100 * row.share:.1f} %", row.of) for row in rows]
+    return TextTable(f"{subject}, by part", headings, headings[1:3], cells)
 
 
 def _how(row: Row) -> str:

@@ -42,8 +42,8 @@ def spread(samples: Sequence[float]) -> Spread:
 
 
 def paired_ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
-    """How many times as long `slower` took: the median over rounds, each round's two timings being neighbours."""
-    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
+    """How many times as long `slower` took: the median over the rounds that both ran, neighbours in time."""
+    return statistics.median(a / b for a, b in zip(slower, faster, strict=False))
 
 
 def seconds_of(step: Step, device: torch.device) -> float:
@@ -79,17 +79,16 @@ def alternate(
         warmup: rounds whose timings are thrown away.
         iters: rounds that count.
         progress: called after each round.
-        enough: seconds after which no further round begins, one counted round apart.
+        enough: seconds after whose counted rounds a step sits out the rest; it always has one.
 
     Returns:
         Seconds, per step one list of `iters` timings, or fewer; equal positions are of one round.
     """
     timings: list[list[float]] = [[] for _ in steps]
-    start = time.perf_counter()
     for index in range(warmup + iters):
-        if index > warmup and time.perf_counter() - start > enough:
-            break
         for step, kept in zip(steps, timings, strict=True):
+            if kept and sum(kept) > enough:
+                continue
             seconds = seconds_of(step, device)
             if index >= warmup:
                 kept.append(seconds)

@@ -165,7 +165,7 @@ class ResizedConv(nn.Module):
 class FusedBlock(nn.Module):
     """A backbone block for the CPU: same numbers, projections packed, tokens worked on in chunks that fit the cache.
 
-    Keys and values are laid out head by head, so that a head's samples lie close together in memory.
+    Queries, keys and values are laid out apart and head by head, so that a head's samples lie close together in memory.
 
     Args:
         block: the block; `can_pack` holds for its weights.

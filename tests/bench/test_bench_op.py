@@ -51,7 +51,7 @@ def test_heads_apart_are_the_same_numbers() -> None:
     qkv = torch.randn(2, 15, 3, 4, 8)
     apart = bench_op.by_head(qkv)
     assert torch.equal(apart, qkv)
-    assert apart.stride() == (15 * 3 * 8, 3 * 8, 8, 2 * 15 * 3 * 8, 1)
+    assert apart.stride() == (15 * 8, 8, 2 * 15 * 8, 3 * 2 * 15 * 8, 1)
 
 
 def test_bytes_by_hand() -> None:

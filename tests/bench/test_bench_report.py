@@ -14,7 +14,7 @@ from dgmn2cli.bench.agreement import compare
 from dgmn2cli.bench.machine import Machine, describe_machine
 from dgmn2cli.bench.names import RATIO_HEADING
 from dgmn2cli.bench.rates import Rate
-from dgmn2cli.bench.report import Agreement, Findings, OperatorRow, Report, Row, StageRow, write_csv
+from dgmn2cli.bench.report import Agreement, Findings, OperatorRow, PartRow, Report, Row, StageRow, write_csv
 from dgmn2cli.bench.sides import Side
 from dgmn2cli.bench.tables import footer, tables
 from dgmn2cli.reports import to_json
@@ -77,6 +77,8 @@ def test_other_rows_have_tables_too(report: Report) -> None:
     operators = Report("profile", report.machine, [OperatorRow("m", "aten::mm", 3, 0.5, 0.75)])
     assert tables(stages)[0].rows == [("decode", "1.0", "2.0", "25.0 %", "-")]
     assert tables(operators)[0].rows == [("aten::mm", "3", "0.500", "75.0 %")]
+    parts = Report("profile", report.machine, [PartRow("m", "backbone", 0.75, 0.5, "all parts")])
+    assert tables(parts)[0].rows == [("backbone", "0.750", "50.0 %", "all parts")]
 
 
 def test_the_footer_names_machine_rates_checks_and_gaps(report: Report) -> None:

@@ -24,13 +24,12 @@ def test_rounds_alternate() -> None:
     assert [len(kept) for kept in timings] == [3, 3]
 
 
-def test_slow_sides_get_fewer_rounds_but_one() -> None:
-    runs: list[str] = []
-    timings = alternate([lambda: runs.append("a"), lambda: time.sleep(0.01)], CPU, warmup=1, iters=50, enough=0.0)
-    assert [len(kept) for kept in timings] == [1, 1]
-    assert runs == ["a"] * 2
-    ample = alternate([lambda: None], CPU, warmup=0, iters=4, enough=60.0)
-    assert len(ample[0]) == 4
+def test_slow_sides_sit_out_what_follows_their_first_rounds() -> None:
+    quick, slow = alternate([lambda: None, lambda: time.sleep(0.01)], CPU, warmup=1, iters=50, enough=0.005)
+    assert (len(quick), len(slow)) == (50, 1)
+    _, ample = alternate([lambda: None, lambda: time.sleep(0.01)], CPU, warmup=0, iters=4, enough=60.0)
+    assert len(ample) == 4
+    assert paired_ratio([6.0], [3.0, 1.0, 1.0]) == 2  # of the round that both ran
 
 
 def test_a_step_is_timed_whole() -> None:

@@ -260,3 +260,19 @@ def test_completion_offers_commands_and_models():
         done = run(env=settings)
         assert wanted in done.stdout
         assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
+)
+def test_threads_do_not_hold_their_cores_for_long(given: dict[str, str], used: str) -> None:
+    """Set before torch is there to read it, and only where the user has not chosen."""
+    code = "import os, sys; from dgmn2cli.cli import main; main(['--version']); "
+    code += "assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True,
+        env={**environment, "PYTHONPATH": str(ROOT), **given},
+    )  # fmt: skip
+    assert done.stdout.split()[-1] == used
