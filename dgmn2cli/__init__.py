@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from dgmn2cli.version import __version__
+
 __all__ = ["Prediction", "Segmenter", "__version__", "build_model", "load", "zoo"]
 
 if TYPE_CHECKING:

@@ -15,12 +15,13 @@ from typing import Literal
 
 import torch
 
-from dgmn2cli import __version__, resources
+from dgmn2cli import resources
 from dgmn2cli.config import load_config
 from dgmn2cli.errors import Dgmn2Error, ResourceError
 from dgmn2cli.ops import available_backends, deform_attention, deform_unfold
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import describe_device, resolve_device
+from dgmn2cli.version import __version__
 from dgmn2cli.zoo import Zoo
 
 REQUIRED = ("torch", "timm", "numpy", "opencv-python-headless", "click", "rich", "requests", "gdown", "safetensors")
@@ -82,7 +83,7 @@ def _guarded(name: str, look: Callable[[], str]) -> Finding:
         return Finding(name, "ok", look())
     except Dgmn2Error as error:
         return Finding(name, "failed", str(error))
-    except (RuntimeError, OSError, NotImplementedError) as error:  # a driver or kernel that does not run
+    except (RuntimeError, OSError) as error:  # a driver or kernel that does not run
         return Finding(name, "failed", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from dgmn2cli import __version__
 from dgmn2cli.runtime import describe_device
+from dgmn2cli.version import __version__
 
 # extensions that decide how fast matrices are multiplied, as Linux names them, in the order they are shown
 _TELLING_FLAGS = (

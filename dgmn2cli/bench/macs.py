@@ -57,7 +57,7 @@ def count_macs(model: nn.Module, height: int, width: int, batch: int = 1) -> int
     """Multiply-accumulates of one forward pass as published, exact.
 
     Args:
-        model: a network on the meta device (built under `torch.device("meta")`), in the published order.
+        model: a network on the meta device (built under `model.shapes.shapes_only`), in the published order.
         height, width: of the image, in pixels.
         batch: number of images.
     """

@@ -17,6 +17,7 @@ from dgmn2cli.bench.report import Findings, Row
 from dgmn2cli.bench.sides import NetworkSpec, Side, build_side, random_images
 from dgmn2cli.bench.timing import Step, alternate, paired_ratio, spread
 from dgmn2cli.memory import PeakMeter, can_measure, in_fresh_process
+from dgmn2cli.model.shapes import shapes_only
 
 TRAINING_FACTOR = 3  # a backward pass is two products for each one of the forward pass
 WARM_UP_SIDE = 65  # of the small picture that loads libraries and starts threads before memory is measured
@@ -103,7 +104,7 @@ def _row(
     """A side's row; `timings` and `peaks` hold its own and this package's, `work_done` its multiply-accumulates of a
     forward pass and the machine's best rate."""
     seen = spread(timings[0])
-    with torch.device("meta"):
+    with shapes_only():
         model = spec.build()
     factor = TRAINING_FACTOR if work.training else 1
     macs = count_macs(model, work.height, work.width, work.batch) * factor

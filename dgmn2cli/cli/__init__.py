@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import CompletionItem, shell_complete
 
-from dgmn2cli import __version__
 from dgmn2cli.cli.boundary import guarded
 from dgmn2cli.cli.options import attach_global_options, global_options
 from dgmn2cli.errors import ConfigError
+from dgmn2cli.version import __version__
 from dgmn2cli.zoo.manifest import shown
 
 # name -> (module:attribute, help line); the help line stands here so that `dgmn2 --help` imports no command

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import torch
 
-from dgmn2cli import __version__
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError
@@ -18,6 +17,7 @@ from dgmn2cli.inference import Windowing
 from dgmn2cli.metrics import Scores
 from dgmn2cli.plan import Settings
 from dgmn2cli.segmenter import PROTOCOLS, RunInfo
+from dgmn2cli.version import __version__
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,8 @@ LEGACY_PICKLES = 5  # magic number, version, machine, content, names of the stor
 AGAIN = "Download it again."
 # everything PyTorch, zipfile and the restricted reader have been seen to raise on damaged or hostile files
 _READ_ERRORS = (
-    RuntimeError, pickle.UnpicklingError, UnicodeDecodeError, LookupError, AttributeError, OSError, EOFError,
-    TypeError, ValueError, AssertionError, NotImplementedError, ArithmeticError, RecursionError,
-    struct.error, zlib.error, zipfile.BadZipFile, SafetensorError,
+    RuntimeError, pickle.UnpicklingError, LookupError, AttributeError, OSError, EOFError, TypeError, ValueError,
+    AssertionError, ArithmeticError, struct.error, zlib.error, zipfile.BadZipFile, SafetensorError,
 )  # fmt: skip
 
 Format = Literal["pth", "legacy pth", "safetensors"]

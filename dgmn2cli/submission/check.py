@@ -155,7 +155,7 @@ def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(member) as file:
             content = file.read(MEMBER_LIMIT + 1)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: unknown compression, too
         raise Malformed(f"it cannot be unpacked ({error})") from error
     if len(content) > MEMBER_LIMIT:
         raise Malformed(f"it has more than {MEMBER_LIMIT:,} bytes")

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgmn2cli import __version__
 from dgmn2cli.config import config_to_toml
 from dgmn2cli.data.loaders import TrainStream, train_batches
 from dgmn2cli.evaluate import EvalReport
@@ -29,6 +28,7 @@ from dgmn2cli.training.step import Stepper
 from dgmn2cli.training.stop import StopRequest
 from dgmn2cli.training.team import Team
 from dgmn2cli.training.validate import Stopped, snapshot, validate, write_samples
+from dgmn2cli.version import __version__
 from dgmn2cli.zoo import hash_file
 
 

@@ -18,8 +18,8 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from dgmn2cli import __version__
 from dgmn2cli.errors import NetworkError
+from dgmn2cli.version import __version__
 from dgmn2cli.zoo.manifest import shown
 from dgmn2cli.zoo.parse import url_fault
 

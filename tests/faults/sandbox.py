@@ -42,7 +42,7 @@ class Box:
     @property
     def work(self) -> Path:
         """Where the command runs; deep, so that `../../x` is still in the box."""
-        return self.top / "a" / "b" / "work"
+        return self.top / "a" / "b" / "desk"
 
     @property
     def cache(self) -> Path:
@@ -121,7 +121,7 @@ class Call:
     codes: Collection[int]
     environment: Mapping[str, str | None] = field(default_factory=dict)
     streams: Streams = Streams()
-    may_write: tuple[str, ...] = ("cache", "a/b/work/out")
+    may_write: tuple[str, ...] = ("cache", "a/b/desk/out")
     right: Callable[[str], bool] = lambda out: True
     prepare: Callable[[], object] = lambda: None
     after: Callable[[int], object] = lambda code: None

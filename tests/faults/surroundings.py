@@ -109,7 +109,7 @@ def _surrounded(name: str, arguments: tuple[str, ...], place: Surroundings) -> C
         fill(box, data="data" in arguments, cached=True)
         shutil.copy(goods().photo, box.work / "photo-\u00e9.png")
         os.link(goods().model, box.work / "model.pth")
-        may_write = ("cache", "a/b/work/out") if place.prepare is not _gone else ("cache", "a/b")
+        may_write = ("cache", "a/b/desk/out") if place.prepare is not _gone else ("cache", "a/b")
         return Call(arguments, codes, place.environment, place.streams, may_write, prepare=place.prepare)
 
     return prepare
@@ -160,7 +160,7 @@ def _onto(
         make(box)
         command = tuple(part.replace("?", target) for part in arguments)
         if replaced:
-            return Call(command, {0}, may_write=("cache", "a/b/work/link"))
+            return Call(command, {0}, may_write=("cache", "a/b/desk/link"))
         return Call(command, {2, 3, 5, 6}, may_write=("cache",))
 
     return prepare

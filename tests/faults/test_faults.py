@@ -92,7 +92,7 @@ def test_a_campaign_that_is_stopped_leaves_nothing_behind(number: signal.Signals
     with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as campaign:
         assert campaign.stderr is not None
         end = time.monotonic() + 120
-        while not list(temporary.glob("tmp*/*/a/b/work")) and time.monotonic() < end:  # until commands run
+        while not list(temporary.glob("tmp*/*/a/b/desk")) and time.monotonic() < end:  # until commands run
             time.sleep(0.05)
         assert len(campaign_processes(temporary)) > 1
         campaign.send_signal(number)
