@@ -34,8 +34,8 @@ COMMANDS = {
 }
 
 _COMPLETION = "_DGMN2_COMPLETE"
-# Rounds that a thread of GNU's OpenMP waits for work with its core held. The library's own choice costs nothing on a
-# quiet machine, and beside one other busy process makes a network eight times slower; with this it is three times.
+# Rounds that a thread of GNU's OpenMP waits for work with its core held. The library's own choice is as fast on a quiet
+# machine, but beside one other busy process makes a network five to eight times slower; with this it is two and a half.
 _SPIN_ROUNDS = "20000"
 
 
