@@ -14,15 +14,15 @@ __all__ = ["Prediction", "Segmenter", "__version__", "build_model", "load", "zoo
 
 if TYPE_CHECKING:
     from dgmn2cli import zoo
-    from dgmn2cli.assemble import build_model, load
-    from dgmn2cli.prediction import Prediction
-    from dgmn2cli.segmenter import Segmenter
+    from dgmn2cli.inference.load import build_model, load
+    from dgmn2cli.inference.prediction import Prediction
+    from dgmn2cli.inference.segmenter import Segmenter
 
 _HOMES = {
-    "build_model": "dgmn2cli.assemble",
-    "load": "dgmn2cli.assemble",
-    "Segmenter": "dgmn2cli.segmenter",
-    "Prediction": "dgmn2cli.prediction",
+    "build_model": "dgmn2cli.inference.load",
+    "load": "dgmn2cli.inference.load",
+    "Segmenter": "dgmn2cli.inference.segmenter",
+    "Prediction": "dgmn2cli.inference.prediction",
 }
 
 

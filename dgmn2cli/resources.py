@@ -49,7 +49,9 @@ def example_photograph() -> Path:
     path = _root() / "examples" / "summer_palace.jpg"
     if not path.is_file():
         raise ResourceError(
-            "the example photograph is missing", where=path, why="the installed package is incomplete",
+            "the example photograph is missing",
+            where=path,
+            why="the installed package is incomplete",
             hint="Reinstall dgmn2cli, or name a picture.",
-        )  # fmt: skip
+        )
     return path

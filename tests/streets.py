@@ -21,8 +21,8 @@ from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import NonFiniteError
 from dgmn2cli.evaluate import Counted, Settings
 from dgmn2cli.evaluate.subject import Subject
-from dgmn2cli.prediction import CITYSCAPES
-from dgmn2cli.segmenter import RunInfo, Segmenter
+from dgmn2cli.inference.prediction import CITYSCAPES
+from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 
 SMALL = Settings(scale=(48, 24), window=24, stride=16)
 SIZE = (24, 40)  # height, width

@@ -11,7 +11,7 @@ import numpy as np
 
 from dgmn2cli.bench.report import Report, Row, StageRow
 from dgmn2cli.errors import ConfigError
-from dgmn2cli.visualize import draw_text, text_width
+from dgmn2cli.inference.visualize import draw_text, text_width
 
 WIDTH = 1100
 _LEFT, _RIGHT, _LINE, _GAP, _TEXT = 250, 190, 30, 22, 11  # pixels; _TEXT is the height of a capital letter
@@ -85,13 +85,14 @@ def _groups(report: Report) -> list[Group]:
     for (subject, task), found in groupby(rows, key=lambda row: (row.subject, row.task)):
         sides = list(found)
         own = sides[0]
-        times = [Bar(_label(row), row.times_as_fast, _note(row.times_as_fast, _seconds(row.median)))
-                 for row in sides]  # fmt: skip
+        times = [Bar(_label(row), row.times_as_fast, _note(row.times_as_fast, _seconds(row.median))) for row in sides]
         groups.append(Group(f"{subject}, {task}: time", times))
         held = [(row, row.peak) for row in sides if row.peak]
         if own.peak and len(held) > 1:
-            bars = [Bar(_label(row), peak / own.peak, _note(peak / own.peak, f"{peak / 1e6:.0f} MB"), _MEMORY)
-                    for row, peak in held]  # fmt: skip
+            bars = [
+                Bar(_label(row), peak / own.peak, _note(peak / own.peak, f"{peak / 1e6:.0f} MB"), _MEMORY)
+                for row, peak in held
+            ]
             groups.append(Group(f"{subject}, {task}: peak memory above the weights", bars))
     stages = [row for row in report.rows if isinstance(row, StageRow) and row.stage not in ("sum", "wall")]
     for subject, found_stages in groupby(stages, key=lambda row: row.subject):

@@ -15,8 +15,18 @@ from dgmn2cli.version import __version__
 
 # extensions that decide how fast matrices are multiplied, as Linux names them, in the order they are shown
 _TELLING_FLAGS = (
-    "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve",
-)  # fmt: skip
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_bf16",
+    "asimd",
+    "sve",
+)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgmn2cli.bench.baseline import PlainAttention
 from dgmn2cli.model.attention import SAMPLES, DynamicGraphAttention
-from dgmn2cli.model.layers import FusedBlock, FusedConv, FusedLinear
+from dgmn2cli.model.fused.layers import FusedBlock, FusedConv, FusedLinear
 
 CORNERS = 4
 ATTENTION_MACS = SAMPLES * (4 + 2 * CORNERS)  # per query, head and channel

@@ -16,8 +16,8 @@ from dgmn2cli.bench.rates import best_gflops, matrix_probes
 from dgmn2cli.bench.report import Findings, Row
 from dgmn2cli.bench.sides import NetworkSpec, Side, build_side, random_images
 from dgmn2cli.bench.timing import Step, alternate, paired_ratio, spread
-from dgmn2cli.memory import PeakMeter, can_measure, in_fresh_process
 from dgmn2cli.model.shapes import shapes_only
+from dgmn2cli.runtime import PeakMeter, can_measure, in_fresh_process
 
 TRAINING_FACTOR = 3  # a backward pass is two products for each one of the forward pass
 WARM_UP_SIDE = 65  # of the small picture that loads libraries and starts threads before memory is measured
@@ -72,14 +72,18 @@ def measure_network(
     executed = _check(spec, sides, networks, work, findings)
     steps = [make_step(network, side, work) for network, side in zip(networks, sides, strict=True)]
     probes = [
-        probe for dtype, number in {side.dtype: side.number for side in sides}.items()
+        probe
+        for dtype, number in {side.dtype: side.number for side in sides}.items()
         for probe in matrix_probes(device, dtype, number)
-    ]  # fmt: skip
+    ]
     rounds = iter(range(1, work.warmup + work.iters + 1))
     timings = alternate(
-        [*steps, *(probe.step for probe in probes)], device, work.warmup, work.iters,
+        [*steps, *(probe.step for probe in probes)],
+        device,
+        work.warmup,
+        work.iters,
         lambda: progress(f"{spec.name}: round {next(rounds)} of {work.warmup + work.iters}"),
-    )  # fmt: skip
+    )
     rates = [probe.rate(seconds) for probe, seconds in zip(probes, timings[len(sides) :], strict=True)]
     del networks, steps
     peaks: list[int | None] = [None] * len(sides)
@@ -112,14 +116,31 @@ def _row(
     gflops = 2 * executed / seen.median / 1e9 if executed is not None else None
     best = work_done[1]
     return Row(
-        subject=spec.name, task="train" if work.training else "infer", side=side.name, form=side.form,
-        backend=side.backend, dtype=side.dtype, compiled=side.compiled, batch=work.batch, height=work.height,
-        width=work.width, runs=seen.runs, median=seen.median, p10=seen.p10, p90=seen.p90,
-        per_second=work.batch / seen.median, times_as_fast=paired_ratio(*timings), macs=macs, gflops=gflops,
-        parameters=count_parameters(model), peak=peaks[0], executed=executed,
-        utilisation=gflops / best if gflops else None, efficiency=2 * macs / seen.median / 1e9 / best,
+        subject=spec.name,
+        task="train" if work.training else "infer",
+        side=side.name,
+        form=side.form,
+        backend=side.backend,
+        dtype=side.dtype,
+        compiled=side.compiled,
+        batch=work.batch,
+        height=work.height,
+        width=work.width,
+        runs=seen.runs,
+        median=seen.median,
+        p10=seen.p10,
+        p90=seen.p90,
+        per_second=work.batch / seen.median,
+        times_as_fast=paired_ratio(*timings),
+        macs=macs,
+        gflops=gflops,
+        parameters=count_parameters(model),
+        peak=peaks[0],
+        executed=executed,
+        utilisation=gflops / best if gflops else None,
+        efficiency=2 * macs / seen.median / 1e9 / best,
         memory_share=peaks[1] / peaks[0] if peaks[0] and peaks[1] else None,
-    )  # fmt: skip
+    )
 
 
 def _check(

@@ -165,12 +165,26 @@ def _row(case: OpCase, side: Side, backward: bool, seconds: list[float], own: li
     seen = spread(seconds)
     macs = case.macs * (TRAINING_FACTOR if backward else 1)
     return Row(
-        subject=case.subject, task="forward + backward" if backward else "forward", side=side.name, form=side.form,
-        backend=side.backend, dtype=side.dtype, compiled=side.compiled, batch=case.batch, height=case.height,
-        width=case.width, runs=seen.runs, median=seen.median, p10=seen.p10, p90=seen.p90,
-        per_second=case.batch / seen.median, times_as_fast=paired_ratio(seconds, own), macs=macs,
-        gflops=2 * macs / seen.median / 1e9, gbytes=bytes_moved(case, side, backward) / seen.median / 1e9,
-    )  # fmt: skip
+        subject=case.subject,
+        task="forward + backward" if backward else "forward",
+        side=side.name,
+        form=side.form,
+        backend=side.backend,
+        dtype=side.dtype,
+        compiled=side.compiled,
+        batch=case.batch,
+        height=case.height,
+        width=case.width,
+        runs=seen.runs,
+        median=seen.median,
+        p10=seen.p10,
+        p90=seen.p90,
+        per_second=case.batch / seen.median,
+        times_as_fast=paired_ratio(seconds, own),
+        macs=macs,
+        gflops=2 * macs / seen.median / 1e9,
+        gbytes=bytes_moved(case, side, backward) / seen.median / 1e9,
+    )
 
 
 def by_head(qkv: Tensor) -> Tensor:

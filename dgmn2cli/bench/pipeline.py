@@ -19,10 +19,10 @@ from dgmn2cli.bench.timing import quantile, synchronize
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import read_image, write_png
 from dgmn2cli.errors import CheckFailed
-from dgmn2cli.inference import View, segment
-from dgmn2cli.prediction import CITYSCAPES, Prediction
+from dgmn2cli.inference.prediction import CITYSCAPES, Prediction
+from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+from dgmn2cli.inference.sliding_window import View, segment
 from dgmn2cli.runtime import describe_device
-from dgmn2cli.segmenter import RunInfo, Segmenter
 
 STAGES = ("decode", "preprocess", "windows", "stitch", "argmax", "encode")
 PICTURE = (2048, 1024)  # width, height: a Cityscapes picture
@@ -75,9 +75,15 @@ def measure_pipeline(
 def stand_in_segmenter(spec: NetworkSpec, side: Side, inference: InferenceConfig) -> Segmenter:
     """A segmenter on stand-in weights."""
     info = RunInfo(
-        model=spec.name, checkpoint="stand-in weights", sha256="", device=side.device,
-        device_name=describe_device(torch.device(side.device)), dtype=side.dtype, backend=side.backend, form=side.form,
-    )  # fmt: skip
+        model=spec.name,
+        checkpoint="stand-in weights",
+        sha256="",
+        device=side.device,
+        device_name=describe_device(torch.device(side.device)),
+        dtype=side.dtype,
+        backend=side.backend,
+        form=side.form,
+    )
     return Segmenter(build_side(spec, side), CITYSCAPES, info, inference)
 
 
@@ -135,8 +141,12 @@ def _rows(subject: str, staged: list[dict[str, float]], whole: list[float]) -> l
     p50 = {stage: quantile(samples, 0.5) for stage, samples in series.items()}
     return [
         StageRow(
-            subject, stage, p50[stage], quantile(samples, 0.95), p50[stage] / p50["sum"],
+            subject,
+            stage,
+            p50[stage],
+            quantile(samples, 0.95),
+            p50[stage] / p50["sum"],
             1 / p50[stage] if stage in ("sum", "wall") else None,
         )
         for stage, samples in series.items()
-    ]  # fmt: skip
+    ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dgmn2cli.model.layers import FusedConv, FusedLinear
+from dgmn2cli.model.fused.layers import FusedConv, FusedLinear
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 TOKENS = {"cpu": 8192, "cuda": 131072}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dgmn2cli.bench.machine import Machine
 from dgmn2cli.bench.rates import Rate
-from dgmn2cli.reports import atomic_write, to_plain
+from dgmn2cli.files import atomic_write, to_plain
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dgmn2cli.assemble import Recipe
 from dgmn2cli.bench.machine import describe_machine
 from dgmn2cli.bench.names import BASELINES
 from dgmn2cli.bench.network import Workload, measure_network
@@ -20,6 +19,7 @@ from dgmn2cli.bench.report import Findings, Report
 from dgmn2cli.bench.sides import NetworkSpec, own_side, sides_of
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.errors import ConfigError
+from dgmn2cli.inference.load import Recipe
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,14 @@ def run_benchmark(
         measure = _measure_ops if request.bench == "op" else _measure_model
         measure(recipe, request, findings, progress)
     return Report(
-        request.bench, machine, findings.rows, highest(findings.rates), findings.agreements, findings.notes,
+        request.bench,
+        machine,
+        findings.rows,
+        highest(findings.rates),
+        findings.agreements,
+        findings.notes,
         time.perf_counter() - began,
-    )  # fmt: skip
+    )
 
 
 def network_spec(recipe: Recipe) -> NetworkSpec:

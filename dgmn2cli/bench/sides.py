@@ -20,7 +20,7 @@ from dgmn2cli.bench.report import Findings
 from dgmn2cli.errors import ResourceError
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.filled import filled_state
-from dgmn2cli.model.inference_form import InferenceForm
+from dgmn2cli.model.fused.network import InferenceForm
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_dtype

@@ -99,13 +99,20 @@ def _network_table(subject: str, rows: Sequence[Row]) -> TextTable:
     )
     cells = [
         (
-            row.side, _how(row), _number(row.median, 3), f"{row.p10:.3f} - {row.p90:.3f}", _number(row.per_second, 2),
-            _number(row.gflops, 0), _number(row.utilisation, 2), _number(row.efficiency, 2),
-            _number(row.peak, 0, 1e6), _times(row),
+            row.side,
+            _how(row),
+            _number(row.median, 3),
+            f"{row.p10:.3f} - {row.p90:.3f}",
+            _number(row.per_second, 2),
+            _number(row.gflops, 0),
+            _number(row.utilisation, 2),
+            _number(row.efficiency, 2),
+            _number(row.peak, 0, 1e6),
+            _times(row),
             MISSING if row.memory_share is None else f"{row.memory_share:.2f}x",
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     return TextTable(title, headings, headings[2:], cells)
 
 
@@ -114,21 +121,32 @@ def _op_table(subject: str, rows: Sequence[Row]) -> TextTable:
     headings = ("pass", "side", "how", "median ms", "p10 - p90", "GB/s", "GFLOP/s", RATIO_HEADING)
     cells = [
         (
-            row.task, row.side, _how(row), _number(row.median, 2, 1e-3), f"{row.p10 * 1e3:.2f} - {row.p90 * 1e3:.2f}",
-            _number(row.gbytes, 2), _number(row.gflops, 1), _times(row),
+            row.task,
+            row.side,
+            _how(row),
+            _number(row.median, 2, 1e-3),
+            f"{row.p10 * 1e3:.2f} - {row.p90 * 1e3:.2f}",
+            _number(row.gbytes, 2),
+            _number(row.gflops, 1),
+            _times(row),
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     return TextTable(title, headings, headings[3:], cells)
 
 
 def _stage_table(subject: str, rows: Sequence[StageRow]) -> TextTable:
     headings = ("stage", "p50 ms", "p95 ms", "share", "pictures per s")
     cells = [
-        (row.stage, _number(row.p50, 1, 1e-3), _number(row.p95, 1, 1e-3), f"{100 * row.share:.1f} %",
-         _number(row.per_second, 3))
+        (
+            row.stage,
+            _number(row.p50, 1, 1e-3),
+            _number(row.p95, 1, 1e-3),
+            f"{100 * row.share:.1f} %",
+            _number(row.per_second, 3),
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     return TextTable(f"{subject}, from file to mask", headings, headings[1:], cells)
 
 

@@ -12,7 +12,7 @@ from dgmn2cli.bench.names import BASELINES, BENCHES, RATIO_HEADING
 from dgmn2cli.cli import render
 from dgmn2cli.cli.options import PATH, SIZE, Session, complete_model, pass_session, run_options
 from dgmn2cli.errors import printable
-from dgmn2cli.reports import check_file
+from dgmn2cli.files import check_file
 
 SIDES = ", ".join(BASELINES)
 
@@ -27,9 +27,12 @@ SIDES = ", ".join(BASELINES)
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, metavar="N", help="Rounds not counted.")
 @click.option("--iters", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Rounds that count.")
 @click.option(
-    "--against", default="plain,torchvision", show_default=True, metavar="SIDES",
+    "--against",
+    default="plain,torchvision",
+    show_default=True,
+    metavar="SIDES",
     help=f"Baselines measured in turn with it: some of {SIDES}, comma-separated, or none.",
-)  # fmt: skip
+)
 @click.option("--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting.")
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory.  [default: yes]")
 @click.option("--csv", type=PATH, metavar="FILE", help="Write the rows and the machine there.")
@@ -38,12 +41,12 @@ SIDES = ", ".join(BASELINES)
 @pass_session
 def benchmark(session: Session, models: tuple[str, ...], every: bool, **options: Any) -> None:
     """Measure MODELs (the default model if none): speed, memory and efficiency beside the published design's."""
-    from dgmn2cli.assemble import resolve
     from dgmn2cli.bench.chart import chart
     from dgmn2cli.bench.report import write_csv
     from dgmn2cli.bench.run import Request, run_benchmark
     from dgmn2cli.bench.tables import footer, tables
     from dgmn2cli.data.images import write_png
+    from dgmn2cli.inference.load import resolve
     from dgmn2cli.runtime import resolve_device, set_threads
 
     for target in (options["csv"], options["plot"]):

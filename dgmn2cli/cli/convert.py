@@ -14,7 +14,7 @@ from dgmn2cli.cli.render import emit, make_table, megabytes
 from dgmn2cli.errors import printable
 
 if TYPE_CHECKING:
-    from dgmn2cli.model_files.convert import ConversionReport
+    from dgmn2cli.checkpoint.convert import ConversionReport
 
 
 @click.command()
@@ -27,7 +27,7 @@ def convert(session: Session, source: Path, target: Path, overwrite: bool) -> No
 
     Every entry is listed: kept or dropped. The path of OUT is the last line printed.
     """
-    from dgmn2cli.model_files.convert import convert as convert_file
+    from dgmn2cli.checkpoint.convert import convert as convert_file
 
     report = convert_file(source, target, overwrite=overwrite)
     emit(session, report, lambda: _lines(report))

@@ -66,7 +66,7 @@ def synth(
     session: Session, folder: Path, images: int, val: int | None, size: tuple[int, int], seed: int, workers: int
 ) -> None:
     """Draw synthetic streets of all 19 classes into DIR, in the layout of Cityscapes, splits train and val."""
-    from dgmn2cli.data.synth import make_dataset
+    from dgmn2cli.demo.streets.dataset import make_dataset
 
     held_out = max(1, images // 5) if val is None else val
     with progress(session, "drawing", total=images) as advance:

@@ -19,13 +19,21 @@ from dgmn2cli.cli.options import BACKENDS, PATH, Session, device_option, pass_se
     "--iters", type=click.IntRange(1, 10**6), default=400, show_default=True, metavar="N", help="Training steps."
 )
 @click.option(
-    "--scenes", type=click.IntRange(1, 10_000), default=64, show_default=True, metavar="N",
+    "--scenes",
+    type=click.IntRange(1, 10_000),
+    default=64,
+    show_default=True,
+    metavar="N",
     help="Scenes to train on; a quarter as many more are held out.",
-)  # fmt: skip
+)
 @click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="N",
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
     help="Seed of scenes and training.",
-)  # fmt: skip
+)
 @click.option("--picture", type=PATH, metavar="FILE", help="Photograph to segment.  [default: one that came along]")
 @click.option("--overwrite", is_flag=True, help="Make the demo that is in the folder anew.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted demo.")

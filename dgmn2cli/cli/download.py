@@ -31,9 +31,13 @@ HASH_WORDS = {"pinned": "as the manifest says", "recorded": "as recorded earlier
 @click.option("--bundle", type=PATH, metavar="TAR", help="Also write them to one file, for a site without network.")
 @click.option("--retries", type=click.IntRange(0, 100), default=3, show_default=True, help="Attempts after a failure.")
 @click.option(
-    "--timeout", type=SECONDS, default="10,30,3600", show_default=True, metavar="SECONDS",
+    "--timeout",
+    type=SECONDS,
+    default="10,30,3600",
+    show_default=True,
+    metavar="SECONDS",
     help="CONNECT,READ,TOTAL, or TOTAL alone.",
-)  # fmt: skip
+)
 @click.option("--force", is_flag=True, help="Download even if a good file is there; replace files in --dest.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @pass_session
@@ -44,7 +48,7 @@ def download(session: Session, keys: tuple[str, ...], **options: Any) -> None:
     if options["dry_run"]:
         _say_plan(session, zoo, entries, options["offered"])
         return
-    from dgmn2cli.reports import check_folder
+    from dgmn2cli.files import check_folder
     from dgmn2cli.zoo.downloads import collect, copy_to
     from dgmn2cli.zoo.offers import check_bundle_target, write_bundle
 
@@ -104,10 +108,13 @@ def _adopt(session: Session, zoo: Zoo, entries: list[AnyEntry], options: dict[st
 
     with transfer_bar(session, str(options["offered"])) as progress:
         files = adopt_offered(
-            options["offered"], entries or [*zoo.segmentors, *zoo.backbones],
-            all_wanted=bool(entries) and not options["everything"], cache=session.cache_dir(),
-            verify_for=structural_check(session), progress=progress,
-        )  # fmt: skip
+            options["offered"],
+            entries or [*zoo.segmentors, *zoo.backbones],
+            all_wanted=bool(entries) and not options["everything"],
+            cache=session.cache_dir(),
+            verify_for=structural_check(session),
+            progress=progress,
+        )
     return DownloadReport(tuple(files))
 
 

@@ -126,9 +126,14 @@ def zoo_table(report: ZooReport, zoo: Zoo, ms_flip: bool) -> list[RenderableType
         difference = f"{comparison.difference:+.2f}" if comparison else MISSING
         state = "not on disk" if entry.key in report.missing else "failed" if entry.key in failed else ""
         table.add_row(
-            entry.key, entry.head, entry.backbone.removeprefix("dgmn2_"),
-            percent(entry.miou_ms_flip if ms_flip else entry.miou), measured, difference, state,
-        )  # fmt: skip
+            entry.key,
+            entry.head,
+            entry.backbone.removeprefix("dgmn2_"),
+            percent(entry.miou_ms_flip if ms_flip else entry.miou),
+            measured,
+            difference,
+            state,
+        )
     reasons = list(dict.fromkeys(reason for found in report.reports for reason in found.no_comparison))
     rows = _named_once("no comparison", reasons)
     if report.reports:

@@ -15,7 +15,7 @@ from dgmn2cli.cli.weights import ensure_weights
 from dgmn2cli.errors import DataError, printable
 
 if TYPE_CHECKING:
-    from dgmn2cli.plan import Plan
+    from dgmn2cli.inference.plan import Plan
 
 SHOWN_CLASSES = 4
 
@@ -26,9 +26,12 @@ SHOWN_CLASSES = 4
 @click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones.")
 @click.option("-o", "--out", type=PATH, default="dgmn2-output", show_default=True, help="Folder.")
 @click.option(
-    "--save", default="ids,overlay", show_default=True, metavar="KINDS",
+    "--save",
+    default="ids,overlay",
+    show_default=True,
+    metavar="KINDS",
     help="Files to write: ids, color, overlay, labelids, conf, probs, stats; comma-separated.",
-)  # fmt: skip
+)
 @protocol_options
 @click.option("--alpha", type=NumberType(0, 1), default=0.5, show_default=True, help="Strength of the overlay.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
@@ -37,9 +40,10 @@ SHOWN_CLASSES = 4
 @pass_session
 def infer(session: Session, pictures: tuple[str, ...], model: str, **options: Any) -> None:
     """Segment pictures: files, folders, globs or @list.txt; masks and overlays go to the output folder."""
-    from dgmn2cli import predict, runtime
-    from dgmn2cli.assemble import assemble, resolve
-    from dgmn2cli.prediction import check_kinds
+    from dgmn2cli import runtime
+    from dgmn2cli.inference import files as predict
+    from dgmn2cli.inference.load import assemble, resolve
+    from dgmn2cli.inference.prediction import check_kinds
 
     kinds = list(dict.fromkeys(kind.strip() for kind in options["save"].split(",") if kind.strip()))
     check_kinds(kinds)
@@ -50,10 +54,15 @@ def infer(session: Session, pictures: tuple[str, ...], model: str, **options: An
     if options["checkpoint"] is None and recipe.entry is not None:
         ensure_weights(session, recipe.entry)
     segmenter = assemble(
-        recipe, options["checkpoint"], device=options["device"], dtype=options["dtype"], backend=options["backend"],
-        exact_algebra=not options["published_order"], compiled=options["compiled"],
+        recipe,
+        options["checkpoint"],
+        device=options["device"],
+        dtype=options["dtype"],
+        backend=options["backend"],
+        exact_algebra=not options["published_order"],
+        compiled=options["compiled"],
         cache=session.cache_dir() if options["checkpoint"] is None else None,
-    )  # fmt: skip
+    )
     with render.progress(session, f"{len(found)} pictures", total=0) as advance:
         planned = 0
 
@@ -69,16 +78,24 @@ def infer(session: Session, pictures: tuple[str, ...], model: str, **options: An
                 render.print_to(render.out(session), _line(result))
 
         report = predict.predict_files(
-            segmenter, found, options["out"], kinds, settings_of(options), alpha=options["alpha"], on_plan=plan,
-            on_window=advance, on_picture=show,
-        )  # fmt: skip
+            segmenter,
+            found,
+            options["out"],
+            kinds,
+            settings_of(options),
+            alpha=options["alpha"],
+            on_plan=plan,
+            on_window=advance,
+            on_picture=show,
+        )
     render.emit(session, report, lambda: _summary(report))
     if report.failures:
         done = "The others were segmented." if report.pictures else "Nothing was segmented."
         raise DataError(
             f"{len(report.failures)} of {len(found)} pictures could not be read",
-            faults=[failure.why for failure in report.failures], hint=done,
-        )  # fmt: skip
+            faults=[failure.why for failure in report.failures],
+            hint=done,
+        )
 
 
 def _line(result: Any) -> Text:

@@ -13,7 +13,7 @@ from dgmn2cli.cli.render import MISSING, emit, record_table
 from dgmn2cli.errors import ConfigError, IntegrityError, printable
 
 if TYPE_CHECKING:
-    from dgmn2cli.model_files.info import FileInfo
+    from dgmn2cli.checkpoint.describe import FileInfo
 
 
 @click.command()
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @pass_session
 def info(session: Session, file: Path, config_only: bool) -> None:
     """Say which model FILE holds, whose bytes it has, and what it tells of its training. Nothing in it is executed."""
-    from dgmn2cli.model.weights import read_checkpoint
-    from dgmn2cli.model_files.info import config_text, describe
+    from dgmn2cli.checkpoint.describe import config_text, describe
+    from dgmn2cli.checkpoint.weights import read_checkpoint
 
     if config_only:
         text = config_text(read_checkpoint(file))

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from dgmn2cli.errors import ResourceError
-from dgmn2cli.paths import absence
+from dgmn2cli.files import absence
 from dgmn2cli.zoo import Zoo, cache_dir, load_zoo
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -129,15 +129,22 @@ def _global_parameters(environment: bool, hidden: bool) -> list[click.Option]:
         _global_option("--color/--no-color", default=True, help="Colours on a terminal.", **common),
         _global_option("--zoo", "zoo_file", type=path, metavar="FILE", help="Use another model manifest.", **common),
         _global_option(
-            "--cache", type=path, metavar="DIR", envvar=variable("DGMN2_CACHE"),
-            help="Folder for downloaded files (DGMN2_CACHE).", **common,
+            "--cache",
+            type=path,
+            metavar="DIR",
+            envvar=variable("DGMN2_CACHE"),
+            help="Folder for downloaded files (DGMN2_CACHE).",
+            **common,
         ),
         _global_option(
-            "--offline", is_flag=True, envvar=variable("DGMN2_OFFLINE"),
-            help="Never touch the network (DGMN2_OFFLINE).", **common,
+            "--offline",
+            is_flag=True,
+            envvar=variable("DGMN2_OFFLINE"),
+            help="Never touch the network (DGMN2_OFFLINE).",
+            **common,
         ),
         _global_option("--debug", is_flag=True, help="Show tracebacks and the libraries' warnings.", **common),
-    ]  # fmt: skip
+    ]
 
 
 def global_options(command: Command) -> Command:
@@ -169,9 +176,14 @@ def _default_model(context: click.Context, parameter: click.Parameter, value: st
 def model_option(command: Command) -> Command:
     """`--model/-m`: a zoo key, a published configuration's name, or a configuration file; never None."""
     return click.option(
-        "-m", "--model", envvar="DGMN2_MODEL", metavar="MODEL", callback=_default_model, shell_complete=complete_model,
+        "-m",
+        "--model",
+        envvar="DGMN2_MODEL",
+        metavar="MODEL",
+        callback=_default_model,
+        shell_complete=complete_model,
         help="Zoo key, configuration name or file (DGMN2_MODEL).  [default: the zoo's]",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def model_argument(command: Command) -> Command:
@@ -296,9 +308,13 @@ SECONDS = SecondsType()
 def device_option(command: Command) -> Command:
     """`--device auto|cpu|cuda[:N]|mps`."""
     return click.option(
-        "--device", type=DEVICE, default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps",
+        "--device",
+        type=DEVICE,
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda[:N]|mps",
         help="Where to compute.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def run_options(command: Command) -> Command:
@@ -307,12 +323,15 @@ def run_options(command: Command) -> Command:
         device_option,
         click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Number format."),
         click.option(
-            "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
+            "--backend",
+            type=click.Choice(BACKENDS),
+            default="auto",
+            show_default=True,
             help="Implementation of the attention op; a named one never falls back.",
         ),
         click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads.  [default: torch's]"),
         click.option("--compile", "compiled", is_flag=True, help="Run the model through torch.compile."),
-    ]  # fmt: skip
+    ]
     for option in reversed(options):
         command = option(command)
     return command

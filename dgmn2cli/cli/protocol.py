@@ -12,10 +12,10 @@ from dgmn2cli.cli.options import MEMORY, NAME, PATH, SIZE, Session, run_options
 from dgmn2cli.cli.weights import ensure_weights
 
 if TYPE_CHECKING:
-    from dgmn2cli.assemble import Recipe
     from dgmn2cli.config import DataConfig
     from dgmn2cli.evaluate.subject import LoadNetwork
-    from dgmn2cli.plan import Settings
+    from dgmn2cli.inference.load import Recipe
+    from dgmn2cli.inference.plan import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,16 +33,28 @@ def data_options(split: str) -> Callable[[Command], Command]:
     """`--data-root --split`, as `data_root` and `split`."""
 
     def add(command: Command) -> Command:
-        return _add(command, [
-            click.option(
-                "--data-root", type=PATH, metavar="DIR", envvar="CITYSCAPES_DATASET",
-                default="data/cityscapes", show_default=True, help="Cityscapes tree, or a folder with a dataset.toml.",
-            ),
-            click.option(
-                "--split", type=NAME, default=split, show_default=True, metavar="NAME",
-                help="Split of the data set.",
-            ),
-        ])  # fmt: skip
+        return _add(
+            command,
+            [
+                click.option(
+                    "--data-root",
+                    type=PATH,
+                    metavar="DIR",
+                    envvar="CITYSCAPES_DATASET",
+                    default="data/cityscapes",
+                    show_default=True,
+                    help="Cityscapes tree, or a folder with a dataset.toml.",
+                ),
+                click.option(
+                    "--split",
+                    type=NAME,
+                    default=split,
+                    show_default=True,
+                    metavar="NAME",
+                    help="Split of the data set.",
+                ),
+            ],
+        )
 
     return add
 
@@ -70,31 +82,47 @@ def data_of(recipe: Recipe | None, options: dict[str, Any]) -> tuple[Path, str, 
 
 def protocol_options(command: Command) -> Command:
     """`--ms-flip` to `--max-memory`, the test procedure; read by `settings_of`."""
-    return _add(command, [
-        click.option("--ms-flip", is_flag=True, help="Average six scales and their mirror images."),
-        click.option(
-            "--protocol", type=click.Choice(["paper", "native"]), help="Published resize, or the picture's own size."
-        ),
-        click.option("--scale", type=SIZE, metavar="WxH", help="Size pictures are fitted into.  [default: 2049x1025]"),
-        click.option("--window", type=_SIDE, metavar="N", help="Side of a window.  [default: 769]"),
-        click.option("--stride", type=_SIDE, metavar="N", help="Step between windows.  [default: 513]"),
-        click.option(
-            "--window-batch", type=click.IntRange(1, 256), metavar="N", help="Windows at a time.  [default: by device]"
-        ),
-        click.option(
-            "--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True, metavar="N",
-            help="Largest picture.",
-        ),
-        click.option(
-            "--max-memory", type=MEMORY, metavar="SIZE",
-            help="Keep memory (of the process; on a GPU, of the GPU) below this, such as 3G.  [default: no limit]",
-        ),
-    ])  # fmt: skip
+    return _add(
+        command,
+        [
+            click.option("--ms-flip", is_flag=True, help="Average six scales and their mirror images."),
+            click.option(
+                "--protocol",
+                type=click.Choice(["paper", "native"]),
+                help="Published resize, or the picture's own size.",
+            ),
+            click.option(
+                "--scale", type=SIZE, metavar="WxH", help="Size pictures are fitted into.  [default: 2049x1025]"
+            ),
+            click.option("--window", type=_SIDE, metavar="N", help="Side of a window.  [default: 769]"),
+            click.option("--stride", type=_SIDE, metavar="N", help="Step between windows.  [default: 513]"),
+            click.option(
+                "--window-batch",
+                type=click.IntRange(1, 256),
+                metavar="N",
+                help="Windows at a time.  [default: by device]",
+            ),
+            click.option(
+                "--max-pixels",
+                type=click.IntRange(1),
+                default=100_000_000,
+                show_default=True,
+                metavar="N",
+                help="Largest picture.",
+            ),
+            click.option(
+                "--max-memory",
+                type=MEMORY,
+                metavar="SIZE",
+                help="Keep memory (of the process; on a GPU, of the GPU) below this, such as 3G.  [default: no limit]",
+            ),
+        ],
+    )
 
 
 def settings_of(options: dict[str, Any]) -> Settings:
     """The test procedure that `protocol_options` describe."""
-    from dgmn2cli.plan import Settings
+    from dgmn2cli.inference.plan import Settings
 
     return Settings(**{name: options[name] for name in _SETTINGS})
 
@@ -104,11 +132,15 @@ def network_options(command: Command) -> Command:
     options = [
         click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones."),
         click.option(
-            "--workers", type=click.IntRange(0, 64), default=2, show_default=True, metavar="N",
+            "--workers",
+            type=click.IntRange(0, 64),
+            default=2,
+            show_default=True,
+            metavar="N",
             help="Threads that read ahead.",
         ),
         click.option("--published-order", is_flag=True, help="Run the operations as published, not their exact equal."),
-    ]  # fmt: skip
+    ]
     return _add(run_options(command), options)
 
 
@@ -118,13 +150,18 @@ def network_of(session: Session, model: str, options: dict[str, Any]) -> LoadNet
     Raises:
         ConfigError: no such model.
     """
-    from dgmn2cli.assemble import resolve
     from dgmn2cli.evaluate.subject import LoadNetwork
+    from dgmn2cli.inference.load import resolve
 
     return LoadNetwork(
-        resolve(model, zoo=session.zoo()), options["checkpoint"], options["dtype"], options["backend"],
-        not options["published_order"], options["compiled"], session.cache,
-    )  # fmt: skip
+        resolve(model, zoo=session.zoo()),
+        options["checkpoint"],
+        options["dtype"],
+        options["backend"],
+        not options["published_order"],
+        options["compiled"],
+        session.cache,
+    )
 
 
 def fetched(session: Session, network: LoadNetwork) -> LoadNetwork:

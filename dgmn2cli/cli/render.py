@@ -25,7 +25,7 @@ from rich.text import Text
 
 from dgmn2cli.cli.options import Session
 from dgmn2cli.errors import printable
-from dgmn2cli.reports import to_plain
+from dgmn2cli.files import to_plain
 
 PATIENCE = 2.0  # seconds before a progress bar appears
 UNBOUNDED = 100_000  # columns of a table that goes to a file or a pipe: nothing is cut there
@@ -46,8 +46,13 @@ def _console(session: Session, stderr: bool) -> Console:
     console = Console(stderr=stderr, no_color=not session.color or None, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(
-            stderr=stderr, width=UNBOUNDED, color_system=None, highlight=False, markup=False, emoji=False,
-        )  # fmt: skip
+            stderr=stderr,
+            width=UNBOUNDED,
+            color_system=None,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
     return console
 
 

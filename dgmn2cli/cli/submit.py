@@ -11,10 +11,11 @@ from rich.table import Table
 from dgmn2cli.cli import render
 from dgmn2cli.cli.options import PATH, Session, model_argument, pass_session
 from dgmn2cli.cli.protocol import data_options, fetched, network_of, network_options, protocol_options, settings_of
-from dgmn2cli.reports import check_file, check_folder
+from dgmn2cli.files import check_file, check_folder
 
 if TYPE_CHECKING:
-    from dgmn2cli.submission import SubmissionReport, ZipReport
+    from dgmn2cli.evaluate.submission import SubmissionReport
+    from dgmn2cli.evaluate.submission_check import ZipReport
 
 
 @click.command()
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
 @data_options("test")
 @protocol_options
 @click.option(
-    "-o", "--out", type=PATH, default="dgmn2-submission", show_default=True, metavar="DIR",
+    "-o",
+    "--out",
+    type=PATH,
+    default="dgmn2-submission",
+    show_default=True,
+    metavar="DIR",
     help="Folder for the labelId files.",
-)  # fmt: skip
+)
 @click.option("--zip", "target", type=PATH, metavar="FILE", help="The zip to write.  [default: the folder's name.zip]")
 @click.option("--from", "kept", type=PATH, metavar="DIR", help="Take predictions kept here; no model runs.")
 @click.option("--validate", type=PATH, metavar="ZIP", help="Only check this zip; every fault is named.")
@@ -35,7 +41,7 @@ def submit(session: Session, model: str, **options: Any) -> None:
 
     --validate checks a zip: against the pictures under --data-root where they are, else against the official numbers.
     """
-    from dgmn2cli import submission
+    from dgmn2cli.evaluate import submission_check
 
     if options["validate"] is not None:
         checked = _validate(session, options)
@@ -44,22 +50,23 @@ def submit(session: Session, model: str, **options: Any) -> None:
         report = _make(session, model, options)
         checked = report.check
         render.emit(session, report, lambda: _made(report))
-    submission.require_valid(checked)
+    submission_check.require_valid(checked)
 
 
 def _validate(session: Session, options: dict[str, Any]) -> ZipReport:
-    from dgmn2cli import submission
+    from dgmn2cli.evaluate import submission, submission_check
 
     root, split, source = options["data_root"], options["split"], click.get_current_context().get_parameter_source
-    expected = submission.OFFICIAL
+    expected = submission_check.OFFICIAL
     if source("data_root") is not click.core.ParameterSource.DEFAULT or (root / "leftImg8bit" / split).is_dir():
-        expected = submission.expected_of(submission.open_test(root, split))
+        expected = submission_check.expected_of(submission.open_test(root, split))
     with render.progress(session, "checking the zip") as advance:
-        return submission.validate_zip(options["validate"], expected, lambda total: advance(total=total))
+        return submission_check.validate_zip(options["validate"], expected, lambda total: advance(total=total))
 
 
 def _make(session: Session, model: str, options: dict[str, Any]) -> SubmissionReport:
-    from dgmn2cli import runtime, submission
+    from dgmn2cli import runtime
+    from dgmn2cli.evaluate import submission
 
     kept, folder, settings = options["kept"], options["kept"] or options["out"], settings_of(options)
     target = options["target"] or folder.parent / f"{os.path.basename(os.path.realpath(folder))}.zip"

@@ -25,9 +25,12 @@ _COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
 @click.command()
 @model_argument
 @click.option(
-    "--data-root", type=PATH, metavar="DIR", envvar="CITYSCAPES_DATASET",
+    "--data-root",
+    type=PATH,
+    metavar="DIR",
+    envvar="CITYSCAPES_DATASET",
     help="Cityscapes tree, or a folder with a dataset.toml.  [default: the configuration's]",
-)  # fmt: skip
+)
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/NAME]")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Processes here.")
 @click.option("--max-iters", type=click.IntRange(1, 10**9), metavar="N", help="Optimiser steps.")
@@ -51,9 +54,11 @@ _COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
 @click.option("--ema", is_flag=True, default=None, help="Keep, evaluate and save a moving average of the weights.")
 @click.option("--freeze-backbone", is_flag=True, default=None, help="Train the head only.")
 @click.option(
-    "--class-weights", type=NAME, metavar="auto|FILE",
+    "--class-weights",
+    type=NAME,
+    metavar="auto|FILE",
     help="Loss weights: counted from the labels, or a line NAME = WEIGHT each.",
-)  # fmt: skip
+)
 @click.option("--workers", type=click.IntRange(0, 256), metavar="N", help="Loader processes per training process.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: optim.lr=5e-5.")
 @click.option("--dry-run", is_flag=True, help="Only check, measure three steps, and show the plan.")
@@ -74,11 +79,19 @@ def train(session: Session, model: str, **options: Any) -> None:
     recipe, out = views.recipe(session, model, options, views.overrides(options))
     named = any(text.strip().startswith("model.num_classes") for text in options["overrides"])
     wanted = request.TrainRequest(
-        recipe.config, out, recipe.entry.key if recipe.entry else recipe.config.name,
-        adapt_classes=recipe.entry is not None and not named, processes=options["gpus"], device=options["device"],
-        backend=options["backend"], threads=options["threads"], resume=options["resume"] or "",
-        force=options["force"], zoo_file=session.zoo_file, cache=session.cache,
-    )  # fmt: skip
+        recipe.config,
+        out,
+        recipe.entry.key if recipe.entry else recipe.config.name,
+        adapt_classes=recipe.entry is not None and not named,
+        processes=options["gpus"],
+        device=options["device"],
+        backend=options["backend"],
+        threads=options["threads"],
+        resume=options["resume"] or "",
+        force=options["force"],
+        zoo_file=session.zoo_file,
+        cache=session.cache,
+    )
     watch = views.Console(session)
     try:
         if options["dry_run"]:

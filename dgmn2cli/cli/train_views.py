@@ -16,7 +16,7 @@ from dgmn2cli.cli.options import Session
 from dgmn2cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dgmn2cli.assemble import Recipe
+    from dgmn2cli.inference.load import Recipe
     from dgmn2cli.training.plan import TrainPlan
     from dgmn2cli.training.report import StepReport, TrainReport
 
@@ -25,14 +25,26 @@ QUIET_SECONDS = 30.0  # between two lines where there is no terminal for a bar
 _TRAINING = "training"
 # option -> settings of the configuration it stands for
 SETTINGS = {
-    "data_root": ("data.root",), "max_iters": ("train.iters",), "batch_size": ("train.batch_size",),
-    "accumulate": ("train.accumulate",), "crop": ("augment.crop",), "scale": ("augment.scale", "inference.scale"),
-    "window": ("inference.window",), "stride": ("inference.stride",), "init": ("train.init",),
-    "dtype": ("train.dtype",), "seed": ("train.seed",), "deterministic": ("train.deterministic",),
-    "val_every": ("train.val_every",), "save_every": ("train.save_every",), "keep": ("train.keep",),
-    "ema": ("train.ema",), "freeze_backbone": ("train.freeze_backbone",), "workers": ("data.workers",),
+    "data_root": ("data.root",),
+    "max_iters": ("train.iters",),
+    "batch_size": ("train.batch_size",),
+    "accumulate": ("train.accumulate",),
+    "crop": ("augment.crop",),
+    "scale": ("augment.scale", "inference.scale"),
+    "window": ("inference.window",),
+    "stride": ("inference.stride",),
+    "init": ("train.init",),
+    "dtype": ("train.dtype",),
+    "seed": ("train.seed",),
+    "deterministic": ("train.deterministic",),
+    "val_every": ("train.val_every",),
+    "save_every": ("train.save_every",),
+    "keep": ("train.keep",),
+    "ema": ("train.ema",),
+    "freeze_backbone": ("train.freeze_backbone",),
+    "workers": ("data.workers",),
     "class_weights": ("train.class_weights_from",),
-}  # fmt: skip
+}
 
 
 def overrides(options: Mapping[str, Any]) -> list[str]:
@@ -60,7 +72,7 @@ def recipe(session: Session, model: str, options: Mapping[str, Any], settings: l
     Raises:
         ConfigError: no such model, or faults in the configuration.
     """
-    from dgmn2cli.assemble import resolve
+    from dgmn2cli.inference.load import resolve
 
     out: Path | None = options["out"]
     if options["resume"] and not _model_named():

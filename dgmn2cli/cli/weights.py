@@ -46,9 +46,13 @@ def fetch_shown(session: Session, entry: AnyEntry, **settings: Any) -> FetchedFi
 
     with transfer_bar(session, entry.key) as progress:
         return fetch(
-            entry, cache=session.cache_dir(), verify=structural_check(session)(entry), offline=session.offline,
-            progress=progress, **settings,
-        )  # fmt: skip
+            entry,
+            cache=session.cache_dir(),
+            verify=structural_check(session)(entry),
+            offline=session.offline,
+            progress=progress,
+            **settings,
+        )
 
 
 @contextmanager
@@ -67,8 +71,8 @@ def structural_check(session: Session) -> Callable[[AnyEntry], Callable[[Path], 
 
     def check_for(entry: AnyEntry) -> Callable[[Path], None]:
         def check(path: Path) -> None:
+            from dgmn2cli.checkpoint.weights import verify_checkpoint
             from dgmn2cli.model.shapes import shapes_only
-            from dgmn2cli.model.weights import verify_checkpoint
 
             with shapes_only():
                 network = _network(entry, session)
@@ -82,7 +86,7 @@ def structural_check(session: Session) -> Callable[[AnyEntry], Callable[[Path], 
 def _network(entry: AnyEntry, session: Session) -> nn.Module:
     """The entry's network, for its keys and shapes."""
     if isinstance(entry, ZooEntry):
-        from dgmn2cli.assemble import build, resolve
+        from dgmn2cli.inference.load import build, resolve
 
         return build(resolve(entry.config, zoo=session.zoo()))
     from dgmn2cli.model.backbone import Classifier

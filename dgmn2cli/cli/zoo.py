@@ -53,10 +53,15 @@ def _list_table(found: tuple[ZooEntry, ...], rows: list[dict[str, object]], defa
     table = make_table("key", "head", "backbone", *right, "on\ndisk", right=right)
     for entry, row in zip(found, rows, strict=True):
         table.add_row(
-            Text(entry.key, style="bold" if entry.key == default else ""), entry.head,
-            entry.backbone.removeprefix("dgmn2_"), percent(entry.miou), percent(entry.miou_ms_flip),
-            millions(entry.params), billions(entry.macs_769).removesuffix(" G"), "yes" if row["on_disk"] else "no",
-        )  # fmt: skip
+            Text(entry.key, style="bold" if entry.key == default else ""),
+            entry.head,
+            entry.backbone.removeprefix("dgmn2_"),
+            percent(entry.miou),
+            percent(entry.miou_ms_flip),
+            millions(entry.params),
+            billions(entry.macs_769).removesuffix(" G"),
+            "yes" if row["on_disk"] else "no",
+        )
     legend = f"mIoU in percent; ms+flip: six scales and flips; GMACs per 769x769 window\nDefault model: {default}"
     return [table, Text(legend, style="dim")]
 

@@ -33,7 +33,7 @@ def verify_files(session: Session, keys: tuple[str, ...], everything: bool) -> N
             f"{len(bad)} of {len(shown_ones)} files are damaged or not on disk",
             hint=f"Get a good copy with `dgmn2 download {keys_again}`.",
             faults=[f"{check.key}: {check.state}" + (f" ({check.path})" if check.path else "") for check in bad],
-        )  # fmt: skip
+        )
 
 
 def _checks(checks: list[FileCheck]) -> RenderableType:

@@ -6,7 +6,7 @@ from dgmn2cli.config.emit import config_difference, config_to_toml
 from dgmn2cli.config.fields import Setting
 from dgmn2cli.config.load import load_config, load_config_text, published_names
 from dgmn2cli.config.mmcv import read_mmcv_file, read_mmcv_text
-from dgmn2cli.config.mmcv_map import map_mmcv
+from dgmn2cli.config.mmcv.map import map_mmcv
 from dgmn2cli.config.schema import (
     AugmentConfig,
     Config,

@@ -15,8 +15,8 @@ from dgmn2cli.config.draft import MAX_DOTS, Draft, home_of, short
 from dgmn2cli.config.fields import MAX_HINTS, near_miss, show
 from dgmn2cli.config.files import Unreadable, read_text, refuse
 from dgmn2cli.config.mmcv import read_mmcv_file, read_mmcv_text
-from dgmn2cli.config.mmcv_map import map_config
-from dgmn2cli.config.mmcv_node import Mapped
+from dgmn2cli.config.mmcv.map import map_config
+from dgmn2cli.config.mmcv.node import Mapped
 from dgmn2cli.config.schema import MAX_NAME, SECTIONS, Config, name_fault
 from dgmn2cli.errors import ConfigError
 

@@ -34,9 +34,11 @@ class ModelConfig:
     head: str = setting("setr_pup", "Segmentation head.", choices=HEADS)
     num_classes: int = setting(19, "Number of classes; 255 in a label file is no class.", low=1, high=255)
     drop_path: float = setting(
-        0.0, "Stochastic depth while training: probability of dropping the last block, less for earlier ones.",
-        low=0, below=1,
-    )  # fmt: skip
+        0.0,
+        "Stochastic depth while training: probability of dropping the last block, less for earlier ones.",
+        low=0,
+        below=1,
+    )
 
     def __post_init__(self) -> None:
         settle(self, "model")
@@ -67,9 +69,11 @@ class DataConfig:
     ignore_index: int = setting(255, "Label value of pixels that count neither in loss nor score.", low=0, high=255)
     reduce_zero_label: bool = setting(False, "Folder: label 0 is ignored and every other id is lowered by one.")
     id_map: tuple[tuple[int, int], ...] = setting(
-        (), "Folder: pairs [value in the file, class id], applied before anything else; other values stay.",
-        low=0, high=255,
-    )  # fmt: skip
+        (),
+        "Folder: pairs [value in the file, class id], applied before anything else; other values stay.",
+        low=0,
+        high=255,
+    )
     workers: int = setting(2, "Loader processes per training process; 0 loads in the process itself.", low=0, high=256)
 
     def __post_init__(self) -> None:
@@ -86,9 +90,11 @@ class AugmentConfig:
     ratio: tuple[float, float] = setting((0.5, 2.0), "The scale's factor is drawn from this range.", low=0.01, high=100)
     crop: int = setting(769, "Side, in pixels, of the square training crop.", low=1, high=16384)
     category_max_ratio: float = setting(
-        0.75, "A crop passes if its largest class covers less than this share; 1 takes the first crop.",
-        above=0, high=1,
-    )  # fmt: skip
+        0.75,
+        "A crop passes if its largest class covers less than this share; 1 takes the first crop.",
+        above=0,
+        high=1,
+    )
     flip_prob: float = setting(0.5, "Probability of mirroring left to right.", low=0, high=1)
     photometric: bool = setting(True, "Distort the colours: each step with probability one half.")
     brightness: float = setting(32.0, "Added to every channel, at most, of 0 to 255.", low=0, high=255)
@@ -150,18 +156,22 @@ class InferenceConfig:
     """How a picture is segmented: the sliding window, and the scales of the multi-scale test."""
 
     protocol: str = setting(
-        "paper", "'paper' fits the picture into `scale` first; 'native' keeps its size and pads small windows.",
+        "paper",
+        "'paper' fits the picture into `scale` first; 'native' keeps its size and pads small windows.",
         choices=PROTOCOLS,
-    )  # fmt: skip
+    )
     scale: tuple[int, int] = setting(
         (2049, 1025), "Sides, in pixels, a picture is fitted into, its shape kept.", low=1, high=MAX_SIDE
     )
     window: int = setting(769, "Side, in pixels, of the sliding window.", low=1, high=MAX_SIDE)
     stride: int = setting(513, "Pixels from one window to the next.", low=1, high=MAX_SIDE)
     ratios: tuple[float, ...] = setting(
-        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), "Factors of the scale that the multi-scale test averages.",
-        low=0.01, high=100, least=1,
-    )  # fmt: skip
+        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        "Factors of the scale that the multi-scale test averages.",
+        low=0.01,
+        high=100,
+        least=1,
+    )
     flip: bool = setting(True, "The multi-scale test averages mirrored pictures, too.")
 
     def __post_init__(self) -> None:
@@ -262,9 +272,7 @@ RULES = (
         lambda source, weights: not (source and weights),
         "but train.class_weights is given, too; wanted one of them",
     ),
-    Rule(
-        ("train.class_weights", "model.num_classes"), _one_each, "wanted one weight for each of model.num_classes"
-    ),
+    Rule(("train.class_weights", "model.num_classes"), _one_each, "wanted one weight for each of model.num_classes"),
     Rule(("train.class_weights",), lambda weights: not weights or any(weights), "wanted at least one above 0"),
     Rule(("data.classes", "model.num_classes"), _one_each, "wanted one name for each of model.num_classes"),
     Rule(("data.classes",), lambda names: len(set(names)) == len(names), "wanted every name once"),
@@ -273,8 +281,14 @@ RULES = (
     *(
         _folder_only(key)
         for key in (
-            "train_images", "train_labels", "val_images", "val_labels",
-            "image_suffix", "label_suffix", "reduce_zero_label", "id_map",
+            "train_images",
+            "train_labels",
+            "val_images",
+            "val_labels",
+            "image_suffix",
+            "label_suffix",
+            "reduce_zero_label",
+            "id_map",
         )
     ),
-)  # fmt: skip
+)

@@ -9,7 +9,7 @@ from dgmn2cli.data.cityscapes import IMAGE_SUFFIX, SPLITS, is_cityscapes, open_c
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.folder import DESCRIPTION, find_description, load_description, open_folder
 from dgmn2cli.errors import DataError
-from dgmn2cli.paths import absence
+from dgmn2cli.files import absence
 
 
 def open_dataset(root: str | Path, split: str, *, labels: bool = True) -> SegmentationSet:

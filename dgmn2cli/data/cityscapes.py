@@ -10,7 +10,7 @@ import numpy as np
 
 from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, missing_labels
 from dgmn2cli.errors import DataError
-from dgmn2cli.paths import absence
+from dgmn2cli.files import absence
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIX = "_leftImg8bit.png"

@@ -15,7 +15,7 @@ import numpy as np
 from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, missing_labels
 from dgmn2cli.data.images import SUFFIXES
 from dgmn2cli.errors import ConfigError, DataError
-from dgmn2cli.paths import absence
+from dgmn2cli.files import absence
 
 DESCRIPTION = "dataset.toml"
 MAX_CLASSES = IGNORE  # ids 0..254

@@ -13,7 +13,7 @@ from dgmn2cli.data import jpeg_pixels, png
 from dgmn2cli.data.formats import ImageHeader, Malformed, bmp_header, sniff, webp_header
 from dgmn2cli.data.jpeg import jpeg_size, parse_jpeg
 from dgmn2cli.errors import DataError
-from dgmn2cli.reports import atomic_write
+from dgmn2cli.files import atomic_write
 
 MAX_PIXELS = 100_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

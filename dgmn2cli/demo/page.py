@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from dgmn2cli.demo.pictures import ShownScene
 from dgmn2cli.demo.report import ClassFigures, DemoReport, duration
-from dgmn2cli.reports import atomic_write
+from dgmn2cli.files import atomic_write
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".bmp": "bmp"}
 

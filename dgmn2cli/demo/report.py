@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dgmn2cli.predict import PictureResult
+from dgmn2cli.inference.files import PictureResult
 from dgmn2cli.training.report import Reporter, TrainReport
 
 

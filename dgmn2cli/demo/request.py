@@ -10,7 +10,7 @@ from typing import Any
 
 from dgmn2cli.config import Config, load_config
 from dgmn2cli.errors import ConfigError, printable
-from dgmn2cli.reports import atomic_write, local_write_errors, to_json, to_plain
+from dgmn2cli.files import atomic_write, local_write_errors, to_json, to_plain
 
 MODEL = "setr_naive-tiny"
 CONFIG = "setr_naive_dgmn2_tiny_4x2_769x769_40k_cityscapes"
@@ -70,15 +70,23 @@ class DemoRequest:
         settings = {
             "name": f"{MODEL}_demo",
             "data.workers": 0,  # the scenes are small: reading them costs less than handing them over
-            "augment.scale": size, "augment.crop": self.crop,
-            "augment.ratio": [1.0, 1.0], "augment.photometric": "false",  # the drawings vary enough by themselves
-            "inference.scale": size, "inference.window": window, "inference.stride": window * 2 // 3,
+            "augment.scale": size,
+            "augment.crop": self.crop,
+            "augment.ratio": [1.0, 1.0],
+            "augment.photometric": "false",  # the drawings vary enough by themselves
+            "inference.scale": size,
+            "inference.window": window,
+            "inference.stride": window * 2 // 3,
             "optim.lr": self.lr,
-            "train.iters": self.iters, "train.batch_size": self.batch_size, "train.recipe_batch": self.batch_size,
-            "train.seed": self.seed, "train.init": "scratch",
+            "train.iters": self.iters,
+            "train.batch_size": self.batch_size,
+            "train.recipe_batch": self.batch_size,
+            "train.seed": self.seed,
+            "train.init": "scratch",
             "train.class_weights_from": "auto",  # without them thin and rare classes come last
-            "train.val_every": -(-self.iters // EVALUATIONS), "train.save_every": 0,
-        }  # fmt: skip
+            "train.val_every": -(-self.iters // EVALUATIONS),
+            "train.save_every": 0,
+        }
         config = load_config(CONFIG, [f"{key}={value}" for key, value in settings.items()])
         return replace(config, data=replace(config.data, root=str(self.folder.data)))
 

@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import TypeVar
 
 from dgmn2cli import resources
-from dgmn2cli.assemble import Recipe, assemble
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import read_image
-from dgmn2cli.data.synth import make_dataset
 from dgmn2cli.demo.page import write_page
 from dgmn2cli.demo.pictures import show_scenes, write_sheet
 from dgmn2cli.demo.report import ClassFigures, DemoReport, Figures, StepDone, Watch
 from dgmn2cli.demo.request import MODEL, PHOTOGRAPH_SCALE, DemoRequest, refuse_folder, write_mark
+from dgmn2cli.demo.streets.dataset import make_dataset
 from dgmn2cli.errors import DataError
 from dgmn2cli.evaluate import Counted, EvalReport, Settings
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run as evaluate
 from dgmn2cli.evaluate.subject import LoadNetwork
+from dgmn2cli.files import atomic_write, local_write_errors, to_json
+from dgmn2cli.inference.files import Picture, PictureResult, predict_files
+from dgmn2cli.inference.load import Recipe, assemble
 from dgmn2cli.ops import resolve as resolve_backend
-from dgmn2cli.predict import Picture, PictureResult, predict_files
-from dgmn2cli.reports import atomic_write, local_write_errors, to_json
 from dgmn2cli.runtime import resolve_device, resolve_dtype, set_threads
 from dgmn2cli.training.folder import FolderLock, RunFolder
 from dgmn2cli.training.report import Reporter, TrainReport
@@ -141,9 +141,14 @@ class _Course:
                 shutil.rmtree(folder.data)
         advance = self.watch.reporter.counting("drawing", request.scenes + request.held_out)
         made = make_dataset(
-            folder.data, train=request.scenes, val=request.held_out, size=request.size, seed=request.seed,
-            workers=SYNTH_THREADS, step=advance,
-        )  # fmt: skip
+            folder.data,
+            train=request.scenes,
+            val=request.held_out,
+            size=request.size,
+            seed=request.seed,
+            workers=SYNTH_THREADS,
+            step=advance,
+        )
         atomic_write(folder.drawn, to_json(made) + "\n")
         return None, about, folder.data
 
@@ -151,11 +156,16 @@ class _Course:
         request, run = self.request, self.folder.run
         report = train(
             TrainRequest(
-                self.config, run, MODEL, device=request.device, backend=request.backend, threads=request.threads,
+                self.config,
+                run,
+                MODEL,
+                device=request.device,
+                backend=request.backend,
+                threads=request.threads,
                 resume=RESUME_NEWEST if run.exists() else "",
             ),
             self.watch.reporter,
-        )  # fmt: skip
+        )
         self.resumed = self.resumed or report.resumed_at > 0
         return report, f"checkpoints, log and curves of {report.iterations} steps", run
 
@@ -163,9 +173,13 @@ class _Course:
         request, folder = self.request, self.folder
         network = LoadNetwork(self.recipe, trained.checkpoint, backend=request.backend)
         wanted = EvalRequest(
-            folder.data, settings=Settings(ms_flip=name == MS_FLIP), device=request.device, threads=request.threads,
-            report=folder.evaluation(name), save_preds=folder.predictions(name),
-        )  # fmt: skip
+            folder.data,
+            settings=Settings(ms_flip=name == MS_FLIP),
+            device=request.device,
+            threads=request.threads,
+            report=folder.evaluation(name),
+            save_preds=folder.predictions(name),
+        )
         report = evaluate(wanted, network.subject(), _Stage(self.watch.reporter))
         scores = report.scores
         found = f"mIoU {100 * scores.mean_iou:.1f} %, {100 * scores.pixel_accuracy:.1f} % of the pixels right"

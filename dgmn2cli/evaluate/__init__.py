@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dgmn2cli.evaluate.engine import Counted, Quiet, Watch, counted_pictures, evaluate
 from dgmn2cli.evaluate.report import DataInfo, EvalReport, Protocol
-from dgmn2cli.plan import Settings
+from dgmn2cli.inference.plan import Settings
 
 __all__ = [
     "Counted",

@@ -21,6 +21,7 @@ from dgmn2cli.data.images import write_png
 from dgmn2cli.data.loaders import eval_indices
 from dgmn2cli.errors import ConfigError, Dgmn2Error, NonFiniteError
 from dgmn2cli.evaluate.collective import combine
+from dgmn2cli.evaluate.metrics import compute_scores, confusion
 from dgmn2cli.evaluate.report import (
     DataInfo,
     EvalReport,
@@ -30,9 +31,8 @@ from dgmn2cli.evaluate.report import (
     versions,
 )
 from dgmn2cli.evaluate.tally import Tally
-from dgmn2cli.metrics import compute_scores, confusion
-from dgmn2cli.plan import Settings
-from dgmn2cli.segmenter import RunInfo, Segmenter
+from dgmn2cli.inference.plan import Settings
+from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 
 Item = TypeVar("Item")
 BEHIND = 2  # finished pictures that may wait for their counting

@@ -19,8 +19,8 @@ from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID, LABEL_IDS_SUFFIX, LAB
 from dgmn2cli.data.dataset import Pair, SegmentationSet
 from dgmn2cli.data.images import read_label, write_png
 from dgmn2cli.errors import CheckFailed, ConfigError, DataError, ResourceError
+from dgmn2cli.evaluate.metrics import Scores
 from dgmn2cli.evaluate.report import OfficialScores
-from dgmn2cli.metrics import Scores
 
 AGREES = 1e-12  # IoU from 0 to 1; the two sum their means in different orders
 

@@ -14,7 +14,7 @@ from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import CheckFailed
 from dgmn2cli.evaluate.report import Comparison, DataInfo, EvalReport, Protocol, protocol_in_force
-from dgmn2cli.plan import Settings
+from dgmn2cli.inference.plan import Settings
 from dgmn2cli.zoo import ZooEntry
 
 VAL_CITIES = {"frankfurt": 267, "lindau": 59, "munster": 174}

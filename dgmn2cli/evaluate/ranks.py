@@ -20,15 +20,13 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.errors import ConfigError, DistributedError, ResourceError
+from dgmn2cli.errors import DistributedError
 from dgmn2cli.evaluate.engine import Counted, PredictionFolder, counted_pictures
 from dgmn2cli.evaluate.subject import Load
-from dgmn2cli.plan import Settings
+from dgmn2cli.inference.plan import Settings
+from dgmn2cli.inference.segmenter import RunInfo
 from dgmn2cli.runtime import end_with_parent, set_threads
-from dgmn2cli.segmenter import RunInfo
 
 PATIENCE = 5.0  # seconds a process has to end when asked to
 
@@ -64,27 +62,6 @@ class Task:
     keep: PredictionFolder | None
     threads: int
     warnings: list[Any]
-
-
-def devices_for(device: str, processes: int) -> list[str]:
-    """The device of each process.
-
-    Raises:
-        ResourceError: this machine has fewer GPUs.
-        ConfigError: the device named is a single one.
-    """
-    if processes == 1:
-        return [device]
-    if device == "cpu":
-        return ["cpu"] * processes
-    if device not in ("auto", "cuda"):
-        raise ConfigError("one device for several processes", where=f"--device {device}", why=f"--gpus is {processes}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count < processes:
-        found = f"this machine has {count} CUDA device{'s' * (count != 1)}" if count else "PyTorch finds no CUDA device"
-        hint = "Use fewer --gpus, or --device cpu to run the processes on the CPU."
-        raise ResourceError("not enough GPUs", where=f"--gpus {processes}", why=found, hint=hint)
-    return [f"cuda:{index}" for index in range(processes)]
 
 
 class Solo:

@@ -13,10 +13,10 @@ import torch
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError
-from dgmn2cli.inference import Windowing
-from dgmn2cli.metrics import Scores
-from dgmn2cli.plan import Settings
-from dgmn2cli.segmenter import PROTOCOLS, RunInfo
+from dgmn2cli.evaluate.metrics import Scores
+from dgmn2cli.inference.plan import Settings
+from dgmn2cli.inference.segmenter import PROTOCOLS, RunInfo
+from dgmn2cli.inference.sliding_window import Windowing
 from dgmn2cli.version import __version__
 
 

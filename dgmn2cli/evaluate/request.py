@@ -14,17 +14,17 @@ from dgmn2cli.config import DataConfig, InferenceConfig
 from dgmn2cli.data.check import check_dataset, require_sound
 from dgmn2cli.data.configured import open_configured
 from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.distributed.group import devices_for
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.evaluate.collective import torchrun_place
 from dgmn2cli.evaluate.engine import PredictionFolder, Watch, first
 from dgmn2cli.evaluate.official import require_official
 from dgmn2cli.evaluate.published import TOLERANCE
-from dgmn2cli.evaluate.ranks import devices_for
 from dgmn2cli.evaluate.report import DataInfo, describe_data, protocol_in_force
 from dgmn2cli.evaluate.subject import Subject
 from dgmn2cli.evaluate.tally import EVERY
-from dgmn2cli.plan import Settings
-from dgmn2cli.reports import check_file, check_folder
+from dgmn2cli.files import check_file, check_folder
+from dgmn2cli.inference.plan import Settings
 from dgmn2cli.zoo import hash_file
 
 

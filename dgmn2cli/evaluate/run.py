@@ -11,17 +11,18 @@ from pathlib import Path
 
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.loaders import eval_indices
+from dgmn2cli.distributed.group import devices_for
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.evaluate.collective import Place, joined, raise_together, torchrun_place
 from dgmn2cli.evaluate.engine import PredictionFolder, evaluate, follow, report_of, require_same_classes
 from dgmn2cli.evaluate.official import official_scores
 from dgmn2cli.evaluate.published import judged
-from dgmn2cli.evaluate.ranks import Crew, Ready, Solo, Task, devices_for
+from dgmn2cli.evaluate.ranks import Crew, Ready, Solo, Task
 from dgmn2cli.evaluate.report import EvalReport, protocol_in_force
 from dgmn2cli.evaluate.request import EvalData, EvalRequest, Stage, prepare
 from dgmn2cli.evaluate.subject import LoadNetwork, Subject, run_identity
 from dgmn2cli.evaluate.tally import Journal, Tally, start_tally
-from dgmn2cli.reports import atomic_write, to_json
+from dgmn2cli.files import atomic_write, to_json
 from dgmn2cli.runtime import set_threads
 
 
@@ -189,9 +190,14 @@ def _shared(
         shard, folder = (place.rank, place.world), keep.folder if keep is not None else None
         watch = stage.evaluating(subject.name, len(eval_indices(len(prepared.data), *shard)), 0)
         report = evaluate(
-            segmenter, prepared.data, request.settings, shard=shard, workers=request.workers, save_preds=folder,
+            segmenter,
+            prepared.data,
+            request.settings,
+            shard=shard,
+            workers=request.workers,
+            save_preds=folder,
             watch=watch,
-        )  # fmt: skip
+        )
     return replace(report, data=prepared.info, partial=prepared.info.partial)
 
 

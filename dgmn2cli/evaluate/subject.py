@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from dgmn2cli.assemble import Recipe, assemble, weights_on_disk
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.evaluate.report import DataInfo, Protocol
-from dgmn2cli.segmenter import RunInfo, Segmenter
+from dgmn2cli.inference.load import Recipe, assemble, weights_on_disk
+from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.zoo import ZooEntry, cache_dir, locate
 
 Load = Callable[[str], Segmenter]  # device -> network; picklable
@@ -51,9 +51,15 @@ class LoadNetwork:
     def __call__(self, device: str) -> Segmenter:
         """The network on `device`; errors as `assemble`."""
         return assemble(
-            self.recipe, self.checkpoint, device=device, dtype=self.dtype, backend=self.backend,
-            exact_algebra=self.exact_algebra, compiled=self.compiled, cache=self.cache,
-        )  # fmt: skip
+            self.recipe,
+            self.checkpoint,
+            device=device,
+            dtype=self.dtype,
+            backend=self.backend,
+            exact_algebra=self.exact_algebra,
+            compiled=self.compiled,
+            cache=self.cache,
+        )
 
     @property
     def name(self) -> str:

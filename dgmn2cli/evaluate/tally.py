@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dgmn2cli.errors import ConfigError, DataError, ResourceError
-from dgmn2cli.reports import atomic_write, to_plain
+from dgmn2cli.files import atomic_write, to_plain
 
 EVERY = 2.0  # seconds between two entries; what a kill can cost, beside the picture under way
 SIZE_LIMIT = 64 << 20  # bytes of a journal; 255 classes and a million pictures stay below
@@ -107,10 +107,12 @@ def start_tally(classes: int, pictures: int, journal: Journal | None, *, resume:
     differences = identity_differences(body["identity"], to_plain(journal.identity))
     if differences:
         raise ConfigError(
-            "cannot go on with another evaluation's journal", where=journal.path,
-            why=f"{len(differences)} settings differ", faults=differences,
+            "cannot go on with another evaluation's journal",
+            where=journal.path,
+            why=f"{len(differences)} settings differ",
+            faults=differences,
             hint="Use the same settings, or delete the journal to start anew.",
-        )  # fmt: skip
+        )
     tally = Tally(classes, journal, float(body["seconds"]))
     counts, done = np.array(body["counts"], np.int64), set(body["done"])
     if counts.shape != tally.counts.shape or not done <= set(range(pictures)):

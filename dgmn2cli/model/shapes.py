@@ -12,18 +12,27 @@ from torch.overrides import TorchFunctionMode
 
 # what weights are filled with; torch runs some of these, on tensors without content, through its compiler
 _FILLING: tuple[Callable[..., Tensor], ...] = (
-    Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_, Tensor.fill_,
+    Tensor.normal_,
+    Tensor.uniform_,
+    Tensor.erfinv_,
+    Tensor.mul_,
+    Tensor.add_,
+    Tensor.clamp_,
+    Tensor.fill_,
     Tensor.zero_,
-)  # fmt: skip
+)
 
 
 class _LeaveEmpty(TorchFunctionMode):
     """Filling a tensor in place does nothing."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         named = dict(kwargs or {})
         if func in _FILLING or getattr(func, "__module__", "") == nn.init.__name__:
             return named["tensor"] if "tensor" in named else args[0]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dgmn2cli.ops import contract, native, reference, triton_backend
+from dgmn2cli.ops import contract, native, reference
 from dgmn2cli.ops.backend import Availability, available_backends, default_backend, resolve, set_default_backend
 from dgmn2cli.ops.contract import Pair
 from dgmn2cli.ops.reference import resample_table
+from dgmn2cli.ops.triton import backend as triton_backend
 
 __all__ = [
     "Availability",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from dgmn2cli.errors import ConfigError, ResourceError
-from dgmn2cli.ops import native, triton_backend
+from dgmn2cli.ops import native
+from dgmn2cli.ops.triton import backend as triton_backend
 
 LOGGER = logging.getLogger("dgmn2cli")
 
@@ -118,9 +119,11 @@ def _first_able(wanted: str, device: str, dtype: str) -> str:
         reason = _REFUSALS[wanted](device, dtype)
         if reason:
             raise ResourceError(
-                f"the op backend {wanted} cannot run", where=f"{device}, {dtype}", why=reason,
+                f"the op backend {wanted} cannot run",
+                where=f"{device}, {dtype}",
+                why=reason,
                 hint="Use --backend auto, or see `dgmn2 doctor`.",
-            )  # fmt: skip
+            )
         return wanted
     reasons = {name: refusal(device, dtype) for name, refusal in _REFUSALS.items()}
     chosen = next(name for name, reason in reasons.items() if not reason)

@@ -96,9 +96,17 @@ def _call_attention(name: str, qkv: Tensor, tensors: list[Tensor], height: int, 
     addresses = [tensor.data_ptr() for tensor in tensors]
     strides = (qkv.stride(0), qkv.stride(1), qkv.stride(2), qkv.stride(3))
     getattr(loaded(), name)(
-        FORMATS[qkv.dtype], torch.get_num_threads(), instruction_set_level(), *addresses,
-        qkv.shape[0], height, width, qkv.shape[3], qkv.shape[4], *strides,
-    )  # fmt: skip
+        FORMATS[qkv.dtype],
+        torch.get_num_threads(),
+        instruction_set_level(),
+        *addresses,
+        qkv.shape[0],
+        height,
+        width,
+        qkv.shape[3],
+        qkv.shape[4],
+        *strides,
+    )
 
 
 @torch.library.custom_op("dgmn2::attention", mutates_args=(), device_types="cpu")
@@ -162,9 +170,11 @@ def _(
     grad: Tensor, qkv: Tensor, offset: Tensor, height_table: Tensor, width_table: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
-        qkv.new_empty(qkv.shape), offset.new_empty(offset.shape),
-        height_table.new_empty(height_table.shape), width_table.new_empty(width_table.shape),
-    )  # fmt: skip
+        qkv.new_empty(qkv.shape),
+        offset.new_empty(offset.shape),
+        height_table.new_empty(height_table.shape),
+        width_table.new_empty(width_table.shape),
+    )
 
 
 def _attention_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:

@@ -124,9 +124,25 @@ def upsampled_rows(
     kernels = native.loaded()
     rows = products.shape[0] // width
     kernels.upsampled_rows(
-        native.FORMATS[products.dtype], torch.get_num_threads(), native.instruction_set_level(),
-        products.data_ptr(), ring.data_ptr(), out.data_ptr(), bias.data_ptr(),
-        down.data_ptr(), down_weight.data_ptr(), height, out_height,
-        across.data_ptr(), across_weight.data_ptr(), width, ring.shape[1],
-        bias.shape[0], rows, first_row, ring.shape[0], out.shape[0], first_out,
-    )  # fmt: skip
+        native.FORMATS[products.dtype],
+        torch.get_num_threads(),
+        native.instruction_set_level(),
+        products.data_ptr(),
+        ring.data_ptr(),
+        out.data_ptr(),
+        bias.data_ptr(),
+        down.data_ptr(),
+        down_weight.data_ptr(),
+        height,
+        out_height,
+        across.data_ptr(),
+        across_weight.data_ptr(),
+        width,
+        ring.shape[1],
+        bias.shape[0],
+        rows,
+        first_row,
+        ring.shape[0],
+        out.shape[0],
+        first_out,
+    )

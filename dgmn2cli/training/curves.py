@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dgmn2cli.visualize import draw_text, text_width
+from dgmn2cli.inference.visualize import draw_text, text_width
 
 SIZE = (1280, 860)  # width, height in pixels
 _MARGIN, _TITLE = 70, 44

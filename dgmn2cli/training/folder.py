@@ -17,14 +17,14 @@ import torch
 
 from dgmn2cli.config import Config, config_difference, config_to_toml, load_config
 from dgmn2cli.data.images import write_png
+from dgmn2cli.distributed.group import Team
 from dgmn2cli.errors import ResourceError
 from dgmn2cli.evaluate.report import versions
-from dgmn2cli.reports import atomic_write, local_write_errors, open_in_place, to_json
+from dgmn2cli.files import atomic_write, local_write_errors, open_in_place, to_json
 from dgmn2cli.runtime import describe_device
 from dgmn2cli.training.curves import curves_of, draw_curves
 from dgmn2cli.training.runlog import read_log
 from dgmn2cli.training.state import Shelf
-from dgmn2cli.training.team import Team
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,11 @@ class FolderLock:
             holder = os.read(self._descriptor, 200).decode(errors="replace").strip()
             os.close(self._descriptor)
             raise ResourceError(
-                "another training writes to this folder", where=self._path.parent, why=holder or "it is locked",
+                "another training writes to this folder",
+                where=self._path.parent,
+                why=holder or "it is locked",
                 hint="Wait for it, stop it, or choose another --out.",
-            ) from error  # fmt: skip
+            ) from error
         with local_write_errors(self._path):
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, f"process {os.getpid()} on {platform.node()}, {time.ctime()}\n".encode())

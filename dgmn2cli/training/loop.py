@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgmn2cli.checkpoint.weights import Checkpoint, load_weights
 from dgmn2cli.config import config_to_toml
 from dgmn2cli.data.loaders import TrainStream, train_batches
+from dgmn2cli.distributed.group import Team
+from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.evaluate import EvalReport
-from dgmn2cli.model.weights import Checkpoint, load_weights
-from dgmn2cli.reports import atomic_write, to_json
+from dgmn2cli.files import atomic_write, to_json
 from dgmn2cli.training.board import Board
 from dgmn2cli.training.folder import RunFolder
 from dgmn2cli.training.optim import MovingAverage
@@ -25,8 +27,6 @@ from dgmn2cli.training.request import Prepared, augmentation, effective_batch
 from dgmn2cli.training.runlog import RunLog
 from dgmn2cli.training.state import Shelf, TrainState, restore_optimizer
 from dgmn2cli.training.step import Stepper
-from dgmn2cli.training.stop import StopRequest
-from dgmn2cli.training.team import Team
 from dgmn2cli.training.validate import Stopped, snapshot, validate, write_samples
 from dgmn2cli.version import __version__
 from dgmn2cli.zoo import hash_file
@@ -115,9 +115,12 @@ class Loop:
         start = self.iteration * settings.accumulate
         stream = TrainStream(len(self.prepared.train), settings.seed, settings.batch_size, team.rank, team.world, start)
         batches = train_batches(
-            self.prepared.train, augmentation(self.config), stream, workers=self.config.data.workers,
+            self.prepared.train,
+            augmentation(self.config),
+            stream,
+            workers=self.config.data.workers,
             pin_memory=team.device.type == "cuda",
-        )  # fmt: skip
+        )
         while self.iteration < settings.iters:
             step = self.stepper.step(self.iteration, batches)
             self._took(step)
@@ -175,9 +178,13 @@ class Loop:
         share = -(-len(data) // self.team.world)
         advance = self.reporter.counting(f"evaluating {name}", share)
         self.evaluation = validate(
-            segmenter, data, self.team, workers=self.config.data.workers, advance=advance,
+            segmenter,
+            data,
+            self.team,
+            workers=self.config.data.workers,
+            advance=advance,
             stopping=lambda: self.stop.number is not None,
-        )  # fmt: skip
+        )
         if self.records is not None:
             write_samples(self.records.folder.sample(self.iteration), segmenter, data)
         return self.evaluation

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from dgmn2cli.data.loaders import TrainStream, train_batches
+from dgmn2cli.distributed.group import Team, join_team, launched_world, require_devices
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import describe_device, resolve_dtype, set_threads
 from dgmn2cli.training.optim import poly_lr
@@ -18,7 +19,6 @@ from dgmn2cli.training.report import Reporter
 from dgmn2cli.training.request import TrainRequest, augmentation, effective_batch, outline, prepare
 from dgmn2cli.training.run import build_network, determinism
 from dgmn2cli.training.step import Stepper
-from dgmn2cli.training.team import Team, join_team, launched_world, require_devices
 
 TIMED = 2  # steps measured, after one that warms up
 

@@ -129,10 +129,11 @@ def _refuse_or_adapt(request: TrainRequest, data: SegmentationSet) -> str:
     count = len(data.classes)
     if not request.adapt_classes:
         raise ConfigError(
-            "the configuration does not fit the data set", where=data.root,
+            "the configuration does not fit the data set",
+            where=data.root,
             why=f"model.num_classes is {request.config.model.num_classes}, the data set has {count} classes",
             hint=f"Add --set model.num_classes={count}.",
-        )  # fmt: skip
+        )
     return f"model.num_classes: {request.config.model.num_classes} -> {count}, the data set's."
 
 

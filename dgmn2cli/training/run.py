@@ -14,17 +14,19 @@ from pathlib import Path
 import torch
 import torch.utils.deterministic
 
+from dgmn2cli.distributed.group import Team, join_team, launched_world, require_devices
+from dgmn2cli.distributed.launch import Interrupted, launch
+from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.evaluate import EvalReport
+from dgmn2cli.files import local_write_errors
+from dgmn2cli.inference.build import build_segmentor
 from dgmn2cli.model.attention import use_backend
-from dgmn2cli.model.build import build_segmentor
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops import resolve as resolve_backend
-from dgmn2cli.reports import local_write_errors
 from dgmn2cli.runtime import describe_device, resolve_dtype, set_threads
 from dgmn2cli.training.board import MISSING, Board
 from dgmn2cli.training.folder import FolderLock
-from dgmn2cli.training.launch import Interrupted, launch
 from dgmn2cli.training.loop import Loop, Records
 from dgmn2cli.training.report import Reporter, Silent, TrainReport
 from dgmn2cli.training.request import RESUME_NEWEST, Prepared, TrainRequest, effective_batch, outline, prepare
@@ -32,8 +34,6 @@ from dgmn2cli.training.runlog import RunLog
 from dgmn2cli.training.start import find_first_weights, load_first_weights
 from dgmn2cli.training.state import TrainState, load_state, require_no_run, require_same_run
 from dgmn2cli.training.step import Stepper
-from dgmn2cli.training.stop import StopRequest
-from dgmn2cli.training.team import Team, join_team, launched_world, require_devices
 from dgmn2cli.training.validate import Stopped
 
 

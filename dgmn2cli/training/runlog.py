@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dgmn2cli.reports import local_write_errors, open_in_place, to_plain
+from dgmn2cli.files import local_write_errors, open_in_place, to_plain
 
 
 class RunLog:

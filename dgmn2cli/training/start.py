@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dgmn2cli.assemble import class_list
+from dgmn2cli.checkpoint.weights import Checkpoint, load_backbone_weights, load_weights, read_checkpoint
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError, IntegrityError, ResourceError
+from dgmn2cli.files import absence
+from dgmn2cli.inference.load import class_list
 from dgmn2cli.model.segmentor import Segmentor
-from dgmn2cli.model.weights import Checkpoint, load_backbone_weights, load_weights, read_checkpoint
-from dgmn2cli.paths import absence
 from dgmn2cli.zoo import cache_dir, load_zoo, locate
 
 IMAGENET, SCRATCH = "imagenet", "scratch"
@@ -121,10 +121,11 @@ def _matched(fresh: Tensor, old: Tensor, rows: list[tuple[int, int]], key: str, 
     """`fresh` with rows taken from `old`, both `(classes, ...)`; pairs are (row of fresh, row of old)."""
     if old.dim() != fresh.dim() or old.shape[1:] != fresh.shape[1:]:
         raise IntegrityError(
-            "the checkpoint does not fit the model", where=path,
+            "the checkpoint does not fit the model",
+            where=path,
             why=f"{key} is {tuple(old.shape)}, wanted (classes, {', '.join(map(str, fresh.shape[1:]))})",
             hint="Check that the model name and the file belong together.",
-        )  # fmt: skip
+        )
     made = fresh.detach().clone()
     with torch.no_grad():
         for row, source in rows:

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgmn2cli.checkpoint.weights import Checkpoint, check_finite, read_checkpoint, write_checkpoint
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError
-from dgmn2cli.model.weights import Checkpoint, check_finite, read_checkpoint, write_checkpoint
-from dgmn2cli.reports import atomic_write, local_write_errors, sync_folder
+from dgmn2cli.files import atomic_write, local_write_errors, sync_folder
 from dgmn2cli.training.report import Best
 
 VERSION = 1
@@ -299,9 +299,11 @@ class Shelf:
                 warn(f"Skipped a damaged checkpoint: {error}")
         if present:
             raise IntegrityError(
-                "no checkpoint of the run is intact", where=self.folder, why=f"{len(present)} were tried",
+                "no checkpoint of the run is intact",
+                where=self.folder,
+                why=f"{len(present)} were tried",
                 hint="Start anew in another folder with --out.",
-            )  # fmt: skip
+            )
         return None
 
     def clear(self) -> None:
@@ -315,16 +317,19 @@ def require_same_run(differences: list[str], force: bool, where: Path) -> None:
     """Raises ConfigError where a run would go on with other settings, unless that is wanted."""
     if differences and not force:
         raise ConfigError(
-            "the run was started with another configuration", where=where, faults=differences,
+            "the run was started with another configuration",
+            where=where,
+            faults=differences,
             why=f"{len(differences)} setting{'s' * (len(differences) != 1)} changed",
             hint="Use the same settings, another --out, or --force to go on with the new ones.",
-        )  # fmt: skip
+        )
 
 
 def require_no_run(shelf: Shelf) -> None:
     """Raises ConfigError where a new run would overwrite another one's states."""
     if any(shelf.folder.glob("*.pth")):
         raise ConfigError(
-            "there is a training in this folder already", where=shelf.folder.parent,
+            "there is a training in this folder already",
+            where=shelf.folder.parent,
             hint="Go on with it with --resume, or choose another --out.",
-        )  # fmt: skip
+        )

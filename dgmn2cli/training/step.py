@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dgmn2cli.config import Config
 from dgmn2cli.data.loaders import TrainBatch
+from dgmn2cli.distributed.group import Team, lost_connections
 from dgmn2cli.errors import NonFiniteError, ResourceError
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops.resample import resize_chain
@@ -22,7 +23,6 @@ from dgmn2cli.training.batchnorm import synchronise_batch_norm
 from dgmn2cli.training.loss import segmentation_loss
 from dgmn2cli.training.optim import make_optimizer, poly_lr, set_lr
 from dgmn2cli.training.report import StepReport
-from dgmn2cli.training.team import Team, lost_connections
 
 _RANDOM_LAYERS = 2  # this use of the seed; the data loaders have 0 and 1
 

@@ -11,16 +11,16 @@ from torch import Tensor
 from dgmn2cli.config import Config
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
+from dgmn2cli.distributed.group import Team
 from dgmn2cli.errors import Dgmn2Error
 from dgmn2cli.evaluate import Counted, EvalReport, evaluate
+from dgmn2cli.inference.build import build_segmentor
+from dgmn2cli.inference.prediction import ClassList
+from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+from dgmn2cli.inference.visualize import colorize, contact_sheet
 from dgmn2cli.model.attention import use_backend
-from dgmn2cli.model.build import build_segmentor
-from dgmn2cli.model.inference_form import InferenceForm
-from dgmn2cli.prediction import ClassList
+from dgmn2cli.model.fused.network import InferenceForm
 from dgmn2cli.runtime import describe_device
-from dgmn2cli.segmenter import RunInfo, Segmenter
-from dgmn2cli.training.team import Team
-from dgmn2cli.visualize import colorize, contact_sheet
 
 SHOWN = 3  # pictures on a sheet of sample predictions
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from dgmn2cli.errors import IntegrityError, ResourceError
-from dgmn2cli.reports import atomic_write, to_json
+from dgmn2cli.files import atomic_write, to_json
 from dgmn2cli.zoo.manifest import AnyEntry, Source
 
 HASH_BLOCK = 1 << 20  # bytes read at a time

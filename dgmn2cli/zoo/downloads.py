@@ -11,7 +11,7 @@ from typing import BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 from dgmn2cli.errors import ConfigError, Dgmn2Error, IntegrityError, ResourceError
-from dgmn2cli.reports import atomic_write
+from dgmn2cli.files import atomic_write
 from dgmn2cli.zoo.cache import HASH_BLOCK, hash_file, open_regular
 from dgmn2cli.zoo.fetch import FetchedFile
 from dgmn2cli.zoo.manifest import AnyEntry, Source, shown
@@ -64,9 +64,10 @@ def collect(
         return report, errors[0][1] if errors else None
     done = "The others are done; run it again for these." if files else "Nothing was downloaded."
     summary = type(errors[0][1])(
-        f"{len(errors)} of {len(entries)} downloads failed", hint=done,
+        f"{len(errors)} of {len(entries)} downloads failed",
+        hint=done,
         faults=[f"{failure.key}: {failure.error}" for failure in failures],
-    )  # fmt: skip
+    )
     return report, summary
 
 

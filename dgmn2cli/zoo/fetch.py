@@ -61,9 +61,16 @@ class FetchedFile:
 
 
 def fetch(
-    entry: AnyEntry, *, cache: Path, verify: Verify, offline: bool = False, force: bool = False,
-    sources: Sequence[Source] | None = None, limits: Limits | None = None, progress: Progress | None = None,
-) -> FetchedFile:  # fmt: skip
+    entry: AnyEntry,
+    *,
+    cache: Path,
+    verify: Verify,
+    offline: bool = False,
+    force: bool = False,
+    sources: Sequence[Source] | None = None,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+) -> FetchedFile:
     """The entry's file in the cache, fetched if it is not there or damaged.
 
     Args:
@@ -137,9 +144,7 @@ def from_cache(
     return FetchedFile(entry.key, found.path, found.sha256, found.size, found.source, pin, True, seconds)
 
 
-def adopt(
-    entry: AnyEntry, file: Path, *, cache: Path, verify: Verify, progress: Progress | None = None
-) -> FetchedFile:  # fmt: skip
+def adopt(entry: AnyEntry, file: Path, *, cache: Path, verify: Verify, progress: Progress | None = None) -> FetchedFile:
     """Copies a file of the user's into the cache as the entry's, after the same checks as a download.
 
     Raises:
@@ -152,9 +157,15 @@ def adopt(
 
 
 def adopt_stream(
-    entry: AnyEntry, stream: IO[bytes], total: int, name: str, *, cache: Path, verify: Verify,
+    entry: AnyEntry,
+    stream: IO[bytes],
+    total: int,
+    name: str,
+    *,
+    cache: Path,
+    verify: Verify,
     progress: Progress | None = None,
-) -> FetchedFile:  # fmt: skip
+) -> FetchedFile:
     """As `adopt`, for the `total` bytes of an open file called `name`."""
     began = time.monotonic()
     source = Source("file", name)
@@ -175,9 +186,14 @@ def size_limit(entry: AnyEntry) -> int:
 
 
 def _from_sources(
-    entry: AnyEntry, sources: Sequence[Source], cache: Path, verify: Verify, limits: Limits,
-    progress: Progress | None, began: float,
-) -> FetchedFile:  # fmt: skip
+    entry: AnyEntry,
+    sources: Sequence[Source],
+    cache: Path,
+    verify: Verify,
+    limits: Limits,
+    progress: Progress | None,
+    began: float,
+) -> FetchedFile:
     """The file from the first source that gives it."""
     deadline = Deadline(limits.total)
     failures: list[Dgmn2Error] = []
@@ -196,15 +212,24 @@ def _from_sources(
         raise failures[0]
     worst = next((failure for failure in failures if not isinstance(failure, NetworkError)), failures[-1])
     raise type(worst)(
-        "no source gives the file", where=entry.key, why=f"{len(failures)} were tried, see above",
-        hint=BY_HAND.format(key=entry.key), faults=[f"source {i}: {f}" for i, f in enumerate(failures, 1)],
-    )  # fmt: skip
+        "no source gives the file",
+        where=entry.key,
+        why=f"{len(failures)} were tried, see above",
+        hint=BY_HAND.format(key=entry.key),
+        faults=[f"source {i}: {f}" for i, f in enumerate(failures, 1)],
+    )
 
 
 def _from_source(
-    entry: AnyEntry, source: Source, cache: Path, verify: Verify, limits: Limits, deadline: Deadline,
-    progress: Progress | None, began: float,
-) -> FetchedFile:  # fmt: skip
+    entry: AnyEntry,
+    source: Source,
+    cache: Path,
+    verify: Verify,
+    limits: Limits,
+    deadline: Deadline,
+    progress: Progress | None,
+    began: float,
+) -> FetchedFile:
     """The file from one source: transferred with retries, checked, published."""
     known_hash = caching.expected_sha256(entry, cache) is not None
     part = resume(_parts_folder(cache), _stem(entry, source), _name(source))
@@ -222,9 +247,7 @@ def _from_source(
         raise
 
 
-def _finish(
-    entry: AnyEntry, source: Source, part: Part, cache: Path, verify: Verify, began: float
-) -> FetchedFile:  # fmt: skip
+def _finish(entry: AnyEntry, source: Source, part: Part, cache: Path, verify: Verify, began: float) -> FetchedFile:
     """Checks a complete part, publishes it and notes what it is."""
     expected = caching.expected_sha256(entry, cache)
     sha256 = _check(entry, source, part, expected, cache, verify)
@@ -246,9 +269,14 @@ def _put_away(part: Part, error: BaseException, known_hash: bool) -> None:
 
 
 def _transfer(
-    entry: AnyEntry, source: Source, part: Part, known_hash: bool, limits: Limits, deadline: Deadline,
+    entry: AnyEntry,
+    source: Source,
+    part: Part,
+    known_hash: bool,
+    limits: Limits,
+    deadline: Deadline,
     progress: Progress | None,
-) -> None:  # fmt: skip
+) -> None:
     """Fills `part` from `source`, trying again after failures that may pass."""
     if source.type == "file":
         _copy_file(entry, Path(source.location), part, progress)
@@ -271,9 +299,14 @@ def _transfer(
 
 
 def _request(
-    entry: AnyEntry, source: Source, part: Part, known_hash: bool, limits: Limits, deadline: Deadline,
+    entry: AnyEntry,
+    source: Source,
+    part: Part,
+    known_hash: bool,
+    limits: Limits,
+    deadline: Deadline,
     progress: Progress | None,
-) -> None:  # fmt: skip
+) -> None:
     """One attempt: the whole file, or the rest of it."""
     headers: dict[str, str] = {}
     if part.size and part.origin is not None:
@@ -288,9 +321,15 @@ def _request(
         else opened(session, source.location, limits, deadline, headers) as (response, url),
     ):
         receive(
-            response, url, part, _name(source), known_hash=known_hash, limit=size_limit(entry), deadline=deadline,
+            response,
+            url,
+            part,
+            _name(source),
+            known_hash=known_hash,
+            limit=size_limit(entry),
+            deadline=deadline,
             progress=progress,
-        )  # fmt: skip
+        )
 
 
 def _copy_file(entry: AnyEntry, path: Path, part: Part, progress: Progress | None) -> None:
@@ -304,9 +343,7 @@ def _copy_file(entry: AnyEntry, path: Path, part: Part, progress: Progress | Non
         _copy(entry, stream, os.fstat(stream.fileno()).st_size, part, str(path), progress)
 
 
-def _copy(
-    entry: AnyEntry, stream: IO[bytes], total: int, part: Part, name: str, progress: Progress | None
-) -> None:  # fmt: skip
+def _copy(entry: AnyEntry, stream: IO[bytes], total: int, part: Part, name: str, progress: Progress | None) -> None:
     """Fills `part` with `total` bytes of `stream`."""
     if total > size_limit(entry):
         why = f"{total:,} bytes, at most {size_limit(entry):,} expected"
@@ -339,9 +376,11 @@ def _check(entry: AnyEntry, source: Source, part: Part, expected: str | None, ca
         detail = error.why or error.what
         raise type(error)(
             "the file is not the model" if isinstance(error, IntegrityError) else error.what,
-            where=f"{entry.key} from {source.address}", why=detail, hint=_way_out(entry, source),
+            where=f"{entry.key} from {source.address}",
+            why=detail,
+            hint=_way_out(entry, source),
             faults=error.faults,
-        ) from error  # fmt: skip
+        ) from error
     return sha256
 
 

@@ -78,9 +78,11 @@ class Deadline:
     def expired(self, where: str) -> NetworkError:
         """The error to raise then."""
         return NetworkError(
-            "the download took too long", where=where, why=f"more than {self.seconds:g} s in all",
+            "the download took too long",
+            where=where,
+            why=f"more than {self.seconds:g} s in all",
             hint="Run it again to go on where it stopped, or allow more with --timeout.",
-        )  # fmt: skip
+        )
 
 
 class TemporaryError(NetworkError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError, ResourceError
-from dgmn2cli.reports import atomic_write, check_file, to_json
+from dgmn2cli.files import atomic_write, check_file, to_json
 from dgmn2cli.zoo.cache import RECORD_LIMIT, expected_sha256, hash_file, open_regular
 from dgmn2cli.zoo.fetch import FetchedFile, Verify, adopt, adopt_stream, size_limit
 from dgmn2cli.zoo.manifest import AnyEntry, ZooEntry
@@ -40,9 +40,14 @@ class BundleFile:
 
 
 def adopt_offered(
-    path: Path, entries: Sequence[AnyEntry], *, all_wanted: bool, cache: Path, verify_for: VerifyFor,
+    path: Path,
+    entries: Sequence[AnyEntry],
+    *,
+    all_wanted: bool,
+    cache: Path,
+    verify_for: VerifyFor,
     progress: Progress | None = None,
-) -> list[FetchedFile]:  # fmt: skip
+) -> list[FetchedFile]:
     """Takes what `path` offers into the cache, each file after the same checks as a download.
 
     Args:
@@ -68,10 +73,11 @@ def adopt_offered(
     missing = [entry.key for entry in entries if entry.key not in {file.key for file in found}]
     if not found or (all_wanted and missing):
         raise IntegrityError(
-            "no file fits" if not found else "some files are missing", where=path,
+            "no file fits" if not found else "some files are missing",
+            where=path,
             why=f"none is a complete checkpoint of {_names(missing)}",
             hint="Check that the files are whole; a file saved from a web page is often the page itself.",
-        )  # fmt: skip
+        )
     return found
 
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dgmn2cli.errors import IntegrityError, ResourceError
-from dgmn2cli.reports import local_write_errors
+from dgmn2cli.files import local_write_errors
 from dgmn2cli.zoo.cache import HASH_BLOCK, RECORD_LIMIT, open_regular
 
 logger = logging.getLogger(__name__)

@@ -25,9 +25,16 @@ Progress = Callable[[int, int | None], object]  # bytes so far, bytes in all if 
 
 
 def receive(
-    response: requests.Response, url: str, part: Part, source: str, *, known_hash: bool, limit: int,
-    deadline: Deadline, progress: Progress | None,
-) -> None:  # fmt: skip
+    response: requests.Response,
+    url: str,
+    part: Part,
+    source: str,
+    *,
+    known_hash: bool,
+    limit: int,
+    deadline: Deadline,
+    progress: Progress | None,
+) -> None:
     """Writes the body of `response` into `part`, behind what is there if the response continues it.
 
     Args:
@@ -92,8 +99,9 @@ def web_page(place: str) -> NetworkError:
     """The error for a web page in place of a file."""
     return NetworkError(
         "the server sent a web page instead of the file",
-        where=place, why="a login, quota or error page, most likely",
-    )  # fmt: skip
+        where=place,
+        why="a login, quota or error page, most likely",
+    )
 
 
 def _refuse_compressed(response: requests.Response, place: str) -> None:
@@ -130,9 +138,11 @@ def _check_continuation(response: requests.Response, part: Part, origin: Origin,
     if not (first == part.size > 0 and whole and same):
         part.restart()
         raise TemporaryError(
-            "the download cannot be continued", where=place, why="the rest offered does not fit the beginning",
+            "the download cannot be continued",
+            where=place,
+            why="the rest offered does not fit the beginning",
             hint="Run it again to start anew.",
-        )  # fmt: skip
+        )
     part.describe(origin)
     part.continued = True
 
@@ -150,9 +160,15 @@ def _check_space(part: Part, total: int | None) -> None:
 
 
 def _copy_body(
-    response: requests.Response, part: Part, total: int | None, limit: int, page: bool, place: str,
-    deadline: Deadline, progress: Progress | None,
-) -> None:  # fmt: skip
+    response: requests.Response,
+    part: Part,
+    total: int | None,
+    limit: int,
+    page: bool,
+    place: str,
+    deadline: Deadline,
+    progress: Progress | None,
+) -> None:
     while block := _read(response, place, deadline):
         if part.size == 0 and (page or looks_like_page(block[:512])):
             part.restart()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dgmn2cli.errors import ConfigError, IntegrityError
-from dgmn2cli.reports import atomic_write
+from dgmn2cli.files import atomic_write
 from dgmn2cli.zoo.cache import Pin, find_record, hash_file, locate, pin_state
 from dgmn2cli.zoo.manifest import AnyEntry, Zoo
 from dgmn2cli.zoo.parse import read_zoo
@@ -59,9 +59,14 @@ def _verify(entry: AnyEntry, cache: Path, advance: Advance | None) -> FileCheck:
 
 
 def pin(
-    zoo: Zoo, entries: Sequence[AnyEntry], cache: Path, out: Path, *, overwrite: bool = False,
+    zoo: Zoo,
+    entries: Sequence[AnyEntry],
+    cache: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
     advance: Advance | None = None,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Writes a copy of the manifest in which the recorded hashes and sizes are stated.
 
     Args:

@@ -17,7 +17,7 @@ from dgmn2cli.bench.rates import Rate
 from dgmn2cli.bench.report import Agreement, Findings, OperatorRow, PartRow, Report, Row, StageRow, write_csv
 from dgmn2cli.bench.sides import Side
 from dgmn2cli.bench.tables import footer, tables
-from dgmn2cli.reports import to_json
+from dgmn2cli.files import to_json
 
 OURS = Side("dgmn2cli", "cpu", "float32", "native", "fused")
 PLAIN = Side("plain", "cpu", "float32", "native", "published")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dgmn2cli import zoo
-from dgmn2cli.assemble import build_model
 from dgmn2cli.bench.macs import attention_macs, count_macs, count_parameters
+from dgmn2cli.inference.load import build_model
 from dgmn2cli.model.backbone import Classifier
 
 PUBLISHED = {"tiny": 2.3e9, "small": 4.3e9, "medium": 7.1e9, "large": 10.4e9}  # at 224 x 224, in steps of 0.1 G

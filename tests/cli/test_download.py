@@ -12,11 +12,11 @@ import torch
 from pretend_hosts import Host
 
 import dgmn2cli
-from dgmn2cli.assemble import build_model
 from dgmn2cli.cli import main
 from dgmn2cli.cli.options import Session
 from dgmn2cli.cli.weights import ensure_weights
 from dgmn2cli.errors import NetworkError
+from dgmn2cli.inference.load import build_model
 from dgmn2cli.model.backbone import Classifier
 from dgmn2cli.zoo import load_zoo
 from dgmn2cli.zoo.drive import FILE_ADDRESS

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from streets import make_tree
 
-from dgmn2cli.assemble import build_model, resolve
+from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.cli import main
 from dgmn2cli.evaluate.subject import LoadNetwork
+from dgmn2cli.inference.load import build_model, resolve
 from dgmn2cli.model.filled import filled_state
-from dgmn2cli.model.weights import write_checkpoint
 from dgmn2cli.resources import zoo_path
 
 Run = Callable[..., tuple[int, str, str]]

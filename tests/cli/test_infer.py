@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from dgmn2cli.assemble import build_model
+from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.cli import main
 from dgmn2cli.data.images import read_image, read_label
+from dgmn2cli.inference.load import build_model
 from dgmn2cli.model.filled import filled_state
-from dgmn2cli.model.weights import write_checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("-m", "setr_naive-tiny", "--scale", "96x64", "--window", "64", "--stride", "48")

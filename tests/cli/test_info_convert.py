@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
+from dgmn2cli.checkpoint.weights import read_checkpoint, write_checkpoint
 from dgmn2cli.cli import main
 from dgmn2cli.model.backbone import Backbone, Classifier
-from dgmn2cli.model.weights import read_checkpoint, write_checkpoint
 from dgmn2cli.training.state import TrainState, save_state
 
 

@@ -13,9 +13,9 @@ import pytest
 from pretend_hosts import Host
 
 import dgmn2cli
+from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.segmentor import Segmentor
-from dgmn2cli.model.weights import write_checkpoint
 
 ROOT = Path(dgmn2cli.__file__).parents[1]
 PROGRAM = """

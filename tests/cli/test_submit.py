@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from streets import SMALL, make_tree, segmenter
 
-from dgmn2cli.assemble import build_model
+from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.cli import main
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.evaluate import evaluate
+from dgmn2cli.inference.load import build_model
 from dgmn2cli.model.filled import filled_state
-from dgmn2cli.model.weights import write_checkpoint
 
 
 @pytest.fixture(autouse=True)

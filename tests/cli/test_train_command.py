@@ -11,9 +11,9 @@ import pytest
 import torch
 from streets import make_tree
 
+from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.cli import main
 from dgmn2cli.data.images import read_image
-from dgmn2cli.model.weights import write_checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = (

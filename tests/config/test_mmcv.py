@@ -18,8 +18,8 @@ from dgmn2cli.config import (
     read_mmcv_file,
     read_mmcv_text,
 )
-from dgmn2cli.config.mmcv_stock import CITYSCAPES_CLASSES, stock_file
-from dgmn2cli.config.mmcv_syntax import parse
+from dgmn2cli.config.mmcv.stock import CITYSCAPES_CLASSES, stock_file
+from dgmn2cli.config.mmcv.syntax import parse
 from dgmn2cli.data.cityscapes import LABELS
 from dgmn2cli.errors import ConfigError
 

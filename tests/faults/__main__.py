@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 import dgmn2cli
-from dgmn2cli.reports import atomic_write
+from dgmn2cli.files import atomic_write
 from faults.catalogue import KINDS
 from faults.controls import CONTROLS
 from faults.running import STOP, run_control, run_kind

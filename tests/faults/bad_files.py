@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from dgmn2cli.data.synth import make_dataset
+from dgmn2cli.checkpoint.weights import read_checkpoint, write_checkpoint
+from dgmn2cli.demo.streets.dataset import make_dataset
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.segmentor import Segmentor
-from dgmn2cli.model.weights import read_checkpoint, write_checkpoint
 from faults import hostile_pickles as pickles
 from faults.verdicts import flipped
 

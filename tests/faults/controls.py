@@ -12,9 +12,9 @@ from typing import Any
 import cv2
 import torch
 
-from dgmn2cli import reports
+from dgmn2cli import files as reports
+from dgmn2cli.checkpoint import formats, weights
 from dgmn2cli.cli import boundary
-from dgmn2cli.model import formats, weights
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo import parts, transfer

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dgmn2cli import zoo
-from dgmn2cli.model.weights import Checkpoint, load_weights, read_checkpoint, write_checkpoint
-from dgmn2cli.model_files.convert import convert
+from dgmn2cli.checkpoint.convert import convert
+from dgmn2cli.checkpoint.weights import Checkpoint, load_weights, read_checkpoint, write_checkpoint
 from dgmn2cli.training.state import TrainState, load_state, save_state
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo.fetch import from_cache

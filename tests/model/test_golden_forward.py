@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgmn2cli.assemble import build_model
+from dgmn2cli.inference.load import build_model
 from dgmn2cli.model.filled import filled_state
-from dgmn2cli.model.inference_form import InferenceForm
+from dgmn2cli.model.fused.network import InferenceForm
 
 TOLERANCE = 2e-4  # absolute, on logits: the measured tensors err by 4e-5 against float64
 HEADS = ("fpn", "setr_naive", "setr_pup", "setr_mla")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dgmn2cli import zoo
-from dgmn2cli.assemble import build_model
+from dgmn2cli.inference.load import build_model
 from dgmn2cli.model.backbone import Classifier
 from dgmn2cli.model.filled import filled_state
 

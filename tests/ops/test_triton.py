@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from dgmn2cli.errors import ResourceError
-from dgmn2cli.ops import deform_attention, resolve, triton_backend
+from dgmn2cli.ops import deform_attention, resolve
+from dgmn2cli.ops.triton import backend as triton_backend
 
 ROOT = Path(__file__).parents[2]
 INTERPRETED_TESTS = 22
@@ -40,7 +41,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_importing_the_ops_loads_no_kernels() -> None:
     code = (
         "import sys, torch, dgmn2cli.ops;"
-        "assert not {'dgmn2cli.ops.triton_ops', 'dgmn2cli.ops.triton_kernels'} & set(sys.modules);"
+        "assert not {'dgmn2cli.ops.triton.operators', 'dgmn2cli.ops.triton.kernels'} & set(sys.modules);"
         "assert not hasattr(torch.ops.dgmn2, 'triton_attention')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
@@ -127,7 +128,8 @@ def compiled(tmp_path: Path, plain: pytest.MonkeyPatch) -> Callable[[Any, int], 
 
 @pytest.mark.parametrize("capability", TARGETS)
 def test_kernels_compile_for_gpus(capability: int, compiled: Callable[[Any, int], str]) -> None:
-    from dgmn2cli.ops import triton_kernels, triton_unfold
+    from dgmn2cli.ops.triton import kernels as triton_kernels
+    from dgmn2cli.ops.triton import unfold as triton_unfold
 
     assembly = {name: compiled(getattr(triton_kernels, name), capability) for name in ATTENTION_KERNELS}
     assembly |= {name: compiled(getattr(triton_unfold, name), capability) for name in UNFOLD_KERNELS}

@@ -298,7 +298,7 @@ def test_backward_refuses_to_pass_for_deterministic() -> None:
 
 
 def test_trying_out_configurations_does_not_add_gradients_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dgmn2cli.ops import triton_ops
+    from dgmn2cli.ops.triton import operators as triton_ops
 
     trials = []
 

@@ -13,13 +13,13 @@ import torch
 from small_trainings import Watcher, outcome, small_request, write_streets
 from train_children import forkserver, hold_folder
 
-from dgmn2cli.assemble import assemble, resolve
 from dgmn2cli.config import config_difference, load_config
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.cityscapes import CLASSES
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.evaluate import evaluate
+from dgmn2cli.inference.load import assemble, resolve
 from dgmn2cli.training.folder import FolderLock
 from dgmn2cli.training.run import train
 from dgmn2cli.training.runlog import read_log

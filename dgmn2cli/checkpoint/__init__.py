@@ -1,0 +1,1 @@
+"""Model files: formats, safe reading, strict loading, conversion."""

@@ -1,0 +1,121 @@
+"""Owns what a checkpoint may hold: plain containers, numbers, texts and whole tensors, made plain and bounded.
+
+The restricted reader lets more through than weights need: dictionaries and tensors whose methods are replaced by data,
+a tensor that repeats one number 10^12 times, a list that holds itself. None of it gets past here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_DEPTH = 60
+MAX_VALUES = 3_000_000
+SPARE_BYTES = 16 << 20
+_TEXT_STEP = 64  # characters that count as one value more
+NUMBER_TYPES = frozenset(
+    (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
+)
+
+
+class Unfit(Exception):  # noqa: N818
+    """What in a file's content is no checkpoint's; its caller says which file."""
+
+
+def plain(content: Any, size: int) -> Any:
+    """A copy of `content` in dicts, lists, tuples, numbers, texts and dense CPU tensors; tensors are not copied.
+
+    Args:
+        content: what the restricted reader made of a file.
+        size: bytes of the file; its tensors may take twice that and 16 MiB (parts of an archive may be compressed).
+
+    Raises:
+        Unfit: another type, tensors beyond their storage or the file, too deep, too many values.
+    """
+    return _Copy(2 * size + SPARE_BYTES).of(content, 0)
+
+
+class _Copy:
+    """One copying: what may still be used up."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.bytes_left = max_bytes
+        self.values = 0
+        self.storages: set[int] = set()
+
+    def of(self, value: Any, depth: int) -> Any:
+        self.count(1)
+        if depth > MAX_DEPTH:
+            raise Unfit(f"its containers are nested more than {MAX_DEPTH} levels deep, or hold themselves")
+        if isinstance(value, Tensor):
+            return self.tensor(value)
+        if isinstance(value, dict):
+            # its own methods may be replaced by data from the file; those of the type are not
+            items = OrderedDict.items(value) if isinstance(value, OrderedDict) else dict.items(value)
+            return {self.key(key): self.of(item, depth + 1) for key, item in items}
+        if isinstance(value, (list, set, frozenset)):
+            return [self.of(item, depth + 1) for item in value]
+        if isinstance(value, tuple):
+            return tuple(self.of(item, depth + 1) for item in value)
+        return self.atom(value)
+
+    def count(self, number: int) -> None:
+        self.values += number
+        if self.values > MAX_VALUES:
+            raise Unfit(f"it holds more than {MAX_VALUES:,} values")
+
+    def key(self, key: Any) -> Any:
+        if not isinstance(key, (str, bytes, int, float, bool, tuple, type(None))):
+            raise Unfit(f"it has a {type(key).__name__} as a key")
+        return self.atom(key) if isinstance(key, (str, bytes)) else key
+
+    def atom(self, value: Any) -> Any:
+        """A number or text; half a surrogate pair, which no file or terminal takes, is escaped."""
+        if isinstance(value, str):
+            self.count(len(value) // _TEXT_STEP)
+            return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        if isinstance(value, (bytes, bytearray)):
+            self.count(len(value) // _TEXT_STEP)
+            return bytes(value)
+        if value is None or isinstance(value, (bool, int, float, complex)):
+            return value
+        if isinstance(value, (torch.dtype, torch.device, torch.layout)):
+            return str(value)
+        raise Unfit(f"it holds a {type(value).__name__}, which no checkpoint needs")
+
+    def tensor(self, value: Tensor) -> Tensor:
+        """The bare tensor, once it is known to lie within its storage and the storages within the file."""
+        value = Tensor.detach(value)  # a parameter's attributes, which a file may set, stay behind
+        if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
+            raise Unfit("it holds a tensor that is sparse, quantized, nested or without data")
+        storage = value.untyped_storage()
+        if value.numel() * value.element_size() > storage.nbytes():
+            raise Unfit(f"a tensor of shape {tuple(value.shape)} is said to lie in {storage.nbytes():,} bytes")
+        if storage.data_ptr() not in self.storages:
+            self.storages.add(storage.data_ptr())
+            self.bytes_left -= storage.nbytes()
+        if self.bytes_left < 0:
+            raise Unfit("its tensors take more room than the file")
+        return value
+
+
+def unplain_number_type(state: Mapping[str, Tensor]) -> str:
+    """The first entry of `state` whose numbers are of a type no network computes with, in words; else empty."""
+    return next((f"{key} {value.dtype}" for key, value in state.items() if value.dtype not in NUMBER_TYPES), "")

@@ -1,0 +1,190 @@
+"""Owns converting model files: `.pth` to `.safetensors` and back, every entry accounted for, the result read again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from dgmn2cli.checkpoint.describe import in_few_words
+from dgmn2cli.checkpoint.formats import META_KEY
+from dgmn2cli.checkpoint.weights import Checkpoint, read_checkpoint, write_checkpoint
+from dgmn2cli.errors import ConfigError, IntegrityError
+from dgmn2cli.files import atomic_write
+from dgmn2cli.training.state import digest
+from dgmn2cli.zoo.manifest import shown
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What became of one entry of the file.
+
+    Attributes:
+        key: its name; `meta.NAME` for what the file says about itself.
+        outcome: `kept`, `renamed` or `dropped`.
+        shape: of a tensor, else None.
+        dtype: of a tensor, else empty.
+        note: why it was dropped, its former name, or its value in a few words.
+    """
+
+    key: str
+    outcome: str
+    shape: tuple[int, ...] | None = None
+    dtype: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What was converted.
+
+    Attributes:
+        source, source_sha256, source_size: the file that was read.
+        target, target_sha256, target_size: the file that was written, read again and compared.
+        kept, dropped: how many entries.
+        lines: every entry.
+    """
+
+    source: Path
+    source_sha256: str
+    source_size: int
+    target: Path
+    target_sha256: str
+    target_size: int
+    kept: int
+    dropped: int
+    lines: tuple[Line, ...]
+
+
+def convert(source: Path, target: Path, *, overwrite: bool = False) -> ConversionReport:
+    """Writes the weights of `source`, and what it says about itself, in the format that `target`'s name asks for.
+
+    The optimiser's state and all else a training needs to go on are left out. The tensors keep their bits: the result
+    is read again and compared before this returns.
+
+    Raises:
+        ConfigError: the target's name ends in nothing known, or it exists (without `overwrite`), or is the source.
+        ResourceError, IntegrityError, NonFiniteError: as for `read_checkpoint`; the target cannot be written.
+    """
+    _check_target(source, target, overwrite)
+    read = read_checkpoint(source)
+    lines = list(_tensor_lines(read))
+    if target.suffix.lower() == ".safetensors":
+        meta, meta_lines = _as_json(read.meta)
+        # clones: safetensors refuses tensors that share memory
+        tensors = {key: value.contiguous().clone() for key, value in read.state.items()}
+        texts = {"format": "pt", META_KEY: json.dumps(meta, ensure_ascii=False, allow_nan=False)}
+        atomic_write(target, safetensors_bytes(tensors, metadata=texts))
+    else:
+        meta, meta_lines = read.meta, [_kept_meta(key, value) for key, value in read.meta.items()]
+        write_checkpoint(target, {key: value.contiguous() for key, value in read.state.items()}, meta)
+    lines += [*meta_lines, *(Line(key, "dropped", note=_why(key, value)) for key, value in read.rest.items())]
+    written = _read_again(target, read, meta)
+    dropped = sum(line.outcome == "dropped" for line in lines)
+    return ConversionReport(
+        source,
+        read.sha256,
+        read.size,
+        target,
+        written.sha256,
+        written.size,
+        len(lines) - dropped,
+        dropped,
+        tuple(lines),
+    )
+
+
+def _check_target(source: Path, target: Path, overwrite: bool) -> None:
+    if target.suffix.lower() not in SUFFIXES:
+        why = f"it ends in '{target.suffix[:20]}', wanted {' or '.join(SUFFIXES)}"
+        raise ConfigError("unknown format", where=target, why=why, hint="The name's end says which format to write.")
+    try:
+        os.stat(target)
+        there = True
+    except (FileNotFoundError, NotADirectoryError):
+        there = False
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(
+            "not a possible file name", where=shown(str(target)), why=why, hint="Choose another name."
+        ) from error
+    if there and source.exists() and target.samefile(source):
+        why, hint = "it would overwrite its own source", "Name another file to write."
+        raise ConfigError("the file is not converted", where=target, why=why, hint=hint)
+    if target.is_dir():
+        raise ConfigError("the file is not converted", where=target, why="it is a folder", hint="Name a file in it.")
+    if there and not overwrite:
+        hint = "Add --overwrite, or choose another name."
+        raise ConfigError("the file is not converted", where=target, why="it exists", hint=hint)
+
+
+def _tensor_lines(read: Checkpoint) -> Iterator[Line]:
+    for key, value in read.state.items():
+        outcome, note = ("renamed", f"was module.{key}") if read.prefixed else ("kept", "")
+        yield Line(key, outcome, tuple(value.shape), str(value.dtype).removeprefix("torch."), note)
+
+
+def _kept_meta(key: object, value: Any) -> Line:
+    return Line(f"meta.{key}", "kept", note=in_few_words(value))
+
+
+def _why(key: str, value: Any) -> str:
+    known = {"optimizer": "the optimiser's state", "training": "the state of the training"}
+    return f"{known.get(key, 'not part of the model')} ({in_few_words(value)})"
+
+
+def _as_json(meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[Line]]:
+    """What of `meta` a JSON text can hold; tuples become lists, names texts."""
+    kept: dict[str, Any] = {}
+    lines = []
+    for key, value in meta.items():
+        try:
+            kept[str(key)] = _json_value(value)
+            lines.append(_kept_meta(key, value))
+        except ValueError as error:
+            lines.append(Line(f"meta.{key}", "dropped", note=str(error)))
+    return kept, lines
+
+
+def _json_value(value: Any) -> Any:
+    """`value` in JSON's types.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"JSON has no {type(value).__name__} such as {in_few_words(value)}")
+
+
+def _read_again(target: Path, read: Checkpoint, meta: Mapping[str, Any]) -> Checkpoint:
+    """The file just written, compared with what it was made from, bit by bit.
+
+    Raises:
+        IntegrityError: it is not the same.
+    """
+    written = read_checkpoint(target)
+    same = written.state.keys() == read.state.keys() and digest(written.meta) == digest(meta)
+    if not same or not all(_same_bits(value, read.state[key]) for key, value in written.state.items()):
+        raise IntegrityError("the converted file is not what was read", where=target, hint="Is the disk damaged?")
+    return written
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(one.contiguous().flatten().view(torch.uint8), other.contiguous().flatten().view(torch.uint8))

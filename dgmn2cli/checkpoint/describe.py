@@ -1,0 +1,242 @@
+"""Owns the description of a model file: which network, whose bytes, what it says about itself."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from dgmn2cli.checkpoint.recognise import Recognised, recognise
+from dgmn2cli.checkpoint.weights import Checkpoint, read_checkpoint
+from dgmn2cli.config import load_config_text
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.training.state import digest
+from dgmn2cli.zoo import AnyEntry, Zoo
+from dgmn2cli.zoo.cache import find_record
+
+MAX_DOTS = 400  # per line of TOML, whose reader takes quadratic time over a dotted key
+MAX_CONFIG = 1_000_000  # characters
+_SHOWN = 60  # characters of one value
+_CONFIG_KEYS = ("config", "cfg")
+HashState = Literal["pinned", "recorded", "unknown"]
+DigestState = Literal["holds", "does not hold", "none"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The training configuration in a file's `meta`.
+
+    Attributes:
+        language: `dgmn2 TOML` or `MMSegmentation`.
+        lines: of the text.
+        summary: what it trains, in words; empty where it cannot be read.
+        fault: why it cannot be read; empty where it can.
+    """
+
+    language: str
+    lines: int
+    summary: str = ""
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What a model file is.
+
+    Attributes:
+        path, size, sha256: the file, its bytes, its hash.
+        hash_state: `pinned` or `recorded` if the hash is that of an entry of the zoo, else `unknown`.
+        hash_of: that entry's key.
+        hash_note: what else there is to say of the hash; empty if nothing.
+        format: `pth`, `legacy pth` or `safetensors`.
+        wrapper: the entry that holds the weights; empty if the file is nothing but them.
+        prefixed: the names bear the prefix `module.`.
+        model: which network, in words.
+        key: the zoo key of its kind; empty if unknown.
+        kind, classes: as `Recognised`.
+        exact: every tensor of the network is there, in its shape, and no other.
+        differences: what is missing, unknown or misshapen, if anything.
+        tensors, values: how many, and how many numbers they hold.
+        dtypes: tensors by number type.
+        iteration, epoch: of the training; None where the file does not say.
+        meta: what else the file says about itself, each value in a few words.
+        training_config: the configuration it was trained with, if it is there.
+        optimizer: what there is of an optimiser's state; empty if nothing.
+        others: further entries of the file.
+        digest: whether the digest that `dgmn2 train` writes holds.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    hash_state: HashState
+    hash_of: str
+    hash_note: str
+    format: str
+    wrapper: str
+    prefixed: bool
+    model: str
+    key: str
+    kind: str
+    classes: int | None
+    exact: bool
+    differences: tuple[str, ...]
+    tensors: int
+    values: int
+    dtypes: dict[str, int]
+    iteration: int | None
+    epoch: int | None
+    meta: dict[str, str]
+    training_config: TrainingConfig | None
+    optimizer: str
+    others: tuple[str, ...]
+    digest: DigestState
+
+
+def describe(path: str | Path, zoo: Zoo, cache: Path) -> FileInfo:
+    """What the file at `path` is.
+
+    Args:
+        path: a `.pth` or `.safetensors` file.
+        zoo: the manifest in which its hash is looked up.
+        cache: the cache whose recorded hashes are looked up.
+
+    Raises:
+        ResourceError, IntegrityError, NonFiniteError: it cannot be opened, is no checkpoint, or holds NaN.
+    """
+    read = read_checkpoint(path)
+    found = recognise(read.state)
+    state, owner, note = _hash_state(read.sha256, found, zoo, cache)
+    meta, rest = dict(read.meta), dict(read.rest)
+    text = config_text(read)
+    training = rest.pop("training", None)
+    return FileInfo(
+        path=read.path,
+        size=read.size,
+        sha256=read.sha256,
+        hash_state=state,
+        hash_of=owner,
+        hash_note=note,
+        format=read.format,
+        wrapper=read.wrapper,
+        prefixed=read.prefixed,
+        model=found.in_words(),
+        key=found.key,
+        kind=found.kind,
+        classes=found.classes,
+        exact=found.exact,
+        differences=tuple(found.differences()),
+        tensors=len(read.state),
+        values=sum(value.numel() for value in read.state.values()),
+        dtypes=dict(Counter(str(value.dtype).removeprefix("torch.") for value in read.state.values())),
+        iteration=_number(meta.pop("iter", None)),
+        epoch=_number(meta.pop("epoch", None)),
+        meta={str(key): in_few_words(value) for key, value in meta.items() if key not in _CONFIG_KEYS},
+        training_config=None if text is None else _about_config(text, read.path),
+        optimizer=_about_optimizer(rest.pop("optimizer", None)),
+        others=tuple(f"{key}: {in_few_words(value)}" for key, value in rest.items()),
+        digest=_digest_state(read, training),
+    )
+
+
+def config_text(read: Checkpoint) -> str | None:
+    """The training configuration in the file's `meta`, if it is there as text."""
+    return next((read.meta[key] for key in _CONFIG_KEYS if isinstance(read.meta.get(key), str)), None)
+
+
+def in_few_words(value: Any) -> str:
+    """A value of any kind, short: numbers and texts as they are, of containers how many items."""
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, str) and ("\n" in value or len(value) > _SHOWN):
+        lines = value.count("\n") + 1
+        return f"text of {lines} lines" if lines > 1 else f"{value[: _SHOWN - 3]}..."
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, Mapping):
+        return f"{len(value)} entries"
+    if isinstance(value, (list, tuple)):
+        names = all(isinstance(item, str) for item in value)
+        text = f": {', '.join(value)}" if names and value else ""
+        return f"{len(value)} items{text if len(text) <= _SHOWN else text[: _SHOWN - 3] + '...'}"
+    return str(value)
+
+
+def _hash_state(sha256: str, found: Recognised, zoo: Zoo, cache: Path) -> tuple[HashState, str, str]:
+    """Whose hash it is; and, where it is nobody's, whether the zoo expects another one for this model."""
+    entries: list[AnyEntry] = [*zoo.segmentors, *zoo.backbones]
+    if owner := next((entry for entry in entries if entry.sha256 == sha256), None):
+        return "pinned", owner.key, ""
+    notes = {entry.key: record for entry in entries if (record := find_record(entry, cache))}
+    if key := next((key for key, record in notes.items() if record.sha256 == sha256), ""):
+        return "recorded", key, ""
+    same = next((entry for entry in entries if found.published and entry.key == found.key), None)
+    if same is not None and same.sha256:
+        return "unknown", "", f"it is not the published {same.key}, whose hash is {same.sha256}"
+    if same is not None and same.key in notes:
+        return "unknown", "", f"it is not the {same.key} in the cache, whose hash is {notes[same.key].sha256}"
+    return "unknown", "", ""
+
+
+def _about_config(text: str, path: Path) -> TrainingConfig:
+    lines = text.count("\n") + 1
+    if len(text) > MAX_CONFIG:
+        return TrainingConfig("unknown", lines, fault=f"it is longer than {MAX_CONFIG:,} characters")
+    if (document := _as_toml(text)) is not None:
+        return TrainingConfig("dgmn2 TOML", lines, _toml_summary(document))
+    try:
+        config = load_config_text(text, f"meta of {path.name}")
+    except ConfigError as error:
+        return TrainingConfig("MMSegmentation", lines, fault=(error.fault_lines() or [error.why])[0])
+    model, train = config.model, config.train
+    words = f"{model.head}-{model.backbone}, {model.num_classes} classes, {train.iters} iterations"
+    return TrainingConfig("MMSegmentation", lines, f"{words}, crop {config.augment.crop}, lr {config.optim.lr:g}")
+
+
+def _as_toml(text: str) -> dict[str, Any] | None:
+    """The document, if the text is one that `dgmn2 train` writes."""
+    if any(line.count(".") > MAX_DOTS for line in text.split("\n")):
+        return None
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document.get("model"), dict) else None
+
+
+def _toml_summary(document: dict[str, Any]) -> str:
+    def of(section: str, name: str) -> str:
+        table = document.get(section)
+        return in_few_words(table.get(name)) if isinstance(table, dict) else "None"
+
+    words = f"{of('model', 'head')}-{of('model', 'backbone')}, {of('model', 'num_classes')} classes"
+    return f"{words}, {of('train', 'iters')} iterations, crop {of('augment', 'crop')}, lr {of('optim', 'lr')}"
+
+
+def _about_optimizer(saved: Any) -> str:
+    """An optimiser's state in words; empty if there is none."""
+    if saved is None:
+        return ""
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("state"), Mapping):
+        return in_few_words(saved)
+    moments = [item for entry in saved["state"].values() if isinstance(entry, Mapping) for item in entry.values()]
+    held = sum(item.numel() * item.element_size() for item in moments if isinstance(item, Tensor))
+    return f"state of {len(saved['state'])} parameters, {held / 1e6:.1f} MB"
+
+
+def _digest_state(read: Checkpoint, training: Any) -> DigestState:
+    """As `dgmn2 train` checks it before it goes on from the file."""
+    if not isinstance(training, Mapping) or "digest" not in training:
+        return "none"
+    others = {key: value for key, value in training.items() if key != "digest"}
+    content = {"meta": read.meta, "state_dict": read.state, "optimizer": read.rest.get("optimizer"), "training": others}
+    return "holds" if digest(content) == training["digest"] else "does not hold"
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

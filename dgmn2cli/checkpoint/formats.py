@@ -1,0 +1,149 @@
+"""Owns the two file formats: what a `.pth` or `.safetensors` file holds, as plain containers, or one honest error.
+
+Nothing in a file is executed: pickles are looked through, then read by PyTorch's restricted reader
+(`weights_only=True`), never without it. Every way in which reading can fail becomes one error.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+
+from dgmn2cli.checkpoint.contents import Unfit, plain
+from dgmn2cli.checkpoint.oldpickle import SAFE_GLOBALS
+from dgmn2cli.checkpoint.pickles import Excess, look_through
+from dgmn2cli.errors import IntegrityError
+
+MAX_HEADER_BYTES = 16 << 20
+META_KEY = "dgmn2_meta"  # where a safetensors file keeps, as JSON, what a .pth file keeps under `meta`
+LEGACY_PICKLES = 5  # magic number, version, machine, content, names of the storages
+AGAIN = "Download it again."
+# everything PyTorch, zipfile and the restricted reader have been seen to raise on damaged or hostile files
+_READ_ERRORS = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    LookupError,
+    AttributeError,
+    OSError,
+    EOFError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    SafetensorError,
+)
+
+Format = Literal["pth", "legacy pth", "safetensors"]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds.
+
+    Attributes:
+        value: plain containers and dense CPU tensors.
+        format: `pth` (a zip archive), `legacy pth` (before PyTorch 1.6) or `safetensors`.
+        meta: what a safetensors file says about itself.
+    """
+
+    value: Any
+    format: Format
+    meta: dict[str, Any]
+
+
+def read_content(path: Path, file: BinaryIO, size: int) -> Content:
+    """The content of an open file of `size` bytes.
+
+    Raises:
+        IntegrityError: damaged, unsafe, or of another kind.
+    """
+    file.seek(0)
+    head = file.read(9)
+    file.seek(0)
+    try:
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= min(size, MAX_HEADER_BYTES):
+            data = file.read()
+            return Content(plain(load_safetensors(data), size), "safetensors", _safetensors_meta(data))
+        archive = head.startswith(b"PK")
+        if archive:
+            _verify_archive(path, file, size)
+        else:
+            look_through(file, LEGACY_PICKLES)
+        file.seek(0)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
+            warnings.simplefilter("ignore")
+            value = torch.load(file, map_location="cpu", weights_only=True)
+        return Content(plain(value, size), "pth" if archive else "legacy pth", {})
+    except MemoryError as error:
+        raise _unreadable(path, "it claims more memory than there is") from error
+    except (Excess, Unfit) as error:
+        raise IntegrityError("this is not a checkpoint", where=path, why=str(error), hint=AGAIN) from error
+    except _READ_ERRORS as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise IntegrityError(
+                "the checkpoint is unsafe and was not loaded",
+                where=path,
+                why=f"it asks to call {refused[1]}, which a file of weights never needs",
+                hint="Nothing in it was executed. Get the file from its publisher.",
+            ) from error
+        raise _unreadable(path, "the file is damaged or of another kind") from error
+
+
+def _unreadable(path: Path, why: str) -> IntegrityError:
+    return IntegrityError("the checkpoint cannot be read", where=path, why=why, hint=AGAIN)
+
+
+def _verify_archive(path: Path, file: BinaryIO, size: int) -> None:
+    """Checks the zip archive's own CRC-32s (PyTorch does not), its names and sizes, and looks through its pickle."""
+    with zipfile.ZipFile(file) as archive:
+        items = archive.infolist()
+        claimed = sum(item.file_size for item in items)
+        if claimed > 2 * size + MAX_HEADER_BYTES:
+            raise _unreadable(path, f"its {size} bytes claim to unpack to {claimed}")
+        if len({item.filename for item in items}) != len(items):
+            raise _unreadable(path, "its archive has two parts of one name")
+        if any(item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for item in items):
+            raise _unreadable(path, "its archive is compressed in a way that PyTorch does not use")
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise IntegrityError(
+                "the checkpoint is damaged",
+                where=path,
+                why=f"the checksum of its part {damaged} does not hold",
+                hint=AGAIN,
+            )
+        for item in items:
+            if item.filename.rpartition("/")[2] == "data.pkl":
+                with archive.open(item) as content:
+                    look_through(content)
+
+
+def _safetensors_meta(data: bytes) -> dict[str, Any]:
+    """What the header says beside the tensors: our own `meta` as it was, other programs' texts under their names.
+
+    Raises:
+        ValueError, RecursionError: our own entry is no JSON object.
+    """
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    texts = dict(header.get("__metadata__") or {})
+    own = json.loads(texts.pop(META_KEY, "{}"))
+    if not isinstance(own, dict):
+        raise ValueError(f"{META_KEY} is no object")
+    texts.pop("format", None)
+    return dict(plain({**texts, **own}, len(data)))

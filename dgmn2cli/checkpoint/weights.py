@@ -1,0 +1,281 @@
+"""Owns what stands between a model file and a network: hash first, exact matching, nothing loaded in part."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from dgmn2cli.checkpoint.contents import unplain_number_type
+from dgmn2cli.checkpoint.formats import Content, Format, read_content
+from dgmn2cli.errors import Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
+from dgmn2cli.files import atomic_write
+
+MAX_BYTES = 8 << 30
+_CHUNK = 1 << 22
+_SHOWN = 5
+_NOT_A_CHECKPOINT = (
+    (b"\x89PNG", "it is a PNG image"),
+    (b"\xff\xd8\xff", "it is a JPEG image"),
+    (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself"),
+    (b"%PDF", "it is a PDF document"),
+    (b"\x1f\x8b", "it is a gzip archive; unpack it first"),
+    (b"Rar!", "it is a RAR archive; unpack it first"),
+)
+_WRAPPERS = ("state_dict", "model")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model file that was read safely.
+
+    Attributes:
+        path: the file.
+        sha256: hash of the bytes that were read.
+        size: bytes.
+        state: parameter and buffer tensors by name, `module.` prefix removed, on the CPU.
+        meta: what the file says about itself (classes, palette, configuration text, iteration), if anything.
+        rest: further entries beside the weights, such as `optimizer`.
+        format: how the file is made.
+        wrapper: the entry that holds the weights, `state_dict` or `model`; empty where the file is nothing but them.
+        prefixed: the names bore the prefix `module.` of a model saved while it trained on several GPUs.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+    state: dict[str, Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+    rest: dict[str, Any] = field(default_factory=dict)
+    format: Format = "pth"
+    wrapper: str = ""
+    prefixed: bool = False
+
+
+def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoint:
+    """Reads a `.pth` or `.safetensors` file without executing anything in it.
+
+    The file is hashed before it is unpickled; where it is a zip archive its own checksums are verified too.
+
+    Args:
+        path: the file.
+        sha256: the hash it must have; None when none is known.
+
+    Raises:
+        ResourceError: the file does not exist or may not be read.
+        IntegrityError: wrong hash, damaged, unsafe, or not a checkpoint.
+        NonFiniteError: a weight is NaN or infinite.
+    """
+    path = Path(path)
+    with _open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        _refuse_foreign(path, file, size)
+        digest = _hash(file)
+        if sha256 is not None and digest != sha256.lower():
+            raise IntegrityError(
+                "the checkpoint is not the file it should be",
+                where=path,
+                why=f"its sha256 is {digest}, wanted {sha256}",
+                hint="Delete it and download it again.",
+            )
+        content = read_content(path, file, size)
+    checkpoint = _unwrap(path, content, digest, size)
+    check_finite(checkpoint.state, path)
+    return checkpoint
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file; a FIFO or a device would block or never end."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ResourceError(
+            "cannot open the checkpoint", where=path, why=reason, hint="Check the path, or download the model."
+        ) from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "not a regular file"
+        raise IntegrityError(
+            "this is not a checkpoint", where=path, why=f"it is {kind}", hint="Give the path of a .pth file."
+        )
+    return os.fdopen(descriptor, "rb")
+
+
+def _refuse_foreign(path: Path, file: BinaryIO, size: int) -> None:
+    head = file.read(512)
+    why = next((why for magic, why in _NOT_A_CHECKPOINT if head.startswith(magic)), "")
+    if size == 0:
+        why = "it is empty"
+    elif size > MAX_BYTES:
+        why = f"it has {size} bytes, more than any DGMN2 checkpoint ({MAX_BYTES})"
+    elif head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        why = "it is a web page, most likely a download page saved in place of the file"
+    if why:
+        raise IntegrityError(
+            "this is not a checkpoint",
+            where=path,
+            why=why,
+            hint="Give a .pth or .safetensors file; `dgmn2 download` gets the published ones.",
+        )
+
+
+def _hash(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _unwrap(path: Path, content: Content, digest: str, size: int) -> Checkpoint:
+    """Splits a file's content into weights, meta and the rest; knows bare, `state_dict` and `model` wrappers."""
+    value = content.value
+    if not isinstance(value, Mapping):
+        raise _not_a_checkpoint(path, f"it holds a {type(value).__name__}, wanted named tensors")
+    wrapper = next((name for name in _WRAPPERS if isinstance(value.get(name), Mapping)), "")
+    weights = value[wrapper] if wrapper else value
+    meta = value.get("meta") if wrapper else content.meta
+    rest = {str(k): v for k, v in value.items() if k not in (wrapper, "meta")} if wrapper else {}
+    state: dict[str, Tensor] = {}
+    for key, item in weights.items():
+        name = str(key).removeprefix("module.")
+        if not isinstance(item, Tensor):
+            raise _not_a_checkpoint(
+                path,
+                f"its entry {str(key)[:80]!r} is a {type(item).__name__}, wanted a dense tensor",
+                hint="Give a file that holds a state dict, bare or under 'state_dict' or 'model'.",
+            )
+        if name in state:
+            raise _not_a_checkpoint(path, f"it holds {name[:80]!r} twice, with and without the prefix 'module.'")
+        state[name] = item
+    if not state:
+        raise _not_a_checkpoint(path, "it holds no tensors")
+    if odd := unplain_number_type(state):
+        raise _not_a_checkpoint(path, f"its entry {odd[:120]} has numbers of a type that no network computes with")
+    prefixed = any(str(key).startswith("module.") for key in weights)
+    known = dict(meta) if isinstance(meta, Mapping) else {}
+    return Checkpoint(path, digest, size, state, known, rest, content.format, wrapper, prefixed)
+
+
+def _not_a_checkpoint(path: Path, why: str, hint: str = "Give the file of a whole model.") -> IntegrityError:
+    return IntegrityError("this is not a checkpoint", where=path, why=why, hint=hint)
+
+
+def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raises NonFiniteError naming the tensors of `state` that hold NaN or infinity."""
+    bad = [key for key, value in state.items() if value.is_floating_point() and not _finite(value)]
+    if bad:
+        raise NonFiniteError(
+            "the checkpoint holds NaN or infinite weights",
+            where=path,
+            why=f"{len(bad)} of {len(state)} tensors, first {', '.join(bad[:_SHOWN])}",
+            hint="No mask can be computed with it; take an earlier checkpoint.",
+        )
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all numbers are finite, also as float32, in which networks compute."""
+    whole = value if value.dtype in (torch.float32, torch.float16, torch.bfloat16) else value.to(torch.float32)
+    return bool(torch.isfinite(whole).all())
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Loads every tensor of `model` from `checkpoint`, exactly: same keys, same shapes, none missing, none left over.
+
+    Raises:
+        IntegrityError: with the counts and the first five of the missing, unexpected and misshapen keys.
+    """
+    _match(model, checkpoint.state, checkpoint.path)
+    with torch.no_grad():
+        model.load_state_dict(checkpoint.state, strict=True)
+
+
+def load_backbone_weights(backbone: nn.Module, checkpoint: Checkpoint) -> None:
+    """Loads an ImageNet checkpoint into a segmentor's backbone; its classification head is dropped.
+
+    A segmentor's own checkpoint serves too: its `backbone.` entries are taken.
+
+    Raises:
+        IntegrityError: when fewer than all backbone tensors would load.
+    """
+    state = {key: value for key, value in checkpoint.state.items() if key not in ("head.weight", "head.bias")}
+    prefixed = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    state = prefixed or state
+    _match(backbone, state, checkpoint.path)
+    with torch.no_grad():
+        backbone.load_state_dict(state, strict=True)
+
+
+def _match(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    shared = [key for key in wanted if key in state]
+    shapes = [
+        f"{key} {tuple(state[key].shape)}, wanted {tuple(wanted[key].shape)}"
+        for key in shared
+        if state[key].shape != wanted[key].shape
+    ]
+    kinds = [
+        f"{key} {state[key].dtype}, wanted {wanted[key].dtype}"
+        for key in shared
+        if state[key].is_floating_point() != wanted[key].is_floating_point()
+    ]
+    groups = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "of another type": kinds}
+    if any(groups.values()):
+        counts = ", ".join(f"{len(keys)} {name}" for name, keys in groups.items() if keys)
+        raise IntegrityError(
+            "the checkpoint does not fit the model; nothing was loaded",
+            where=path,
+            why=f"of {len(wanted)} tensors: {counts}",
+            hint="Check that the model name and the file belong together.",
+            faults=[fault for name, keys in groups.items() if keys for fault in _listed(name, keys)],
+        )
+
+
+def _listed(name: str, keys: list[str]) -> Iterable[str]:
+    rest = len(keys) - _SHOWN
+    yield f"{name}: {'; '.join(keys[:_SHOWN])}" + (f"; and {rest} more" if rest > 0 else "")
+
+
+def verify_checkpoint(path: str | Path, model: nn.Module) -> str:
+    """Checks that `path` is a complete checkpoint for `model`: safe, finite, every key and shape. Returns its sha256.
+
+    `model` may live on the meta device; nothing is loaded into it.
+
+    Raises:
+        IntegrityError, NonFiniteError: as for `read_checkpoint` and `load_weights`.
+    """
+    checkpoint = read_checkpoint(path)
+    _match(model, checkpoint.state, checkpoint.path)
+    return checkpoint.sha256
+
+
+def write_checkpoint(
+    path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str, Any], rest: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes a checkpoint in the published format, `{'meta', 'state_dict', ...}`, whole or not at all.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    content = {"meta": dict(meta), "state_dict": dict(state), **(rest or {})}
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # PyTorch's writer hides the file system's own error behind this
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise Dgmn2Error("cannot save the checkpoint", where=path, why=str(error)) from error
+
+    return atomic_write(path, write)

@@ -1,0 +1,132 @@
+"""The observer of the command line: a bar on a terminal, else a line now and then; results as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from dgmn2cli.cli import render
+from dgmn2cli.cli.options import Session
+from dgmn2cli.errors import printable
+
+PATIENCE = 2.0  # seconds before a bar appears
+QUIET_SECONDS = 30.0  # between two lines where stderr is no terminal
+
+View = Callable[..., str | Text | None]
+
+
+class TerminalObserver:
+    """Shows progress on stderr, as a context manager; no bar outlives the block.
+
+    Args:
+        session: the global options; with `-q` nothing is shown.
+        views: for each type of result, what makes the line that shows it on stdout (not with `--json`).
+        notices: the same, for results whose line is a notice on stderr.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        views: Mapping[type, View] | None = None,
+        notices: Mapping[type, View] | None = None,
+    ) -> None:
+        self.session, self._views, self._notices = session, dict(views or {}), dict(notices or {})
+        self._bar: Progress | None = None
+        self._task, self._detail, self._done = "", "", 0.0
+        self._total: float | None = None
+        self._began = self._said = 0.0
+        self._first = 0.0
+
+    def __enter__(self) -> TerminalObserver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def note(self, message: str) -> None:
+        """A line on stderr."""
+        render.notice(self.session, message)
+
+    def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
+        """A bar, once the task has taken two seconds; without a terminal a line every half minute."""
+        self.end()
+        self._task, self._total, self._done, self._first, self._detail = task, total, done, done, ""
+        self._began = self._said = time.monotonic()
+        console = render.err(self.session)
+        if console.is_terminal and not self.session.quiet:
+            counts: list[ProgressColumn] = (
+                [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+            )
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), *counts)
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+            self._bar.add_task(printable(task), total=total, completed=done)  # type: ignore[arg-type]  # rich counts in floats, too
+
+    def advance(
+        self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
+    ) -> None:
+        """Moves the bar."""
+        self._done = self._done + parts if done is None else done
+        self._total = self._total if total is None else total
+        self._detail = detail or self._detail
+        now = time.monotonic()
+        if self._bar is not None:
+            if now - self._began > PATIENCE and not self._bar.live.is_started:
+                self._bar.start()
+            shown = f"{self._task}: {self._detail}" if self._detail else self._task
+            self._bar.update(
+                self._bar.task_ids[0], completed=self._done, total=self._total, description=printable(shown)
+            )
+        elif now - self._said >= QUIET_SECONDS:
+            self._said = now
+            self.note(self._line(now))
+
+    def result(self, value: object) -> None:
+        """The line that shows it, if it has one."""
+        if type(value) in self._views and not self.session.json:
+            line = self._views[type(value)](value)
+            if line is not None:
+                render.print_to(render.out(self.session), line)
+        elif type(value) in self._notices:
+            line = self._notices[type(value)](value)
+            if line is not None:
+                self.note(str(line))
+
+    def end(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = None
+
+    def _line(self, now: float) -> str:
+        count = f" {self._done:.0f} of {self._total:.0f}" if self._total else ""
+        detail = f": {self._detail}" if self._detail else ""
+        fresh = self._done - self._first
+        left = (
+            f", {duration((now - self._began) / fresh * (self._total - self._done))} left"
+            if self._total and fresh
+            else ""
+        )
+        return f"{self._task}{count}{detail}{left}"
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `14 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

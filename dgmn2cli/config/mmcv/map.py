@@ -1,0 +1,347 @@
+"""Owns what an mmcv-style configuration means here: model, optimiser and schedule; what has no counterpart is named."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from dgmn2cli.config.fields import MAX_HINTS, raise_faults, show
+from dgmn2cli.config.mmcv import MmcvDocument, one_of, same
+from dgmn2cli.config.mmcv.data import map_data
+from dgmn2cli.config.mmcv.node import Mapped, Node, side
+from dgmn2cli.config.schema import BACKBONES, SECTIONS
+
+_STAGE_CHANNELS = [64, 128, 320, 512]
+_FPN_CHANNELS = [256, 256, 256, 256]
+_HARMLESS = (
+    "log_config",
+    "dist_params",
+    "log_level",
+    "workflow",
+    "cudnn_benchmark",
+    "work_dir",
+    "gpu_ids",
+    "custom_imports",
+    "find_unused_parameters",
+    "resume_from",
+    "auto_resume",
+)
+_HELPERS = (
+    "norm_cfg",
+    "img_norm_cfg",
+    "crop_size",
+    "dataset_type",
+    "data_root",
+    "train_pipeline",
+    "test_pipeline",
+    "classes",
+    "palette",
+)
+
+
+def map_mmcv(raw: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
+    """Our settings, by section, that a merged mmcv-style configuration gives, and notes on what has no counterpart.
+
+    Raises:
+        ConfigError: keys that would change results and have no counterpart; all of them at once.
+    """
+    mapped = map_config(MmcvDocument(dict(raw)))
+    if mapped.faults:
+        raise_faults(mapped.faults, "mmcv configuration")
+    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for key, value in mapped.values.items():
+        section, _, name = key.partition(".")
+        sections[section][name] = value
+    return {section: values for section, values in sections.items() if values}, tuple(mapped.notes)
+
+
+def map_config(document: MmcvDocument) -> Mapped:
+    """What a merged mmcv-style configuration means here, with everything that has no counterpart named."""
+    mapped = Mapped(notes=list(document.notes))
+    top = Node(document.values, "", mapped)
+    _map_model(top)
+    map_data(top)
+    _map_optimizer(top)
+    _map_schedule(top)
+    top.expect("fp16", (None,))
+    top.expect("custom_hooks", (None, []))
+    if top.has("seed"):
+        top.give("seed", "train.seed")
+    top.harmless("seed")
+    if path := top.text("load_from"):
+        mapped.put("train.init", path, "load_from")
+    _name_the_rest(top, document)
+    return mapped
+
+
+def _name_the_rest(top: Node, document: MmcvDocument) -> None:
+    """Top-level keys without counterpart: misspelt ones are faults, the others notes."""
+    ignored = [key for key in _HARMLESS if key in top.values]
+    if ignored:
+        top.note("", f"without counterpart, and without influence on results: {', '.join(ignored)}")
+    unused: list[str] = []
+    for key in top.values:
+        if key in (*top.seen, *_HARMLESS, *_HELPERS) or key in document.used:
+            continue
+        few = len(unused) + len(top.mapped.faults) < MAX_HINTS
+        close = difflib.get_close_matches(str(key), sorted(map(str, top.seen)), n=1, cutoff=0.8) if few else []
+        if close:
+            top.fault(str(key), f"unknown key; did you mean '{close[0]}'?")
+        else:
+            unused.append(show(key))
+    if unused:
+        top.note("", f"nothing uses {', '.join(unused[:10])}{' and more' if len(unused) > 10 else ''}")
+
+
+def _map_model(top: Node) -> None:
+    model = top.child("model")
+    if not top.has("model"):
+        top.fault("model", "absent; wanted a dict(type='EncoderDecoder', ...)")
+        return
+    model.expect("type", ("EncoderDecoder",))
+    size = _map_backbone(model)
+    head = _map_head(model)
+    if head != "fpn":
+        model.expect("neck", (None,))
+    model.expect("auxiliary_head", (None, []))
+    model.expect("train_cfg", (None, {}))
+    model.expect("init_cfg", (None,))
+    top.expect("train_cfg", (None, {}))
+    _map_pretrained(model, size)
+    _map_window(top, model)
+    model.done()
+
+
+def _map_backbone(model: Node) -> str:
+    """The backbone's size; its `output` is checked with the head, which needs it."""
+    backbone = model.child("backbone")
+    kind = backbone.expect("type", tuple(f"dgmn2_{size}" for size in BACKBONES), default=None)
+    size = str(kind).removeprefix("dgmn2_") if kind else ""
+    if size:
+        model.mapped.put("model.backbone", size, backbone.place("type"))
+    backbone.give("drop_path_rate", "model.drop_path")
+    backbone.expect("pretrained", (None,))
+    backbone.expect("init_cfg", (None,))
+    backbone.harmless("output")
+    _map_norm(backbone, required=False)
+    backbone.done()
+    return size
+
+
+def _map_pretrained(model: Node, size: str) -> None:
+    """First weights of the backbone: the published file by its name, a file of the user's, or none."""
+    path, origin = model.text("pretrained"), model.place("pretrained")
+    if "pretrained" not in model.values or path is None:
+        model.mapped.put("train.init", "scratch", origin)
+        return
+    name = PurePosixPath(path).name
+    published = [other for other in BACKBONES if name == f"dgmn2_{other}_model.pth"]
+    if not published:
+        model.mapped.put("train.init", path, origin)
+    elif size and published != [size]:
+        model.fault("pretrained", f"{show(path)} is of another backbone than 'dgmn2_{size}'")
+    else:
+        model.mapped.put("train.init", "imagenet", origin)
+        model.note("pretrained", f"{show(path)} is taken as the published ImageNet weights")
+
+
+def _map_norm(node: Node, *, required: bool) -> None:
+    """Batch norm, synchronised or not."""
+    if not node.has("norm_cfg") and not required:
+        node.harmless("norm_cfg")
+        return
+    norm = node.child("norm_cfg")
+    kind = norm.expect("type", ("SyncBN", "BN"), default=None)
+    norm.expect("requires_grad", (True,))
+    norm.expect("eps", (1e-5,))
+    norm.expect("momentum", (0.1,))
+    norm.done()
+    if kind:
+        node.mapped.put_once("train.sync_bn", kind == "SyncBN", norm.place("type"))
+
+
+def _map_head(model: Node) -> str:
+    """The head's name here; every number it fixes is checked."""
+    head = model.child("decode_head")
+    kind = head.expect("type", ("FPNHead", "VisionTransformerUpHead", "VIT_MLAHead"), default=None)
+    name = ""
+    if kind == "FPNHead":
+        name = "fpn"
+        _check_fpn(model, head)
+    elif kind == "VisionTransformerUpHead":
+        convs = head.expect("num_conv", (4, 2), default=1)
+        name = {4: "setr_pup", 2: "setr_naive"}.get(convs, "")
+        _check_up_head(model, head, name)
+    elif kind == "VIT_MLAHead":
+        name = "setr_mla"
+        _check_mla(model, head)
+    if not kind:
+        return ""
+    if name:
+        model.mapped.put("model.head", name, head.place("type" if name in ("fpn", "setr_mla") else "num_conv"))
+    if not head.has("num_classes"):
+        head.fault("num_classes", "absent; wanted the number of classes")
+    head.give("num_classes", "model.num_classes")
+    head.give("ignore_index", "data.ignore_index", default=255)
+    head.expect("align_corners", (True,), default=False)
+    head.expect("conv_cfg", (None,))
+    head.expect("act_cfg", ({"type": "ReLU"},))
+    head.expect("sampler", (None,))
+    head.expect("init_cfg", (None,))
+    _map_norm(head, required=name in ("fpn", "setr_pup", "setr_mla"))
+    _map_loss(head)
+    head.done()
+    return name
+
+
+def _output(model: Node, allowed: tuple[str, ...]) -> None:
+    """The backbone's `output`, which sets the strides of stages 3 and 4 and how many maps come out."""
+    values = model.values.get("backbone")
+    backbone = Node(values if isinstance(values, dict) else {}, model.place("backbone"), model.mapped)
+    backbone.expect("output", allowed, default="decode_head")
+
+
+def _check_fpn(model: Node, head: Node) -> None:
+    _output(model, ("neck",))
+    neck = model.child("neck")
+    neck.expect("type", ("FPN",), default=None)
+    neck.expect("in_channels", (_STAGE_CHANNELS,), default=None)
+    neck.expect("out_channels", (256,), default=None)
+    neck.expect("num_outs", (4,), default=None)
+    neck.expect("start_level", (0,))
+    neck.expect("end_level", (-1,))
+    neck.expect("upsample_cfg", ({"mode": "nearest"},))
+    for key in ("add_extra_convs", "extra_convs_on_inputs", "relu_before_extra_convs", "no_norm_on_lateral"):
+        neck.expect(key, (False,))
+    for key in ("conv_cfg", "norm_cfg", "act_cfg"):
+        neck.expect(key, (None,))
+    neck.done()
+    head.expect("in_channels", (_FPN_CHANNELS,))
+    head.expect("in_index", ([0, 1, 2, 3],), default=-1)
+    head.expect("feature_strides", ([4, 8, 16, 32],))
+    head.expect("channels", (128,))
+    head.expect("dropout_ratio", (0.1,), default=0.1)
+    head.expect("input_transform", ("multiple_select",))
+
+
+def _check_up_head(model: Node, head: Node, name: str) -> None:
+    """SETR-Naive and SETR-PUP: both see stage 4 only, at stride 8; neither applies the dropout it may be given."""
+    _output(model, ("decode_head",))
+    head.expect("in_channels", (512,))
+    head.expect("embed_dim", (512,), default=1024)
+    head.expect("in_index", (0, 1, -1))  # one map comes out, and the published files count it in both ways
+    head.expect("input_transform", (None,))
+    head.expect("upsampling_method", ("bilinear",))
+    if name == "setr_pup":
+        head.expect("channels", (256,))
+        head.expect("num_upsampe_layer", (4,))
+        head.harmless("img_size", "conv3x3_conv1x1")
+    else:
+        head.expect("channels", (512,))
+        head.expect("img_size", (769,))
+        head.expect("conv3x3_conv1x1", (False,))
+        head.harmless("num_upsampe_layer")
+    head.harmless("dropout_ratio")
+
+
+def _check_mla(model: Node, head: Node) -> None:
+    _output(model, ("decode_head_multi",))
+    head.expect("in_channels", (512,))
+    head.expect("channels", (512,))
+    head.expect("img_size", (769,))
+    head.expect("mla_channels", (_STAGE_CHANNELS,), default=256)
+    head.expect("mlahead_channels", (128,))
+    head.harmless("dropout_ratio", "in_index", "input_transform")
+
+
+def _map_loss(head: Node) -> None:
+    loss = head.child("loss_decode")
+    loss.expect("type", ("CrossEntropyLoss",))
+    loss.expect("use_sigmoid", (False,))
+    loss.expect("use_mask", (False,))
+    loss.expect("loss_weight", (1.0,))
+    loss.expect("reduction", ("mean",))
+    loss.expect("avg_non_ignore", (False,))
+    loss.harmless("loss_name")
+    if loss.has("class_weight"):
+        loss.give("class_weight", "train.class_weights")
+    loss.harmless("class_weight")
+    loss.done()
+
+
+def _map_window(top: Node, model: Node) -> None:
+    """The sliding window, under `model` or, as older files have it, at the top."""
+    test = top.child("test_cfg") if top.has("test_cfg") and not model.has("test_cfg") else model.child("test_cfg")
+    if top.has("test_cfg") and model.has("test_cfg"):
+        top.fault("test_cfg", "given here and in the model; wanted one of them")
+    top.harmless("test_cfg")
+    model.harmless("test_cfg")
+    if test.expect("mode", ("slide",), default="whole"):
+        for key, ours in (("crop_size", "inference.window"), ("stride", "inference.stride")):
+            length = side(test, key)
+            if length is not None:
+                test.mapped.put(ours, length, test.place(key))
+    test.done()
+
+
+def _map_optimizer(top: Node) -> None:
+    optimizer = top.child("optimizer")
+    if top.has("optimizer"):
+        optimizer.expect("type", ("AdamW",), default=None)
+        for key, default in (("lr", 1e-3), ("betas", (0.9, 0.999)), ("eps", 1e-8), ("weight_decay", 1e-2)):
+            optimizer.give(key, f"optim.{key}", default)
+        optimizer.expect("amsgrad", (False,))
+        optimizer.expect("paramwise_cfg", (None, {}))
+        optimizer.expect("constructor", ("DefaultOptimizerConstructor",))
+        optimizer.done()
+    else:
+        top.note("optimizer", "absent; the published AdamW holds")
+    hook = top.child("optimizer_config")
+    hook.expect("type", ("OptimizerHook",))
+    hook.expect("grad_clip", (None,))
+    hook.done()
+
+
+def _map_schedule(top: Node) -> None:
+    rate = top.child("lr_config")
+    if top.has("lr_config"):
+        rate.expect("policy", ("poly", "Poly"), default=None)
+        rate.expect("by_epoch", (False,), default=True)
+        rate.expect("warmup", (None,))
+        rate.harmless("warmup_iters", "warmup_ratio", "warmup_by_epoch")  # nothing without `warmup`
+        rate.give("power", "optim.power", default=1.0)
+        rate.give("min_lr", "optim.min_lr", default=0.0)
+        rate.done()
+    else:
+        top.note("lr_config", "absent; the published polynomial fall holds")
+    runner = top.child("runner")
+    runner.expect("type", ("IterBasedRunner",))
+    runner.give("max_iters", "train.iters")
+    runner.done()
+    if "max_iters" not in runner.values:
+        top.give("total_iters", "train.iters")
+    top.harmless("total_iters")
+    if "train.iters" not in top.mapped.values:
+        top.note("runner.max_iters", "absent; the published 40000 iterations hold")
+    _map_intervals(top)
+
+
+def _map_intervals(top: Node) -> None:
+    """When checkpoints are saved and evaluations done."""
+    saving = top.child("checkpoint_config")
+    saving.give("interval", "train.save_every")
+    saving.expect("by_epoch", (False,))
+    keep = saving.get("max_keep_ckpts", -1)
+    top.mapped.put("train.keep", 0 if same(keep, -1) else keep, saving.place("max_keep_ckpts"))
+    saving.harmless("save_optimizer", "meta", "create_symlink", "out_dir", "save_last", "type")
+    saving.done()
+    evaluation = top.child("evaluation")
+    evaluation.give("interval", "train.val_every")
+    evaluation.expect("by_epoch", (False,))
+    metric = evaluation.get("metric")
+    if metric is not None and not one_of(metric, ("mIoU", ["mIoU"])):
+        evaluation.note("metric", f"{show(metric)}; evaluation reports mIoU, mAcc and aAcc")
+    evaluation.harmless("efficient_test", "pre_eval", "save_best", "rule", "start", "gpu_collect", "tmpdir", "type")
+    evaluation.done()

@@ -1,0 +1,1 @@
+"""Processes that work together: torchrun or launched here."""

@@ -1,0 +1,194 @@
+"""Owns the making of a submission: the test pictures, their labelId files, and the zip."""
+
+from __future__ import annotations
+
+import os
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from dgmn2cli.data.catalog import open_dataset
+from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
+from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.data.images import write_png
+from dgmn2cli.errors import ConfigError, DataError
+from dgmn2cli.evaluate.engine import class_ids, read_ahead
+from dgmn2cli.evaluate.report import Protocol, protocol_in_force
+from dgmn2cli.evaluate.submission_check import ZipReport, expected_of, picture_of, validate_zip
+from dgmn2cli.files import absence, atomic_write
+from dgmn2cli.inference.plan import Settings
+from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+
+MAKERS = "`dgmn2 eval --save-preds DIR` or `dgmn2 submit MODEL` makes them."
+_DATE = (1980, 1, 1, 0, 0, 0)  # in every zip, so that the same files give the same bytes
+
+
+@dataclass(frozen=True)
+class SubmissionReport:
+    """A zip that was made, what it was made from, and its check; `run` and `protocol` are None for kept predictions."""
+
+    zip: Path
+    folder: Path
+    run: RunInfo | None
+    protocol: Protocol | None
+    seconds: float
+    check: ZipReport
+
+
+def open_test(root: Path, split: str, step: Callable[[int], object] = lambda total: None) -> SegmentationSet:
+    """The pictures to submit, each read once to see that it can be.
+
+    Args:
+        step: called with the number of pictures after each.
+
+    Raises:
+        ConfigError: the data set is not Cityscapes.
+        DataError: no pictures, unreadable ones, or names that the server does not know; all are named.
+    """
+    data = open_dataset(root, split, labels=False)
+    if data.kind != "cityscapes":
+        raise ConfigError("submissions are for Cityscapes", where=root, why=f"this is a {data.kind} data set")
+    faults = []
+    for pair in data.pairs:
+        if picture_of(f"{pair.name}.png") != pair.name:
+            faults.append(f"{pair.image}: the name is not CITY_123456_123456_leftImg8bit.png")
+
+    def fault(index: int) -> str:
+        try:
+            data.read_image(index)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    with closing(read_ahead(fault, range(len(data)), 2)) as found:
+        for text in found:
+            faults += [text] if text else []
+            step(len(data))
+    if faults:
+        why = f"{len(faults)} fault{'s' * (len(faults) != 1)} in split {split}"
+        raise DataError("the data set has faults", where=root, why=why, hint="Mend them.", faults=faults)
+    return data
+
+
+def predict_split(
+    segmenter: Segmenter,
+    data: SegmentationSet,
+    settings: Settings,
+    folder: Path,
+    *,
+    workers: int = 2,
+    part: Callable[[float], None] = lambda share: None,
+) -> dict[str, Path]:
+    """Segments every picture of `data` and writes `NAME_labelIds.png`; the files by picture name.
+
+    Raises:
+        ConfigError: the network's classes are not those of Cityscapes.
+        Dgmn2Error: a picture cannot be read, the network fails, a file cannot be written.
+    """
+    if not segmenter.classes.cityscapes:
+        raise ConfigError("this model cannot make a submission", why="its classes are not those of Cityscapes")
+
+    def read(index: int) -> tuple[int, np.ndarray]:
+        return index, data.read_image(index, max_pixels=settings.max_pixels)
+
+    files = {}
+    with closing(read_ahead(read, range(len(data)), workers)) as pictures:
+        for index, picture in pictures:
+            pair = data.pairs[index]
+            ids = class_ids(segmenter, picture, settings, pair.image, part)
+            files[pair.name] = write_png(folder / f"{pair.name}_labelIds.png", LABEL_ID_OF_TRAIN_ID[ids])
+    return files
+
+
+def kept_predictions(folder: Path, data: SegmentationSet) -> dict[str, Path]:
+    """The labelIds files under `folder`, as `eval --save-preds` or others left them, by picture name.
+
+    A file belongs to a picture if its name starts with the picture's, as the official tool has it.
+
+    Raises:
+        DataError: no such folder; pictures without a file, or with several (all are named).
+    """
+    inner = folder / "labelIds"
+    searched = inner if os.path.isdir(inner) else folder
+    if not os.path.isdir(searched):
+        why, hint = absence(folder, "folder"), f"Name a folder that has some. {MAKERS}"
+        raise DataError("cannot read the predictions", where=folder, why=why, hint=hint)
+    found: dict[str, list[Path]] = {pair.name: [] for pair in data.pairs}
+    for path in sorted(searched.rglob("*.png")):
+        if picture_of(path.name) in found:
+            found[picture_of(path.name)].append(path)
+    faults = [f"{name}: no file" for name, paths in found.items() if not paths]
+    faults += [f"{name}: {', '.join(map(str, paths))}" for name, paths in found.items() if len(paths) > 1]
+    if faults:
+        why = f"{len(faults)} of {len(found)} pictures have no file, or several"
+        raise DataError("the predictions are not complete", where=searched, why=why, faults=faults, hint=MAKERS)
+    return {name: paths[0] for name, paths in found.items()}
+
+
+def write_zip(path: Path, files: Sequence[Path]) -> Path:
+    """A zip of `files`, flat, in the order of their names; the same files give the same bytes.
+
+    Raises:
+        DataError: a file cannot be read.
+        ResourceError: the zip cannot be written.
+    """
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+            for source in sorted(files, key=lambda item: item.name):
+                entry = zipfile.ZipInfo(source.name, _DATE)
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, _content(source))
+
+    return atomic_write(path, write)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DataError("cannot read the prediction", where=path, why=why, hint="Check the path.") from error
+
+
+def make_submission(
+    segmenter: Segmenter | None,
+    data: SegmentationSet,
+    settings: Settings,
+    folder: Path,
+    target: Path,
+    *,
+    workers: int = 2,
+    part: Callable[[float], None] = lambda share: None,
+) -> SubmissionReport:
+    """labelIds files, the zip, and its check.
+
+    Args:
+        segmenter: the network; None to take the predictions kept in `folder`.
+        data: the pictures, see `open_test`.
+        folder: where the files go, or are.
+        target: the zip.
+
+    Raises:
+        Dgmn2Error: as `predict_split` and `kept_predictions`; ResourceError where a file cannot be written.
+    """
+    began = time.perf_counter()
+    if target.is_dir():
+        raise ConfigError(
+            "the zip cannot be written", where=target, why="it is a folder", hint="Name a file with --zip."
+        )
+    if segmenter is None:
+        files, run, protocol = kept_predictions(folder, data), None, None
+    else:
+        run, protocol = segmenter.info, protocol_in_force(settings, segmenter.inference)
+        files = predict_split(segmenter, data, settings, folder, workers=workers, part=part)
+    write_zip(target, list(files.values()))
+    return SubmissionReport(
+        target, folder, run, protocol, time.perf_counter() - began, validate_zip(target, expected_of(data))
+    )

@@ -1,0 +1,1 @@
+"""The sliding-window procedure, and networks ready for images."""

@@ -1,0 +1,181 @@
+"""Owns what segmenting one picture will do: its inferences, its windows, and the memory they take together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dgmn2cli.data.images import MAX_PIXELS
+from dgmn2cli.data.transforms import target_size
+from dgmn2cli.errors import ResourceError
+from dgmn2cli.inference.sliding_window import Windowing, band_rows
+
+RESULT_BYTES = 5  # per pixel: class id and confidence
+SAVE_BYTES = 16  # per pixel, while pictures of the result are made and encoded; at most 12 were measured
+SLACK_BYTES = 64 << 20  # what the system's allocator keeps beyond what is asked of it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are segmented; None means the configuration's value.
+
+    Attributes:
+        ms_flip: average over six scales and their mirror images (12 inferences).
+        scale: the pair a picture is fitted into before windows are cut.
+        window: side of a window.
+        stride: pixels between windows.
+        protocol: `paper` (resize to `scale`, as published) or `native` (keep the picture's size; small windows are
+            padded with the mean colour).
+        window_batch: windows per forward pass; chosen by device if None.
+        max_pixels: the largest picture that is read.
+        max_memory: bytes of the process (of the GPU, on a GPU) that must not be exceeded; no limit if None.
+    """
+
+    ms_flip: bool = False
+    scale: tuple[int, int] | None = None
+    window: int | None = None
+    stride: int | None = None
+    protocol: str | None = None
+    window_batch: int | None = None
+    max_pixels: int = MAX_PIXELS
+    max_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The inferences of one picture.
+
+    Attributes:
+        scales: the scale pair of each, None to keep the picture's size.
+        flips: orientations of each scale.
+        windowing: crop, stride and batch.
+        size: the picture's (height, width).
+        keep: hold the scores of the whole picture; else only of the rows that windows still reach.
+        on_host: sum the logits in main memory although the network runs elsewhere.
+        peak: bytes that are predicted to be in use at most; known where a limit was given.
+    """
+
+    scales: tuple[tuple[int, int] | None, ...]
+    flips: tuple[bool, ...]
+    windowing: Windowing
+    size: tuple[int, int]
+    keep: bool = True
+    on_host: bool = False
+    peak: int | None = None
+
+    def __str__(self) -> str:
+        batch = self.windowing.batch
+        parts = [f"{self.windows} windows of {self.windowing.crop}, {batch} at a time"]
+        parts.append("scores of the whole picture held" if self.keep else "finished rows let go")
+        parts += ["scores summed in main memory"] * self.on_host
+        parts += [] if self.peak is None else [f"at most {gigabytes(self.peak)} predicted"]
+        return ", ".join(parts)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) at each scale."""
+        return [self.size if scale is None else target_size(*self.size, scale) for scale in self.scales]
+
+    @property
+    def windows(self) -> int:
+        """Windows that go through the network, over all inferences."""
+        return len(self.flips) * sum(len(self.windowing.boxes(*size)) for size in self.sizes)
+
+    @property
+    def largest_window(self) -> tuple[int, int]:
+        """(height, width) of the largest one."""
+        side = self.windowing.crop
+        if self.windowing.pad:
+            return side, side
+        return min(side, max(height for height, _ in self.sizes)), min(side, max(width for _, width in self.sizes))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What memory a plan has to fit into.
+
+    Attributes:
+        limit: bytes that may be in use.
+        in_use: bytes in use before the picture is segmented, the picture included.
+        window: bytes that a window takes on its way through the network, measured.
+        classes: of the network.
+        discrete: the network's memory is not the main memory.
+    """
+
+    limit: int
+    in_use: int
+    window: int
+    classes: int
+    discrete: bool
+
+
+def fitted(plan: Plan, machine: Machine, result_bytes: int = SAVE_BYTES) -> Plan:
+    """The first way to carry out `plan` that fits: scores kept, rows let go as they are done, smaller window batches.
+
+    Args:
+        plan: how it would be done without a limit.
+        machine: the limit, and what is known about the memory.
+        result_bytes: per pixel, for making the files of the result.
+
+    Raises:
+        ResourceError: no way fits; says what the least would be.
+    """
+    ways = []
+    batch = plan.windowing.batch
+    while batch:
+        for keep, on_host in [(True, False), (False, False)] + [(False, True)] * machine.discrete:
+            way = replace(plan, windowing=replace(plan.windowing, batch=batch), keep=keep, on_host=on_host)
+            ways.append(replace(way, peak=predicted_peak(way, machine, result_bytes)))
+        batch //= 2
+    for way in ways:
+        if way.peak is not None and way.peak <= machine.limit:
+            return way
+    least = min(way.peak for way in ways if way.peak is not None)
+    height, width = plan.size
+    raise ResourceError(
+        "the memory limit is too small",
+        where=f"{width}x{height} pixels",
+        why=f"the limit is {gigabytes(machine.limit)}, the least would be {gigabytes(least)}: "
+        f"{gigabytes(machine.in_use)} are in use already, and one window takes {gigabytes(machine.window)}",
+        hint="Raise --max-memory, or use a smaller --window.",
+    )
+
+
+def predicted_peak(plan: Plan, machine: Machine, result_bytes: int = SAVE_BYTES) -> int:
+    """The most bytes in use at a time while a picture is segmented by `plan` and its files are made."""
+    pixels = plan.size[0] * plan.size[1]
+    held = 4 * machine.classes * _held_elements(plan)
+    band = 4 * machine.classes * _band_elements(plan)
+    windows = plan.windowing.batch * machine.window
+    if machine.discrete:
+        here = windows if plan.on_host else max(windows, band) + held
+        return machine.in_use + here + _scaled_bytes(plan) + 3 * pixels
+    segmenting = held + _scaled_bytes(plan) + max(windows, band)
+    saving = result_bytes * pixels + (held if plan.keep else 0)
+    return machine.in_use + SLACK_BYTES + RESULT_BYTES * pixels + max(segmenting, saving)
+
+
+def _held_elements(plan: Plan) -> int:
+    """Pixels whose class scores are held."""
+    area = [height * width for height, width in plan.sizes]
+    if not plan.keep:
+        return len(plan.flips) * sum(plan.windowing.held_rows(*size) * size[1] for size in plan.sizes)
+    return area[0] if len(area) == len(plan.flips) == 1 else max(area) + plan.size[0] * plan.size[1]
+
+
+def _band_elements(plan: Plan) -> int:
+    """Pixels whose class scores are held while a band of rows is resized: two rows each and their mean, and beyond."""
+    rows = band_rows(plan.size[1])
+    views = 1 if plan.keep else len(plan.flips)
+    sources = [min(size[0], rows * size[0] // plan.size[0] + 2) * size[1] for size in plan.sizes]
+    return rows * (3 * max(width for _, width in plan.sizes) + 4 * plan.size[1]) + views * sum(sources)
+
+
+def _scaled_bytes(plan: Plan) -> int:
+    """Bytes of the resized pictures that are held at a time."""
+    areas = [3 * h * w for scale, (h, w) in zip(plan.scales, plan.sizes, strict=True) if scale is not None]
+    return max(areas, default=0) if plan.keep else sum(areas)
+
+
+def gigabytes(count: int) -> str:
+    """`1.25 GB` (10^9 bytes)."""
+    return f"{count / 1e9:.2f} GB"

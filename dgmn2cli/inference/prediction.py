@@ -1,0 +1,142 @@
+"""Owns what comes out of segmenting one picture: class ids, confidences, shares, and the files they become."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dgmn2cli.data.cityscapes import CLASSES, LABEL_ID_OF_TRAIN_ID, PALETTE
+from dgmn2cli.data.images import write_png
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.files import atomic_write, to_json
+from dgmn2cli.inference.sliding_window import Scores
+from dgmn2cli.inference.visualize import class_shares, colorize, overlay_with_legend
+
+OUTPUTS = ("ids", "color", "overlay", "labelids", "conf", "probs", "stats")
+_SUFFIX = {"probs": ".npz", "stats": ".json"}
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """How much of a picture one class covers: its id, its name, its pixels and their share of all, 0 to 1."""
+
+    id: int
+    name: str
+    pixels: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The classes a network tells apart.
+
+    Attributes:
+        names: one per class id.
+        palette: (N, 3) uint8, red green blue.
+        cityscapes: whether they are the 19 Cityscapes classes, for which official label ids exist.
+    """
+
+    names: tuple[str, ...]
+    palette: np.ndarray
+    cityscapes: bool
+
+
+CITYSCAPES = ClassList(CLASSES, PALETTE, cityscapes=True)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The segmentation of one picture.
+
+    Attributes:
+        ids: (H, W) uint8, the most probable class of each pixel, at the picture's displayed size.
+        confidence: (H, W) float32, that class's probability.
+        classes: what the ids mean.
+        image: (H, W, 3) uint8, blue green red: the picture itself.
+        scores: what the probabilities are made from when asked for.
+        windows: windows that went through the network.
+    """
+
+    ids: np.ndarray
+    confidence: np.ndarray
+    classes: ClassList
+    image: np.ndarray = field(repr=False)
+    scores: Scores = field(repr=False)
+    windows: int
+
+    @cached_property
+    def probs(self) -> np.ndarray:
+        """(C, H, W) float32 class probabilities; computed on first use (76 bytes a pixel for 19 classes)."""
+        return self.scores.probabilities().cpu().numpy()
+
+    def overlay(self, alpha: float = 0.5) -> np.ndarray:
+        """The picture tinted by class with a legend below it: (h, w, 3) uint8, blue green red."""
+        return overlay_with_legend(self.image, self.ids, self.classes.names, self.classes.palette, alpha)
+
+    def stats(self) -> list[ClassShare]:
+        """The classes present, largest first."""
+        shares = class_shares(self.ids, len(self.classes.names))
+        found = [ClassShare(i, self.classes.names[i], round(s * self.ids.size), float(s)) for i, s in enumerate(shares)]
+        return sorted((share for share in found if share.pixels), key=lambda share: -share.share)
+
+    def save(
+        self, folder: str | Path, stem: str, kinds: Sequence[str] = ("ids", "overlay"), alpha: float = 0.5
+    ) -> dict[str, Path]:
+        """Writes `STEM_KIND.png` (`.npz` for probs, `.json` for stats) for each kind, whole or not at all.
+
+        Kinds: `ids` (class ids as a palette PNG), `color`, `overlay`, `labelids` (official Cityscapes ids), `conf`
+        (confidence x 255), `probs` (float16, array `probs`), `stats`.
+
+        Raises:
+            ConfigError: an unknown kind, or `labelids` of other classes than Cityscapes'.
+            ResourceError: a file cannot be written.
+        """
+        check_outputs(kinds, self.classes)
+        paths = {kind: output_path(folder, stem, kind) for kind in kinds}
+        for kind, path in paths.items():
+            self._write(kind, path, alpha)
+        return paths
+
+    def _write(self, kind: str, path: Path, alpha: float) -> None:
+        if kind == "ids":
+            write_png(path, self.ids, self.classes.palette)
+        elif kind == "color":
+            write_png(path, colorize(self.ids, self.classes.palette))
+        elif kind == "overlay":
+            write_png(path, self.overlay(alpha))
+        elif kind == "labelids":
+            write_png(path, LABEL_ID_OF_TRAIN_ID[self.ids])
+        elif kind == "conf":
+            write_png(path, np.rint(self.confidence * 255).astype(np.uint8))
+        elif kind == "stats":
+            atomic_write(path, to_json({"size": self.ids.shape[::-1], "classes": self.stats()}) + "\n")
+        else:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, probs=self.probs.astype(np.float16))
+            atomic_write(path, buffer.getvalue())
+
+
+def output_path(folder: str | Path, stem: str, kind: str) -> Path:
+    """Where `Prediction.save` puts the output `kind` of the picture called `stem`."""
+    return Path(folder, f"{stem}_{kind}{_SUFFIX.get(kind, '.png')}")
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raises ConfigError if one of `kinds` is unknown, or none is named."""
+    unknown = [kind for kind in kinds if kind not in OUTPUTS]
+    if unknown or not kinds:
+        wanted = f"wanted some of {', '.join(OUTPUTS)}"
+        what = "no such output" if unknown else "no output is named"
+        raise ConfigError(what, where=",".join(unknown)[:60], why=wanted, hint="Correct --save.")
+
+
+def check_outputs(kinds: Sequence[str], classes: ClassList) -> None:
+    """Raises ConfigError if one of `kinds` is unknown or makes no sense for `classes`."""
+    check_kinds(kinds)
+    if "labelids" in kinds and not classes.cityscapes:
+        raise ConfigError("labelids cannot be written", why="this model's classes are not those of Cityscapes")

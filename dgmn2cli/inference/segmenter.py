@@ -1,0 +1,226 @@
+"""Owns a network ready for pictures: the published test procedure around it, window by window."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dgmn2cli.config import InferenceConfig
+from dgmn2cli.data.images import read_image
+from dgmn2cli.data.transforms import fit_image, network_input, normal_table, scaled
+from dgmn2cli.errors import ConfigError, DataError, ResourceError
+from dgmn2cli.inference.plan import SAVE_BYTES, Machine, Plan, Settings, fitted
+from dgmn2cli.inference.prediction import ClassList, Prediction
+from dgmn2cli.inference.sliding_window import Crop, Scores, View, Windowing, segment
+from dgmn2cli.runtime import PeakMeter, in_use, is_out_of_memory, resolve_dtype
+
+LOGGER = logging.getLogger("dgmn2cli")
+PROTOCOLS = ("paper", "native")
+WINDOW_BATCH = {"cpu": 1}  # measured on two cores: batches gain nothing on a CPU and cost memory
+WINDOW_BATCH_GPU = 4
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """How a network runs, for reports.
+
+    Attributes:
+        model: zoo key or configuration name.
+        checkpoint: path of the weights.
+        sha256: hash of that file.
+        device: `cpu`, `cuda:0`, ...
+        device_name: what that is.
+        dtype: number format of weights and activations.
+        backend: op backend in use.
+        form: `fused` (inference form) or `published` (order of operations as published).
+    """
+
+    model: str
+    checkpoint: str
+    sha256: str
+    device: str
+    device_name: str
+    dtype: str
+    backend: str
+    form: str
+
+
+class Segmenter:
+    """A network ready to segment pictures.
+
+    Args:
+        network: maps normalised RGB `(B, 3, H, W)` on `device` in `dtype` to logits `(B, C, H, W)`.
+        classes: what the logits' channels mean.
+        info: how it runs.
+        inference: scales, ratios and window sizes in force when `predict` is not told otherwise.
+    """
+
+    def __init__(self, network: nn.Module, classes: ClassList, info: RunInfo, inference: InferenceConfig) -> None:
+        self.network, self.classes, self.info, self.inference = network, classes, info, inference
+        self.device = torch.device(info.device)
+        self.dtype = resolve_dtype(info.dtype)
+        self._fitting: int | None = None  # windows at a time that memory was seen to hold
+        self._window_bytes: dict[tuple[int, int], int] = {}
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits of one batch of windows, by the path that every command uses.
+
+        Args:
+            images: `(B, 3, H, W)` float, RGB, normalised with the ImageNet mean and deviation; any device.
+
+        Returns:
+            `(B, C, H, W)` float32 on the network's device.
+        """
+        images = images.to(self.device, self.dtype)
+        if self._fitting is not None and images.shape[0] > self._fitting:
+            return torch.cat([self.logits(part) for part in images.split(self._fitting)])
+        try:
+            return self.network(images).float()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if images.shape[0] == 1:
+                raise self._too_large(images) from error
+        self._fitting = images.shape[0] // 2
+        LOGGER.warning("out of memory with %d windows at a time: going on with %d", images.shape[0], self._fitting)
+        return self.logits(images)
+
+    def _too_large(self, images: Tensor) -> ResourceError:
+        return ResourceError(
+            "out of memory",
+            where=self.info.device,
+            why=f"a single window of {images.shape[3]}x{images.shape[2]} does not fit",
+            hint="Use a smaller --window, --dtype bfloat16, or another --device.",
+        )
+
+    def predict(
+        self,
+        image: str | Path | np.ndarray,
+        ms_flip: bool = False,
+        scale: tuple[int, int] | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        protocol: str | None = None,
+        window_batch: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Prediction:
+        """Segments one picture by the published test procedure.
+
+        Args:
+            image: a path, or (H, W, 3) uint8 RGB.
+            ms_flip: average over six scales and their mirror images (12 inferences).
+            scale: the pair the picture is fitted into before windows are cut; the configuration's, (2049, 1025), if
+                None.
+            window: side of a window; the configuration's, 769, if None.
+            stride: pixels between windows; the configuration's, 513, if None.
+            protocol: `paper` (resize to `scale`, as published) or `native` (keep the picture's size; small windows
+                are padded with the mean colour).
+            window_batch: windows per forward pass; chosen by device if None.
+            progress: called with the number of windows done.
+
+        Raises:
+            DataError: the picture cannot be read.
+            ConfigError: an impossible setting.
+            NonFiniteError: the network gave NaN or infinity.
+        """
+        picture = _picture(image)
+        settings = Settings(ms_flip, scale, window, stride, protocol, window_batch)
+        plan = self.plan(picture.shape[:2], settings)
+        scores = self.scores(picture, plan, progress)
+        ids, confidence = scores.classes()
+        return Prediction(ids.numpy(), confidence.numpy(), self.classes, picture, scores, plan.windows)
+
+    def scores(self, picture: np.ndarray, plan: Plan, progress: Callable[[int], None] | None = None) -> Scores:
+        """Class scores of one picture, (H, W, 3) uint8, blue green red, by `plan`."""
+        place = torch.device("cpu") if plan.on_host else None
+        views = self.views(picture, plan)
+        with torch.inference_mode():
+            return segment(self.logits, views, plan.size, plan.windowing, progress, keep=plan.keep, place=place)
+
+    def plan(self, size: tuple[int, ...], settings: Settings | None = None, result_bytes: int = SAVE_BYTES) -> Plan:
+        """What `settings` mean for a picture of `size` (height, width): its views and the windows of each.
+
+        Where they limit the memory, one window of zeros goes through the network first, to measure what it takes.
+
+        Args:
+            size: the picture's; it must be in memory already where that is limited.
+            settings: the test procedure; the configuration's if None.
+            result_bytes: per pixel, for what is done with the result.
+
+        Raises:
+            ConfigError: an impossible setting.
+            ResourceError: the memory limit cannot be kept, or memory cannot be measured here.
+        """
+        settings = settings or Settings()
+        protocol = settings.protocol or self.inference.protocol
+        if protocol not in PROTOCOLS:
+            raise ConfigError("no such protocol", where=protocol[:60], why=f"wanted one of {', '.join(PROTOCOLS)}")
+        native = protocol == "native"
+        batch = settings.window_batch or WINDOW_BATCH.get(self.device.type, WINDOW_BATCH_GPU)
+        crop = settings.window or self.inference.window
+        windowing = Windowing(crop, settings.stride or min(self.inference.stride, crop), batch, pad=native)
+        base = (size[1], size[0]) if native else (settings.scale or self.inference.scale)
+        ratios = self.inference.ratios if settings.ms_flip else (1.0,)
+        sizes = [scaled(base, ratio) for ratio in ratios]
+        views = [(None if native and ratio == 1.0 else s) for ratio, s in zip(ratios, sizes, strict=True)]
+        flips = (False, True) if settings.ms_flip and self.inference.flip else (False,)
+        plan = Plan(tuple(views), flips, windowing, (size[0], size[1]))
+        if settings.max_memory is None:
+            return plan
+        window = self._measured(plan.largest_window)
+        machine = Machine(
+            settings.max_memory, in_use(self.device), window, len(self.classes.names), self.device.type != "cpu"
+        )
+        return fitted(plan, machine, result_bytes)
+
+    def _measured(self, size: tuple[int, int]) -> int:
+        """Bytes that one window of `size` takes on its way through the network."""
+        if size not in self._window_bytes:
+            with torch.inference_mode(), PeakMeter(self.device) as meter:
+                self.logits(torch.zeros(1, 3, *size))
+            assert meter.peak is not None  # `in_use` refuses where it cannot be known
+            self._window_bytes[size] = meter.peak
+        return self._window_bytes[size]
+
+    def views(self, picture: np.ndarray, plan: Plan) -> list[View]:
+        """The inferences of a picture (H, W, 3) uint8, blue green red; each is resized when it is opened."""
+        fit = lru_cache(maxsize=1)(lambda scale: fit_image(picture, scale))  # both orientations share one picture
+
+        def view(scale: tuple[int, int] | None, size: tuple[int, int], flip: bool) -> View:
+            return View(size, lambda: self._opened(fit(scale), flip), flip)
+
+        return [
+            view(scale, size, flip) for scale, size in zip(plan.scales, plan.sizes, strict=True) for flip in plan.flips
+        ]
+
+    def _opened(self, picture: np.ndarray, flip: bool) -> Crop:
+        """Gives the network input of any part of a picture; off the CPU, from bytes that lie on the device."""
+        if self.device.type == "cpu":
+            return lambda rows, columns: torch.from_numpy(network_input(picture, rows, columns, flip=flip))
+        pixels = torch.from_numpy(picture).to(self.device).permute(2, 0, 1).flip(0)  # (3, h, w), red green blue
+        table = torch.from_numpy(normal_table()).to(self.device)
+
+        def crop(rows: slice, columns: slice) -> Tensor:
+            part = (pixels.flip(2) if flip else pixels)[:, rows, columns]
+            return table.gather(1, part.flatten(1).long()).view(part.shape)
+
+        return crop
+
+
+def _picture(image: str | Path | np.ndarray) -> np.ndarray:
+    """The picture as (H, W, 3) uint8, blue green red."""
+    if not isinstance(image, np.ndarray):
+        return read_image(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(
+            "this is not a picture", why=f"{image.dtype} of shape {image.shape}, wanted uint8 of shape (H, W, 3), RGB"
+        )
+    return np.ascontiguousarray(image[:, :, ::-1])

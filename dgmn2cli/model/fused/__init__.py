@@ -1,0 +1,1 @@
+"""The same network rewritten for inference."""

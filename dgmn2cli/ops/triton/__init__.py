@@ -1,0 +1,1 @@
+"""The deformable operators as Triton kernels."""

@@ -1,0 +1,346 @@
+"""Evaluation counts every picture exactly once, whoever counts, and continues to the identical matrix."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streets import SMALL, Colours, Load, Watcher, make_tree, segmenter, subject
+
+from dgmn2cli.data.catalog import open_dataset
+from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
+from dgmn2cli.data.images import read_label, write_png
+from dgmn2cli.data.loaders import eval_indices
+from dgmn2cli.errors import ConfigError, DataError, NonFiniteError, ResourceError
+from dgmn2cli.evaluate import Settings, counted_pictures, evaluate
+from dgmn2cli.evaluate.engine import PredictionFolder, read_ahead
+from dgmn2cli.evaluate.request import EvalRequest, fingerprint, prepare
+from dgmn2cli.evaluate.run import run
+from dgmn2cli.evaluate.tally import Journal, Tally, start_tally
+from dgmn2cli.files import to_json
+
+Tree = Callable[..., Path]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return lambda *args, **named: make_tree(tmp_path / "city", *args, **named)
+
+
+def counted_by_hand(folder: Path, data: object) -> np.ndarray:
+    counts = np.zeros((19, 20), np.int64)
+    for i, pair in enumerate(data.pairs):
+        guess, truth = read_label(folder / "trainIds" / f"{pair.name}_trainIds.png"), data.read_label(i)
+        for t, g in zip(truth.ravel().tolist(), guess.ravel().tolist(), strict=True):
+            if t != 255:
+                counts[t, g] += 1
+    return counts
+
+
+def test_counts_are_those_of_the_kept_predictions(tree: Tree, tmp_path: Path) -> None:
+    data, watcher = open_dataset(tree(3), "val"), Watcher()
+    report = evaluate(segmenter(), data, SMALL, save_preds=tmp_path / "preds", watch=watcher)
+    np.testing.assert_array_equal(np.array(report.confusion), counted_by_hand(tmp_path / "preds", data))
+    assert np.array(report.confusion).sum() == report.scores.pixels > 2000
+    assert 0 < report.scores.mean_iou < 1
+    assert [picture.name for picture in watcher.pictures] == [pair.name for pair in data.pairs]
+    assert watcher.parts == pytest.approx(3)
+    for pair in data.pairs:
+        official = read_label(tmp_path / "preds" / "labelIds" / f"{pair.name}_labelIds.png")
+        trained = read_label(tmp_path / "preds" / "trainIds" / f"{pair.name}_trainIds.png")
+        np.testing.assert_array_equal(official, LABEL_ID_OF_TRAIN_ID[trained])
+    plain = json.loads(to_json(report))
+    assert plain["run"]["sha256"] == "ab" * 32
+    assert plain["data"] == {
+        "root": str(data.root), "split": "val", "kind": "cityscapes", "pictures": 3, "of": 3, "sizes": {}, "sha256": "",
+    }  # fmt: skip
+    assert plain["protocol"]["scale"] == [48, 24]
+    assert not plain["partial"]
+    assert {"torch", "opencv", "dgmn2cli", "python"} <= set(plain["versions"])
+
+
+@pytest.mark.parametrize("size", [1, 7, 16])
+def test_any_number_of_shares_gives_the_identical_matrix(tree: Tree, size: int) -> None:
+    data, matrices = open_dataset(tree(size), "val"), []
+    for world in (1, 2, 3):
+        total, seen = np.zeros((19, 20), np.int64), []
+        for rank in range(world):
+            mine = eval_indices(size, rank, world)
+            for picture in counted_pictures(segmenter(), data, mine, SMALL, workers=1 + rank):
+                total += picture.counts
+                seen.append(picture.index)
+        assert sorted(seen) == list(range(size))
+        matrices.append(total)
+    assert matrices[0].sum() > 500 * size
+    np.testing.assert_array_equal(matrices[1], matrices[0])
+    np.testing.assert_array_equal(matrices[2], matrices[0])
+
+
+def test_multi_scale_and_limit(tree: Tree) -> None:
+    data = open_dataset(tree(3), "val")
+    single = evaluate(segmenter(), data, SMALL, limit=2)
+    multi = evaluate(segmenter(), data, replace(SMALL, ms_flip=True), limit=2)
+    assert single.partial
+    assert (single.data.pictures, single.data.of) == (2, 3)
+    assert single.protocol.ratios == (1.0,)
+    assert multi.protocol.ratios == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    assert multi.protocol.flip
+    assert multi.confusion != single.confusion
+    assert not evaluate(segmenter(), data, SMALL, limit=99).partial
+
+
+def test_absent_and_only_predicted_classes(tree: Tree) -> None:
+    data = open_dataset(tree(2, classes=[0, 1, 8, 10, 13]), "val")
+    report = evaluate(segmenter(Colours(never=(2, 8))), data, SMALL)
+    by_name = {score.name: score for score in report.scores.classes}
+    assert np.isnan(by_name["building"].iou)
+    assert by_name["vegetation"].iou == 0
+    assert "building" in report.scores.absent
+    assert "vegetation" not in report.scores.absent
+    only_predicted = [s for s in report.scores.classes if s.predicted and not s.labelled]
+    assert only_predicted
+    assert all(s.iou == 0 and np.isnan(s.accuracy) for s in only_predicted)
+    assert '"iou": null' in to_json(report)
+
+
+def test_a_folder_data_set_has_its_own_classes(tmp_path: Path) -> None:
+    for i in range(2):
+        pixels = np.full((20, 30, 3), 40 * i + 30, np.uint8)
+        write_png(tmp_path / "images" / "val" / f"{i}.png", pixels)
+        write_png(tmp_path / "labels" / "val" / f"{i}.png", np.full((20, 30), i, np.uint8))
+    names = ", ".join(f'"c{i}"' for i in range(19))
+    (tmp_path / "dataset.toml").write_text(
+        f'images = "images/{{split}}"\nlabels = "labels/{{split}}"\nclasses = [{names}]\n'
+    )
+    data = open_dataset(tmp_path, "val")
+    report = evaluate(segmenter(), data, SMALL, save_preds=tmp_path / "preds")
+    assert [score.name for score in report.scores.classes][:2] == ["c0", "c1"]
+    assert report.scores.categories == ()
+    assert report.scores.pixels == 1200
+    assert sorted(p.name for p in (tmp_path / "preds").rglob("*.png")) == ["0_trainIds.png", "1_trainIds.png"]
+
+    (tmp_path / "dataset.toml").write_text(
+        'images = "images/{split}"\nlabels = "labels/{split}"\nclasses = ["a","b"]\n'
+    )
+    with pytest.raises(ConfigError, match="tells 19 classes apart, the data set has 2"):
+        evaluate(segmenter(), open_dataset(tmp_path, "val"), SMALL)
+
+
+def test_not_a_number_names_the_picture(tree: Tree) -> None:
+    data = open_dataset(tree(2), "val")
+    with pytest.raises(NonFiniteError, match=r"aachen_000001_000019_leftImg8bit\.png"):
+        evaluate(Load("nan")("cpu"), data, SMALL)
+
+
+def test_reading_ahead_keeps_order_overlaps_and_stops() -> None:
+    release, started = threading.Event(), []
+
+    def read(index: int) -> int:
+        started.append(index)
+        release.wait(10)
+        return index * index
+
+    with closing(read_ahead(read, range(50), 3)) as values:
+        waiter = threading.Timer(0.2, release.set)
+        waiter.start()
+        assert next(values) == 0
+        assert set(started) >= {0, 1, 2}, "several were under way at once"
+        assert [next(values) for _ in range(3)] == [1, 4, 9]
+        waiter.join()
+    time.sleep(0.05)
+    assert len(started) <= 12, "nothing is read for a consumer that is gone"
+    with pytest.raises(ZeroDivisionError), closing(read_ahead(lambda i: 1 // (2 - i), range(5), 2)) as values:
+        list(values)
+    assert list(read_ahead(read, [], 2)) == []
+
+
+def test_faults_of_the_data_are_all_named_before_anything_is_loaded(tree: Tree) -> None:
+    root = tree(8)
+    label = sorted((root / "gtFine").rglob("*.png"))
+    picture = sorted((root / "leftImg8bit").rglob("*.png"))
+    write_png(label[0], np.zeros((24, 39), np.uint8))
+    write_png(label[1], np.zeros((24, 40, 3), np.uint8))
+    write_png(label[2], np.full((24, 40), 77, np.uint8))
+    picture[3].write_bytes(picture[3].read_bytes()[:200])
+    picture[4].write_bytes(b"no picture")
+    request = EvalRequest(root, settings=SMALL)
+    with pytest.raises(DataError, match="5 of 8 pairs") as caught:
+        run(request, subject("odd"), Watcher())
+    text = "\n".join(caught.value.faults)
+    assert len(caught.value.faults) == 5
+    assert caught.value.exit_code == 6
+    named = dict(zip([*label[:3], *picture[3:5]], ["39x24", "colour image", "77", "cut", "not a PNG"], strict=True))
+    for path, why in named.items():
+        assert any(path.name in fault and why in fault for fault in caught.value.faults), (path.name, text)
+    label[5].unlink()
+    label[6].unlink()
+    with pytest.raises(DataError, match="2 of 8 pictures have no label map") as caught:
+        run(request, subject("odd"), Watcher())
+    assert len(caught.value.faults) == 2
+
+
+def test_settings_are_refused_before_the_data_is_read(tmp_path: Path) -> None:
+    nowhere = EvalRequest(tmp_path / "nowhere")
+    stage = Watcher()
+    for request, message in [
+        (replace(nowhere, settings=Settings(window=10, stride=20)), "sliding window is impossible"),
+        (replace(nowhere, settings=Settings(protocol="odd")), "no such protocol"),
+        (replace(nowhere, resume=True), "--resume needs --report"),
+        (replace(nowhere, resume=True, report=tmp_path / "r", official=True), "kept predictions"),
+        (replace(nowhere, device="cuda:1", gpus=2), "one device for several"),
+        (replace(nowhere, report=tmp_path), "it is a folder, and a file is wanted"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            prepare(request, [subject()], stage)
+    with pytest.raises(ResourceError, match="not enough GPUs"):
+        prepare(replace(nowhere, gpus=64), [subject()], stage)
+    with pytest.raises(DataError, match="no such folder"):
+        prepare(nowhere, [subject()], stage)
+
+
+def test_predictions_never_overwrite_the_data_set(tmp_path: Path) -> None:
+    for i in range(2):
+        write_png(tmp_path / "images" / f"{i}.png", np.zeros((8, 8, 3), np.uint8))
+        write_png(tmp_path / "trainIds" / f"{i}_trainIds.png", np.zeros((8, 8), np.uint8))
+    (tmp_path / "dataset.toml").write_text(
+        'images = "images"\nlabels = "trainIds"\nlabel_suffix = "_trainIds.png"\nclasses = ["a"]\n'
+    )
+    data = open_dataset(tmp_path, "all")
+    with pytest.raises(ConfigError, match="would overwrite") as caught:
+        PredictionFolder.of(tmp_path, data)
+    assert len(caught.value.faults) == 2
+    twice = replace(data, pairs=(data.pairs[0], data.pairs[0]))
+    with pytest.raises(ConfigError, match="one name"):
+        PredictionFolder.of(tmp_path / "out", twice)
+
+
+def test_the_fingerprint_is_of_names_and_contents(tree: Tree, tmp_path: Path) -> None:
+    data = open_dataset(tree(2), "val")
+    first = fingerprint(data)
+    assert fingerprint(open_dataset(make_tree(tmp_path / "elsewhere", 2), "val"), 3) == first
+    for path in (data.pairs[0].image, data.pairs[1].label):
+        assert path is not None
+        kept = path.read_bytes()
+        path.write_bytes(kept + b"x")
+        assert fingerprint(data) != first
+        path.write_bytes(kept)
+    assert fingerprint(data) == first
+    renamed = replace(data, pairs=(replace(data.pairs[0], name="other"), data.pairs[1]))
+    assert fingerprint(renamed) != first
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 6])
+def test_an_interrupted_run_goes_on_to_the_identical_matrix(tree: Tree, tmp_path: Path, stop: int) -> None:
+    report = tmp_path / "out" / "report.json"
+    request = EvalRequest(tree(6), settings=SMALL, report=report, journal_every=1e9)
+    whole = run(replace(request, report=None), subject(), Watcher())
+    with pytest.raises(KeyboardInterrupt):
+        run(request, subject(), Watcher(stop_after=stop))
+    assert [path.name for path in report.parent.iterdir()] == ["report.json.journal"]
+    with pytest.raises(ConfigError, match=f"journal of an interrupted.*{stop} of 6 pictures"):
+        run(request, subject(), Watcher())
+    watcher = Watcher()
+    resumed = run(replace(request, resume=True), subject(), watcher)
+    assert watcher.started == [("fake", 6, stop)]
+    assert len(watcher.pictures) == 6 - stop
+    assert resumed.resumed == stop
+    assert resumed.confusion == whole.confusion
+    assert [path.name for path in report.parent.iterdir()] == ["report.json"]
+    assert json.loads(report.read_text())["confusion"] == [list(row) for row in whole.confusion]
+    assert run(replace(request, resume=True), subject(), Watcher()).resumed == 0, "nothing to go on from: from zero"
+
+
+def test_a_journal_of_another_run_is_refused_with_the_difference(tree: Tree, tmp_path: Path) -> None:
+    request = EvalRequest(tree(3), settings=SMALL, report=tmp_path / "r.json")
+    with pytest.raises(KeyboardInterrupt):
+        run(request, subject(), Watcher(stop_after=1))
+    again = replace(request, resume=True)
+    changed = [
+        (again, subject(load=Load("well", "cd" * 32)), "checkpoint sha256: the journal has"),
+        (again, replace(subject(), how={"compiled": True}), "compiled: the journal has null, this run true"),
+        (
+            replace(again, settings=replace(SMALL, window=20)),
+            subject(),
+            "protocol window: the journal has 24, this run 20",
+        ),
+        (replace(again, settings=replace(SMALL, ms_flip=True)), subject(), "protocol ratios"),
+        (replace(again, limit=2), subject(), "pictures: the journal has 3, this run 2"),
+        (replace(again, save_preds=tmp_path / "p"), subject(), "save-preds: the journal has null"),
+    ]
+    for other, what, line in changed:
+        with pytest.raises(ConfigError, match="another evaluation's journal") as caught:
+            run(other, what, Watcher())
+        assert any(fault.startswith(line) for fault in caught.value.faults), caught.value.faults
+    image = next((tmp_path / "city" / "leftImg8bit").rglob("*.png"))
+    kept = image.read_bytes()
+    write_png(image, np.zeros((24, 40, 3), np.uint8))
+    with pytest.raises(ConfigError) as caught:
+        run(again, subject(), Watcher())
+    assert len(caught.value.faults) == 1
+    assert caught.value.faults[0].startswith("data sha256")
+    image.write_bytes(kept)
+    assert run(again, subject(), Watcher()).resumed == 1
+
+
+def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.journal"
+    tally = Tally(2, Journal(path, {"a": 1}, every=0))
+    tally.note()
+    assert not path.exists(), "nothing is counted yet"
+    tally.add(1, np.ones((2, 3), np.int64))
+    good = path.read_bytes()
+    again = start_tally(2, 3, Journal(path, {"a": 1}), resume=True)
+    assert again.done == {1}
+    np.testing.assert_array_equal(again.counts, np.ones((2, 3)))
+    with pytest.raises(ValueError, match="counted already"):
+        again.add(1, np.ones((2, 3), np.int64))
+    for damaged in (good[:-20], good.replace(b"[1]", b"[2]"), b"", b"[]", b'{"digest": 3}', b"[" * 100_000):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="cannot use the journal"):
+            start_tally(2, 3, Journal(path, {"a": 1}), resume=True)
+    path.write_bytes(good)
+    with pytest.raises(DataError, match="do not fit"):
+        start_tally(2, 1, Journal(path, {"a": 1}), resume=True)
+    with pytest.raises(DataError, match="do not fit"):
+        start_tally(3, 3, Journal(path, {"a": 1}), resume=True)
+
+
+def test_journal_entries_are_written_as_time_goes(tmp_path: Path) -> None:
+    path = tmp_path / "r.journal"
+    tally = Tally(2, Journal(path, {}, every=1e9))
+    tally.add(0, np.ones((2, 3), np.int64))
+    assert not path.exists()
+    tally.note()
+    assert json.loads(path.read_text())["done"] == [0]
+    eager = Tally(2, Journal(path, {}, every=0))
+    eager.add(5, np.ones((2, 3), np.int64))
+    assert json.loads(path.read_text())["done"] == [5]
+
+
+def test_a_file_that_vanishes_meanwhile_is_named_and_the_rest_is_kept(tree: Tree, tmp_path: Path) -> None:
+    root = tree(5)
+    lost = open_dataset(root, "val").pairs[4].image
+
+    class Vandal(Watcher):
+        def evaluating(self, model: str, pictures: int, done: int) -> Watcher:
+            lost.rename(lost.with_suffix(".away"))
+            return super().evaluating(model, pictures, done)
+
+    request = EvalRequest(root, settings=SMALL, report=tmp_path / "r.json", workers=1)
+    with pytest.raises(DataError, match="No such file") as caught:
+        run(request, subject(), Vandal())
+    assert caught.value.where == str(lost)
+    lost.with_suffix(".away").rename(lost)
+    report = run(replace(request, resume=True), subject(), Watcher())
+    assert report.resumed >= 2
+    assert report.confusion == run(replace(request, report=None), subject(), Watcher()).confusion
