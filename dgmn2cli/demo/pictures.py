@@ -11,7 +11,8 @@ import numpy as np
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import read_image, read_label, write_png
 from dgmn2cli.evaluate.engine import PredictionFolder
-from dgmn2cli.inference.visualize import class_shares, colorize, contact_sheet, draw_text, legend, stack
+from dgmn2cli.inference.visualize import class_shares, colorize, draw_text, legend, stack
+from dgmn2cli.report.sheet import contact_sheet
 
 SHOWN = 6  # scenes
 TILE = 512  # pixels across, on the sheet

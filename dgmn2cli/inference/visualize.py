@@ -1,4 +1,4 @@
-"""Owns the pictures of a segmentation: colours, overlay, legend and contact sheet. Arrays in, arrays out.
+"""Owns the pictures of a segmentation: colours, overlay and legend. Arrays in, arrays out.
 
 Pictures are (H, W, 3) uint8, blue green red, as `read_image` gives and `write_png` takes them; palettes are (N, 3)
 uint8, red green blue, as data sets publish them.
@@ -164,28 +164,3 @@ def overlay_with_legend(
     """The tinted picture with its legend below it; the picture itself is not covered."""
     strip = legend(class_shares(ids, len(names)), names, palette, image.shape[1])
     return stack([overlay(image, ids, palette, alpha), strip])
-
-
-def contact_sheet(rows: Sequence[Sequence[tuple[str, np.ndarray]]], tile_width: int = 480) -> np.ndarray:
-    """Rows of titled pictures on one sheet; each picture is scaled to `tile_width`, its shape kept.
-
-    Class maps must come colourised; they are shrunk by averaging, as photographs are.
-    """
-    height, gap = max(9, tile_width // 44), max(8, tile_width // 40)
-    bands = []
-    for tiles in rows:
-        fitted = [(title, _fit(picture, tile_width)) for title, picture in tiles]
-        tallest = max(picture.shape[0] for _, picture in fitted)
-        band = np.full((3 * height + tallest + gap, gap + len(fitted) * (tile_width + gap), 3), _PAPER, np.uint8)
-        for index, (title, picture) in enumerate(fitted):
-            left = gap + index * (tile_width + gap)
-            draw_text(band[:, : left + tile_width], title, left, 3 * height // 2, height, bold=True)
-            band[3 * height : 3 * height + picture.shape[0], left : left + tile_width] = picture
-        bands.append(band)
-    return stack(bands)
-
-
-def _fit(picture: np.ndarray, width: int) -> np.ndarray:
-    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    method = cv2.INTER_AREA if picture.shape[1] > width else cv2.INTER_NEAREST
-    return cv2.resize(picture, (width, height), interpolation=method)

@@ -16,13 +16,12 @@ from types import TracebackType
 import torch
 
 from dgmn2cli.config import Config, config_difference, config_to_toml, load_config
-from dgmn2cli.data.images import write_png
 from dgmn2cli.distributed.group import Team
 from dgmn2cli.errors import ResourceError
 from dgmn2cli.evaluate.report import versions
 from dgmn2cli.files import atomic_write, local_write_errors, open_in_place, to_json
+from dgmn2cli.report.charts import training_curves
 from dgmn2cli.runtime import describe_device
-from dgmn2cli.training.curves import curves_of, draw_curves
 from dgmn2cli.training.runlog import read_log
 from dgmn2cli.training.state import Shelf
 
@@ -119,9 +118,9 @@ class RunFolder:
         """Draws the curves from the log.
 
         Raises:
-            ResourceError: the picture cannot be written.
+            ResourceError: the image cannot be written.
         """
-        write_png(self.curves, draw_curves(title, curves_of(read_log(self.log))))
+        training_curves(read_log(self.log), self.curves, title)
 
 
 class FolderLock:

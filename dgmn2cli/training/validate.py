@@ -17,9 +17,10 @@ from dgmn2cli.evaluate import Counted, EvalReport, evaluate
 from dgmn2cli.inference.build import build_segmentor
 from dgmn2cli.inference.prediction import ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
-from dgmn2cli.inference.visualize import colorize, contact_sheet
+from dgmn2cli.inference.visualize import colorize
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.fused.network import InferenceForm
+from dgmn2cli.report.sheet import contact_sheet
 from dgmn2cli.runtime import describe_device
 
 SHOWN = 3  # pictures on a sheet of sample predictions

@@ -9,7 +9,6 @@ from dgmn2cli.data.cityscapes import CLASSES, PALETTE
 from dgmn2cli.inference.visualize import (
     class_shares,
     colorize,
-    contact_sheet,
     draw_text,
     legend,
     overlay,
@@ -88,12 +87,9 @@ def test_text_is_drawn_where_asked_and_never_outside() -> None:
     assert text_width("étage", 10) == text_width("?tage", 10)
 
 
-def test_stack_and_contact_sheet_hold_the_pictures() -> None:
+def test_stack_holds_the_pictures() -> None:
     small, large = np.full((4, 5, 3), 9, np.uint8), np.full((3, 8, 3), 8, np.uint8)
     both = stack([small, large])
     assert both.shape == (7, 8, 3)
     np.testing.assert_array_equal(both[:4, :5], small)
     np.testing.assert_array_equal(both[:4, 5:], np.full((4, 3, 3), 255))
-    sheet = contact_sheet([[("one", small), ("two", large)], [("three", small)]], tile_width=100)
-    assert (sheet == 9).all(axis=2).sum() == 2 * 80 * 100
-    assert (sheet == 8).all(axis=2).sum() == 38 * 100

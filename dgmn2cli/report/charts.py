@@ -1,0 +1,178 @@
+"""Charts drawn by matplotlib: a training's curves and a benchmark's bars, as PNG or SVG by the file's suffix."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dgmn2cli.errors import printable
+from dgmn2cli.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, PALE_BLUE, ORANGE, GRAY = "#1f6fb2", "#b9d3ea", "#eb8c3c", "#646b73"
+_WINDOW = 1 / 40  # share of the steps that a smooth curve averages
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 10,
+    "text.parse_math": False,  # names are the user's, and `$` in them is no formula
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GRAY,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e5e8",
+    "xtick.color": GRAY,
+    "ytick.color": GRAY,
+    "svg.hashsalt": "dgmn2cli",  # equal figures give equal bytes
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: its label, its length in the group's unit, and the note behind it."""
+
+    label: str
+    length: float
+    note: str
+
+
+@dataclass(frozen=True)
+class BarGroup:
+    """Bars of one unit under a heading, in one color (as matplotlib takes it)."""
+
+    heading: str
+    bars: Sequence[Bar]
+    color: str = BLUE
+
+
+def training_curves(records: Iterable[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
+    """Draws loss, accuracy, learning rate and mean IoU of a run over its steps.
+
+    Args:
+        records: the lines of the run's log: `iter`, `loss`, `acc`, `lr` of a step, `iter` and `miou` (a fraction, None
+            where no class was present) of an evaluation.
+        path: the file to write: SVG where its suffix says so, else PNG.
+        title: what stands above the charts.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    steps: list[Mapping[str, Any]] = []
+    evaluations: list[Mapping[str, Any]] = []
+    for record in records:
+        (evaluations if "miou" in record else steps).append(record)
+    with _drawing():
+        figure = _figure(12.8, 8.6, title)
+        charts = figure.subplots(2, 2).flat
+        _curve(next(charts), "loss", steps, "loss", smooth=True)
+        _curve(next(charts), "accuracy in % of all pixels", steps, "acc", smooth=True)
+        _curve(next(charts), "learning rate", steps, "lr")
+        _curve(next(charts), "mean IoU in %", evaluations, "miou", factor=100, marker="o")
+        return _save(figure, path)
+
+
+def bar_chart(groups: Sequence[BarGroup], path: str | Path, title: str = "", subtitle: str = "") -> Path:
+    """Draws groups of horizontal bars below each other, the first bar of each group on top.
+
+    Args:
+        groups: at least one, each with at least one bar.
+        path: the file to write: SVG where its suffix says so, else PNG.
+        title, subtitle: what stands above the charts.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    counts = [len(group.bars) for group in groups]
+    with _drawing():
+        figure = _figure(11, 0.9 + sum(0.3 * count + 0.55 for count in counts), f"{title}\n{subtitle}".strip())
+        grid = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": counts})
+        for axes, group in zip(grid.flat, groups, strict=True):
+            bars = axes.barh(range(len(group.bars)), [bar.length for bar in group.bars], color=group.color)
+            axes.bar_label(bars, [printable(bar.note) for bar in group.bars], padding=5, color=GRAY)
+            axes.set_yticks(range(len(group.bars)), [printable(bar.label) for bar in group.bars])
+            axes.set_title(printable(group.heading))
+            axes.set_xlim(0, 1.25 * max(bar.length for bar in group.bars))
+            axes.invert_yaxis()
+            axes.grid(visible=False)
+            axes.xaxis.set_visible(False)
+            axes.spines["bottom"].set_visible(False)
+        return _save(figure, path)
+
+
+def _curve(
+    axes: Axes,
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    key: str,
+    *,
+    smooth: bool = False,
+    factor: float = 1,
+    marker: str = "",
+) -> None:
+    """One chart of `key` over `iter`; `smooth` adds the running mean. A record without the value is left out."""
+    axes.set_title(title)
+    points = [(record["iter"], factor * record[key]) for record in records if record.get(key) is not None]
+    if not points:
+        axes.text(0.5, 0.5, "nothing yet", color=GRAY, ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return
+    steps, values = np.array(points, np.float64).T
+    axes.plot(steps, values, color=PALE_BLUE if smooth else BLUE, marker=marker or ("o" if len(points) == 1 else ""))
+    if smooth:
+        axes.plot(steps, _running_mean(values), color=BLUE)
+    axes.set_xlim(left=0)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """The mean of each value and those shortly before it, `(N,)` float64."""
+    window = max(1, int(len(values) * _WINDOW))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    mean: np.ndarray = (sums[ends] - sums[starts]) / (ends - starts)
+    return mean
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Imports matplotlib, and gives it this module's style whatever the user's own settings are."""
+    logger = logging.getLogger("matplotlib")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.ERROR)  # building the font cache and a missing home folder are no news
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks: boxes are drawn
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure; width and height in hundreds of pixels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    if title:
+        lines = "\n".join(printable(line) for line in title.splitlines())
+        figure.suptitle(lines, x=0.01, ha="left", weight="bold", size=12)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    kind = "svg" if Path(path).suffix.lower() == ".svg" else "png"
+    metadata = {"Date": None} if kind == "svg" else {}
+    return atomic_write(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))
