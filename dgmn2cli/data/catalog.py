@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dgmn2cli.data.cityscapes import IMAGE_SUFFIX, SPLITS, is_cityscapes, open_cityscapes
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.data.folder import DESCRIPTION, find_description, load_description, open_folder
+from dgmn2cli.data.description import DESCRIPTION, find_description, load_description
+from dgmn2cli.data.folder import open_folder
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import absence
 

@@ -11,7 +11,8 @@ import numpy as np
 from dgmn2cli.config import DataConfig
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.dataset import IGNORE, IdMap, SegmentationSet
-from dgmn2cli.data.folder import DESCRIPTION, chosen_palette, find_description, find_pairs
+from dgmn2cli.data.description import DESCRIPTION, find_description
+from dgmn2cli.data.folder import chosen_palette, find_pairs
 from dgmn2cli.errors import ConfigError, DataError
 
 

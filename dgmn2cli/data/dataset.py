@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dgmn2cli.data.description import IGNORE as IGNORE
 from dgmn2cli.data.images import MAX_PIXELS, read_image, read_label
 from dgmn2cli.data.transforms import Sample
 from dgmn2cli.errors import DataError
-
-IGNORE = 255  # the id of ignored pixels in every label this program hands on
 
 
 @dataclass(frozen=True, eq=False)
