@@ -1,21 +1,27 @@
-"""Owns how results leave the program: frozen dataclasses to JSON, and files that appear whole or not at all."""
+"""Files opened safely, written whole or not at all, hashed; frozen dataclasses as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import glob
+import fcntl
+import hashlib
 import json
 import math
 import os
+import re
+import secrets
 import stat
-import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from dgmn2cli.errors import ResourceError
+from dgmn2cli.errors import Dgmn2Error, IntegrityError, ResourceError
+
+HASH_BLOCK = 1 << 20  # bytes read at a time
+ABANDONED_AFTER = 7 * 86400  # seconds after which a temporary file that cannot be locked counts as abandoned
 
 
 def to_plain(value: Any) -> Any:
@@ -38,6 +44,99 @@ def to_plain(value: Any) -> Any:
 def to_json(value: Any) -> str:
     """One JSON document of a report; `NaN` never appears in it."""
     return json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def open_regular(
+    path: str | Path,
+    what: str = "cannot read the file",
+    *,
+    kind: type[Dgmn2Error] = IntegrityError,
+    unreadable: type[Dgmn2Error] = ResourceError,
+    hint: str = "Check the path.",
+) -> BinaryIO:
+    """`path` opened for reading if it is a regular file (or a link to one); a named pipe cannot block this.
+
+    Args:
+        path: the file.
+        what: the failed action, for the error's message.
+        kind: the error for a folder, pipe, socket or device.
+        unreadable: the error for a file that is missing or may not be read.
+        hint: what the user can do about either.
+
+    Raises:
+        Dgmn2Error: `kind` or `unreadable`; `why` says what is there.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise unreadable(what, where=path, why=_reason(error), hint=hint) from error
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise kind(what, where=path, why=f"it is {_kind_of(mode)}, wanted a file", hint=hint)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bounded(
+    path: str | Path,
+    limit: int,
+    what: str = "cannot read the file",
+    *,
+    kind: type[Dgmn2Error] = IntegrityError,
+    unreadable: type[Dgmn2Error] = ResourceError,
+    hint: str = "Check the path.",
+) -> bytes:
+    """All bytes of a regular file of at most `limit` bytes; the other arguments as for `open_regular`.
+
+    Raises:
+        Dgmn2Error: `kind` for what is larger or no regular file, `unreadable` for what cannot be read.
+    """
+    with open_regular(path, what, kind=kind, unreadable=unreadable, hint=hint) as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise unreadable(what, where=path, why=_reason(error), hint=hint) from error
+    if len(data) > limit:
+        raise kind(what, where=path, why=f"it is larger than {limit:,} bytes", hint=hint)
+    return data
+
+
+def hash_file(path: str | Path, advance: Callable[[int], object] | None = None) -> str:
+    """SHA-256 of a regular file, 64 lower-case hex digits.
+
+    Args:
+        path: the file.
+        advance: called with the number of bytes just read, for a progress bar.
+
+    Raises:
+        IntegrityError: it is no regular file (folder, pipe, device).
+        ResourceError: it is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        try:
+            while block := file.read(HASH_BLOCK):
+                digest.update(block)
+                if advance:
+                    advance(len(block))
+        except OSError as error:
+            raise ResourceError("cannot read the file", where=path, why=_reason(error)) from error
+    return digest.hexdigest()
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return "there is no such file"
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    return "the name is not a possible file name"
+
+
+def _kind_of(mode: int) -> str:
+    return "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "a pipe, socket or device"
 
 
 def sync_folder(folder: Path) -> None:
@@ -75,6 +174,8 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
     """Writes `path` so that it is either absent (or its old self) or complete and durable.
 
     A temporary file in the same folder is written, flushed and fsynced, renamed over `path`, and the folder fsynced.
+    Its writer holds a lock on it: an unlocked one was left by a killed process, and the next writer of `path` removes
+    it. (Process ids would not do: another container's are unknown here.)
 
     Args:
         path: the file to write; its folder is created.
@@ -88,21 +189,18 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
         _refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(path)
-        descriptor, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name[:80]}.{os.getpid()}.", suffix=".part"
-        )
+        temporary, file = _new_temporary(path)
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with file:
                 if callable(write):
                     write(file)
                 else:
                     file.write(write.encode() if isinstance(write, str) else write)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
+                os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
     return path
@@ -188,35 +286,69 @@ def _refuse_special(path: Path) -> None:
             return  # nothing there, or a link that leads nowhere: it is replaced
         raise
     if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
         hint = "Name a file that is new or may be replaced."
-        raise ResourceError("cannot write the file", where=path, why=f"{kind} is there", hint=hint)
+        raise ResourceError("cannot write the file", where=path, why=f"{_kind_of(mode)} is there", hint=hint)
+
+
+def _temporary_stem(path: Path) -> str:
+    """The beginning of `path`'s temporary names, hashed where it is too long for a file name with more behind it."""
+    name = os.fsencode(path.name)
+    return f".{path.name}" if len(name) <= 120 else f".{hashlib.sha256(name).hexdigest()[:32]}"
+
+
+def _new_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A temporary file of `path`, created with the user's umask and locked."""
+    while True:
+        temporary = path.with_name(f"{_temporary_stem(path)}.{os.getpid()}.{secrets.token_hex(4)}.part")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.fdopen(os.open(temporary, flags, 0o666), "wb")
+        lock_file(file.fileno())
+        with suppress(FileNotFoundError):  # removed before it was locked: taken for an abandoned one
+            if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
+                return temporary, file
+        file.close()
+
+
+def lock_file(descriptor: int) -> bool | None:
+    """Takes the advisory lock of an open file, without waiting: True or False; None where locks do not work.
+
+    The kernel drops it when the file is closed, however its process ends.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@contextmanager
+def abandoned(part: Path) -> Iterator[BinaryIO | None]:
+    """The unfinished file `part`, opened and locked, if its writer is gone; None while the writer may live.
+
+    Where locks do not work, a file counts as abandoned a week after its last change.
+    """
+    try:
+        descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # gone, a folder, a link, somebody else's
+        yield None
+        return
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        locked = lock_file(descriptor) if stat.S_ISREG(status.st_mode) else False
+        old = time.time() - status.st_mtime > ABANDONED_AFTER
+        yield file if locked or (locked is None and old) else None
 
 
 def _clear_abandoned(path: Path) -> None:
     """Removes temporary files of `path` whose writer was killed before it could rename or remove them."""
-    prefix = f".{path.name[:80]}."
-    for part in path.parent.glob(f"{glob.escape(prefix)}*.part"):
-        writer = part.name[len(prefix) :].split(".", 1)[0]
-        if writer.isdigit() and not _alive(int(writer)):
-            part.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _umask() -> int:
-    """The process's file mode mask (reading it means setting it twice)."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+    pattern = re.compile(re.escape(_temporary_stem(path)) + r"\.[0-9]+\.[0-9a-z_]{8}\.part")
+    with suppress(OSError):
+        for name in [name for name in os.listdir(path.parent) if pattern.fullmatch(name)]:
+            with abandoned(path.with_name(name)) as left:
+                if left is not None:
+                    path.with_name(name).unlink(missing_ok=True)
 
 
 def absence(path: str | Path, wanted: Literal["file", "folder"] = "file") -> str:
@@ -229,5 +361,4 @@ def absence(path: str | Path, wanted: Literal["file", "folder"] = "file") -> str
         return (error.strerror or str(error)).lower()
     except ValueError:
         return "the name is not a possible file name"
-    kind = "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "a pipe, socket or device"
-    return f"it is {kind}, wanted a {wanted}"
+    return f"it is {_kind_of(mode)}, wanted a {wanted}"

@@ -1,11 +1,16 @@
 """Files that appear whole or not at all, and never in the place of something that is no file."""
 
+import hashlib
 import os
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
-from dgmn2cli.errors import ResourceError
-from dgmn2cli.files import atomic_write, open_in_place
+from dgmn2cli.errors import ConfigError, DataError, IntegrityError, ResourceError
+from dgmn2cli.files import atomic_write, hash_file, open_in_place, open_regular, read_bounded
 
 
 def test_a_file_is_replaced_and_nothing_is_left(tmp_path):
@@ -66,3 +71,111 @@ def test_what_is_written_in_place_is_a_plain_file_of_that_very_name(tmp_path):
         with os.fdopen(open_in_place(tmp_path / "log", os.O_WRONLY | os.O_APPEND), "ab") as file:
             file.write(b"line\n")
     assert (tmp_path / "log").read_text() == "line\nline\n"
+
+
+def test_hashing(tmp_path):
+    path, content = tmp_path / "file", b"weights" * 300_000
+    path.write_bytes(content)
+    steps = []
+    assert hash_file(path, steps.append) == hashlib.sha256(content).hexdigest()
+    assert sum(steps) == len(content)
+    assert len(steps) > 1
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to-pipe").symlink_to("pipe")
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    for bad in (tmp_path, tmp_path / "pipe", tmp_path / "to-pipe", "/dev/zero"):
+        for use in (open_regular, hash_file, lambda path: read_bounded(path, 10)):
+            with pytest.raises(IntegrityError, match="wanted a file"):
+                use(bad)
+        with pytest.raises(DataError):
+            open_regular(bad, "cannot read the image", kind=DataError)
+    for absent in (tmp_path / "none", tmp_path / "file" / "x", "nul\0byte", "x" * 5000):
+        for use in (open_regular, hash_file, lambda path: read_bounded(path, 10)):
+            with pytest.raises(ResourceError):
+                use(absent)
+        with pytest.raises(ConfigError):
+            read_bounded(absent, 10, unreadable=ConfigError)
+    assert read_bounded(tmp_path / "link", 5) == b"12345"
+    with pytest.raises(IntegrityError, match="larger than 4 bytes"):
+        read_bounded(tmp_path / "file", 4)
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o027, 0o002])
+def test_files_get_the_modes_of_the_umask_whatever_the_threads_do(tmp_path, mask):
+    """The mask belongs to the process: a thread that set it to read it would set it for all others."""
+    interval, before = sys.getswitchinterval(), os.umask(mask)
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(target=lambda k=k: [atomic_write(tmp_path / f"{k}_{i}", b"x") for i in range(25)])
+            for k in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+        found = os.umask(before)
+    assert found == mask
+    modes = [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()]
+    assert modes == [0o666 & ~mask] * 100
+
+
+WRITER = """
+import sys
+from dgmn2cli.files import atomic_write
+def write(file):
+    file.write(b"x")
+    file.flush()
+    print("writing", flush=True)
+    sys.stdin.readline()
+    file.write(b"y")
+atomic_write(sys.argv[1], write)
+"""
+
+
+def _writer(path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_a_live_writer_keeps_its_temporary_file_whatever_its_number_means_here(tmp_path):
+    """In another container's process namespace the number in the name is nobody's."""
+    path = tmp_path / "report.json"
+    with _writer(path) as writer:
+        (part,) = tmp_path.glob(".report.json.*.part")
+        elsewhere = part.with_name(part.name.replace(f".{writer.pid}.", ".999999999."))
+        part.rename(elsewhere)
+        atomic_write(path, b"z")
+        assert elsewhere.read_bytes() == b"x"
+        elsewhere.rename(part)
+        writer.communicate("go\n", timeout=20)
+    assert writer.returncode == 0
+    assert path.read_bytes() == b"xy"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_killed_writer_leaves_nothing_for_long(tmp_path):
+    path = tmp_path / "report.json"
+    stranger = tmp_path / ".report.json.notes.part"
+    stranger.write_text("mine")
+    with _writer(path) as writer:
+        writer.send_signal(signal.SIGKILL)
+        writer.wait(timeout=20)
+    assert len(list(tmp_path.glob(".report.json.*.part"))) == 2
+    atomic_write(path, b"z")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".report.json.notes.part", "report.json"]
+
+
+def test_long_names_in_any_script_are_written(tmp_path):
+    for name in ("x" * 255, "字" * 85):
+        assert atomic_write(tmp_path / name, b"z").read_bytes() == b"z"
+    assert len(list(tmp_path.iterdir())) == 2

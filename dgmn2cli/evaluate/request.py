@@ -23,9 +23,8 @@ from dgmn2cli.evaluate.published import TOLERANCE
 from dgmn2cli.evaluate.report import DataInfo, describe_data, protocol_in_force
 from dgmn2cli.evaluate.subject import Subject
 from dgmn2cli.evaluate.tally import EVERY
-from dgmn2cli.files import check_file, check_folder
+from dgmn2cli.files import check_file, check_folder, hash_file
 from dgmn2cli.inference.plan import Settings
-from dgmn2cli.zoo import hash_file
 
 
 @dataclass(frozen=True)

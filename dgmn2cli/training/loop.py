@@ -18,7 +18,7 @@ from dgmn2cli.data.loaders import TrainStream, train_batches
 from dgmn2cli.distributed.group import Team
 from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.evaluate import EvalReport
-from dgmn2cli.files import atomic_write, to_json
+from dgmn2cli.files import atomic_write, hash_file, to_json
 from dgmn2cli.training.board import Board
 from dgmn2cli.training.folder import RunFolder
 from dgmn2cli.training.optim import MovingAverage
@@ -29,7 +29,6 @@ from dgmn2cli.training.state import Shelf, TrainState, restore_optimizer
 from dgmn2cli.training.step import Stepper
 from dgmn2cli.training.validate import Stopped, snapshot, validate, write_samples
 from dgmn2cli.version import __version__
-from dgmn2cli.zoo import hash_file
 
 
 @dataclass(frozen=True)

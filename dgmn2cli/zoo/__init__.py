@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgmn2cli.zoo.cache import CachedFile, cache_dir, hash_file, locate, pin_state
+from dgmn2cli.zoo.cache import CachedFile, cache_dir, locate, pin_state
 from dgmn2cli.zoo.manifest import AnyEntry, BackboneEntry, Source, Zoo, ZooEntry
 from dgmn2cli.zoo.parse import load_zoo
 
@@ -17,7 +17,6 @@ __all__ = [
     "cache_dir",
     "entries",
     "find",
-    "hash_file",
     "load_zoo",
     "locate",
     "pin_state",

@@ -12,17 +12,15 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from dgmn2cli.errors import IntegrityError, ResourceError
-from dgmn2cli.files import atomic_write, to_json
+from dgmn2cli.files import atomic_write, open_regular, to_json
 from dgmn2cli.zoo.manifest import AnyEntry, Source
 
-HASH_BLOCK = 1 << 20  # bytes read at a time
 RECORD_LIMIT = 100_000  # bytes; a record has about 500
 Pin = Literal["pinned", "recorded", "unknown"]
 
@@ -134,43 +132,6 @@ def locate(entry: AnyEntry, cache: Path) -> CachedFile | None:
         return None
     source = record.source if record and record.sha256 == sha256 else ""
     return CachedFile(path, sha256, status.st_size, "pinned" if entry.sha256 else "recorded", source)
-
-
-def hash_file(path: Path, advance: Callable[[int], object] | None = None) -> str:
-    """SHA-256 of a regular file, lower-case hex.
-
-    Args:
-        path: the file.
-        advance: called with the bytes just read, for a progress bar.
-
-    Raises:
-        IntegrityError: it is no regular file (folder, FIFO, device).
-        ResourceError: it is missing or may not be read.
-    """
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
-            if advance:
-                advance(len(block))
-    return digest.hexdigest()
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """`path` opened for reading, if it is a regular file; a FIFO cannot block this.
-
-    Raises:
-        IntegrityError: it is a folder, FIFO, device or socket.
-        ResourceError: it is missing or may not be read.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise IntegrityError("cannot use the file", where=path, why="it is not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def record(entry: AnyEntry, cache: Path, *, sha256: str, size: int, source: str) -> Record:

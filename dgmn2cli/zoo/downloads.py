@@ -11,8 +11,7 @@ from typing import BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 from dgmn2cli.errors import ConfigError, Dgmn2Error, IntegrityError, ResourceError
-from dgmn2cli.files import atomic_write
-from dgmn2cli.zoo.cache import HASH_BLOCK, hash_file, open_regular
+from dgmn2cli.files import HASH_BLOCK, atomic_write, hash_file, open_regular
 from dgmn2cli.zoo.fetch import FetchedFile
 from dgmn2cli.zoo.manifest import AnyEntry, Source, shown
 from dgmn2cli.zoo.parse import DRIVE_ID, url_fault

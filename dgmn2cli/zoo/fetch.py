@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NetworkError, NonFiniteError, ResourceError
+from dgmn2cli.files import HASH_BLOCK, hash_file, open_regular
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo.drive import drive_session, opened_drive_file
 from dgmn2cli.zoo.http import Deadline, Limits, TemporaryError, new_session, opened
@@ -136,7 +137,7 @@ def from_cache(
         if progress:
             progress(done, found.size)
 
-    if caching.hash_file(found.path, advance) != found.sha256:
+    if hash_file(found.path, advance) != found.sha256:
         logger.warning("the cached file of %s is damaged: %s", entry.key, found.path)
         return None
     pin: Literal["pinned", "recorded"] = "pinned" if found.pin == "pinned" else "recorded"
@@ -151,7 +152,7 @@ def adopt(entry: AnyEntry, file: Path, *, cache: Path, verify: Verify, progress:
         IntegrityError, NonFiniteError: it is not the entry's file.
         ResourceError: it cannot be read, or the cache not be written.
     """
-    with caching.open_regular(file) as stream:
+    with open_regular(file) as stream:
         total = os.fstat(stream.fileno()).st_size
         return adopt_stream(entry, stream, total, str(file.absolute()), cache=cache, verify=verify, progress=progress)
 
@@ -336,7 +337,7 @@ def _copy_file(entry: AnyEntry, path: Path, part: Part, progress: Progress | Non
     """Fills `part` from a `file` source, which may lie on a share that is not there now."""
     part.restart()
     try:
-        stream = caching.open_regular(path)
+        stream = open_regular(path)
     except ResourceError as error:
         raise NetworkError("cannot read the source", where=path, why=error.why) from error
     with stream:
@@ -350,7 +351,7 @@ def _copy(entry: AnyEntry, stream: IO[bytes], total: int, part: Part, name: str,
         raise IntegrityError("the file is not the model", where=name, why=why)
     while part.size < total:
         try:
-            block = stream.read(min(caching.HASH_BLOCK, total - part.size))
+            block = stream.read(min(HASH_BLOCK, total - part.size))
         except OSError as error:
             raise ResourceError("cannot read the file", where=name, why=error.strerror or str(error)) from error
         if not block:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError, ResourceError
-from dgmn2cli.files import atomic_write, check_file, to_json
-from dgmn2cli.zoo.cache import RECORD_LIMIT, expected_sha256, hash_file, open_regular
+from dgmn2cli.files import atomic_write, check_file, hash_file, open_regular, to_json
+from dgmn2cli.zoo.cache import RECORD_LIMIT, expected_sha256
 from dgmn2cli.zoo.fetch import FetchedFile, Verify, adopt, adopt_stream, size_limit
 from dgmn2cli.zoo.manifest import AnyEntry, ZooEntry
 from dgmn2cli.zoo.transfer import Progress

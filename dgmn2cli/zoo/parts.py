@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dgmn2cli.errors import IntegrityError, ResourceError
-from dgmn2cli.files import local_write_errors
-from dgmn2cli.zoo.cache import HASH_BLOCK, RECORD_LIMIT, open_regular
+from dgmn2cli.files import HASH_BLOCK, local_write_errors, open_regular
+from dgmn2cli.zoo.cache import RECORD_LIMIT
 
 logger = logging.getLogger(__name__)
 

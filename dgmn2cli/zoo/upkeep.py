@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dgmn2cli.errors import ConfigError, IntegrityError
-from dgmn2cli.files import atomic_write
-from dgmn2cli.zoo.cache import Pin, find_record, hash_file, locate, pin_state
+from dgmn2cli.files import atomic_write, hash_file
+from dgmn2cli.zoo.cache import Pin, find_record, locate, pin_state
 from dgmn2cli.zoo.manifest import AnyEntry, Zoo
 from dgmn2cli.zoo.parse import read_zoo
 

@@ -248,7 +248,7 @@ def test_a_dry_run_says_what_would_be_adopted(call, checkpoints, tmp_path):
         (["--timeout", "0"], 2, "neither TOTAL nor CONNECT,READ,TOTAL"),
         (["--retries", "-1"], 2, "invalid value for '--retries'"),
         (["--from", "/no/such"], 5, "cannot read the file (/no/such)"),
-        (["--from", "/dev/zero"], 3, "not a regular file"),
+        (["--from", "/dev/zero"], 3, "wanted a file"),
         (["--offline"], 4, "the network is switched off"),
     ],
 )

@@ -15,7 +15,6 @@ import torch
 from dgmn2cli import files as reports
 from dgmn2cli.checkpoint import formats, weights
 from dgmn2cli.cli import boundary
-from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo import parts, transfer
 
@@ -128,7 +127,7 @@ RESUMED = "resumed download, nothing checked behind it"
 CONTROLS = {
     "no hash compared at load": Control("model file, hash known", 200, _without_hash),
     "cached files not hashed again": Control(
-        "cached file and its note", 100, _replace(caching, "hash_file", lambda path, advance=None: path.stem)
+        "cached file and its note", 100, _replace(fetching, "hash_file", lambda path, advance=None: path.stem)
     ),
     "archive checksums not verified": Control(
         "model file, hash not known", 400, _replace(formats, "_verify_archive", lambda *_: None)

@@ -9,7 +9,6 @@ from pretend_hosts import Host
 
 from dgmn2cli import zoo
 from dgmn2cli.errors import IntegrityError, NetworkError
-from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo import http, parts, transfer
 from dgmn2cli.zoo.manifest import Source
@@ -82,7 +81,7 @@ def test_a_damaged_cached_file_is_seen_when_not_hashed(host, tmp_path, monkeypat
     assert publishes_only_the_right_file(host, "good", tmp_path)
     (file,) = (tmp_path / "files").iterdir()
     file.write_bytes(CONTENT[:-1])
-    monkeypatch.setattr(caching, "hash_file", lambda path, advance=None: path.stem)
+    monkeypatch.setattr(fetching, "hash_file", lambda path, advance=None: path.stem)
     assert not publishes_only_the_right_file(host, "good", tmp_path)
     monkeypatch.undo()
     assert publishes_only_the_right_file(host, "good", tmp_path)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dgmn2cli import zoo
-from dgmn2cli.errors import IntegrityError, ResourceError
+from dgmn2cli.errors import ResourceError
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo.manifest import Source
 
@@ -136,18 +136,3 @@ def test_what_is_no_file_is_not_found(tmp_path, entry):
     path.rmdir()
     os.mkfifo(path)
     assert zoo.locate(pinned, tmp_path) is None
-
-
-def test_hashing(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(CONTENT * 300)
-    steps = []
-    assert zoo.hash_file(path, steps.append) == hashlib.sha256(CONTENT * 300).hexdigest()
-    assert sum(steps) == len(CONTENT) * 300
-    assert len(steps) > 1
-    os.mkfifo(tmp_path / "fifo")
-    for bad in (tmp_path, tmp_path / "fifo", "/dev/zero"):
-        with pytest.raises(IntegrityError, match="not a regular file"):
-            zoo.hash_file(bad)
-    with pytest.raises(ResourceError, match="no such file"):
-        zoo.hash_file(tmp_path / "none")
