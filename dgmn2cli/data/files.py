@@ -1,0 +1,143 @@
+"""Finding image files: one set of rules for folders, globs, lists and data sets."""
+
+from __future__ import annotations
+
+import glob
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgmn2cli.errors import DataError
+from dgmn2cli.files import absence
+
+# every format that `read_image` decodes, as files of it are named; compared in lower case
+SUFFIXES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif",
+)  # fmt: skip
+_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information"})
+_NAMED = 3  # examples in a note
+MOST_FOLDERS = 100_000
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        files: in the order of their names; each lies below the folder that was searched, links not resolved.
+        notes: one line for each kind of entry that was left out, with how many and the first names.
+    """
+
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or left by a desktop (`._x.jpg`, `Thumbs.db`, `__MACOSX`)."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def comparable(name: str | Path) -> str:
+    """A name as it is compared with others: in Unicode's composed form (NFC), folders apart by `/`."""
+    return unicodedata.normalize("NFC", Path(name).as_posix())
+
+
+def ends_with(name: str, suffixes: Sequence[str]) -> str:
+    """The first of `suffixes` that `name` ends in, in any case and Unicode form; empty if there is none."""
+    folded = comparable(name).lower()
+    return next((suffix for suffix in suffixes if folded.endswith(comparable(suffix).lower())), "")
+
+
+def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> Found:
+    """The files below `folder` whose names end in one of `suffixes`, in any case.
+
+    Links to files and folders are followed, but not in circles. Left out, and named in a note: what is hidden or left
+    by a desktop, folders that are named like images, folders that may not be read, files of other names.
+    What is no regular file but named like one (a pipe, a link that leads nowhere) is found: reading it says what it is.
+
+    Raises:
+        DataError: there is no such folder, or links lead to more than 100,000 folders.
+    """
+    if not os.path.isdir(folder):
+        raise DataError("cannot search the folder", where=folder, why=absence(folder, "folder"), hint="Check the path.")
+    found: list[tuple[str, Path]] = []
+    left_out: dict[str, list[str]] = {}
+    pending: list[tuple[str, tuple[str, ...]]] = [("", ())]
+    searched = 0
+    while pending:
+        inside, above = pending.pop()
+        here = os.path.join(folder, inside) if inside else str(folder)
+        real, searched = os.path.realpath(here), searched + 1
+        if searched > MOST_FOLDERS:
+            why = f"its links lead to more than {MOST_FOLDERS:,} folders"
+            raise DataError("cannot search the folder", where=folder, why=why, hint="Remove links from it.")
+        if real in above:
+            left_out.setdefault("a link in a circle", []).append(inside)
+            continue
+        try:
+            with os.scandir(here) as scan:
+                entries = list(scan)
+        except OSError as error:
+            left_out.setdefault(f"a folder that cannot be read ({error.strerror})", []).append(inside)
+            continue
+        for entry in entries:
+            name = os.path.join(inside, entry.name)
+            matches = ends_with(entry.name, suffixes)
+            if is_litter(entry.name):
+                left_out.setdefault("hidden, or left by a desktop", []).append(name)
+            elif _is_folder(entry):
+                if matches:
+                    left_out.setdefault("a folder named like a file", []).append(name)
+                pending.append((name, (*above, real)))
+            elif matches:
+                found.append((comparable(name), Path(folder, name)))
+            else:
+                left_out.setdefault("of another suffix", []).append(name)
+    notes = tuple(_note(folder, kind, names) for kind, names in sorted(left_out.items()))
+    return Found(tuple(path for _, path in sorted(found)), notes)
+
+
+def find_matches(pattern: str) -> Found:
+    """The files that a glob matches (`**` for any folders); hidden ones only where the pattern names them.
+
+    Every file counts, whatever its suffix; folders and what a desktop leaves are left out, and named in a note.
+
+    Raises:
+        DataError: nothing matches.
+    """
+    try:
+        matches = sorted(glob.glob(pattern, recursive=True), key=comparable)
+    except ValueError:  # a NUL byte
+        matches = []
+    folders = [match for match in matches if os.path.isdir(match)]
+    litter = [match for match in matches if is_litter(Path(match).name) and match not in folders]
+    files = tuple(Path(match) for match in matches if match not in folders and match not in litter)
+    if not files:
+        raise DataError("no file matches", where=pattern, hint="Give files, folders, globs or @list.txt.")
+    kinds = {"a folder": folders, "hidden, or left by a desktop": litter}
+    return Found(files, tuple(_note(pattern, kind, names) for kind, names in kinds.items() if names))
+
+
+def distinct_names(files: Iterable[Path]) -> list[Path]:
+    """A relative name for each file: its file name, if no two are alike, else with the folders that tell them apart."""
+    files = list(files)
+    if len({comparable(file.name) for file in files}) == len(set(files)):
+        return [Path(file.name) for file in files]
+    whole = [Path(os.path.abspath(file)) for file in files]
+    common = os.path.commonpath([file.parent for file in whole])
+    return [file.relative_to(common) for file in whole]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle: reading it says so
+        return False
+
+
+def _note(where: str | Path, kind: str, names: Sequence[str]) -> str:
+    some = ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return f"{where}: left out {len(names)} ({kind}): {some}"

@@ -1,0 +1,120 @@
+"""Finding files: links, hidden files, suffixes, Unicode forms; whatever is left out is named."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from dgmn2cli.data.files import comparable, distinct_names, ends_with, find_files, find_matches, is_litter
+from dgmn2cli.errors import DataError
+
+
+def put(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def names(root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in find_files(root).files]
+
+
+def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
+    put(tmp_path, "store/1.jpg", "store/deep/2.jpg", "set/own/0.jpg")
+    root = tmp_path / "set"
+    (root / "linked").symlink_to("../store")
+    (root / "again").symlink_to(tmp_path / "store", target_is_directory=True)
+    (root / "file.png").symlink_to("../store/1.jpg")
+    (root / "own" / "up").symlink_to("..")
+    (tmp_path / "store" / "back").symlink_to("../set")
+    expected = ["again/1.jpg", "again/deep/2.jpg", "file.png", "linked/1.jpg", "linked/deep/2.jpg", "own/0.jpg"]
+    assert names(root) == expected
+    note = next(note for note in find_files(root).notes if "circle" in note)
+    assert "left out 3" in note
+    assert "own/up" in note
+
+
+def test_links_that_multiply_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgmn2cli.data.files.MOST_FOLDERS", 500)
+    for name in "abcdefgh":
+        (tmp_path / name).mkdir()
+        for other in "abcdefgh":
+            (tmp_path / name / other).symlink_to(f"../{other}")
+    with pytest.raises(DataError, match="500 folders"):
+        find_files(tmp_path)
+
+
+def test_what_a_desktop_leaves_is_left_out_and_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.jpg", "._a.jpg", ".DS_Store", "Thumbs.db", ".ipynb_checkpoints/a-checkpoint.jpg")
+    put(tmp_path, "__MACOSX/a.jpg", ".Trash-1000/files/b.jpg", "@eaDir/a.jpg", "readme.txt", "x.png/c.jpg")
+    found = find_files(tmp_path)
+    assert [path.name for path in found.files] == ["a.jpg", "c.jpg"]
+    assert len(found.notes) == 3
+    assert "left out 7 (hidden, or left by a desktop)" in "".join(found.notes)
+    assert "readme.txt" in "".join(found.notes)
+    assert "left out 1 (a folder named like a file): x.png" in "".join(found.notes)
+    assert is_litter("._x.png")
+    assert not is_litter("x._png")
+
+
+def test_every_suffix_in_any_case(tmp_path: Path) -> None:
+    put(tmp_path, "a.JPG", "b.jfif", "c.jpe", "d.TIF", "e.tiff", "f.WebP", "g.bmp", "h.Png", "i.txt", "j")
+    assert len(names(tmp_path)) == 8
+    assert [path.name for path in find_files(tmp_path, ("_IMG.png", ".jpe")).files] == ["c.jpe"]
+    assert ends_with("x_img.PNG", ("_IMG.png",)) == "_IMG.png"
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "Zürich_größe.png")
+    assert comparable(decomposed) == "Zürich_größe.png"
+    put(tmp_path, decomposed)
+    assert [path.name for path in find_files(tmp_path, ("größe.png",)).files] == [decomposed]
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/\xff\xe9.jpg", "wb") as file:
+        file.write(b"x")
+    assert [os.fsencode(path.name) for path in find_files(tmp_path).files] == [b"\xff\xe9.jpg"]
+
+
+def test_what_is_no_folder(tmp_path: Path) -> None:
+    put(tmp_path, "file")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("file", "none", "loop", "a\0b"):
+        with pytest.raises(DataError):
+            find_files(tmp_path / name)
+    assert find_files(tmp_path).notes == (f"{tmp_path}: left out 2 (of another suffix): file, loop",)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "closed/b.png")
+    (tmp_path / "closed").chmod(0)
+    assert names(tmp_path) == ["a.png"]
+    assert "closed" in find_files(tmp_path).notes[0]
+    (tmp_path / "closed").chmod(0o700)
+
+
+def test_globs(tmp_path: Path) -> None:
+    put(tmp_path, "a/x.png", "b/x.png", "b/Thumbs.db", "b/y.dat", "b/.h.png")
+    (tmp_path / "b" / "folder.png").mkdir()
+    found = find_matches(f"{tmp_path}/*/*")
+    assert [path.name for path in found.files] == ["x.png", "x.png", "y.dat"]
+    assert len(found.notes) == 2
+    assert len(find_matches(f"{tmp_path}/**/*.png").files) == 2
+    for pattern in (f"{tmp_path}/*.jpg", f"{tmp_path}/*\0"):
+        with pytest.raises(DataError, match="no file matches"):
+            find_matches(pattern)
+
+
+def test_equal_names_keep_what_tells_them_apart() -> None:
+    files = [Path("x/drive1/data/0.jpg"), Path("x/drive2/data/0.jpg"), Path("x/drive2/data/1.jpg")]
+    assert distinct_names(files[1:]) == [Path("0.jpg"), Path("1.jpg")]
+    assert [name.as_posix() for name in distinct_names(files)] == ["drive1/data/0.jpg", "drive2/data/0.jpg",
+                                                                  "drive2/data/1.jpg"]  # fmt: skip
+    assert distinct_names([Path("/a/0.jpg"), Path("/b/0.jpg")]) == [Path("a/0.jpg"), Path("b/0.jpg")]
+    assert distinct_names([]) == []
