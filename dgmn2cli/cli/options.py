@@ -20,6 +20,7 @@ from dgmn2cli.files import absence
 from dgmn2cli.zoo import Zoo, cache_dir, load_zoo
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 DTYPES = ("float32", "bfloat16", "float16")
 BACKENDS = ("auto", "native", "triton", "reference")
@@ -167,6 +168,30 @@ def attach_global_options(command: click.Command) -> click.Command:
         for subcommand in command.commands.values():
             attach_global_options(subcommand)
     return command
+
+
+def grouped(name: str, make: Callable[..., object], *options: Decorator) -> Decorator:
+    """A decorator that adds click options to a command and gives it their values as one typed parameter.
+
+    Args:
+        name: of the command's parameter.
+        make: called with the options' values by keyword, usually a dataclass; makes that parameter.
+        options: what `click.option` gives.
+    """
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        def with_group(*args: Any, **values: Any) -> Any:
+            return command(*args, **{name: make(**{option: values.pop(option) for option in names})}, **values)
+
+        decorated: Callable[..., Any] = update_wrapper(with_group, command)
+        others = set(map(id, getattr(command, "__click_params__", ())))
+        for option in reversed(options):
+            decorated = option(decorated)
+        parameters = getattr(decorated, "__click_params__", ())
+        names = [parameter.name for parameter in parameters if id(parameter) not in others]
+        return decorated
+
+    return add
 
 
 def _default_model(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
@@ -317,6 +342,17 @@ def device_option(command: Command) -> Command:
     )(command)
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How a network runs: `--device --dtype --backend --threads --compile`."""
+
+    device: str
+    dtype: str
+    backend: str
+    threads: int | None
+    compiled: bool
+
+
 def run_options(command: Command) -> Command:
     """`--device --dtype --backend --threads --compile`, as `device`, `dtype`, `backend`, `threads`, `compiled`."""
     options = [
@@ -335,3 +371,6 @@ def run_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+with_run = grouped("run", RunOptions, run_options)  # a command gets `run: RunOptions`

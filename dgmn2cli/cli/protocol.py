@@ -1,14 +1,19 @@
-"""Owns the options of networks, of the test procedure and of its data, for commands that run over a data set."""
+"""Options that commands share, as typed groups: of the network, of the test procedure and of its data.
+
+A command decorated with `with_network`, `with_settings`, `with_data("val")` or `options.with_run` gets one parameter
+for each: `network: NetworkOptions`, `settings: Settings`, `data: DataOptions`, `run: RunOptions`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dgmn2cli.cli.options import MEMORY, NAME, PATH, SIZE, Session, run_options
+from dgmn2cli.cli.options import MEMORY, NAME, PATH, SIZE, Decorator, Session, grouped, run_options
 from dgmn2cli.cli.weights import ensure_weights
 
 if TYPE_CHECKING:
@@ -21,6 +26,27 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _SETTINGS = ("ms_flip", "protocol", "scale", "window", "stride", "window_batch", "max_pixels", "max_memory")
 _SIDE = click.IntRange(1, 8192)
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which weights a model gets and how it runs: `--checkpoint --published-order` and the run options."""
+
+    checkpoint: Path | None
+    published_order: bool
+    device: str
+    dtype: str
+    backend: str
+    threads: int | None
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data a command works on: `--data-root --split`."""
+
+    data_root: Path
+    split: str
 
 
 def _add(command: Command, options: Sequence[Callable[[Any], Any]]) -> Command:
@@ -59,7 +85,7 @@ def data_options(split: str) -> Callable[[Command], Command]:
     return add
 
 
-def data_of(recipe: Recipe | None, options: dict[str, Any]) -> tuple[Path, str, DataConfig]:
+def data_of(recipe: Recipe | None, options: DataOptions | dict[str, Any]) -> tuple[Path, str, DataConfig]:
     """Root, split and description of the data that `data_options` or else the user's configuration file name.
 
     Args:
@@ -68,7 +94,8 @@ def data_of(recipe: Recipe | None, options: dict[str, Any]) -> tuple[Path, str, 
     from dgmn2cli.config import DataConfig
     from dgmn2cli.data.configured import split_name
 
-    root, split = options["data_root"], options["split"]
+    given = options if isinstance(options, DataOptions) else DataOptions(options["data_root"], options["split"])
+    root, split = given.data_root, given.split
     if recipe is None or recipe.entry is not None:
         return root, split, DataConfig()
     data, typed = recipe.config.data, click.core.ParameterSource.COMMANDLINE
@@ -127,24 +154,21 @@ def settings_of(options: dict[str, Any]) -> Settings:
     return Settings(**{name: options[name] for name in _SETTINGS})
 
 
+checkpoint_option = click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones.")
+published_order_option = click.option(
+    "--published-order", is_flag=True, help="Run the operations as published, not their exact equal."
+)
+workers_option = click.option(
+    "--workers", type=click.IntRange(0, 64), default=2, show_default=True, metavar="N", help="Threads that read ahead."
+)
+
+
 def network_options(command: Command) -> Command:
     """`--checkpoint --workers --published-order` and the run options; read by `network_of`."""
-    options = [
-        click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones."),
-        click.option(
-            "--workers",
-            type=click.IntRange(0, 64),
-            default=2,
-            show_default=True,
-            metavar="N",
-            help="Threads that read ahead.",
-        ),
-        click.option("--published-order", is_flag=True, help="Run the operations as published, not their exact equal."),
-    ]
-    return _add(run_options(command), options)
+    return _add(run_options(command), [checkpoint_option, workers_option, published_order_option])
 
 
-def network_of(session: Session, model: str, options: dict[str, Any]) -> LoadNetwork:
+def network_of(session: Session, model: str, options: NetworkOptions | dict[str, Any]) -> LoadNetwork:
     """The network called `model`, not loaded yet.
 
     Raises:
@@ -153,13 +177,16 @@ def network_of(session: Session, model: str, options: dict[str, Any]) -> LoadNet
     from dgmn2cli.evaluate.subject import LoadNetwork
     from dgmn2cli.inference.load import resolve
 
+    given = options
+    if not isinstance(given, NetworkOptions):
+        given = NetworkOptions(**{field.name: given[field.name] for field in fields(NetworkOptions)})
     return LoadNetwork(
         resolve(model, zoo=session.zoo()),
-        options["checkpoint"],
-        options["dtype"],
-        options["backend"],
-        not options["published_order"],
-        options["compiled"],
+        given.checkpoint,
+        given.dtype,
+        given.backend,
+        not given.published_order,
+        given.compiled,
         session.cache,
     )
 
@@ -169,3 +196,18 @@ def fetched(session: Session, network: LoadNetwork) -> LoadNetwork:
     if network.checkpoint is None and network.recipe.entry is not None:
         ensure_weights(session, network.recipe.entry)
     return network
+
+
+def _make_settings(**values: Any) -> Settings:
+    from dgmn2cli.inference.plan import Settings
+
+    return Settings(**values)
+
+
+def with_data(split: str) -> Decorator:
+    """`--data-root --split`; the command gets `data: DataOptions`."""
+    return grouped("data", DataOptions, data_options(split))
+
+
+with_settings = grouped("settings", _make_settings, protocol_options)  # a command gets `settings: Settings`
+with_network = grouped("network", NetworkOptions, checkpoint_option, published_order_option, run_options)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from dgmn2cli.config import InferenceConfig
+from dgmn2cli.config.schema import PROTOCOLS
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.evaluate.metrics import Scores
 from dgmn2cli.inference.plan import Settings
-from dgmn2cli.inference.segmenter import PROTOCOLS, RunInfo
+from dgmn2cli.inference.segmenter import RunInfo
 from dgmn2cli.inference.sliding_window import Windowing
 from dgmn2cli.version import __version__
 

@@ -1,13 +1,20 @@
-"""Owns what segmenting one picture will do: its inferences, its windows, and the memory they take together."""
+"""What segmenting an image will do: the settings in force, the inferences, their windows, the memory they take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
+from dgmn2cli.config import InferenceConfig
+from dgmn2cli.config.schema import MAX_SIDE, PROTOCOLS
 from dgmn2cli.data.images import MAX_PIXELS
-from dgmn2cli.data.transforms import target_size
-from dgmn2cli.errors import ResourceError
+from dgmn2cli.data.transforms import scaled, target_size
+from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.inference.sliding_window import Windowing, band_rows
+
+WINDOW_BATCH = {"cpu": 1}  # measured on two cores: batches gain nothing on a CPU and cost memory
+WINDOW_BATCH_GPU = 4
 
 RESULT_BYTES = 5  # per pixel: class id and confidence
 SAVE_BYTES = 16  # per pixel, while pictures of the result are made and encoded; at most 12 were measured
@@ -16,17 +23,17 @@ SLACK_BYTES = 64 << 20  # what the system's allocator keeps beyond what is asked
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are segmented; None means the configuration's value.
+    """How the user wants images segmented; None means the configuration's value.
 
     Attributes:
         ms_flip: average over six scales and their mirror images (12 inferences).
-        scale: the pair a picture is fitted into before windows are cut.
+        scale: the (width, height) an image is fitted into before windows are cut.
         window: side of a window.
         stride: pixels between windows.
-        protocol: `paper` (resize to `scale`, as published) or `native` (keep the picture's size; small windows are
+        protocol: `paper` (resize to `scale`, as published) or `native` (keep the image's size; small windows are
             padded with the mean colour).
         window_batch: windows per forward pass; chosen by device if None.
-        max_pixels: the largest picture that is read.
+        max_pixels: the largest image that is read.
         max_memory: bytes of the process (of the GPU, on a GPU) that must not be exceeded; no limit if None.
     """
 
@@ -41,15 +48,78 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The inferences of one picture.
+class Protocol:
+    """The test procedure in force, as `resolve_settings` gives it; reports carry it.
 
     Attributes:
-        scales: the scale pair of each, None to keep the picture's size.
+        name: `paper` or `native`.
+        scale: the (width, height) images are fitted into; None: they keep their size.
+        window, stride: of the sliding window, in pixels.
+        window_batch: windows per forward pass; None: not known, because it is chosen by device.
+        ratios: factors of the scale that are averaged.
+        flip: mirrored images are averaged, too.
+    """
+
+    name: str
+    scale: tuple[int, int] | None
+    window: int
+    stride: int
+    window_batch: int | None
+    ratios: tuple[float, ...]
+    flip: bool
+
+    def __str__(self) -> str:
+        size = f"{self.scale[0]}x{self.scale[1]}" if self.scale else "the images' size"
+        kind = f"{len(self.ratios)} scales" if len(self.ratios) > 1 else "single scale"
+        return f"{self.name}, {kind}{' + flip' if self.flip else ''}, {size}, window {self.window}/{self.stride}"
+
+
+def resolve_settings(
+    settings: Settings, inference: InferenceConfig, device: torch.device | str | None = None
+) -> Protocol:
+    """What `settings` mean on top of a configuration: the one place where they are resolved.
+
+    Args:
+        settings: what the user wants.
+        inference: the configuration's test procedure.
+        device: where the network runs, which decides how many windows go through it at a time.
+
+    Raises:
+        ConfigError: an unknown protocol, or an impossible scale, window, stride or batch.
+    """
+    name = inference.protocol if settings.protocol is None else settings.protocol
+    if name not in PROTOCOLS:
+        raise ConfigError("no such protocol", where=name[:60], why=f"wanted one of {', '.join(PROTOCOLS)}")
+    scale = inference.scale if settings.scale is None else settings.scale
+    if len(scale) != 2 or not all(1 <= side <= MAX_SIDE for side in scale):
+        raise ConfigError("impossible scale", where=str(scale)[:60], why=f"wanted (width, height), 1 to {MAX_SIDE}")
+    window = inference.window if settings.window is None else settings.window
+    stride = min(inference.stride, window) if settings.stride is None else settings.stride
+    batch = settings.window_batch
+    if batch is None and device is not None:
+        batch = WINDOW_BATCH.get(torch.device(device).type, WINDOW_BATCH_GPU)
+    Windowing(window, stride, 1 if batch is None else batch)  # refuses what cannot be
+    return Protocol(
+        name=name,
+        scale=None if name == "native" else scale,
+        window=window,
+        stride=stride,
+        window_batch=batch,
+        ratios=inference.ratios if settings.ms_flip else (1.0,),
+        flip=settings.ms_flip and inference.flip,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The inferences of one image.
+
+    Attributes:
+        scales: the (width, height) each fits the image into, None to keep the image's size.
         flips: orientations of each scale.
         windowing: crop, stride and batch.
-        size: the picture's (height, width).
-        keep: hold the scores of the whole picture; else only of the rows that windows still reach.
+        size: the image's (height, width).
+        keep: hold the scores of the whole image; else only of the rows that windows still reach.
         on_host: sum the logits in main memory although the network runs elsewhere.
         peak: bytes that are predicted to be in use at most; known where a limit was given.
     """
@@ -62,10 +132,19 @@ class Plan:
     on_host: bool = False
     peak: int | None = None
 
+    @classmethod
+    def of(cls, protocol: Protocol, size: tuple[int, ...]) -> Plan:
+        """The plan by which an image of `size` (height, width) is segmented where memory is not limited."""
+        native = protocol.scale is None
+        base = protocol.scale or (size[1], size[0])
+        scales = tuple(None if native and ratio == 1.0 else scaled(base, ratio) for ratio in protocol.ratios)
+        windowing = Windowing(protocol.window, protocol.stride, protocol.window_batch or 1, pad=native)
+        return cls(scales, (False, True) if protocol.flip else (False,), windowing, (size[0], size[1]))
+
     def __str__(self) -> str:
         batch = self.windowing.batch
         parts = [f"{self.windows} windows of {self.windowing.crop}, {batch} at a time"]
-        parts.append("scores of the whole picture held" if self.keep else "finished rows let go")
+        parts.append("scores of the whole image held" if self.keep else "finished rows let go")
         parts += ["scores summed in main memory"] * self.on_host
         parts += [] if self.peak is None else [f"at most {gigabytes(self.peak)} predicted"]
         return ", ".join(parts)

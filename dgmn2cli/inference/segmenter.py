@@ -14,17 +14,14 @@ from torch import Tensor, nn
 
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import read_image
-from dgmn2cli.data.transforms import fit_image, network_input, normal_table, scaled
-from dgmn2cli.errors import ConfigError, DataError, ResourceError
-from dgmn2cli.inference.plan import SAVE_BYTES, Machine, Plan, Settings, fitted
+from dgmn2cli.data.transforms import fit_image, network_input, normal_table
+from dgmn2cli.errors import DataError, ResourceError
+from dgmn2cli.inference.plan import SAVE_BYTES, Machine, Plan, Settings, fitted, resolve_settings
 from dgmn2cli.inference.prediction import ClassList, Prediction
-from dgmn2cli.inference.sliding_window import Crop, Scores, View, Windowing, segment
+from dgmn2cli.inference.sliding_window import Crop, Scores, View, segment
 from dgmn2cli.runtime import PeakMeter, in_use, is_out_of_memory, resolve_dtype
 
 LOGGER = logging.getLogger("dgmn2cli")
-PROTOCOLS = ("paper", "native")
-WINDOW_BATCH = {"cpu": 1}  # measured on two cores: batches gain nothing on a CPU and cost memory
-WINDOW_BATCH_GPU = 4
 
 
 @dataclass(frozen=True)
@@ -160,19 +157,7 @@ class Segmenter:
             ResourceError: the memory limit cannot be kept, or memory cannot be measured here.
         """
         settings = settings or Settings()
-        protocol = settings.protocol or self.inference.protocol
-        if protocol not in PROTOCOLS:
-            raise ConfigError("no such protocol", where=protocol[:60], why=f"wanted one of {', '.join(PROTOCOLS)}")
-        native = protocol == "native"
-        batch = settings.window_batch or WINDOW_BATCH.get(self.device.type, WINDOW_BATCH_GPU)
-        crop = settings.window or self.inference.window
-        windowing = Windowing(crop, settings.stride or min(self.inference.stride, crop), batch, pad=native)
-        base = (size[1], size[0]) if native else (settings.scale or self.inference.scale)
-        ratios = self.inference.ratios if settings.ms_flip else (1.0,)
-        sizes = [scaled(base, ratio) for ratio in ratios]
-        views = [(None if native and ratio == 1.0 else s) for ratio, s in zip(ratios, sizes, strict=True)]
-        flips = (False, True) if settings.ms_flip and self.inference.flip else (False,)
-        plan = Plan(tuple(views), flips, windowing, (size[0], size[1]))
+        plan = Plan.of(resolve_settings(settings, self.inference, self.device), size)
         if settings.max_memory is None:
             return plan
         window = self._measured(plan.largest_window)

@@ -83,7 +83,7 @@ def test_a_memory_limit_changes_no_mask(run: Run, tmp_path: Path) -> None:
     assert run("a.png", "-o", "free", "--save", "ids,conf")[0] == 0
     code, out, err = run("a.png", "-o", "limited", "--save", "ids,conf", "--max-memory", "60G")
     assert code == 0
-    assert "1 at a time, scores of the whole picture held, at most" in err
+    assert "1 at a time, scores of the whole image held, at most" in err
     assert "GB in use" in out
     for name in ("a_ids.png", "a_conf.png"):
         assert (tmp_path / "free" / name).read_bytes() == (tmp_path / "limited" / name).read_bytes()
