@@ -1,1 +1,1 @@
-"""Processes that work together: torchrun or launched here."""
+"""Processes that work together, started by torchrun or here: ranks, devices, collectives, signals, the death of one."""

@@ -1,36 +1,50 @@
-"""Owns the processes that train together: who is who, and the few things they tell each other."""
+"""The processes that work together: who is who, which device each has, and what they tell each other."""
 
 from __future__ import annotations
 
 import os
+import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # public, not in the stubs
 
-from dgmn2cli.errors import ConfigError, Dgmn2Error, DistributedError, ResourceError
+from dgmn2cli.distributed.rendezvous import LIMIT, Waiting, awake, lost_connections, meet, named
+from dgmn2cli.errors import ConfigError, Dgmn2Error, ResourceError
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import resolve_device
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(hours=2)  # one process may check data or save while the others wait
+PATIENCE = timedelta(
+    hours=24
+)  # one process may check data or save while the others wait; a dead one is noticed at once
+SHORTEST, LONGEST = 0.0002, 0.05  # seconds between two looks at whether a collective is done
+ASKING = 10.0  # seconds of waiting after which a process says where it is
 
 
 @dataclass(frozen=True)
-class Team:
-    """One process's view of all that train together; a process alone is a team of one.
+class Group:
+    """One process's view of all that work together; a process alone is a group of one.
 
     Attributes:
         rank, world: this process's number and how many there are.
         device: where this process computes.
+        store: what the processes share beside the collectives; None where there is only one.
+        observer: told whom this process waits for, if it waits for long.
     """
 
     rank: int
     world: int
     device: torch.device
+    store: Store | None = None
+    observer: Observer = field(default_factory=Silent)
+    _count: dict[str, int] = field(default_factory=dict)
 
     @property
     def main(self) -> bool:
@@ -43,25 +57,32 @@ class Team:
         Raises:
             DistributedError: a process is gone.
         """
-        if self.world == 1:
-            return [float(value) for value in values]
-        numbers = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
-        with lost_connections():
-            dist.all_reduce(numbers)
-        return [float(number) for number in (numbers / self.world).cpu()]
+        numbers = torch.tensor([float(value) for value in values], dtype=torch.float64)
+        if self.world > 1:
+            self._finish(lambda: dist.all_reduce(numbers, async_op=True))
+        return [float(number) for number in numbers / self.world]
 
-    def gather(self, value: Result) -> list[Result]:
+    def gather(self, value: Result, meanwhile: Callable[[], object] = lambda: None) -> list[Result]:
         """Every process's value, in the order of ranks, on every process.
+
+        Args:
+            value: what can be pickled.
+            meanwhile: called again and again while this process waits.
 
         Raises:
             DistributedError: a process is gone.
         """
         if self.world == 1:
             return [value]
-        parts: list[Any] = [None] * self.world
-        with lost_connections():
-            dist.all_gather_object(parts, value)
-        return parts
+        content = _packed(value)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        self._finish(lambda: dist.all_gather(sizes, torch.tensor([content.numel()]), async_op=True), meanwhile)
+        longest = max(int(size) for size in sizes)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: content.numel()] = content
+        parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.world)]
+        self._finish(lambda: dist.all_gather(parts, padded, async_op=True), meanwhile)
+        return [_unpacked(part[: int(size)]) for part, size in zip(parts, sizes, strict=True)]
 
     def once(self, work: Callable[[], Result]) -> Result:
         """What `work` gives on the first process, on every process; the others do not run it.
@@ -78,8 +99,13 @@ class Team:
                 outcome[0] = work()
             except Dgmn2Error as error:
                 outcome[1] = error
-        with lost_connections():
-            dist.broadcast_object_list(outcome, src=0)
+        content = _packed(outcome) if self.main else torch.empty(0, dtype=torch.uint8)
+        size = torch.tensor([content.numel()])
+        self._finish(lambda: dist.broadcast(size, src=0, async_op=True))
+        if not self.main:
+            content = torch.empty(int(size), dtype=torch.uint8)
+        self._finish(lambda: dist.broadcast(content, src=0, async_op=True))
+        outcome = outcome if self.main else _unpacked(content)
         if outcome[1] is not None:
             outcome[1].told = not self.main
             raise outcome[1]
@@ -94,25 +120,101 @@ class Team:
         """
         self.gather(None)
 
+    def tell(self, value: object) -> None:
+        """Leaves a value, which can be pickled, for the first process; waits for nobody.
 
-@contextmanager
-def lost_connections() -> Iterator[None]:
-    """Turns what torch.distributed raises when a process is gone into a DistributedError."""
-    try:
-        yield
-    except RuntimeError as error:
-        # torch's own kinds are RuntimeErrors; gloo's failures are bare ones that name its source files
-        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in ("gloo", "NCCL")):
-            raise
-        lines = str(error).strip().splitlines()
-        why = lines[0][:200] if lines else type(error).__name__
-        hint = "Go on from the newest checkpoint with --resume."
-        raise DistributedError("the processes of the training lost each other", why=why, hint=hint) from error
+        Raises:
+            DistributedError: the processes cannot reach each other any more.
+        """
+        assert self.store is not None
+        key = f"told/{self.rank}/{self._next('told')}"
+        with lost_connections():
+            self.store.set(key, pickle.dumps(value))  # type: ignore[arg-type]  # bytes, too
+            self.store.check([key])  # which is answered: then it is there, and `set` is not waited for by torch
+
+    def told(self) -> Iterator[Any]:
+        """What the others have told the first process since its last call, in each one's order; on the others nothing.
+
+        Raises:
+            DistributedError: the processes cannot reach each other any more.
+        """
+        for rank in range(1, self.world) if self.main else ():
+            assert self.store is not None
+            while True:
+                key = f"told/{rank}/{self._count.get(f'heard {rank}', 0)}"
+                with lost_connections():
+                    if not self.store.check([key]):
+                        break
+                    content = self.store.get(key)
+                    self.store.delete_key(key)
+                self._next(f"heard {rank}")
+                yield pickle.loads(content)
+
+    def _next(self, name: str) -> int:
+        number = self._count.get(name, 0)
+        self._count[name] = number + 1
+        return number
+
+    def _finish(self, begin: Callable[[], Any], meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Begins a collective and waits for its end; signals are obeyed meanwhile, and a long wait is explained."""
+        number, pause, said = self._next("collectives"), SHORTEST, False
+        waiting = Waiting("the processes wait for each other", self.observer, first=30.0)
+        with lost_connections():
+            work = begin()
+            while not work.is_completed():
+                meanwhile()
+                if waiting.seconds > ASKING and self.store is not None:
+                    if not said:
+                        self.store.set(f"at/{self.rank}", str(number))
+                        said = True
+                    waiting.tell(lambda: f"waiting for {self._behind(number)}")
+                time.sleep(pause)
+                pause = min(pause * 1.5, LONGEST)
+            work.wait()
+
+    def _behind(self, number: int) -> str:
+        """The processes that have not come to collective `number` and waited there."""
+        assert self.store is not None
+        ranks = []
+        for rank in range(self.world):
+            key = f"at/{rank}"
+            if not self.store.check([key]) or int(self.store.get(key)) < number:
+                ranks.append(rank)
+        return named(ranks, self.world)
+
+
+def _packed(value: object) -> torch.Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+
+
+def _unpacked(content: torch.Tensor) -> Any:
+    return pickle.loads(content.numpy().tobytes())
 
 
 def launched_world() -> int:
-    """The number of processes torchrun started this one among; 1 if it did not."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    """The number of processes this one was started among; 1 if it is alone.
+
+    Raises:
+        ConfigError: the environment variables that say so are not whole numbers that fit together.
+    """
+    return _number("WORLD_SIZE", 1) if "RANK" in os.environ else 1
+
+
+def launched_rank() -> int:
+    """This process's number among them; 0 if it is alone. Errors as `launched_world`."""
+    world = launched_world()
+    rank = _number("RANK") if world > 1 else 0
+    if not 0 <= rank < world:
+        raise ConfigError("the environment does not fit", where="RANK", why=f"it is {rank}, WORLD_SIZE is {world}")
+    return rank
+
+
+def _number(name: str, least: int = 0) -> int:
+    text = os.environ.get(name, str(least))
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        hint = "torchrun sets it; unset RANK and WORLD_SIZE for a process alone."
+        raise ConfigError("the environment does not fit", where=name, why=f"it is '{text[:60]}'", hint=hint)
+    return int(text)
 
 
 def devices_for(device: str, processes: int) -> list[str]:
@@ -140,9 +242,14 @@ def require_devices(device: str, processes: int) -> None:
     """Makes sure, before anything is loaded, that `processes` on this machine have a device each.
 
     Raises:
-        ConfigError: the device named is a single one.
+        ConfigError: `--gpus` within torchrun, or the device named is a single one.
         ResourceError: this machine has fewer GPUs.
     """
+    if launched_world() > 1:
+        if processes > 1:
+            why, hint = "torchrun has started the processes", "Leave out --gpus."
+            raise ConfigError("--gpus within torchrun", why=why, hint=hint)
+        processes = _number("LOCAL_WORLD_SIZE", 1)
     if processes == 1:
         resolve_device(device)
     else:
@@ -150,29 +257,43 @@ def require_devices(device: str, processes: int) -> None:
 
 
 @contextmanager
-def join_team(device: str, patience: timedelta = PATIENCE) -> Iterator[Team]:
-    """This process as a member of the team torchrun started (or alone), its process group open for the block.
+def join(device: str, observer: Observer | None = None, patience: timedelta = PATIENCE) -> Iterator[Group]:
+    """This process as a member of the group it was started in (or alone), the process group open for the block.
 
-    The GPU of a process is the one of its number on its machine; processes on CPUs talk through gloo, on GPUs through
-    NCCL.
+    The GPU of a process is the one of its number on its machine. Tensors on GPUs travel by NCCL, all others by gloo.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, ...
+        observer: told whom this process waits for.
+        patience: how long the others may be busy before a collective fails.
 
     Raises:
         ConfigError, ResourceError: no such device, or not enough of them.
         DistributedError: the processes do not find each other.
     """
-    world = launched_world()
+    world, rank = launched_world(), launched_rank()
     if world == 1:
-        yield Team(0, 1, resolve_device(device))
+        yield Group(0, 1, resolve_device(device))
         return
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    require_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    place = resolve_device("auto" if device == "cuda" else device)
-    if place.type == "cuda":
-        place = torch.device("cuda", local)
-        torch.cuda.set_device(place)
-    with lost_connections():
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=patience)
+    watcher = observer or Silent()
+    require_devices(device, 1)
+    own = resolve_device("auto" if device == "cuda" else device)
+    if own.type == "cuda":
+        own = torch.device("cuda", _number("LOCAL_RANK"))
+        torch.cuda.set_device(own)
+    store = meet(rank, world, watcher)
+    awake(lambda: _connect(store, rank, world, own, patience), Waiting("connecting the processes", watcher), LIMIT)
     try:
-        yield Team(rank, world, place)
+        yield Group(rank, world, own, store, watcher)
     finally:
         dist.destroy_process_group()
+
+
+def _connect(store: Store, rank: int, world: int, device: torch.device, patience: timedelta) -> None:
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    rendezvous = PrefixStore("group", store)
+    dist.init_process_group(backend, store=rendezvous, rank=rank, world_size=world, timeout=patience)
+    if device.type == "cuda":  # makes NCCL's connections, which blocks, in the thread that may block
+        torch.cuda.set_device(device)
+        dist.all_reduce(torch.zeros(1, device=device))
+        torch.cuda.synchronize(device)

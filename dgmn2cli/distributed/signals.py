@@ -1,20 +1,22 @@
-"""Owns what Ctrl-C and SIGTERM do to a training: it ends at the next step boundary, its state saved."""
+"""What SIGINT and SIGTERM do to work that ends in good order: they are noted, or they interrupt it once."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME = 2.0  # seconds within which a second signal is the first one again: sent to a process and to its group
 
 
 class StopRequest:
     """Within the block SIGINT and SIGTERM are noted instead of acting; a second one acts at once.
 
     Args:
-        signals: which ones; a process that the launcher may kill with SIGTERM notes SIGINT only.
+        signals: which ones.
         insistent: a second signal acts as it would have without the block. Off for processes that get each signal
             twice, from the terminal and from their launcher.
 
@@ -24,7 +26,7 @@ class StopRequest:
 
     def __init__(self, signals: tuple[signal.Signals, ...] = SIGNALS, insistent: bool = True) -> None:
         self.number: int | None = None
-        self._signals, self._insistent = signals, insistent
+        self._signals, self._insistent, self._came = signals, insistent, 0.0
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -38,11 +40,26 @@ class StopRequest:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        if self._insistent:
+        now = time.monotonic()
+        if self.number is None:
+            self.number, self._came = number, now
+        elif self._insistent and now - self._came > SAME:
             self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
+
+
+def interrupt_once() -> None:
+    """From now on the first SIGINT or SIGTERM raises KeyboardInterrupt, and later ones leave its clean-up alone."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in SIGNALS:
+        signal.signal(number, stop)

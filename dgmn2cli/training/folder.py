@@ -16,7 +16,7 @@ from types import TracebackType
 import torch
 
 from dgmn2cli.config import Config, config_difference, config_to_toml, load_config
-from dgmn2cli.distributed.group import Team
+from dgmn2cli.distributed.group import Group as Team
 from dgmn2cli.errors import ResourceError
 from dgmn2cli.evaluate.report import versions
 from dgmn2cli.files import atomic_write, local_write_errors, open_in_place, to_json

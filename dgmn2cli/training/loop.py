@@ -15,7 +15,7 @@ from torch import Tensor
 from dgmn2cli.checkpoint.weights import Checkpoint, load_weights
 from dgmn2cli.config import config_to_toml
 from dgmn2cli.data.loaders import TrainStream, train_batches
-from dgmn2cli.distributed.group import Team
+from dgmn2cli.distributed.group import Group as Team
 from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.evaluate import EvalReport
 from dgmn2cli.files import atomic_write, hash_file, to_json

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 from dgmn2cli.data.loaders import TrainStream, train_batches
-from dgmn2cli.distributed.group import Team, join_team, launched_world, require_devices
+from dgmn2cli.distributed.group import Group as Team
+from dgmn2cli.distributed.group import join as join_team
+from dgmn2cli.distributed.group import launched_world, require_devices
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import describe_device, resolve_dtype, set_threads
 from dgmn2cli.training.optim import poly_lr

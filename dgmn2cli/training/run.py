@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 import torch.utils.deterministic
 
-from dgmn2cli.distributed.group import Team, join_team, launched_world, require_devices
+from dgmn2cli.distributed.group import Group as Team
+from dgmn2cli.distributed.group import join as join_team
+from dgmn2cli.distributed.group import launched_world, require_devices
 from dgmn2cli.distributed.launch import Interrupted, launch
 from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.errors import ConfigError
@@ -23,6 +25,7 @@ from dgmn2cli.files import local_write_errors
 from dgmn2cli.inference.build import build_segmentor
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.observer import Observer
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import describe_device, resolve_dtype, set_threads
 from dgmn2cli.training.board import MISSING, Board
@@ -98,11 +101,11 @@ def speaks() -> bool:
     return launched_world() == 1 or os.environ["RANK"] == "0"
 
 
-def _rank(request: TrainRequest, reporter: Reporter) -> Outcome:
-    """One process of several started here: SIGINT asks for a stop, SIGTERM ends it at once."""
+def _rank(request: TrainRequest, reporter: Reporter, observer: Observer) -> Outcome:
+    """One process of several started here: SIGINT and SIGTERM ask for a stop."""
     cores = len(os.sched_getaffinity(0))
     set_threads(request.threads or max(1, cores // request.processes))
-    with StopRequest((signal.SIGINT,), insistent=False) as stop:
+    with StopRequest(insistent=False) as stop:
         return _train_here(request, reporter, stop)
 
 

@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dgmn2cli.config import Config
 from dgmn2cli.data.loaders import TrainBatch
-from dgmn2cli.distributed.group import Team, lost_connections
+from dgmn2cli.distributed.group import Group as Team
+from dgmn2cli.distributed.rendezvous import lost_connections
 from dgmn2cli.errors import NonFiniteError, ResourceError
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops.resample import resize_chain

@@ -11,7 +11,7 @@ from torch import Tensor
 from dgmn2cli.config import Config
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
-from dgmn2cli.distributed.group import Team
+from dgmn2cli.distributed.group import Group as Team
 from dgmn2cli.errors import Dgmn2Error
 from dgmn2cli.evaluate import Counted, EvalReport, evaluate
 from dgmn2cli.inference.build import build_segmentor

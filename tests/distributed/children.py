@@ -1,0 +1,98 @@
+"""What the processes of the tests do; a module of its own so that spawned processes can import it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+
+from dgmn2cli.distributed.group import Group, join
+from dgmn2cli.errors import NonFiniteError
+from dgmn2cli.observer import Observer, Silent
+
+
+def work(how: str, observer: Observer) -> Any:
+    """One process of a launched group; `how` names a function below."""
+    torch.set_num_threads(1)
+    with join("cpu", observer) as group:
+        return globals()[how](group, observer)
+
+
+def talk(group: Group, observer: Observer) -> dict[str, Any]:
+    """Every collective once."""
+    observer.begin("talking", 2)
+    observer.advance(detail=f"rank {group.rank}")
+    if not group.main:
+        for word in ("one", "two"):
+            group.tell(word)
+    mean = group.mean([group.rank, torch.tensor(3.0)])
+    gathered = group.gather("x" * (group.rank + 1))
+    once = group.once(lambda: ("by", group.rank))
+    group.wait()
+    return {"mean": mean, "gathered": gathered, "once": once, "told": list(group.told()), "again": list(group.told())}
+
+
+def refuse(group: Group, observer: Observer) -> None:
+    """The first process fails; the others hear of it."""
+
+    def fail() -> None:
+        raise NonFiniteError("the loss is not a finite number", where="step 3", faults=["a", "b"])
+
+    group.once(fail)
+
+
+def odd(group: Group, observer: Observer) -> None:
+    """Something unforeseen."""
+    if not group.main:
+        raise KeyError("something unforeseen")
+    group.wait()
+
+
+def killed_waiting(group: Group, observer: Observer) -> None:
+    """The second process dies while the first waits for it."""
+    if not group.main:
+        os.kill(os.getpid(), signal.SIGKILL)
+    group.wait()
+
+
+def killed_busy(group: Group, observer: Observer) -> None:
+    """The second process dies while the first is busy with itself and deaf."""
+    if not group.main:
+        os.kill(os.getpid(), signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    time.sleep(60)
+
+
+def lag(group: Group, observer: Observer) -> None:
+    """The first process waits for the second, which does not come."""
+    observer.note(f"{os.getpid()}")
+    if not group.main:
+        time.sleep(60)
+    group.wait()
+
+
+def say(what: object) -> None:
+    """A line on stdout, at once."""
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
+
+
+class Printing(Silent):
+    """Says what it is told."""
+
+    def note(self, message: str) -> None:
+        """As `Observer`."""
+        say(message)
+
+
+if __name__ == "__main__":
+    try:
+        with join("cpu", Printing()) as alone_or_not:
+            say(alone_or_not.gather(alone_or_not.rank))
+    except KeyboardInterrupt:
+        sys.exit(130)
