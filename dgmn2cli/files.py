@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from dgmn2cli.errors import Dgmn2Error, IntegrityError, ResourceError
+from dgmn2cli.errors import DataError, Dgmn2Error, IntegrityError, ResourceError
 
 HASH_BLOCK = 1 << 20  # bytes read at a time
 ABANDONED_AFTER = 7 * 86400  # seconds after which a temporary file that cannot be locked counts as abandoned
@@ -102,6 +102,46 @@ def read_bounded(
     if len(data) > limit:
         raise kind(what, where=path, why=f"it is larger than {limit:,} bytes", hint=hint)
     return data
+
+
+def read_text(
+    path: str | Path,
+    limit: int,
+    what: str = "cannot read the file",
+    *,
+    kind: type[Dgmn2Error] = DataError,
+    hint: str = "Check the path.",
+) -> str:
+    """The text of a file that somebody wrote: UTF-8, line ends as "\\n", a byte order mark dropped.
+
+    Args:
+        path: a regular file of at most `limit` bytes.
+        limit: in bytes.
+        what: the failed action, for the error's message.
+        kind: the error for a file that is missing, too large, or no text.
+        hint: what the user can do about it.
+
+    Raises:
+        Dgmn2Error: `kind`; where bytes are no text, it says in which line.
+        ResourceError: the file may not be read.
+    """
+    try:
+        data = read_bounded(path, limit, what, kind=kind, unreadable=kind, hint=hint)
+    except Dgmn2Error as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise ResourceError(what, where=path, why=error.why, hint="Choose a file you may read.") from error
+        raise
+    why, text = "", ""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        why = f"line {line} is not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8"
+    if not why and "\0" in text:
+        why = f"line {text.count(chr(10), 0, text.index(chr(0))) + 1} holds a NUL byte"
+    if why:
+        raise kind(what, where=path, why=why, hint=hint)
+    return text.replace("\r\n", "\n")
 
 
 def hash_file(path: str | Path, advance: Callable[[int], object] | None = None) -> str:

@@ -1,9 +1,7 @@
-"""Owns configurations: schema, loading with all faults at once, writing, and reading mmcv-style files unexecuted."""
+"""Configurations: the schema, loading with all faults at once, writing, and reading mmcv-style files unexecuted."""
 
 from __future__ import annotations
 
-from dgmn2cli.config.emit import config_difference, config_to_toml
-from dgmn2cli.config.fields import Setting
 from dgmn2cli.config.load import load_config, load_config_text, published_names
 from dgmn2cli.config.mmcv import read_mmcv_file, read_mmcv_text
 from dgmn2cli.config.mmcv.map import map_mmcv
@@ -14,7 +12,10 @@ from dgmn2cli.config.schema import (
     InferenceConfig,
     ModelConfig,
     OptimConfig,
+    Setting,
     TrainConfig,
+    config_difference,
+    config_to_toml,
     settings,
 )
 

@@ -1,49 +1,64 @@
-"""Owns the way from a name or a file to a checked configuration: where it lies, its bases, its text."""
+"""From a name or a file to a checked configuration: where it lies, its bases, its text, values that replace its own."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import re
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dgmn2cli import resources
-from dgmn2cli.config.draft import MAX_DOTS, Draft, home_of, short
-from dgmn2cli.config.fields import MAX_HINTS, near_miss, show
-from dgmn2cli.config.files import Unreadable, read_text, refuse
 from dgmn2cli.config.mmcv import read_mmcv_file, read_mmcv_text
 from dgmn2cli.config.mmcv.map import map_config
 from dgmn2cli.config.mmcv.node import Mapped
-from dgmn2cli.config.schema import MAX_NAME, SECTIONS, Config, name_fault
-from dgmn2cli.errors import ConfigError
+from dgmn2cli.config.schema import (
+    MAX_NAME,
+    SECTIONS,
+    WRONG,
+    Config,
+    adapter,
+    check_rules,
+    default_of,
+    flat,
+    is_text,
+    names_of,
+)
+from dgmn2cli.config.text import read_config_text
+from dgmn2cli.errors import ConfigError, Dgmn2Error
+from dgmn2cli.validation import MAX_DOTS, MAX_HINTS, Fault, check, near_miss, parse_toml, raise_faults, short, show
 
 MAX_FILES = 32  # a file and all its bases
 MAX_BASES = 8  # a base of a base of ...
+MAX_OVERRIDE = 100_000  # characters
 SUFFIXES = (".toml", ".py")
+OVERRIDE = "--set"
+_HINT = "`dgmn2 config list` shows every setting; the files under configs/ show the published ones."
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration behind a published name or a file, overrides applied, everything checked.
+def load_config(source: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
+    """The configuration behind a published name or a file, other values put in, everything checked.
 
     Args:
         source: one of the 16 published names (with or without `.py`), or the path of a native `.toml` file or of a
             `.py` file in the mmcv language. Files in that language are read, never executed.
-        overrides: settings such as `optim.lr=5e-5`; values as in TOML, texts may stand without quotes.
+        overrides: settings as text, such as `optim.lr=5e-5`; values as in TOML, texts may stand without quotes.
+            They come last.
+        values: settings by dotted key, such as `{"optim.lr": 5e-5}`.
 
     Raises:
         ConfigError: no such name or file, or faults in it; `faults` has a line for each, with file and key.
-        ResourceError: the installation lacks its configurations.
+        ResourceError: the installation lacks its configurations, or the file may not be read.
     """
     path = _locate(source)
-    draft = Draft(_stem(path))
+    draft = _Draft(_stem(path))
     if path.suffix == ".py":
-        _take_mapped(draft, map_config(read_mmcv_file(path)), path.name)
+        draft.take_mapped(map_config(read_mmcv_file(path)), path.name)
     else:
         _read_native(draft, path)
-    return draft.finish(overrides, where=path)
+    return draft.finish(overrides, values or {}, where=path)
 
 
 def load_config_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
@@ -57,9 +72,9 @@ def load_config_text(text: str, name: str, overrides: Sequence[str] = ()) -> Con
     Raises:
         ConfigError: faults in it; `faults` has a line for each.
     """
-    draft = Draft(_stem(Path(name)))
-    _take_mapped(draft, map_config(read_mmcv_text(text, name)), name)
-    return draft.finish(overrides, where=name)
+    draft = _Draft(_stem(Path(name)))
+    draft.take_mapped(map_config(read_mmcv_text(text, name)), name)
+    return draft.finish(overrides, {}, where=name)
 
 
 def published_names() -> tuple[str, ...]:
@@ -69,6 +84,111 @@ def published_names() -> tuple[str, ...]:
         ResourceError: the installation lacks them.
     """
     return tuple(sorted(path.stem for path in resources.config_dir().glob("*.toml")))
+
+
+@dataclass
+class _Draft:
+    """A configuration before it is checked: each setting's last value by dotted key, and the file that said it."""
+
+    name: str
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def put(self, key: str, value: Any, origin: str) -> None:
+        """A later value replaces an earlier one."""
+        self.values[key], self.origins[key] = value, origin
+
+    def put_known(self, key: str, value: Any, origin: str) -> None:
+        """A value whose key must be a setting's."""
+        section, _, name = key.partition(".")
+        if key == "name" or (section in SECTIONS and name in names_of(section)):
+            self.put(key, value, origin)
+        else:
+            self.faults.append(f"{origin}: {short(key)}: unknown setting{_nearest(key)}")
+
+    def put_text(self, text: str) -> None:
+        """`section.key=value`: the value as in TOML; a text setting takes it as it stands."""
+        key, equals, given = (part.strip() for part in text.partition("="))
+        if not equals or not key:
+            self.faults.append(f"{OVERRIDE}: {show(text)}, wanted SECTION.KEY=VALUE, such as optim.lr=5e-5")
+            return
+        value = _toml_value(given)
+        self.put_known(key, given if is_text(key) and not isinstance(value, str) else value, OVERRIDE)
+
+    def take_mapped(self, mapped: Mapped, label: str) -> None:
+        """What the reader of mmcv files understood becomes settings, its complaints faults."""
+        for key, value in mapped.values.items():
+            self.put(key, value, f"{label}: {mapped.origins[key]}")
+        self.notes += mapped.notes
+        self.faults += [f"{label}: {fault}" for fault in mapped.faults]
+
+    def finish(self, overrides: Sequence[str], given: Mapping[str, Any], where: object) -> Config:
+        """Puts in the other values, checks everything, and makes the configuration.
+
+        Raises:
+            ConfigError: with a line for every fault.
+        """
+        for key, value in given.items():
+            self.put_known(key, value, "settings")
+        for text in overrides:
+            self.put_text(text)
+        document: dict[str, Any] = {"name": self.name, "notes": self.notes}
+        for key, value in self.values.items():
+            section, dot, name = key.partition(".")
+            if dot:
+                document.setdefault(section, {})[name] = value
+            else:
+                document[key] = value
+        checked = check(adapter(), document)
+        faults = checked if isinstance(checked, list) else []
+        values = self._good({fault.key for fault in faults}) if isinstance(checked, list) else flat(checked)
+        self.faults += [self._line(fault) for fault in (*faults, *check_rules(values))]
+        if self.faults or isinstance(checked, list):
+            raise_faults(WRONG, self.faults, where, _HINT)
+        return checked
+
+    def _good(self, wrong: set[str]) -> dict[str, Any]:
+        """Every setting's value but the wrong ones, for the rules between settings."""
+        defaults = {f"{part}.{name}": default_of(part, name) for part in SECTIONS for name in names_of(part)}
+        good = {key: value for key, value in {**defaults, **self.values}.items() if key not in wrong}
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in good.items()}
+
+    def _line(self, fault: Fault) -> str:
+        """A fault with the file that said the setting, or one of the settings it clashes with."""
+        section, _, name = fault.key.partition(".")
+        lost = name not in names_of(section) if section in SECTIONS else False
+        home = home_of(name) if lost and "did you mean" not in fault.text else ""
+        said = next((self.origins[key] for key in (fault.key, *fault.others) if key in self.origins), "")
+        return f"{said}: {fault}{home}" if said else f"{fault}{home}"
+
+
+def home_of(key: str) -> str:
+    """Where a setting that stands in the wrong place belongs."""
+    homes = [section for section in SECTIONS if key in names_of(section)]
+    return f"; it belongs in [{homes[0]}]" if homes else ""
+
+
+def _nearest(key: str) -> str:
+    """A hint at the setting an unknown dotted key may mean."""
+    section, _, name = key.partition(".")
+    known = [f"{part}.{setting}" for part in SECTIONS for setting in names_of(part)]
+    exact = [other for other in known if other.partition(".")[2] in (name, key)]
+    if exact:
+        return f"; did you mean '{exact[0]}'?"
+    return near_miss(name, names_of(section), f"{section}.") if section in SECTIONS else near_miss(key, known)
+
+
+def _toml_value(text: str) -> Any:
+    """One TOML value; what is none stays text, which the check of the setting's type then shows."""
+    if text.count(".") > MAX_DOTS or len(text) > MAX_OVERRIDE:
+        return text
+    try:
+        document = parse_toml(f"value = {text}")
+    except ValueError:
+        return text
+    return document["value"] if list(document) == ["value"] else text
 
 
 def _locate(source: str | Path) -> Path:
@@ -98,18 +218,10 @@ def _refuse(source: str, why: str, hint: str = "") -> NoReturn:
 def _stem(path: Path) -> str:
     """A file's name without its suffix, made fit to be a configuration's name."""
     stem = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in path.stem)[:MAX_NAME]
-    return stem if not name_fault(stem) else "config"
+    return stem if stem.strip(". ") else "config"
 
 
-def _take_mapped(draft: Draft, mapped: Mapped, label: str) -> None:
-    """What the reader of mmcv files understood becomes settings, its complaints faults."""
-    for key, value in mapped.values.items():
-        draft.put(key, value, f"{label}: {mapped.origins[key]}")
-    draft.notes += mapped.notes
-    draft.faults += [f"{label}: {fault}" for fault in mapped.faults]
-
-
-def _read_native(draft: Draft, path: Path) -> None:
+def _read_native(draft: _Draft, path: Path) -> None:
     """Reads a native file and its bases into the draft, bases first."""
     count = 0
 
@@ -122,7 +234,7 @@ def _read_native(draft: Draft, path: Path) -> None:
         elif len(chain) >= MAX_BASES or count > MAX_FILES:
             draft.faults.append(f"{label}: base: more than {MAX_BASES} levels or {MAX_FILES} files of bases")
         else:
-            document = _parse_toml(draft, path, label, top=not chain)
+            document = _parse(draft, path, label, top=not chain)
             for base in _bases(draft, document, path, label):
                 visit(base, _label(base), (*chain, real))
             _take_document(draft, document, label, top=not chain)
@@ -135,26 +247,20 @@ def _label(path: Path) -> str:
     return f"{path.parent.name}/{path.name}" if path.parent.name == "recipes" else path.name or str(path)
 
 
-def _parse_toml(draft: Draft, path: Path, label: str, *, top: bool) -> dict[str, Any]:
+def _parse(draft: _Draft, path: Path, label: str, *, top: bool) -> dict[str, Any]:
     """The document in a native file; empty, with a fault noted, where it cannot be parsed."""
     try:
-        text = read_text(path)
-        dotted = next((number for number, line in enumerate(text.split("\n"), 1) if line.count(".") > MAX_DOTS), 0)
-        if dotted:
-            raise Unreadable(f"line {dotted} has more than {MAX_DOTS} dots")
-        return tomllib.loads(text)
-    except Unreadable as error:
-        if top:
-            refuse(path, error)
+        return parse_toml(read_config_text(path))
+    except ValueError as error:
         draft.faults.append(f"{label}: {error}")
-    except RecursionError:
-        draft.faults.append(f"{label}: it is nested too deeply")
-    except ValueError as error:  # tomllib.TOMLDecodeError, and an integer of thousands of digits
-        draft.faults.append(f"{label}: not TOML: {error}")
+    except Dgmn2Error as error:
+        if top:
+            raise
+        draft.faults.append(f"{label}: {error.why}")
     return {}
 
 
-def _bases(draft: Draft, document: dict[str, Any], path: Path, label: str) -> list[Path]:
+def _bases(draft: _Draft, document: dict[str, Any], path: Path, label: str) -> list[Path]:
     """The files named under `base`, which is taken out of the document."""
     named = document.pop("base", [])
     names = [named] if isinstance(named, str) else named
@@ -172,7 +278,7 @@ def _base_path(name: str, folder: Path) -> Path:
     return published if published.is_file() else resources.config_dir() / "recipes" / f"{name}.toml"
 
 
-def _take_document(draft: Draft, document: dict[str, Any], label: str, *, top: bool) -> None:
+def _take_document(draft: _Draft, document: dict[str, Any], label: str, *, top: bool) -> None:
     """One file's settings replace those of its bases; name and notes count in the file itself only."""
     for section, table in document.items():
         if section in ("name", "notes"):

@@ -1,207 +1,293 @@
-"""Owns the schema of a configuration: every setting with its type, range, default and meaning.
+"""The configuration, declared once: every setting with its type, range, default and meaning, and rules between them.
 
 The defaults are the published recipe's; the files under `configs/recipes/` spell the same values out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
 
-from dgmn2cli.config.fields import Fault, Rule, Setting, check_rules, names_of, raise_faults, setting, settings_of
-from dgmn2cli.config.fields import settle as _settle
+from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
 
-BACKBONES = ("tiny", "small", "medium", "large")
-HEADS = ("fpn", "setr_naive", "setr_pup", "setr_mla")
-DATASETS = ("cityscapes", "folder")
-PROTOCOLS = ("paper", "native")
-DTYPES = ("float32", "bfloat16", "float16")
+from dgmn2cli.validation import STRICT, Byte, Fault, Printable, faults_of, in_words, raise_faults, schema_of, show
+
+Backbone = Literal["tiny", "small", "medium", "large"]
+Head = Literal["fpn", "setr_naive", "setr_pup", "setr_mla"]
+Protocol = Literal["paper", "native"]
+BACKBONES: tuple[str, ...] = get_args(Backbone)
+HEADS: tuple[str, ...] = get_args(Head)
+PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 MAX_SIDE = 100_000  # pixels
 MAX_NAME = 200  # characters
+MAX_LIST = 4096  # elements
+WRONG = "the configuration is wrong"
+C = TypeVar("C")
 
 
-def settle(section: Any, name: str) -> None:
-    """Checks a section as it is made, against its ranges and the rules within it."""
-    _settle(section, name, RULES)
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("wanted the smaller first")
+    return pair
 
 
-@dataclass(frozen=True)
+def _not_blank(wanted: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not text.strip():
+            raise ValueError(f"wanted {wanted}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _run_name(text: str) -> str:
+    if not text.strip(". ") or set("/\\") & set(text):
+        raise ValueError("wanted a name with no slash, and not only dots")
+    return text
+
+
+def _class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("wanted every name once")
+    if len(names) == 1:
+        raise ValueError(ONE_CLASS)
+    return names
+
+
+def _keys_once(pairs: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    if len({stored for stored, _ in pairs}) < len(pairs):
+        raise ValueError("wanted every file value once")
+    return pairs
+
+
+def _weights(weights: tuple[float, ...]) -> tuple[float, ...]:
+    if weights and not any(weights):
+        raise ValueError("wanted at least one above 0")
+    return weights
+
+
+ONE_CLASS = (
+    "one class teaches nothing, as every pixel would be it; wanted two or more: "
+    "name the rest, such as ['background', 'road'], and ignore only pixels that should not count"
+)
+Text = Annotated[Printable, Field(max_length=4096)]
+ClassName = Annotated[Printable, Field(min_length=1, max_length=MAX_NAME)]
+ClassNames = Annotated[tuple[ClassName, ...], Field(max_length=MAX_LIST), AfterValidator(_class_names)]
+Color = tuple[Byte, Byte, Byte]
+StoredId = Annotated[StrictInt, Field(ge=0, le=65535)]
+Pixels = Annotated[StrictInt, Field(ge=1, le=MAX_SIDE)]
+Factor = Annotated[StrictFloat, Field(ge=0.01, le=100)]
+Gain = Annotated[StrictFloat, Field(ge=0, le=100)]
+Decay = Annotated[StrictFloat, Field(ge=0, lt=1)]
+Weight = Annotated[StrictFloat, Field(ge=0, le=1_000_000)]
+Steps = Annotated[StrictInt, Field(ge=0, le=10**9)]
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def declared(section: str) -> Callable[[type[C]], type[C]]:
+    """A frozen pydantic dataclass for a section; wrong values end in a `ConfigError` with every fault."""
+
+    def declare(cls: type[C]) -> type[C]:
+        made: Any = validated(cls, frozen=True, config=STRICT)
+        names = [field.name for field in dataclasses.fields(made)]
+        dot, create = f"{section}." if section else "", made.__init__
+
+        @functools.wraps(create)
+        def checked(self: Any, *args: Any, **values: Any) -> None:
+            values.update(zip(names[: len(args)], args, strict=True))
+            try:
+                create(self, **values)
+            except ValidationError as error:
+                found = faults_of(error, schema_of(TypeAdapter(made)), values)
+                faults = [Fault(f"{dot}{fault.key}", fault.text) for fault in found]
+            else:
+                faults = check_rules({f"{dot}{name}": getattr(self, name) for name in names} if section else flat(self))
+            if faults:
+                raise_faults(WRONG, [str(fault) for fault in faults], where=f"{section} settings" if section else "")
+
+        made.__init__ = checked
+        return made
+
+    return declare
+
+
+@declared("model")
 class ModelConfig:
     """Which network."""
 
-    backbone: str = setting("tiny", "Size of the DGMN2 backbone.", choices=BACKBONES)
-    head: str = setting("setr_pup", "Segmentation head.", choices=HEADS)
-    num_classes: int = setting(19, "Number of classes; 255 in a label file is no class.", low=1, high=255)
-    drop_path: float = setting(
-        0.0,
-        "Stochastic depth while training: probability of dropping the last block, less for earlier ones.",
-        low=0,
-        below=1,
+    backbone: Backbone = Field(default="tiny", description="Size of the DGMN2 backbone.")
+    head: Head = Field(default="setr_pup", description="Segmentation head.")
+    num_classes: StrictInt = Field(
+        default=19, ge=2, le=255, description="Number of classes; 255 in a label file is no class."
+    )
+    drop_path: Decay = Field(
+        default=0.0,
+        description="Stochastic depth in training: probability of dropping the last block, less for earlier ones.",
     )
 
-    def __post_init__(self) -> None:
-        settle(self, "model")
 
-
-@dataclass(frozen=True)
+@declared("data")
 class DataConfig:
-    """Where pictures and labels are, and what the label values mean.
+    """Where images and labels are, and what the label values mean.
 
     A data set of kind `folder` describes itself in the `dataset.toml` in its root, unless `classes` is given here:
     then the settings marked "folder" below describe it instead.
     """
 
-    kind: str = setting("cityscapes", "Layout of the data set: Cityscapes' own, or plain folders.", choices=DATASETS)
-    root: str = setting("data/cityscapes", "Folder of the data set; a relative one starts at the working folder.")
-    train_split: str = setting("train", "Split to train on, in Cityscapes or under a dataset.toml.")
-    val_split: str = setting("val", "Split to evaluate on, in Cityscapes or under a dataset.toml.")
-    train_images: str = setting("images/train", "Folder: training pictures, relative to the root.")
-    train_labels: str = setting("labels/train", "Folder: training labels, relative to the root.")
-    val_images: str = setting("images/val", "Folder: pictures to evaluate on, relative to the root.")
-    val_labels: str = setting("labels/val", "Folder: labels to evaluate with, relative to the root.")
-    image_suffix: str = setting("", "Folder: end of a picture's name, `_leftImg8bit.png`; empty: any picture.")
-    label_suffix: str = setting(".png", "Folder: end of a label's name, in place of the picture's suffix.")
-    classes: tuple[str, ...] = setting((), "Class names in the order of their ids; empty: the data set's own.")
-    palette: tuple[tuple[int, int, int], ...] = setting(
-        (), "Red, green, blue of each class; empty: the data set's own.", low=0, high=255
+    kind: Literal["cityscapes", "folder"] = Field(
+        default="cityscapes", description="Layout of the data set: Cityscapes' own, or plain folders."
     )
-    ignore_index: int = setting(255, "Label value of pixels that count neither in loss nor score.", low=0, high=255)
-    reduce_zero_label: bool = setting(False, "Folder: label 0 is ignored and every other id is lowered by one.")
-    id_map: tuple[tuple[int, int], ...] = setting(
-        (),
-        "Folder: pairs [value in the file, class id], applied before anything else; other values stay.",
-        low=0,
-        high=255,
+    root: Annotated[Text, _not_blank("a folder; '.' is the working folder")] = Field(
+        default="data/cityscapes", description="Folder of the data set; a relative one starts at the working folder."
     )
-    workers: int = setting(2, "Loader processes per training process; 0 loads in the process itself.", low=0, high=256)
+    train_split: Text = Field(default="train", description="Split to train on, in Cityscapes or under a dataset.toml.")
+    val_split: Text = Field(default="val", description="Split to evaluate on, in Cityscapes or under a dataset.toml.")
+    train_images: Text = Field(default="images/train", description="Folder: training images, relative to the root.")
+    train_labels: Text = Field(default="labels/train", description="Folder: training labels, relative to the root.")
+    val_images: Text = Field(default="images/val", description="Folder: images to evaluate on, relative to the root.")
+    val_labels: Text = Field(default="labels/val", description="Folder: labels to evaluate with, relative to the root.")
+    image_suffix: Text = Field(
+        default="", description="Folder: end of an image's name, `_leftImg8bit.png`; empty: any image."
+    )
+    label_suffix: Text = Field(
+        default=".png", description="Folder: end of a label's name, in place of the image's suffix."
+    )
+    classes: ClassNames = Field(
+        default=(), description="Class names in the order of their ids; empty: the data set's own."
+    )
+    palette: Annotated[tuple[Color, ...], Field(max_length=MAX_LIST)] = Field(
+        default=(), description="Red, green, blue of each class; empty: the data set's own."
+    )
+    ignore_index: StoredId = Field(
+        default=255, description="Label value of pixels that count neither in loss nor score."
+    )
+    reduce_zero_label: StrictBool = Field(
+        default=False, description="Folder: label 0 is ignored and every other id is lowered by one."
+    )
+    id_map: Annotated[tuple[tuple[StoredId, Byte], ...], Field(max_length=65536), AfterValidator(_keys_once)] = Field(
+        default=(),
+        description="Folder: pairs [value in the file, class id], applied before anything else; other values stay.",
+    )
+    workers: StrictInt = Field(
+        default=2, ge=0, le=256, description="Loader processes per training process; 0 loads in the process itself."
+    )
 
-    def __post_init__(self) -> None:
-        settle(self, "data")
 
-
-@dataclass(frozen=True)
+@declared("augment")
 class AugmentConfig:
     """What happens to a training sample, in the published order: scale, crop, mirror, colours, normalise, pad."""
 
-    scale: tuple[int, int] = setting(
-        (2049, 1025), "Sides, in pixels, a picture is fitted into at ratio 1, its shape kept.", low=1, high=MAX_SIDE
+    scale: tuple[Pixels, Pixels] = Field(
+        default=(2049, 1025), description="Sides, in pixels, an image is fitted into at ratio 1, its shape kept."
     )
-    ratio: tuple[float, float] = setting((0.5, 2.0), "The scale's factor is drawn from this range.", low=0.01, high=100)
-    crop: int = setting(769, "Side, in pixels, of the square training crop.", low=1, high=16384)
-    category_max_ratio: float = setting(
-        0.75,
-        "A crop passes if its largest class covers less than this share; 1 takes the first crop.",
-        above=0,
-        high=1,
+    ratio: Annotated[tuple[Factor, Factor], AfterValidator(_rising)] = Field(
+        default=(0.5, 2.0), description="The scale's factor is drawn from this range."
     )
-    flip_prob: float = setting(0.5, "Probability of mirroring left to right.", low=0, high=1)
-    photometric: bool = setting(True, "Distort the colours: each step with probability one half.")
-    brightness: float = setting(32.0, "Added to every channel, at most, of 0 to 255.", low=0, high=255)
-    contrast: tuple[float, float] = setting((0.5, 1.5), "Range of the contrast factor.", low=0, high=100)
-    saturation: tuple[float, float] = setting((0.5, 1.5), "Range of the saturation factor.", low=0, high=100)
-    hue: int = setting(18, "Hue shift: from -hue to hue - 1, 180 being the full circle.", low=1, high=90)
+    crop: StrictInt = Field(default=769, ge=1, le=16384, description="Side, in pixels, of the square training crop.")
+    category_max_ratio: StrictFloat = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="A crop passes if its largest class covers less than this share; 1 takes the first crop.",
+    )
+    flip_prob: StrictFloat = Field(default=0.5, ge=0, le=1, description="Probability of mirroring left to right.")
+    photometric: StrictBool = Field(
+        default=True, description="Distort the colours: each step with probability one half."
+    )
+    brightness: StrictFloat = Field(
+        default=32.0, ge=0, le=255, description="Added to every channel, at most, of 0 to 255."
+    )
+    contrast: Annotated[tuple[Gain, Gain], AfterValidator(_rising)] = Field(
+        default=(0.5, 1.5), description="Range of the contrast factor."
+    )
+    saturation: Annotated[tuple[Gain, Gain], AfterValidator(_rising)] = Field(
+        default=(0.5, 1.5), description="Range of the saturation factor."
+    )
+    hue: StrictInt = Field(
+        default=18, ge=1, le=90, description="Hue shift: from -hue to hue - 1, 180 being the full circle."
+    )
 
-    def __post_init__(self) -> None:
-        settle(self, "augment")
 
-
-@dataclass(frozen=True)
+@declared("optim")
 class OptimConfig:
     """AdamW over one parameter group; step i of n has the rate (lr - min_lr) * (1 - i/n)**power + min_lr."""
 
-    lr: float = setting(1e-4, "Learning rate of the first iteration.", above=0)
-    betas: tuple[float, float] = setting((0.9, 0.999), "Decay of the two moment estimates.", low=0, below=1)
-    eps: float = setting(1e-8, "Added to the root of the second moment.", above=0, high=1)
-    weight_decay: float = setting(1e-4, "Decoupled weight decay, on every parameter.", low=0, high=10)
-    power: float = setting(0.9, "Exponent of the learning rate's fall; 0 keeps it constant.", low=0, high=100)
-    min_lr: float = setting(0.0, "Learning rate the fall ends at.", low=0)
+    lr: StrictFloat = Field(default=1e-4, gt=0, description="Learning rate of the first iteration.")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Decay of the two moment estimates.")
+    eps: StrictFloat = Field(default=1e-8, gt=0, le=1, description="Added to the root of the second moment.")
+    weight_decay: StrictFloat = Field(
+        default=1e-4, ge=0, le=10, description="Decoupled weight decay, on every parameter."
+    )
+    power: StrictFloat = Field(
+        default=0.9, ge=0, le=100, description="Exponent of the learning rate's fall; 0 keeps it constant."
+    )
+    min_lr: StrictFloat = Field(default=0.0, ge=0, description="Learning rate the fall ends at.")
 
-    def __post_init__(self) -> None:
-        settle(self, "optim")
 
-
-@dataclass(frozen=True)
+@declared("train")
 class TrainConfig:
     """How long, on how much, from what, and what is kept."""
 
-    iters: int = setting(40_000, "Optimiser steps.", low=1, high=10**9)
-    batch_size: int = setting(2, "Pictures per process and forward pass.", low=1, high=65536)
-    recipe_batch: int = setting(8, "Pictures per step the learning rate is made for; 0: any.", low=0, high=10**6)
-    accumulate: int = setting(1, "Forward passes whose gradients make one step.", low=1, high=65536)
-    val_every: int = setting(4000, "Evaluate after this many steps; 0: only at the end.", low=0, high=10**9)
-    save_every: int = setting(4000, "Save a numbered checkpoint after this many steps; 0: none.", low=0, high=10**9)
-    keep: int = setting(0, "Numbered checkpoints that stay, the newest; 0: all.", low=0, high=10**6)
-    seed: int = setting(0, "Seed of everything random.", low=0, high=2**32 - 1)
-    deterministic: bool = setting(False, "Refuse operations whose result depends on the run.")
-    dtype: str = setting("float32", "Number format of the forward pass; the weights stay float32.", choices=DTYPES)
-    init: str = setting(
-        "imagenet", "First weights: 'imagenet' (the published backbone), 'scratch', or a checkpoint's path."
+    iters: StrictInt = Field(default=40_000, ge=1, le=10**9, description="Optimiser steps.")
+    batch_size: StrictInt = Field(default=2, ge=1, le=65536, description="Images per process and forward pass.")
+    recipe_batch: StrictInt = Field(
+        default=8, ge=0, le=10**6, description="Images per step the learning rate is made for; 0: any."
     )
-    freeze_backbone: bool = setting(False, "Train the head only.")
-    sync_bn: bool = setting(True, "Synchronise batch norm statistics when several processes train.")
-    ema: bool = setting(False, "Keep a moving average of the weights and evaluate that.")
-    ema_decay: float = setting(0.999, "Decay of the moving average per step.", low=0, below=1)
-    class_weights: tuple[float, ...] = setting((), "Loss weight of each class; empty: all 1.", low=0, high=1_000_000)
-    class_weights_from: str = setting(
-        "", "Loss weights 'auto' (from the labels' pixel counts) or from a file; empty: `class_weights` holds."
+    accumulate: StrictInt = Field(
+        default=1, ge=1, le=65536, description="Forward passes whose gradients make one step."
+    )
+    val_every: Steps = Field(default=4000, description="Evaluate after this many steps; 0: only at the end.")
+    save_every: Steps = Field(default=4000, description="Save a numbered checkpoint after this many steps; 0: none.")
+    keep: StrictInt = Field(
+        default=0, ge=0, le=10**6, description="Numbered checkpoints that stay, the newest; 0: all."
+    )
+    seed: StrictInt = Field(default=0, ge=0, le=2**32 - 1, description="Seed of everything random.")
+    deterministic: StrictBool = Field(default=False, description="Refuse operations whose result depends on the run.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="dtype of the forward pass; the weights stay float32."
+    )
+    init: Annotated[Text, _not_blank("'imagenet', 'scratch' or a path")] = Field(
+        default="imagenet",
+        description="First weights: 'imagenet' (the published backbone), 'scratch', or a checkpoint's path.",
+    )
+    freeze_backbone: StrictBool = Field(default=False, description="Train the head only.")
+    sync_bn: StrictBool = Field(
+        default=True, description="Synchronise batch norm statistics when several processes train."
+    )
+    ema: StrictBool = Field(default=False, description="Keep a moving average of the weights and evaluate that.")
+    ema_decay: Decay = Field(default=0.999, description="Decay of the moving average per step.")
+    class_weights: Annotated[tuple[Weight, ...], Field(max_length=MAX_LIST), AfterValidator(_weights)] = Field(
+        default=(), description="Loss weight of each class; empty: all 1."
+    )
+    class_weights_from: Text = Field(
+        default="",
+        description="Loss weights 'auto' (from the labels' pixel counts) or from a file; empty: `class_weights` holds.",
     )
 
-    def __post_init__(self) -> None:
-        settle(self, "train")
 
-
-@dataclass(frozen=True)
+@declared("inference")
 class InferenceConfig:
-    """How a picture is segmented: the sliding window, and the scales of the multi-scale test."""
+    """How an image is segmented: the sliding window, and the scales of the multi-scale test."""
 
-    protocol: str = setting(
-        "paper",
-        "'paper' fits the picture into `scale` first; 'native' keeps its size and pads small windows.",
-        choices=PROTOCOLS,
+    protocol: Protocol = Field(
+        default="paper",
+        description="'paper' fits the image into `scale` first; 'native' keeps its size and pads small windows.",
     )
-    scale: tuple[int, int] = setting(
-        (2049, 1025), "Sides, in pixels, a picture is fitted into, its shape kept.", low=1, high=MAX_SIDE
+    scale: tuple[Pixels, Pixels] = Field(
+        default=(2049, 1025), description="Sides, in pixels, an image is fitted into, its shape kept."
     )
-    window: int = setting(769, "Side, in pixels, of the sliding window.", low=1, high=MAX_SIDE)
-    stride: int = setting(513, "Pixels from one window to the next.", low=1, high=MAX_SIDE)
-    ratios: tuple[float, ...] = setting(
-        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
-        "Factors of the scale that the multi-scale test averages.",
-        low=0.01,
-        high=100,
-        least=1,
+    window: Pixels = Field(default=769, description="Side, in pixels, of the sliding window.")
+    stride: Pixels = Field(default=513, description="Pixels from one window to the next.")
+    ratios: Annotated[tuple[Factor, ...], Field(min_length=1, max_length=MAX_LIST)] = Field(
+        default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        description="Factors of the scale that the multi-scale test averages.",
     )
-    flip: bool = setting(True, "The multi-scale test averages mirrored pictures, too.")
-
-    def __post_init__(self) -> None:
-        settle(self, "inference")
-
-
-@dataclass(frozen=True)
-class Config:
-    """A complete configuration.
-
-    Attributes:
-        name: what the run is called; the file's name without its suffix where the file does not say.
-        model, data, augment, optim, train, inference: the sections.
-        notes: what a reader of another format thought worth saying; no setting.
-    """
-
-    name: str
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    inference: InferenceConfig = field(default_factory=InferenceConfig)
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        faults = [Fault("name", text)] if (text := name_fault(self.name)) else []
-        faults += check_rules(RULES, flat(self))
-        if faults:
-            raise_faults([str(fault) for fault in faults], where=self.name if isinstance(self.name, str) else "")
+    flip: StrictBool = Field(default=True, description="The multi-scale test averages mirrored images, too.")
 
 
 SECTIONS: dict[str, type] = {
@@ -214,31 +300,92 @@ SECTIONS: dict[str, type] = {
 }
 
 
-def flat(config: Config) -> dict[str, Any]:
-    """Every setting of a configuration by its dotted key, in the schema's order."""
-    return {
-        f"{section}.{name}": getattr(getattr(config, section), name)
-        for section, cls in SECTIONS.items()
-        for name in names_of(cls)
-    }
+@declared("")
+class Config:
+    """A complete configuration.
+
+    Attributes:
+        name: what the run is called; the file's name without its suffix where the file does not say.
+        model, data, augment, optim, train, inference: the sections.
+        notes: what a reader of another format thought worth saying; no setting.
+    """
+
+    name: Annotated[Printable, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_run_name)]
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
+    notes: tuple[Printable, ...] = ()
+
+
+@functools.cache
+def adapter() -> TypeAdapter[Config]:
+    """What checks a whole configuration."""
+    return TypeAdapter(Config)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as documentation shows it.
+
+    Attributes:
+        key: dotted, `optim.lr`.
+        wanted: type and range in words.
+        default: its value where no file says otherwise.
+        help: what it does, with its unit.
+    """
+
+    key: str
+    wanted: str
+    default: Any
+    help: str
 
 
 def settings() -> Iterator[Setting]:
     """Every setting with its range, default and meaning, for documentation."""
+    schema = schema_of(adapter())
     for section, cls in SECTIONS.items():
-        yield from settings_of(cls, section)
+        for name, node in schema["$defs"][cls.__name__]["properties"].items():
+            yield Setting(f"{section}.{name}", in_words(node, schema), default_of(section, name), node["description"])
 
 
-def name_fault(name: object) -> str:
-    """What is wrong with a configuration's name, or nothing."""
-    fits = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable() and name.strip(". ")
-    if fits and not set("/\\") & set(str(name)):
-        return ""
-    return f"wanted 1 to {MAX_NAME} printable characters, no slash, not only dots"
+def default_of(section: str, name: str) -> Any:
+    """The value a setting has where nothing is said."""
+    return SECTIONS[section].__pydantic_fields__[name].default  # type: ignore[attr-defined]  # a pydantic dataclass
 
 
-def _rising(pair: tuple[float, float]) -> bool:
-    return pair[0] <= pair[1]
+def names_of(section: str) -> tuple[str, ...]:
+    """The names of a section's settings, in order."""
+    return tuple(field.name for field in dataclasses.fields(SECTIONS[section]))
+
+
+def is_text(key: str) -> bool:
+    """Whether a dotted key is that of a setting which takes any text; of `name`, too."""
+    section, _, name = key.partition(".")
+    if section not in SECTIONS or name not in names_of(section):
+        return key == "name"
+    properties = schema_of(adapter())["$defs"][SECTIONS[section].__name__]["properties"]
+    return properties[name].get("type") == "string" and "enum" not in properties[name]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every setting of a configuration by its dotted key, in the schema's order."""
+    return {
+        f"{section}.{name}": getattr(getattr(config, section), name)
+        for section in SECTIONS
+        for name in names_of(section)
+    }
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition between settings: `holds` is called with the values of `keys` and must be true."""
+
+    keys: tuple[str, ...]
+    holds: Callable[..., bool]
+    text: str
 
 
 def _one_each(items: tuple[Any, ...], count: int) -> bool:
@@ -247,7 +394,7 @@ def _one_each(items: tuple[Any, ...], count: int) -> bool:
 
 def _folder_only(key: str) -> Rule:
     """A setting of a folder that is described here must not be set where nothing would read it."""
-    default = getattr(DataConfig, key)
+    default = default_of("data", key)
     return Rule(
         (f"data.{key}", "data.kind", "data.classes"),
         lambda value, kind, classes: value == default or (kind == "folder" and len(classes) > 0),
@@ -256,28 +403,20 @@ def _folder_only(key: str) -> Rule:
 
 
 RULES = (
-    Rule(("augment.ratio",), _rising, "wanted the smaller first"),
-    Rule(("augment.contrast",), _rising, "wanted the smaller first"),
-    Rule(("augment.saturation",), _rising, "wanted the smaller first"),
     Rule(("optim.min_lr", "optim.lr"), lambda low, lr: low <= lr, "wanted at most optim.lr"),
     Rule(
         ("inference.stride", "inference.window"),
         lambda stride, window: stride <= window,
         "wanted at most inference.window, or pixels would be left out",
     ),
-    Rule(("train.init",), lambda init: bool(init.strip()), "wanted 'imagenet', 'scratch' or a path"),
-    Rule(("data.root",), lambda root: bool(root.strip()), "wanted a folder; '.' is the working folder"),
     Rule(
         ("train.class_weights_from", "train.class_weights"),
         lambda source, weights: not (source and weights),
         "but train.class_weights is given, too; wanted one of them",
     ),
     Rule(("train.class_weights", "model.num_classes"), _one_each, "wanted one weight for each of model.num_classes"),
-    Rule(("train.class_weights",), lambda weights: not weights or any(weights), "wanted at least one above 0"),
     Rule(("data.classes", "model.num_classes"), _one_each, "wanted one name for each of model.num_classes"),
-    Rule(("data.classes",), lambda names: len(set(names)) == len(names), "wanted every name once"),
     Rule(("data.palette", "model.num_classes"), _one_each, "wanted one colour for each of model.num_classes"),
-    Rule(("data.id_map",), lambda pairs: len({a for a, _ in pairs}) == len(pairs), "wanted every file value once"),
     *(
         _folder_only(key)
         for key in (
@@ -292,3 +431,40 @@ RULES = (
         )
     ),
 )
+
+
+def check_rules(values: Mapping[str, Any]) -> list[Fault]:
+    """The rules that do not hold, among those all of whose keys are in `values`."""
+    return [
+        Fault(rule.keys[0], f"{show(values[rule.keys[0]])}, {rule.text}", rule.keys[1:])
+        for rule in RULES
+        if all(key in values for key in rule.keys) and not rule.holds(*(values[key] for key in rule.keys))
+    ]
+
+
+def config_to_toml(config: Config) -> str:
+    """The complete configuration as a native file: every setting, no base; `load_config` reads it back equal."""
+    lines = [f"name = {_toml(config.name)}"]
+    if config.notes:
+        lines.append(f"notes = {_toml(config.notes)}")
+    for section in SECTIONS:
+        values = getattr(config, section)
+        lines += ["", f"[{section}]", *(f"{name} = {_toml(getattr(values, name))}" for name in names_of(section))]
+    return "\n".join(lines) + "\n"
+
+
+def config_difference(a: Config, b: Config) -> list[str]:
+    """The settings in which two configurations differ, `optim.lr: 0.0001 -> 5e-05`; names and notes do not count."""
+    one, other = flat(a), flat(b)
+    return [f"{key}: {_toml(one[key])} -> {_toml(other[key])}" for key in one if one[key] != other[key]]
+
+
+def _toml(value: Any) -> str:
+    """A setting's value as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)  # printable text only, whose JSON and TOML spellings agree
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)  # the shortest decimal that reads back as the same float

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dgmn2cli.config.fields import raise_faults, show
-from dgmn2cli.config.files import MAX_BYTES, Unreadable, read_text, refuse
 from dgmn2cli.config.mmcv.stock import stock_file
 from dgmn2cli.config.mmcv.syntax import parse
+from dgmn2cli.config.schema import WRONG
+from dgmn2cli.config.text import MAX_BYTES, read_config_text
+from dgmn2cli.errors import Dgmn2Error
+from dgmn2cli.validation import raise_faults, show
 
 MAX_FILES = 32  # a file and all its bases
 MAX_BASES = 8  # a base of a base of ...
@@ -52,13 +54,13 @@ def read_mmcv_text(text: str, name: str) -> MmcvDocument:
         ConfigError: as for `read_mmcv_file`.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise_faults([f"{name}: it is larger than {MAX_BYTES // 1_000_000} MB"], where=name)
+        raise_faults(WRONG, [f"{name}: it is larger than {MAX_BYTES // 1_000_000} MB"], where=name)
     return _checked(_Walk().document(text, name, None, ()), name)
 
 
 def _checked(document: MmcvDocument, where: object) -> MmcvDocument:
     if document.faults:
-        raise_faults(document.faults, where, _HINT)
+        raise_faults(WRONG, document.faults, where, _HINT)
     return document
 
 
@@ -76,11 +78,11 @@ class _Walk:
         if len(chain) >= MAX_BASES or self.files > MAX_FILES:
             return MmcvDocument(faults=[f"{label}: more than {MAX_BASES} levels or {MAX_FILES} files of bases"])
         try:
-            text = read_text(path)
-        except Unreadable as error:
+            text = read_config_text(path)
+        except Dgmn2Error as error:
             if not chain:
-                refuse(path, error)
-            return MmcvDocument(faults=[f"{label}: {error}"])
+                raise
+            return MmcvDocument(faults=[f"{label}: {error.why}"])
         return self.document(text, label, path.parent, (*chain, real))
 
     def document(self, text: str, label: str, folder: Path | None, chain: tuple[Path, ...]) -> MmcvDocument:

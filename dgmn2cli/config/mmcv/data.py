@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from dgmn2cli.config.fields import show
 from dgmn2cli.config.mmcv import one_of, same
 from dgmn2cli.config.mmcv.node import Mapped, Node, pair, side
 from dgmn2cli.config.mmcv.stock import CITYSCAPES_CLASSES
+from dgmn2cli.validation import show
 
 _TRAIN_STEPS = (
     "LoadImageFromFile",

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from dgmn2cli.config.fields import MAX_HINTS, raise_faults, show
 from dgmn2cli.config.mmcv import MmcvDocument, one_of, same
 from dgmn2cli.config.mmcv.data import map_data
 from dgmn2cli.config.mmcv.node import Mapped, Node, side
-from dgmn2cli.config.schema import BACKBONES, SECTIONS
+from dgmn2cli.config.schema import BACKBONES, SECTIONS, WRONG
+from dgmn2cli.validation import MAX_HINTS, raise_faults, show
 
 _STAGE_CHANNELS = [64, 128, 320, 512]
 _FPN_CHANNELS = [256, 256, 256, 256]
@@ -49,7 +49,7 @@ def map_mmcv(raw: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], tuple[s
     """
     mapped = map_config(MmcvDocument(dict(raw)))
     if mapped.faults:
-        raise_faults(mapped.faults, "mmcv configuration")
+        raise_faults(WRONG, mapped.faults, "mmcv configuration")
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, value in mapped.values.items():
         section, _, name = key.partition(".")

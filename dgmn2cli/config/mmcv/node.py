@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dgmn2cli.config.fields import MAX_HINTS, near_miss, show
 from dgmn2cli.config.mmcv import DELETE, one_of
+from dgmn2cli.validation import MAX_HINTS, near_miss, show
 
 ABSENT: Any = object()
 

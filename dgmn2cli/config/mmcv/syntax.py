@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dgmn2cli.config.fields import show
+from dgmn2cli.validation import show
 
 MAX_DEPTH = 50  # of brackets, and of values in values
 MAX_VALUES = 200_000  # counted as if every name were written out
