@@ -135,8 +135,7 @@ def _look(data: SegmentationSet, index: int, thorough: bool, max_pixels: int) ->
             size: tuple[int, ...] = data.read_image(index, max_pixels=max_pixels).shape[:2]
         else:
             header = image_header(pair.image, max_pixels)
-            turned = header.orientation >= 5
-            size = (header.width, header.height) if turned else (header.height, header.width)
+            size = (header.height, header.width)
         label = data.read_label(index, max_pixels=max_pixels)
         check_sizes(size, label.shape, pair)
     except DataError as error:

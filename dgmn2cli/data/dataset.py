@@ -96,9 +96,9 @@ class SegmentationSet:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def read_image(self, index: int, *, max_pixels: int = MAX_PIXELS, thorough: bool = True) -> np.ndarray:
+    def read_image(self, index: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """The picture (H, W, 3) uint8, blue green red; errors as `images.read_image`."""
-        return read_image(self.pairs[index].image, max_pixels, thorough=thorough)
+        return read_image(self.pairs[index].image, max_pixels)
 
     def read_label(self, index: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """The label (H, W) uint8: class ids and `IGNORE`.
@@ -111,13 +111,13 @@ class SegmentationSet:
             raise DataError("the picture has no label map", where=pair.image, hint="Use a split that has labels.")
         return pair.ids.apply(read_label(pair.label, max_pixels), pair.label)
 
-    def read(self, index: int, *, max_pixels: int = MAX_PIXELS, thorough: bool = True) -> Sample:
+    def read(self, index: int, *, max_pixels: int = MAX_PIXELS) -> Sample:
         """Picture and label.
 
         Raises:
             DataError: as `read_image` and `read_label`; also where their sizes differ.
         """
-        image = self.read_image(index, max_pixels=max_pixels, thorough=thorough)
+        image = self.read_image(index, max_pixels=max_pixels)
         label = self.read_label(index, max_pixels=max_pixels)
         check_sizes(image.shape[:2], label.shape, self.pairs[index])
         return Sample(image, label)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dgmn2cli.data.dataset import IdMap, Pair, SegmentationSet, missing_labels
 from dgmn2cli.data.description import DESCRIPTION, IGNORE, FolderDescription, load_description
-from dgmn2cli.data.images import SUFFIXES
+from dgmn2cli.data.files import SUFFIXES
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import absence
 

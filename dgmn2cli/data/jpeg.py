@@ -1,194 +1,202 @@
-"""Owns the JPEG container: a walk over the markers that finds the size, the orientation and any cut."""
+"""JPEG files: decoding that refuses what is cut or damaged, and reads whole pixels in odd containers."""
 
 from __future__ import annotations
 
+import io
+import re
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from dgmn2cli.data.formats import ImageHeader, Malformed, exif_orientation
+import numpy as np
+import simplejpeg
+from PIL.JpegImagePlugin import JpegImageFile
 
-_SOI, _EOI, _SOS, _DHT, _DRI, _DNL, _APP1 = 0xD8, 0xD9, 0xDA, 0xC4, 0xDD, 0xDC, 0xE1
-_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
-_OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+from dgmn2cli.data.formats import FETCH_AGAIN, Malformed
+
+_SOI, _EOI, _SOS, _DHT, _DQT, _DRI, _APP0, _APP14 = 0xD8, 0xD9, 0xDA, 0xC4, 0xDB, 0xDD, 0xE0, 0xEE
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_DECISIVE = _FRAMES | {_SOS, _DHT, _DQT, _DRI, _APP0, _APP14}  # the segments that determine the pixels
+_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # the first marker after coded pixels that is no restart
+_EXIF = re.compile(rb"\xff\xe1..Exif\0\0", re.DOTALL)
+_EXTRA = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_UNUSUAL = "subsampling"  # in the complaint of simplejpeg, which knows only some of the ways to halve colours
+_BIT_BUFFER = 16  # bytes that the decoder may have taken in beyond those it needed
 
 
 @dataclass(frozen=True)
-class Component:
-    """One colour plane of the frame: its id and its sampling factors."""
-
-    id: int
-    h: int
-    v: int
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One scan: what it codes and where its entropy-coded bytes are.
+class _Cleaned:
+    """A JPEG file without what does not determine its pixels.
 
     Attributes:
-        components: (index into the frame's components, DC table, AC table) for each.
-        spectral: first and last coefficient.
-        approximation: successive approximation, high and low bit.
-        tables: the Huffman tables in force, by (class, id): 16 counts and the symbols.
-        restart: MCUs between restart markers; 0 for none.
-        start, end: the range of the coded bytes, restart markers included.
+        data: the file, always with an end mark.
+        ended: whether it had one.
+        size: width and height.
+        progressive: whether its frame is.
+        scans: of each scan the components, the first and last coefficient, and the lowest bit that is coded.
     """
 
-    components: tuple[tuple[int, int, int], ...]
-    spectral: tuple[int, int]
-    approximation: tuple[int, int]
-    tables: dict[tuple[int, int], bytes]
-    restart: int
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Jpeg:
-    """A JPEG file that has all its markers up to the end mark; its coded pixels are not looked into yet."""
-
-    header: ImageHeader
+    data: bytes
+    ended: bool
+    size: tuple[int, int]
     progressive: bool
-    components: tuple[Component, ...]
-    scans: tuple[Scan, ...] = ()
-
-
-@dataclass
-class _Walk:
-    """What the markers met so far have said."""
-
-    frame: tuple[bool, int, int, tuple[Component, ...]] | None = None
-    orientation: int = 1
-    restart: int = 0
-    tables: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    scans: list[Scan] = field(default_factory=list)
+    scans: tuple[tuple[bytes, int, int, int], ...]
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the frame header, before anything after it is looked at.
+    """Width and height from the header.
 
     Raises:
-        Malformed: there is no readable frame header.
+        Malformed: there is no readable header.
     """
-    for marker, start, end in _segments(data):
-        if marker in _FRAMES or marker in _OTHER_FRAMES:
-            _progressive, width, height, _components = _frame(marker, data[start:end])
-            return width, height
-    raise Malformed("it has no frame header")
+    try:
+        height, width, _colors, _sampling = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError) as error:
+        if _UNUSUAL in str(error) and min(size := _cleaned(data).size) > 0:
+            return size
+        raise Malformed(f"the file is cut inside its header, or damaged there ({error})", FETCH_AGAIN) from error
+    return width, height
 
 
-def parse_jpeg(data: bytes) -> Jpeg:
-    """Walks every marker from the start to the end mark; bytes after that are allowed.
+def jpeg_exif(data: bytes) -> bytes:
+    """The EXIF block; empty if there is none."""
+    found = _EXIF.search(data, 0, max(data.find(b"\xff\xda"), 0))
+    if found is None:
+        return b""
+    length = struct.unpack_from(">H", data, found.start() + 2)[0]
+    return data[found.end() : found.start() + 2 + length]
+
+
+def decode_jpeg(data: bytes) -> tuple[np.ndarray, str]:
+    """The pixels (H, W, 3) uint8, blue green red, as libjpeg-turbo decodes them; and what is odd, or an empty string.
 
     Raises:
-        Malformed: the file is cut, a segment breaks the standard, or the coding is one that is not read here
-            (arithmetic, lossless, hierarchical, 12 bits).
+        Malformed: the file is cut or damaged, as far as the decoder can tell.
     """
-    walk = _Walk()
-    for marker, start, end in _segments(data):
-        body = data[start:end]
-        if marker in _FRAMES or marker in _OTHER_FRAMES:
-            if walk.frame is not None:
-                raise Malformed("it has two frames")
-            walk.frame = _frame(marker, body)
-        elif marker == _DHT:
-            _huffman_tables(body, walk.tables)
-        elif marker == _DRI and len(body) == 2:
-            walk.restart = struct.unpack(">H", body)[0]
-        elif marker == _APP1 and body.startswith(b"Exif\0\0") and walk.orientation == 1:
-            walk.orientation = exif_orientation(body[6:])
-        elif marker == _DNL:
-            raise Malformed("it gives its height after the pixels (DNL), which is not read here")
-        elif marker == _SOS:
-            walk.scans.append(_scan(walk, body, end, _coded_end(data, end)))
-    if walk.frame is None or not walk.scans:
-        raise Malformed("it holds no picture")
-    progressive, width, height, components = walk.frame
-    header = ImageHeader("JPEG", width, height, walk.orientation)
-    return Jpeg(header, progressive, components, tuple(walk.scans))
+    cleaned = _cleaned(data) if b"\xff\xc2" in data else None
+    try:
+        image, note = _strict(data), ""
+    except ValueError as error:
+        image, note = _decode_odd(cleaned or _cleaned(data), str(error))
+    if cleaned is not None and cleaned.progressive:
+        _require_finished(cleaned)
+    return image, note
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yields (marker, start, end) of each marker segment's body up to the end mark, stepping over coded pixels."""
-    position = 2
-    while True:
-        while data[position : position + 2] == b"\xff\xff":  # fill bytes
-            position += 1
-        if position + 2 > len(data):
-            raise Malformed("the file is cut: its end mark is missing")
-        if data[position] != 0xFF:
-            raise Malformed(f"a marker is missing at byte {position}")
+def _strict(data: bytes) -> np.ndarray:
+    """Pixels of a file that the decoder has nothing to say about; ValueError if it has."""
+    try:
+        colors = simplejpeg.decode_jpeg_header(data, strict=False)[2]
+    except KeyError as error:
+        raise ValueError("its header is incomplete") from error
+    except ValueError as error:
+        if _UNUSUAL not in str(error) or min(_cleaned(data).size) == 0:
+            raise
+        return _by_pillow(data)
+    if colors not in ("CMYK", "YCCK"):
+        return simplejpeg.decode_jpeg(data, "BGR", strict=True)
+    return _bgr_of_inks(simplejpeg.decode_jpeg(data, "CMYK", strict=True))
+
+
+def _bgr_of_inks(inks: np.ndarray) -> np.ndarray:
+    """(H, W, 3) blue green red of (H, W, 4) inverted CMYK, as OpenCV converts it."""
+    black = inks[..., 3:].astype(np.int32)
+    return (black - ((255 - inks[..., 2::-1].astype(np.int32)) * black >> 8)).astype(np.uint8)
+
+
+def _by_pillow(data: bytes) -> np.ndarray:
+    """Pixels of a file that simplejpeg does not know the colour sampling of: cuts are found, less of other damage."""
+    try:
+        with JpegImageFile(io.BytesIO(data)) as image:
+            pixels = np.array(image)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(str(error)) from error
+    return _bgr_of_inks(255 - pixels) if pixels.shape[2] == 4 else pixels[..., ::-1].copy()
+
+
+def _decode_odd(cleaned: _Cleaned, complaint: str) -> tuple[np.ndarray, str]:
+    """Pixels of a file that the decoder complains about, if they are whole nevertheless; and a note."""
+    try:
+        return _strict(cleaned.data), f"all its pixels are there, but its container is odd ({complaint})"
+    except ValueError as error:
+        extra = _EXTRA.search(str(error))
+        image = _without_extra(cleaned.data[:-2], int(extra[1])) if extra and cleaned.ended else None
+        if image is None:
+            cut = not cleaned.ended or not cleaned.scans or "Premature end" in complaint
+            why = "the file is cut" if cut else "its pixels are damaged"
+            raise Malformed(f"{why} ({complaint})", FETCH_AGAIN) from error
+    return image, f"all its pixels are there, and {extra[1]} more bytes ({complaint})"  # type: ignore[index]
+
+
+def _without_extra(coded: bytes, extra: int) -> np.ndarray | None:
+    """The pixels of `coded`, a file up to its end mark with about `extra` bytes too many; None if they may be pixels.
+
+    After damage, too, the decoder may be done before the bytes are. Whole pixels end with a byte that is filled up
+    with ones; where the decoder is done too early, what follows in that byte is mostly something else.
+    """
+    end, image = len(coded) - extra, None
+    while end > len(coded) - extra - _BIT_BUFFER:
+        try:
+            image = _strict(coded[:end] + b"\xff\xd9")
+        except ValueError:
+            break
+        end -= 1
+    if image is None or end <= 0:
+        return None
+    last = coded[end]
+    lowest_zero = ~last & (last + 1)
+    if lowest_zero > 0xFF:
+        return image
+    try:
+        changed = _strict(coded[:end] + bytes([last ^ lowest_zero]) + b"\xff\xd9")
+    except ValueError:
+        return image
+    return None if np.array_equal(changed, image) else image
+
+
+def _cleaned(data: bytes) -> _Cleaned:
+    """Walks over the markers up to the end mark, or the end of the file.
+
+    Raises:
+        Malformed: a segment is cut or contradicts another.
+    """
+    kept, scans, progressive, position, ended, size = [b"\xff\xd8"], [], False, 2, False, (0, 0)
+    while (position := data.find(b"\xff", position)) >= 0 and position + 1 < len(data):
         marker = data[position + 1]
         if marker == _EOI:
-            return
-        if position + 4 > len(data):
-            raise Malformed("the file is cut: its end mark is missing")
-        end = position + 2 + struct.unpack_from(">H", data, position + 2)[0]
-        if end < position + 4:
-            raise Malformed(f"the segment at byte {position} is damaged")
-        if end > len(data):
-            raise Malformed("the file is cut inside its header")
-        yield marker, position + 4, end
-        position = _coded_end(data, end) if marker == _SOS else end
-
-
-def _coded_end(data: bytes, position: int) -> int:
-    """Where the entropy-coded bytes that start at `position` end: at the next marker that is no restart marker."""
-    while True:
-        position = data.find(b"\xff", position)
-        if position < 0 or position + 1 >= len(data):
-            raise Malformed("the file is cut: its end mark is missing")
-        following = data[position + 1]
-        if following == 0xFF:
-            position += 1
-        elif following == 0 or 0xD0 <= following <= 0xD7:
-            position += 2
-        else:
-            return position
-
-
-def _frame(marker: int, body: bytes) -> tuple[bool, int, int, tuple[Component, ...]]:
-    """Progressive or not, width, height and components of a frame header."""
-    if marker in _OTHER_FRAMES:
-        raise Malformed("it is coded losslessly, arithmetically or hierarchically, which is not read here")
-    if len(body) < 6:
-        raise Malformed("its frame header is cut")
-    precision, height, width, count = struct.unpack_from(">BHHB", body)
-    if precision != 8:
-        raise Malformed(f"it has {precision} bits per sample; only 8 are read here")
-    if not width or not height or count not in (1, 3, 4) or len(body) != 6 + 3 * count:
-        raise Malformed("its frame header breaks the standard")
-    components = tuple(Component(body[i], body[i + 1] >> 4, body[i + 1] & 15) for i in range(6, len(body), 3))
-    if any(not 1 <= side <= 4 for part in components for side in (part.h, part.v)):
-        raise Malformed("its frame header breaks the standard")
-    return marker == 0xC2, width, height, components
-
-
-def _huffman_tables(body: bytes, tables: dict[tuple[int, int], bytes]) -> None:
-    """Adds the tables of a DHT segment, each as its 16 counts and then its symbols."""
-    position = 0
-    while position < len(body):
-        counts = body[position + 1 : position + 17]
-        end = position + 17 + sum(counts)
-        if len(counts) < 16 or end > len(body) or sum(counts) > 256:
-            raise Malformed("a Huffman table is cut")
-        tables[body[position] >> 4, body[position] & 15] = body[position + 1 : end]
+            ended = True
+            break
+        if marker in (0, 1, _SOI, 0xFF) or 0xD0 <= marker <= 0xD7:  # stuffing, restarts: bytes between segments
+            position += 1 if marker == 0xFF else 2
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        if end > len(data) or end < position + 4:
+            raise Malformed("the file is cut inside its header, or damaged there", FETCH_AGAIN)
+        segment = data[position:end]
+        progressive = progressive or marker == 0xC2
+        if marker == _SOS:
+            first, last, bits = segment[-3:] if progressive else (0, 63, 0)
+            scans.append((segment[5:-3:2], first, last, bits & 15))
+            after = _AFTER_SCAN.search(data, end)
+            stop = after.start() if after else len(data) - data.endswith(b"\xff")
+            kept += [segment[:-3], bytes((first, last, bits)), data[end:stop]]
+            end = stop
+        elif marker in _DECISIVE:
+            if marker in _FRAMES:
+                size = int.from_bytes(segment[7:9]), int.from_bytes(segment[5:7])
+            kept.append(segment)
         position = end
+    return _Cleaned(b"".join([*kept, b"\xff\xd9"]), ended, size, progressive, tuple(scans))
 
 
-def _scan(walk: _Walk, body: bytes, start: int, end: int) -> Scan:
-    """The scan whose header is `body` and whose coded bytes are `start` to `end`."""
-    if walk.frame is None:
-        raise Malformed("a scan comes before the frame header")
-    ids = [component.id for component in walk.frame[3]]
-    count = body[0] if body else 0
-    if not 1 <= count <= len(ids) or len(body) != 4 + 2 * count:
-        raise Malformed("a scan header breaks the standard")
-    parts = []
-    for i in range(1, 1 + 2 * count, 2):
-        if body[i] not in ids:
-            raise Malformed("a scan names a component that the frame lacks")
-        parts.append((ids.index(body[i]), body[i + 1] >> 4, body[i + 1] & 15))
-    first, last, bits = body[-3:]
-    return Scan(tuple(parts), (first, last), (bits >> 4, bits & 15), dict(walk.tables), walk.restart, start, end)
+def _require_finished(cleaned: _Cleaned) -> None:
+    """Refuses a progressive file that begins coefficients without their last bits: it is cut between two scans.
+
+    Coefficients that no scan begins are allowed where the end mark is there: some encoders leave out colour detail.
+    """
+    lowest: dict[tuple[int, int], int] = {}
+    for components, first, last, bit in cleaned.scans:
+        lowest |= {(component, index): bit for component in components for index in range(first, last + 1)}
+    count = len({component for component, _ in lowest})
+    missing = not cleaned.ended and len(lowest) < 64 * count
+    if missing or any(lowest.values()):
+        raise Malformed("the file is cut between two of its scans", FETCH_AGAIN)

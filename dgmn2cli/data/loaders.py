@@ -99,7 +99,7 @@ class _TrainSamples(Dataset[Any]):
 
     def __getitem__(self, place: StreamPlace) -> tuple[np.ndarray, np.ndarray, str] | Dgmn2Error:
         try:
-            sample = self.data.read(place.index, max_pixels=self.max_pixels, thorough=False)
+            sample = self.data.read(place.index, max_pixels=self.max_pixels)
         except Dgmn2Error as error:
             return error
         image, label = self.augment(sample, sample_draws(self.seed, place.position))

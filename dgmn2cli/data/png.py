@@ -1,4 +1,4 @@
-"""Owns the PNG container: a complete check of a file before it is decoded, and a writer for palette images."""
+"""PNG files: a walk over the chunks that finds cuts and damage before the pixels are decoded, and a writer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dgmn2cli.data.formats import ImageHeader, Malformed, exif_orientation
+from dgmn2cli.data.formats import FETCH_AGAIN, ONE_FRAME, Malformed
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
-_CHANNELS = {GRAY: 1, RGB: 3, PALETTE: 1, GRAY_ALPHA: 2, RGB_ALPHA: 4}
-_DEPTHS = {GRAY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GRAY_ALPHA: (8, 16), RGB_ALPHA: (8, 16)}
+GRAY, PALETTE = 0, 3
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_INFLATE_STEP = 1 << 20
+_DECISIVE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 
 
 @dataclass(frozen=True)
@@ -23,127 +22,98 @@ class Png:
     """A PNG file whose chunks are all there, with right checksums; its pixels are not unpacked yet.
 
     Attributes:
-        header: size and orientation.
+        width, height: as stored.
         depth: bits per sample: 1, 2, 4, 8 or 16.
-        color_type: one of GRAY, RGB, PALETTE, GRAY_ALPHA, RGB_ALPHA.
-        interlaced: Adam7 order.
-        palette: the PLTE bytes, RGB triples; empty where there is none.
-        idat: the compressed pixels, all IDAT chunks joined.
+        color_type: 0 gray, 2 RGB, 3 palette, 4 gray with alpha, 6 RGB with alpha.
+        interlaced: in Adam7 order.
+        data: the file with nothing but the chunks that determine its colours.
+        exif: the EXIF block; empty if there is none.
     """
 
-    header: ImageHeader
+    width: int
+    height: int
     depth: int
     color_type: int
     interlaced: bool
-    palette: bytes
-    idat: bytes
-
-
-def _ihdr(data: bytes) -> tuple[int, int, int, int, bool]:
-    """Width, height, depth, colour type and interlacing of the first chunk."""
-    if len(data) < 33 or data[12:16] != b"IHDR" or data[8:12] != b"\0\0\0\r":
-        raise Malformed("its header is cut or damaged")
-    width, height, depth, color, compression, filtering, interlace = struct.unpack_from(">IIBBBBB", data, 16)
-    if zlib.crc32(data[12:29]) != struct.unpack_from(">I", data, 29)[0]:
-        raise Malformed("its header is damaged (checksum)")
-    known = color in _DEPTHS and depth in _DEPTHS[color] and compression == filtering == 0 and interlace in (0, 1)
-    if not known or not 0 < width < 1 << 31 or not 0 < height < 1 << 31:
-        raise Malformed("its header breaks the PNG standard")
-    return width, height, depth, color, bool(interlace)
+    data: bytes
+    exif: bytes
 
 
 def png_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the header alone: what may be asked before the rest is looked at."""
-    return _ihdr(data)[:2]
+    """Width and height from the header alone: what may be asked before the rest is looked at.
+
+    Raises:
+        Malformed: the header is cut or damaged.
+    """
+    if len(data) < 33 or data[8:16] != b"\0\0\0\rIHDR":
+        raise Malformed("its header is cut or damaged", FETCH_AGAIN)
+    if zlib.crc32(data[12:29]) != struct.unpack_from(">I", data, 29)[0]:
+        raise Malformed("its header is damaged (checksum)", FETCH_AGAIN)
+    width, height = struct.unpack_from(">II", data, 16)
+    if not 0 < width < 1 << 31 or not 0 < height < 1 << 31:
+        raise Malformed(f"its size is {width}x{height}", FETCH_AGAIN)
+    return width, height
 
 
 def parse_png(data: bytes) -> Png:
-    """Walks every chunk of a PNG file up to its end mark.
+    """Walks over every chunk of a PNG file up to its end mark.
 
     Raises:
         Malformed: a chunk is cut, a checksum is wrong, or the file is an animation.
     """
-    width, height, depth, color, interlaced = _ihdr(data)
-    idat: list[bytes] = []
-    palette, orientation, position, previous = b"", 1, 8, b""
-    while previous != b"IEND":
+    width, height = png_size(data)
+    kept, position, kind, exif = [SIGNATURE], 8, b"", b""
+    most = 2 * height * (1 + 8 * width) + 4096  # bytes that pixels of 64 bits can take, however badly packed
+    while kind != b"IEND":
         if position + 12 > len(data):
-            raise Malformed("the file is cut: its end mark is missing")
+            raise Malformed("the file is cut: its end mark is missing", FETCH_AGAIN)
         length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + length
-        if end + 4 > len(data):
-            raise Malformed(f"the file is cut: its {kind.decode('latin-1')} chunk lacks {end + 4 - len(data)} bytes")
-        body = data[position + 8 : end]
-        if zlib.crc32(body, zlib.crc32(kind)) != struct.unpack_from(">I", data, end)[0]:
-            raise Malformed(f"its {kind.decode('latin-1')} chunk at byte {position} is damaged (checksum)")
-        if kind == b"IDAT":
-            if idat and previous != b"IDAT":
-                raise Malformed("its pixel chunks are not in one run")
-            idat.append(body)
-        elif kind == b"PLTE":
-            palette = body
+        end = position + 12 + length
+        if end > len(data):
+            raise Malformed(f"the file is cut inside its {kind.decode('latin-1')} chunk", FETCH_AGAIN)
+        body = memoryview(data)[position + 4 : end - 4]
+        if zlib.crc32(body) != struct.unpack_from(">I", data, end - 4)[0]:
+            why = f"its {kind.decode('latin-1')} chunk at byte {position} is damaged (checksum)"
+            raise Malformed(why, FETCH_AGAIN)
+        if kind in _DECISIVE:
+            kept.append(data[position:end])
+            most -= length
+            if most < 0:
+                raise Malformed("it holds far more than the pixels that its header promises", FETCH_AGAIN)
         elif kind == b"eXIf":
-            orientation = exif_orientation(body)
+            exif = bytes(body[4:])
         elif kind == b"acTL":
-            raise Malformed("it is an animation; save one frame of it")
-        elif not kind[0] & 32 and kind not in (b"IHDR", b"IEND"):
-            raise Malformed(f"it has an unknown critical chunk {kind!r}")
-        position, previous = end + 4, kind
-    if not idat:
-        raise Malformed("it holds no pixels")
-    if color == PALETTE and (not palette or len(palette) % 3):
-        raise Malformed("its palette is missing or cut")
-    header = ImageHeader("PNG", width, height, orientation)
-    return Png(header, depth, color, interlaced, palette, b"".join(idat))
+            raise Malformed("it is an animation", ONE_FRAME)
+        position = end
+    return Png(width, height, data[24], data[25], data[28] != 0, b"".join(kept), exif)
 
 
-def check_pixels(png: Png) -> None:
-    """Unpacks the pixels in small steps, keeping none, to see that exactly the promised number is there.
+def require_all_rows(png: Png) -> None:
+    """Refuses a file whose packed pixels come to a regular end before the last row.
+
+    Unpacks them in small steps, keeping none; rows that are there need no such check.
 
     Raises:
-        Malformed: the compressed stream is cut or damaged.
+        Malformed: pixels are missing.
     """
-    expected, got = _raw_bytes(png), 0
-    inflate = zlib.decompressobj()
-    pending = png.idat
-    try:
-        while not inflate.eof and got <= expected:
-            piece = inflate.decompress(pending, _INFLATE_STEP)
-            pending = inflate.unconsumed_tail
-            if not piece and not pending:
-                break
-            got += len(piece)
-    except zlib.error as error:
-        raise Malformed(f"its pixels are damaged after {got} of {expected} bytes") from error
-    if got < expected or (got == expected and not inflate.eof):
-        raise Malformed(f"the file is cut: {got} of {expected} bytes of pixels")
-    if got > expected:
-        raise Malformed(f"it holds more pixels than its header says ({expected} bytes)")
-
-
-def _raw_bytes(png: Png) -> int:
-    """Bytes of the unpacked stream: each row has its filter byte; Adam7 has up to seven small images."""
-    bits = png.depth * _CHANNELS[png.color_type]
-    width, height = png.header.width, png.header.height
-    total = 0
+    bits, wanted, got = png.depth * _CHANNELS.get(png.color_type, 1), 0, 0
     for x, y, step_x, step_y in _PASSES if png.interlaced else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
+        columns, rows = -(-(png.width - x) // step_x), -(-(png.height - y) // step_y)
         if columns > 0 and rows > 0:
-            total += rows * (1 + (columns * bits + 7) // 8)
-    return total
-
-
-def assemble_png(png: Png, *, palette_as_gray: bool = False) -> bytes:
-    """The file again with nothing but what determines its pixels.
-
-    Args:
-        palette_as_gray: declare palette indices as gray samples, so that a decoder gives the indices themselves
-            (scaled by 255 / (2**depth - 1), as it does with any gray image of a small depth).
-    """
-    color = GRAY if palette_as_gray and png.color_type == PALETTE else png.color_type
-    size = (png.header.width, png.header.height)
-    palette = png.palette if color == PALETTE else b""
-    return _file(size, png.depth, color, png.interlaced, palette, png.idat)
+            wanted += rows * (1 + (columns * bits + 7) // 8)  # each row has its filter byte
+    inflate, position = zlib.decompressobj(), len(SIGNATURE)
+    try:
+        while got < wanted and not inflate.eof and position < len(png.data):
+            length, kind = struct.unpack_from(">I4s", png.data, position)
+            pending = png.data[position + 8 : position + 8 + length] if kind == b"IDAT" else b""
+            while pending and got < wanted and not inflate.eof:
+                got += len(inflate.decompress(pending, 1 << 20))
+                pending = inflate.unconsumed_tail
+            position += 12 + length
+    except zlib.error as error:
+        raise Malformed(f"its pixels are damaged after {got} of {wanted} bytes", FETCH_AGAIN) from error
+    if got < wanted:
+        raise Malformed(f"the file is cut: {got} of {wanted} bytes of pixels", FETCH_AGAIN)
 
 
 def encode_indices(ids: np.ndarray, palette: np.ndarray) -> bytes:
@@ -156,16 +126,9 @@ def encode_indices(ids: np.ndarray, palette: np.ndarray) -> bytes:
     used = max(int(ids.max(initial=0)) + 1, len(palette))
     rows = np.zeros((ids.shape[0], ids.shape[1] + 1), np.uint8)  # filter byte 0 (none) before each row
     rows[:, 1:] = ids
-    size = (ids.shape[1], ids.shape[0])
-    return _file(size, 8, PALETTE, False, colors[:used].tobytes(), zlib.compress(rows.tobytes(), 6))
-
-
-def _file(size: tuple[int, int], depth: int, color: int, interlaced: bool, palette: bytes, idat: bytes) -> bytes:
-    header = struct.pack(">IIBBBBB", *size, depth, color, 0, 0, int(interlaced))
-    chunks = [(b"IHDR", header), (b"IDAT", idat), (b"IEND", b"")]
-    if palette:
-        chunks.insert(1, (b"PLTE", palette))
+    header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], 8, PALETTE, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"PLTE", colors[:used].tobytes()), (b"IDAT", zlib.compress(rows.tobytes(), 6))
     parts = [SIGNATURE]
-    for kind, body in chunks:
+    for kind, body in (*chunks, (b"IEND", b"")):
         parts += [struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))]
     return b"".join(parts)

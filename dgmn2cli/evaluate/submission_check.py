@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from dgmn2cli.data import png
 from dgmn2cli.data.cityscapes import CLASSES, LABEL_ID_OF_TRAIN_ID, LABELS
 from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.data.decoding import decode_ids
 from dgmn2cli.data.formats import Malformed, sniff
 from dgmn2cli.data.images import image_header
 from dgmn2cli.errors import CheckFailed, ResourceError
@@ -167,7 +167,7 @@ def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 def _label_ids(content: bytes, size: tuple[int, int]) -> np.ndarray:
     """(H, W) uint8 ids of a PNG that must have `size` (width, height), one channel and 8 bits; Malformed if not."""
-    if not content or sniff(content[:64]) != "PNG":
+    if not content or sniff(content) != "PNG":
         raise Malformed("it is no PNG")
     found = png.png_size(content)
     if found != size:
@@ -175,11 +175,7 @@ def _label_ids(content: bytes, size: tuple[int, int]) -> np.ndarray:
     image = png.parse_png(content)
     if image.color_type not in (png.GRAY, png.PALETTE) or image.depth != 8:
         raise Malformed("it is not an 8-bit image of one channel")
-    png.check_pixels(image)
-    ids = cv2.imdecode(np.frombuffer(png.assemble_png(image, palette_as_gray=True), np.uint8), cv2.IMREAD_UNCHANGED)
-    if ids is None or ids.shape != size[::-1]:
-        raise Malformed("its pixels are damaged")
-    return ids
+    return decode_ids(content, size[0] * size[1])
 
 
 def _training_ids(seen: Counter[int]) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgmn2cli.data.images import SUFFIXES, read_image
+from dgmn2cli.data.files import SUFFIXES
+from dgmn2cli.data.images import read_image
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import absence, check_folder
 from dgmn2cli.inference.plan import SAVE_BYTES, Plan, Settings

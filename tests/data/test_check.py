@@ -47,7 +47,7 @@ def test_every_broken_pair_is_named(make_cityscapes: Callable[..., Path], thorou
     report = check_dataset(data, thorough=thorough, workers=3)
     assert report.pairs == 7
     assert len(report.faults) == 5
-    whys = ("the file is cut", "41x24", "it holds 30", "colour image", "directory")
+    whys = ("the file is cut", "41x24", "it holds 30", "colour image", "folder")
     for fault, why, path in zip(
         report.faults, whys, (images[0], labels[1], labels[2], labels[3], images[5]), strict=True
     ):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dgmn2cli.data.images import image_header, read_image, read_label, write_png
 from dgmn2cli.errors import DataError
+from dgmn2cli.observer import Silent
 
 RNG = np.random.default_rng(7)
 RGB = cv2.resize(RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8), (47, 33), interpolation=cv2.INTER_CUBIC)
@@ -105,6 +106,96 @@ def test_odd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(read_image(write_png(tmp_path / "x.png", image)), image)
 
 
+@pytest.mark.parametrize("order", ["II", "MM"])
+@pytest.mark.parametrize(("kind", "form"), [(1, "B3x"), (3, "H2x"), (4, "I"), (6, "b3x"), (8, "h2x"), (9, "i")])
+def test_the_orientation_may_be_any_integer_in_any_byte_order(tmp_path: Path, order: str, kind: int, form: str) -> None:
+    sign = "<" if order == "II" else ">"
+    exif = order.encode() + struct.pack(f"{sign}HIHHHI{form}I", 42, 8, 1, 0x0112, kind, 1, 6, 0)
+    for name in ("JPEG", "PNG", "WEBP"):
+        path = put(tmp_path, encode(Image.fromarray(RGB), name, exif=b"Exif\0\0" + exif, **LOSSLESS.get(name, {})))
+        header = image_header(path)
+        assert (header.orientation, header.width, header.height) == (6, 33, 47)
+        assert read_image(path).shape == (47, 33, 3)
+
+
+LOSSLESS: dict[str, dict[str, object]] = {"WEBP": {"lossless": True}}
+
+
+def test_broken_exif_is_no_orientation(tmp_path: Path) -> None:
+    for exif in (
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0junk" * 9,
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01",
+    ):
+        path = put(tmp_path, encode(Image.fromarray(RGB), "JPEG", exif=exif))
+        assert image_header(path).orientation == 1
+        assert read_image(path).shape == (33, 47, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "1", "P", "I;16"])
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}])
+def test_tiff(tmp_path: Path, mode: str, options: dict[str, object]) -> None:
+    png = read_image(put(tmp_path, encode(MODES[mode])))
+    data = encode(MODES[mode], "TIFF", **options)
+    np.testing.assert_array_equal(read_image(put(tmp_path, data, "x.tif")), png)
+    for length in range(8, len(data) - 1, 97):
+        with pytest.raises(DataError, match="cut"):
+            read_image(put(tmp_path, data[:length], "cut.tif"))
+
+
+class Notes(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+
+
+def test_gif_ppm_and_turned_tiff(tmp_path: Path) -> None:
+    colors = MODES["P"]
+    expected = np.array(colors.convert("RGB"))
+    np.testing.assert_array_equal(read_image(put(tmp_path, encode(colors, "GIF")))[..., ::-1], expected)
+    np.testing.assert_array_equal(read_image(put(tmp_path, encode(MODES["RGB"], "PPM")))[..., ::-1], RGB)
+    deep = b"P5 3 1 65535\n" + bytes([1, 255, 128, 0, 255, 1])
+    np.testing.assert_array_equal(read_image(put(tmp_path, deep))[0, :, 0], [1, 128, 255])
+    for options in ({"save_all": True, "append_images": [MODES["L"]]}, {}):
+        notes = Notes()
+        exif = Image.Exif()
+        exif[0x0112] = 8
+        path = put(tmp_path, encode(MODES["RGB"], "TIFF", exif=exif, **options))
+        np.testing.assert_array_equal(read_image(path, observer=notes)[..., ::-1], np.rot90(RGB))
+        assert len(notes.said) == len(options) // 2
+        assert (image_header(path).width, image_header(path).height) == (33, 47)
+    animated = encode(colors, "GIF", save_all=True, append_images=[colors.transpose(0)])
+    with pytest.raises(DataError, match="animation"):
+        read_image(put(tmp_path, animated))
+    with pytest.raises(DataError, match="floating-point"):
+        read_image(put(tmp_path, encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF")))
+
+
+def test_dark_sixteen_bit_values_and_odd_jpegs_are_noted(tmp_path: Path) -> None:
+    for values, noted in ((np.full((9, 9), 4095, np.uint16), 1), (np.full((9, 9), 4096, np.uint16), 0)):
+        for kind in ("PNG", "TIFF"):
+            notes = Notes()
+            read_image(put(tmp_path, encode(Image.fromarray(values), kind)), observer=notes)
+            assert len(notes.said) == noted
+    notes = Notes()
+    path = put(tmp_path, GOOD["jpeg"][:-2])
+    read_image(path, observer=notes)
+    assert str(path) in notes.said[0]
+
+
+def test_large_images_warn_of_nothing(tmp_path: Path) -> None:
+    rows = zlib.compressobj(1)
+    idat = b"".join(rows.compress(bytes(15_001)) for _ in range(13_000)) + rows.flush()
+    path = put(tmp_path, png_chunks(ihdr(15_000, 13_000, 8, 0), (b"IDAT", idat), (b"IEND", b"")))
+    header = image_header(path, 200_000_000)
+    assert (header.width, header.height) == (15_000, 13_000)  # beyond what Pillow warns of, and refuses
+
+
 def bmp_file() -> bytes:
     return encode(Image.fromarray(RGB), "BMP")
 
@@ -126,8 +217,12 @@ def test_every_cut_is_refused(tmp_path: Path, kind: str) -> None:
     data = GOOD[kind]
     read_image(put(tmp_path, data))
     lengths = sorted({int(n) for n in np.linspace(0, len(data) - 1, 120)} | {len(data) - k for k in range(1, 9)})
+    whole = lengths[-2:] if "jpeg" in kind else []  # only the end mark is cut: its pixels are there
     for length in lengths:
         path = put(tmp_path, data[:length], "cut.png")
+        if length in whole:
+            np.testing.assert_array_equal(read_image(path), read_image(put(tmp_path, data)))
+            continue
         with pytest.raises(DataError) as caught:
             read_image(path)
         assert str(path) in str(caught.value)
@@ -154,12 +249,6 @@ def test_a_jpeg_cut_and_closed_again_is_refused(tmp_path: Path) -> None:
             path = put(tmp_path, data[:end] + b"\xff\xd9")
             with pytest.raises(DataError, match=r"cut|damaged"):
                 read_image(path)
-        read_image(path, thorough=False)  # the container alone cannot tell
-
-
-def test_a_png_is_decoded_alike_without_the_thorough_check(tmp_path: Path) -> None:
-    path = put(tmp_path, GOOD["png"])
-    np.testing.assert_array_equal(read_image(path, thorough=False), read_image(path))
 
 
 def png_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
@@ -177,12 +266,15 @@ def test_a_png_with_right_checksums_but_too_few_pixels_is_refused(tmp_path: Path
     rows = b"".join(b"\0" + bytes(30) for _ in range(10))
     whole = zlib.compress(rows)
     read_image(put(tmp_path, png_chunks(ihdr(10, 10), (b"IDAT", whole), (b"IEND", b""))))
-    for idat in (whole[:-4], whole[:-1], zlib.compress(rows[:-1]), zlib.compress(rows + b"\0"), whole[:5], b""):
+    for idat in (zlib.compress(rows[:-1]), whole[:5], b""):
         path = put(tmp_path, png_chunks(ihdr(10, 10), (b"IDAT", idat), (b"IEND", b"")))
-        with pytest.raises(DataError, match=r"cut|damaged|more pixels"):
+        with pytest.raises(DataError, match=r"cut|damaged"):
             read_image(path)
-    with pytest.raises(DataError, match="no pixels"):
+    with pytest.raises(DataError, match=r"cut|damaged"):
         read_image(put(tmp_path, png_chunks(ihdr(10, 10), (b"IEND", b""))))
+    bomb = zlib.compress(bytes(50_000_000))
+    with pytest.raises(DataError, match="far more than the pixels"):
+        read_image(put(tmp_path, png_chunks(ihdr(1, 1), (b"IDAT", bomb), (b"IEND", b""))))
 
 
 def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
@@ -191,7 +283,7 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path) -> None
     path = put(tmp_path, png_chunks(ihdr(20000, 20000), (b"IDAT", idat), (b"IEND", b"")))
     with pytest.raises(DataError, match=r"400,000,000 pixels, more than --max-pixels 100,000,000"):
         read_image(path)
-    with pytest.raises(DataError, match=r"lacks|cut"):
+    with pytest.raises(DataError, match="cut"):
         read_image(path, max_pixels=400_000_000)
     for data in (GOOD["jpeg"], GOOD["webp"], GOOD["bmp"], GOOD["png"]):
         with pytest.raises(DataError, match="max-pixels"):
@@ -204,14 +296,17 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path) -> None
         (b"", "empty"),
         (b"<!DOCTYPE html><html>", "an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-        (b"GIF89a" + bytes(40), "a GIF"),
-        (b"II*\0" + bytes(40), "a TIFF"),
+        (b"GIF89a" + bytes(40), "cut or damaged|its size is"),
+        (b"GIF89a\x01\0\x01\0\0\0\0;", "cut or damaged"),
+        (b"II*\0" + bytes(40), "cut or damaged"),
+        (b"\xff\x0a" + bytes(40), "a JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "a JPEG XL"),
         (b"hello world", "a text file"),
         (bytes(100), "unknown format"),
         (b"\x89PNG\r\n\x1a\n", "header is cut"),
         (b"\xff\xd8\xff", "cut"),
-        (b"\xff\xd8\xff\xd9", "frame header|cut"),
-        (b"RIFF\x04\0\0\0WEBP", "no picture"),
+        (b"\xff\xd8\xff\xd9", "cut"),
+        (b"RIFF\x04\0\0\0WEBP", "cut or damaged"),
         (b"BM" + bytes(10), "cut"),
     ],
 )
@@ -225,10 +320,10 @@ def test_what_is_no_image_is_named(tmp_path: Path, data: bytes, why: str) -> Non
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, why in (
-        (tmp_path / "pipe", "named pipe"),
-        (tmp_path, "directory"),
-        ("/dev/zero", "a device"),
-        (tmp_path / "absent", "No such file"),
+        (tmp_path / "pipe", "a pipe"),
+        (tmp_path, "a folder"),
+        ("/dev/zero", "device"),
+        (tmp_path / "absent", "no such file"),
         ("a\0b", "not a possible file name"),
     ):
         with pytest.raises(DataError, match=why):
@@ -265,7 +360,6 @@ def test_labels_that_are_no_label_maps_are_refused(tmp_path: Path) -> None:
         (MODES["RGB"], "PNG", "colour image"),
         (MODES["RGBA"], "PNG", "colour image"),
         (MODES["LA"], "PNG", "colour image"),
-        (MODES["I;16"], "PNG", "class ids end at 255"),
         (MODES["RGB"], "JPEG", "must be PNG"),
     ):
         with pytest.raises(DataError, match=why):

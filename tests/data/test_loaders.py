@@ -110,7 +110,7 @@ def test_a_file_deleted_in_between_is_named(data: SegmentationSet, workers: int)
     next(batches)
     for pair in data.pairs:
         pair.image.unlink()
-    with pytest.raises(DataError, match="No such file") as caught:
+    with pytest.raises(DataError, match="there is no such file") as caught:
         take(batches, 10)
     assert any(str(pair.image) == caught.value.where for pair in data.pairs)
 

@@ -158,7 +158,7 @@ FAULTS: list[tuple[str, Callable[[dict[str, bytes]], object], str]] = [
     ("depth", lambda m: m.update({f"{NAMES[0]}_labelIds.png": encoded(label().astype(np.uint16))}), "an 8-bit image"),
     ("ids", lambda m: m.update({f"{NAMES[0]}_labelIds.png": encoded(label(34))}), "holds 34, and labelIds are 0 to 33"),
     ("255", lambda m: m.update({f"{NAMES[0]}_labelIds.png": encoded(label(255))}), "holds 255, and"),
-    ("no png", lambda m: m.update({f"{NAMES[0]}_labelIds.png": b"<html>"}), "it is an HTML page, not a PNG"),
+    ("no png", lambda m: m.update({f"{NAMES[0]}_labelIds.png": b"<html>"}), "it is an HTML page"),
     ("empty", lambda m: m.update({f"{NAMES[0]}_labelIds.png": b""}), "it is no PNG"),
     ("cut", lambda m: m.update({f"{NAMES[0]}_labelIds.png": encoded(label())[:-30]}), "cut"),
     (
