@@ -7,9 +7,8 @@ import os
 import pytest
 import torch
 
-from dgmn2cli.bench.agreement import require
 from dgmn2cli.bench.baseline import compiled_unfold, plain_attention
-from dgmn2cli.bench.report import Agreement
+from dgmn2cli.bench.implementations import Agreement
 from dgmn2cli.errors import CheckFailed, ResourceError
 from dgmn2cli.ops import available_backends, deform_attention, resample_table
 from dgmn2cli.runtime import PeakMeter, can_measure, in_fresh_process
@@ -76,8 +75,9 @@ def test_nine_fold_tensors_of_the_plain_design_and_none_of_ours() -> None:
 
 def test_a_fresh_process_returns_its_result_and_its_error() -> None:
     assert in_fresh_process(os.getpid) != os.getpid()
+    apart = Agreement("model", "plain", "float32", "logits", 1.0, 2e-4, "largest absolute")
     with pytest.raises(CheckFailed, match="do not agree"):
-        in_fresh_process(require, Agreement("model", "plain", "float32", "logits", 1.0, 2e-4, "largest absolute"))
+        in_fresh_process(apart.require)
 
 
 def test_a_killed_process_is_told() -> None:

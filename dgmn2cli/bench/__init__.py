@@ -1,1 +1,13 @@
-"""Measurements: what a network or an op costs on this machine, beside the published design, in one run."""
+"""Measurements: what a network, an op or decoding costs on this machine, beside other implementations, in one run."""
+
+# without imports, so that `--help` needs no torch
+OURS = "dgmn2cli"
+BENCHES = ("infer", "train", "op", "e2e", "profile", "decode")
+# baseline -> what it is
+BASELINES = {
+    "plain": "the published design, its unfold compiled",
+    "torchvision": "the published design, torchvision's deform_conv2d as its unfold",
+    "definition": "the ops' definition in plain PyTorch under torch.compile (compiles for minutes)",
+    "published": "this package's op in the published order of operations",
+}
+RATIO_HEADING = "dgmn2cli is"  # of the column that matters most

@@ -1,4 +1,4 @@
-"""Owns the published design compiled plainly, the other side of every timing: nine-fold unfolded keys and values.
+"""The published design compiled plainly, the baseline of every timing: nine-fold unfolded keys and values.
 
 Each attention layer copies keys and values into image layout, unfolds both nine-fold with the compiled `deform_unfold`
 (or torchvision's `deform_conv2d`), scores every query against all W + 8 and H + 8 rows of its position tables and picks

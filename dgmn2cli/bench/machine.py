@@ -1,4 +1,4 @@
-"""Owns the description of the machine and the software that a figure was measured on."""
+"""The machine and the software that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -14,19 +14,7 @@ from dgmn2cli.runtime import describe_device
 from dgmn2cli.version import __version__
 
 # extensions that decide how fast matrices are multiplied, as Linux names them, in the order they are shown
-_TELLING_FLAGS = (
-    "sse4_2",
-    "avx",
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_tile",
-    "amx_bf16",
-    "asimd",
-    "sve",
-)
+_FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve")
 
 
 @dataclass(frozen=True)
@@ -34,15 +22,12 @@ class Machine:
     """Where and when something was measured.
 
     Attributes:
-        processor: the CPU's model and the threads in use.
+        processor, gpu: their models; no GPU where the measurement ran on the CPU.
         extensions: instruction-set extensions, empty where the system does not tell.
         capability: the widest instruction set PyTorch's kernels use.
-        cores: CPUs this process may run on.
+        cores, threads: CPUs this process may run on, and threads that PyTorch uses.
         memory: bytes of main memory, 0 where the system does not tell.
-        gpu: the GPU's model, empty where the measurement ran on the CPU.
-        system: operating system and architecture.
-        versions: of Python, PyTorch and this package.
-        threads: CPU threads PyTorch uses.
+        system, versions: operating system, architecture; Python, PyTorch and this package.
         load: load average of the last minute when the measurement began, -1 where the system does not tell.
         time: when that was, UTC.
     """
@@ -85,7 +70,7 @@ def _extensions() -> str:
         return ""
     line = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
     present = set(line.partition(":")[2].split())
-    return " ".join(flag for flag in _TELLING_FLAGS if flag in present)
+    return " ".join(flag for flag in _FLAGS if flag in present)
 
 
 def _memory() -> int:

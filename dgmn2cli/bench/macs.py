@@ -1,4 +1,4 @@
-"""Owns the counting of multiply-accumulates: what the published network asks for, and what a form of it executes.
+"""Counts of multiply-accumulates: what the published network asks for, and what a form of it executes.
 
 What is asked for is counted from shapes alone, on the meta device; what is executed, while a network runs.
 
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgmn2cli.bench.baseline import PlainAttention
 from dgmn2cli.model.attention import SAMPLES, DynamicGraphAttention
@@ -24,28 +23,6 @@ from dgmn2cli.model.fused.layers import FusedBlock, FusedConv, FusedLinear
 
 CORNERS = 4
 ATTENTION_MACS = SAMPLES * (4 + 2 * CORNERS)  # per query, head and channel
-
-
-class _LayerCounter(TorchDispatchMode):
-    """Adds up the multiply-accumulates of the convolutions and Linear layers that run under it.
-
-    Every Linear of these networks has a bias and so reaches PyTorch as `addmm`; products without one are resizes, or
-    the definition's position terms, which the attention's own count holds.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.convolution.default:
-            self.macs += result.numel() * args[1][0].numel()  # each output is one product with one filter
-        elif func is torch.ops.aten.addmm.default:
-            self.macs += result.numel() * args[1].shape[1]
-        return result
 
 
 def attention_macs(batch: int, positions: int, channels: int) -> int:
@@ -61,23 +38,13 @@ def count_macs(model: nn.Module, height: int, width: int, batch: int = 1) -> int
         height, width: of the image, in pixels.
         batch: number of images.
     """
-    total = 0
-
-    def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        nonlocal total
-        total += attention_macs(*inputs[0].shape)
-
-    attentions = [module for module in model.modules() if isinstance(module, DynamicGraphAttention)]
-    hooks = [module.register_forward_pre_hook(add) for module in attentions]
     training = model.training
     try:
-        with _LayerCounter() as counter, torch.no_grad():
-            model.eval()(_blank(batch, height, width))
+        with count_executed(model) as executed, torch.no_grad():
+            model.eval()(torch.empty(batch, 3, height, width, device="meta"))
     finally:
         model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return total + counter.macs
+    return executed[0]
 
 
 @contextmanager
@@ -121,7 +88,3 @@ def _inputs_of_an_output(layer: nn.Module) -> int:
 def count_parameters(model: nn.Module) -> int:
     """Trained numbers of a network; batch norm statistics are not among them."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _blank(batch: int, height: int, width: int) -> Tensor:
-    return torch.empty(batch, 3, height, width, device="meta")

@@ -1,31 +1,31 @@
-"""Owns `--bench op`: both deformable ops at the sizes a window gives them, every backend beside the baselines."""
+"""`--bench op`: both deformable ops at the sizes a window gives them, every backend beside the baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dgmn2cli.bench.agreement import compare, require
 from dgmn2cli.bench.baseline import plain_attention, torchvision_unfold
+from dgmn2cli.bench.implementations import PUBLISHED_DESIGNS, Implementation, baseline, compare, ours
 from dgmn2cli.bench.macs import ATTENTION_MACS, CORNERS
-from dgmn2cli.bench.names import OURS
 from dgmn2cli.bench.network import TRAINING_FACTOR
-from dgmn2cli.bench.rates import copy_probe
-from dgmn2cli.bench.report import Findings, Row
-from dgmn2cli.bench.sides import PUBLISHED_DESIGNS, Side, baseline_side
-from dgmn2cli.bench.timing import Step, alternate, paired_ratio, spread
+from dgmn2cli.bench.report import Report, Row
+from dgmn2cli.bench.request import Request
+from dgmn2cli.bench.timing import Step, alternate, copy_probe
 from dgmn2cli.errors import ResourceError
 from dgmn2cli.model.attention import HEAD_WIDTH, SAMPLES, TABLE_MARGIN
 from dgmn2cli.model.backbone import CHANNELS, DILATED_STRIDES, PYRAMID_STRIDES
-from dgmn2cli.ops import available_backends, deform_attention, deform_unfold, resample_table, resolve
+from dgmn2cli.observer import Observer
+from dgmn2cli.ops import available_backends, deform_attention, deform_unfold, resample_table
 
 ATTENTION, UNFOLD = "deform_attention", "deform_unfold"
 OFFSET_SCALE = 1.5  # pixels, the deviation that the stand-in weights' offsets have too
 TABLE_SCALE = 0.2
-ENOUGH = 2.0  # seconds for one side of one op at one size: the slow ones take several a run
+ENOUGH = 2.0  # seconds for one implementation of one op at one size: the slow ones take several a run
 Operation = Callable[..., Tensor]
 
 
@@ -48,31 +48,30 @@ class OpCase:
     batch: int = 1
 
     @property
-    def subject(self) -> str:
+    def name(self) -> str:
         """How reports call it."""
         return f"{self.op}, stage {self.stage}: {self.heads} x {self.height} x {self.width}"
 
-    def inputs(self, side: Side) -> tuple[Tensor, ...]:
-        """The tensors the op takes, drawn alike for every side: maps or qkv, offsets, and attention's stored tables."""
+    def inputs(self, used: Implementation) -> tuple[Tensor, ...]:
+        """The tensors the op takes, drawn alike for all: maps or qkv, offsets, and attention's stored tables."""
         random = torch.Generator().manual_seed(self.stage)
         count = self.height * self.width
         if self.op == ATTENTION:
             rows = 224 // 2 ** (self.stage + 1) + TABLE_MARGIN
-            drawn = [
-                torch.randn(self.batch, count, 3, self.heads, HEAD_WIDTH, generator=random),
-                torch.randn(self.batch, count, self.heads, 2 * SAMPLES, generator=random) * OFFSET_SCALE,
-                torch.randn(rows, HEAD_WIDTH, generator=random) * TABLE_SCALE,
-                torch.randn(rows, HEAD_WIDTH, generator=random) * TABLE_SCALE,
+            shapes: list[tuple[int, ...]] = [
+                (self.batch, count, 3, self.heads, HEAD_WIDTH),
+                (self.batch, count, self.heads, 2 * SAMPLES),
+                (rows, HEAD_WIDTH),
+                (rows, HEAD_WIDTH),
             ]
         else:
-            shape = (self.batch * self.heads, -1, self.height, self.width)
-            drawn = [
-                torch.randn(self.batch * self.heads * HEAD_WIDTH * count, generator=random).view(shape),
-                (torch.randn(self.batch * self.heads * 2 * SAMPLES * count, generator=random) * OFFSET_SCALE).view(
-                    shape
-                ),
-            ]
-        return tuple(tensor.to(side.device, side.number) for tensor in drawn)
+            size = (self.height, self.width)
+            shapes = [(self.batch * self.heads, channels, *size) for channels in (HEAD_WIDTH, 2 * SAMPLES)]
+        drawn = [
+            torch.randn(shape, generator=random) * scale
+            for shape, scale in zip(shapes, (1, OFFSET_SCALE, TABLE_SCALE, TABLE_SCALE), strict=False)
+        ]
+        return tuple(tensor.to(used.device, used.torch_dtype) for tensor in drawn)
 
     @property
     def macs(self) -> int:
@@ -93,98 +92,65 @@ def stage_cases(op: str, head: str, height: int, width: int, batch: int) -> list
     return cases
 
 
-def op_sides(
-    device: torch.device, dtype: str, backend: str, baselines: Sequence[str], findings: Findings
-) -> list[Side]:
-    """Every usable backend, the chosen one first, then the baselines; what cannot run is told in `findings`.
+def op_implementations(request: Request, report: Report) -> list[Implementation]:
+    """Every usable backend, the chosen one first, then the baselines; what cannot run is told in `report`.
 
     Raises:
         ResourceError: the named backend cannot run.
     """
-    number = Side(OURS, str(device), dtype, "", "").number
-    chosen = resolve(backend, device, number)
-    sides = [Side(OURS, str(device), dtype, chosen, "fused")]
-    for name in available_backends():
-        if name != chosen:
-            try:
-                sides.append(Side(OURS, str(device), dtype, resolve(name, device, number), "fused"))
-            except ResourceError as error:
-                findings.note(str(error))
-    for name in baselines:
-        if name == "published":  # an order of operations of networks, not of an op
-            continue
+    device, dtype = request.device, request.dtype
+    own = ours(device, dtype, request.backend, fused=True)
+    others = [partial(ours, device, dtype, name, fused=True) for name in available_backends() if name != own.backend]
+    # `published` is an order of operations of networks, not of an op
+    others += [partial(baseline, name, device, dtype, own.backend) for name in request.baselines if name != "published"]
+    found = [own]
+    for make in others:
         try:
-            sides.append(baseline_side(name, device, dtype, chosen))
+            found.append(make())
         except ResourceError as error:
-            findings.note(str(error))
-    return sides
+            report.note(str(error))
+    return found
 
 
 def measure_op(
-    case: OpCase,
-    sides: Sequence[Side],
-    warmup: int,
-    iters: int,
-    findings: Findings,
-    progress: Callable[[str], object] = lambda doing: None,
+    case: OpCase, compared: Sequence[Implementation], request: Request, report: Report, observer: Observer
 ) -> None:
-    """Checks and times one op, forward and forward + backward; adds to `findings`.
+    """Checks and times one op, forward and forward + backward; adds to `report`. `compared` begins with the chosen
+    implementation of this package.
 
     Raises:
-        CheckFailed: two sides differ.
+        CheckFailed: two implementations differ.
     """
-    device = torch.device(sides[0].device)
+    device = torch.device(compared[0].device)
     if case.op == UNFOLD:  # the design is the same for all of them: only the unfold itself differs
-        sides = [side for side in sides if side.name != "plain"]
-    operations = [_operation(case, side) for side in sides]
+        compared = [used for used in compared if used.name != "plain"]
+    operations = [_operation(case, used) for used in compared]
     copying = copy_probe(device)
     for backward in (False, True):
-        progress(f"{case.subject}: {'backward' if backward else 'forward'}")
+        task = "forward + backward" if backward else "forward"
+        observer.advance(0, detail=f"{case.name}: {task}")
         steps: list[Step] = []
         own: list[Tensor] = []
-        for side, operation in zip(sides, operations, strict=True):
-            inputs = case.inputs(side)
-            if case.op == ATTENTION and side.form == "fused" and device.type == "cpu" and not backward:
+        for used, operation in zip(compared, operations, strict=True):
+            inputs = case.inputs(used)
+            if case.op == ATTENTION and used.form == "fused" and device.type == "cpu" and not backward:
                 inputs = (by_head(inputs[0]), *inputs[1:])
             step = _step(operation, inputs, backward)
             answer = step()
             own = own or answer
-            if side is not sides[0]:
+            if used is not compared[0]:
                 what = "gradients" if backward else "output"
-                findings.agreements.append(require(compare(case.subject, side, what, sides[0], own, answer)))
+                report.agreements.append(compare(case.name, used, what, compared[0], own, answer).require())
             steps.append(step)
-        again = max(0, warmup - 1)  # the check was the first round
-        *timings, copies = alternate([*steps, copying.step], device, again, iters, enough=ENOUGH)
-        findings.rates.append(copying.rate(copies))
-        findings.rows += [
-            _row(case, side, backward, seconds, timings[0]) for side, seconds in zip(sides, timings, strict=True)
-        ]
-
-
-def _row(case: OpCase, side: Side, backward: bool, seconds: list[float], own: list[float]) -> Row:
-    seen = spread(seconds)
-    macs = case.macs * (TRAINING_FACTOR if backward else 1)
-    return Row(
-        subject=case.subject,
-        task="forward + backward" if backward else "forward",
-        side=side.name,
-        form=side.form,
-        backend=side.backend,
-        dtype=side.dtype,
-        compiled=side.compiled,
-        batch=case.batch,
-        height=case.height,
-        width=case.width,
-        runs=seen.runs,
-        median=seen.median,
-        p10=seen.p10,
-        p90=seen.p90,
-        per_second=case.batch / seen.median,
-        times_as_fast=paired_ratio(seconds, own),
-        macs=macs,
-        gflops=2 * macs / seen.median / 1e9,
-        gbytes=bytes_moved(case, side, backward) / seen.median / 1e9,
-    )
+        again = max(0, request.warmup - 1)  # the check was the first round
+        *timings, copies = alternate([*steps, copying.step], device, again, request.iters, enough=ENOUGH)
+        report.rates.append(copying.rate(copies))
+        shape = {"batch": case.batch, "height": case.height, "width": case.width}
+        macs = case.macs * (TRAINING_FACTOR if backward else 1)
+        for used, seconds in zip(compared, timings, strict=True):
+            row = Row.of(used, seconds, timings[0], name=case.name, task=task, **shape)
+            gbytes = bytes_moved(case, used, backward) / row.median / 1e9
+            report.rows.append(replace(row, macs=macs, gflops=2 * macs / row.median / 1e9, gbytes=gbytes))
 
 
 def by_head(qkv: Tensor) -> Tensor:
@@ -195,12 +161,12 @@ def by_head(qkv: Tensor) -> Tensor:
     return qkv.permute(3, 2, 0, 1, 4).contiguous().permute(2, 3, 1, 0, 4)
 
 
-def bytes_moved(case: OpCase, side: Side, backward: bool) -> int:
+def bytes_moved(case: OpCase, used: Implementation, backward: bool) -> int:
     """Bytes that any implementation must read and write: inputs once and the result once; with a backward pass the
     inputs and the result's gradient once more, and the inputs' gradients."""
-    inputs = sum(tensor.numel() for tensor in case.inputs(side)[:2])
+    inputs = sum(tensor.numel() for tensor in case.inputs(used)[:2])
     result = case.batch * case.height * case.width * case.heads * HEAD_WIDTH * (1 if case.op == ATTENTION else SAMPLES)
-    return side.number.itemsize * (3 * inputs + 2 * result if backward else inputs + result)
+    return used.torch_dtype.itemsize * (3 * inputs + 2 * result if backward else inputs + result)
 
 
 def _step(operation: Operation, inputs: tuple[Tensor, ...], backward: bool) -> Callable[[], list[Tensor]]:
@@ -224,20 +190,20 @@ def _step(operation: Operation, inputs: tuple[Tensor, ...], backward: bool) -> C
     return both
 
 
-def _operation(case: OpCase, side: Side) -> Operation:
+def _operation(case: OpCase, used: Implementation) -> Operation:
     size = (case.height, case.width)
-    if case.op == UNFOLD and side.name == "torchvision":
+    if case.op == UNFOLD and used.name == "torchvision":
         return torchvision_unfold
 
     def unfold(maps: Tensor, offset: Tensor) -> Tensor:
-        return deform_unfold(maps, offset, kernel_size=3, padding=1, backend=side.backend)
+        return deform_unfold(maps, offset, kernel_size=3, padding=1, backend=used.backend)
 
     def attention(qkv: Tensor, offset: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         tables = (resample_table(rows, size[0]), resample_table(columns, size[1]))
-        return deform_attention(qkv, offset, *tables, size, backend=side.backend)
+        return deform_attention(qkv, offset, *tables, size, backend=used.backend)
 
     def as_published(qkv: Tensor, offset: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        return plain_attention(qkv, offset, rows, columns, size, PUBLISHED_DESIGNS[side.name])
+        return plain_attention(qkv, offset, rows, columns, size, PUBLISHED_DESIGNS[used.name])
 
-    chosen = unfold if case.op == UNFOLD else as_published if side.name in PUBLISHED_DESIGNS else attention
-    return torch.compile(chosen) if side.compiled else chosen
+    chosen = unfold if case.op == UNFOLD else as_published if used.name in PUBLISHED_DESIGNS else attention
+    return torch.compile(chosen) if used.compiled else chosen

@@ -1,52 +1,54 @@
-"""Owns what a benchmark reports: rows of figures, the machine they are from, and the same as CSV."""
+"""What a benchmark reports: rows of figures, the machine they are from, and the same as CSV."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from dgmn2cli.bench.implementations import Agreement, Implementation
 from dgmn2cli.bench.machine import Machine
-from dgmn2cli.bench.rates import Rate
+from dgmn2cli.bench.timing import Rate, paired_ratio, quantile
 from dgmn2cli.files import atomic_write, to_plain
 
 
 @dataclass(frozen=True)
 class Row:
-    """One side of one comparison; None where a figure does not apply or could not be measured.
+    """One implementation in one comparison; None where a figure does not apply or could not be measured.
 
     Attributes:
-        subject: the model, or the op with the map it works on.
-        task: `infer`, `train`, `forward`, `forward + backward`.
-        side: `dgmn2cli` or a baseline's name.
-        form: `fused` or `published` (order of operations); for an op what runs.
-        backend: op backend, or what does the unfolding.
-        dtype: number format.
-        compiled: under `torch.compile`.
-        batch, height, width: of the pictures, or of the op's map.
-        parameters: trained numbers.
-        macs: multiply-accumulates of one run as published, all pictures of the batch: the same for every side.
-        executed: multiply-accumulates that this side really executes; fewer where exact algebra saves some. What a
-            backward pass computes anew is not counted.
+        name: the model, the op with the map it works on, or the image.
+        task: `infer`, `train`, `forward`, `forward + backward`, `decode`.
+        implementation: `dgmn2cli` or a baseline's name.
+        form: `fused` or `published` (order of operations); for an op or decoder what runs.
+        backend: op backend, or what does the unfolding or decoding.
+        dtype, compiled: whether it runs under `torch.compile`.
+        batch, height, width: of the images, or of the op's map.
         runs: timings.
         median, p10, p90: seconds of one run.
-        per_second: pictures (or maps) a second.
-        peak: bytes above the weights at the highest point of a run.
+        per_second: images (or maps) a second.
+        times_as_fast: how many times as fast `dgmn2cli` ran in the same rounds.
+        macs: multiply-accumulates of one run as published, all images of the batch: the same for every implementation.
+        executed: multiply-accumulates that really run; fewer where exact algebra saves some. What a backward pass
+            computes anew is not counted.
+        parameters: trained numbers.
         gflops: 10^9 floating-point operations executed a second, two per multiply-accumulate.
         utilisation: `gflops` over the best matrix rate of the same rounds, 0 to 1.
         efficiency: the seconds that the published multiply-accumulates take at that rate, over the seconds taken; above
             `utilisation` where fewer are executed, and then possibly above 1.
         gbytes: 10^9 bytes a second of the tensors that must be read and written.
-        times_as_fast: how many times as fast `dgmn2cli` ran in the same rounds.
-        memory_share: `dgmn2cli`'s peak over this side's.
+        peak: bytes above the weights at the highest point of a run.
+        memory_share: `dgmn2cli`'s peak over this one's.
     """
 
-    subject: str
+    name: str
     task: str
-    side: str
+    implementation: str
     form: str
     backend: str
     dtype: str
@@ -61,30 +63,47 @@ class Row:
     per_second: float
     times_as_fast: float
     macs: int | None = None
-    gflops: float | None = None
+    executed: int | None = None
     parameters: int | None = None
+    gflops: float | None = None
+    utilisation: float | None = None
+    efficiency: float | None = None
+    gbytes: float | None = None
     peak: int | None = None
     memory_share: float | None = None
-    efficiency: float | None = None
-    utilisation: float | None = None
-    executed: int | None = None
-    gbytes: float | None = None
+
+    @classmethod
+    def of(cls, used: Implementation, seconds: Sequence[float], own: Sequence[float], **known: Any) -> Row:
+        """The row of an implementation's timings, `own` being `dgmn2cli`'s; `known` has the fields without a default
+        that do not follow from them."""
+        median = statistics.median(seconds)
+        return cls(
+            implementation=used.name,
+            **{name: getattr(used, name) for name in ("form", "backend", "dtype", "compiled")},
+            runs=len(seconds),
+            median=median,
+            p10=quantile(seconds, 0.1),
+            p90=quantile(seconds, 0.9),
+            per_second=known["batch"] / median,
+            times_as_fast=paired_ratio(seconds, own),
+            **known,
+        )
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage on a picture's way from file to mask.
+    """One stage on an image's way from file to mask.
 
     Attributes:
-        subject: the model.
+        name: the model.
         stage: `decode`, `preprocess`, `windows`, `stitch`, `argmax`, `encode`; then `sum`, and `wall`, the
             same work by the ordinary path, untimed inside.
-        p50, p95: seconds a picture.
+        p50, p95: seconds an image.
         share: of the sum's p50, 0 to 1.
-        per_second: pictures a second, of `sum` and `wall`.
+        per_second: images a second, of `sum` and `wall`.
     """
 
-    subject: str
+    name: str
     stage: str
     p50: float
     p95: float
@@ -93,125 +112,74 @@ class StageRow:
 
 
 @dataclass(frozen=True)
-class OperatorRow:
-    """One operator in a profile.
+class ProfileRow:
+    """One operator or part of a network in a profile.
 
     Attributes:
-        subject: the model.
-        operator: PyTorch's name of it.
-        calls: how often it ran.
-        seconds: in itself, operators it called excluded.
-        share: of all operators' seconds, 0 to 1.
-    """
-
-    subject: str
-    operator: str
-    calls: int
-    seconds: float
-    share: float
-
-
-@dataclass(frozen=True)
-class PartRow:
-    """One part of a network in a profile.
-
-    Attributes:
-        subject: the model.
-        part: `backbone`, `neck`, `head`, or `deform_attention`.
-        seconds: of one run.
+        name: the model.
+        part: PyTorch's name of the operator; or `backbone`, `neck`, `head`, or `deform_attention`.
+        calls: in one run.
+        seconds: of one run; of an operator in itself, operators it called excluded.
         share: of what `of` names, 0 to 1.
-        of: `all parts` or `the backbone`.
+        of: `all operators`, `all parts` or `the backbone`.
     """
 
-    subject: str
+    name: str
     part: str
+    calls: int
     seconds: float
     share: float
     of: str
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """That two sides gave the same answer before they were timed.
-
-    Attributes:
-        subject: model or op.
-        side, dtype: the side compared with `dgmn2cli`.
-        what: `logits`, `gradients`, `output`.
-        difference: how far they lie apart.
-        limit: how far they may.
-        measure: what `difference` is: `largest absolute` or `relative root mean square`.
-    """
-
-    subject: str
-    side: str
-    dtype: str
-    what: str
-    difference: float
-    limit: float
-    measure: str
+AnyRow = Row | StageRow | ProfileRow
 
 
-AnyRow = Row | StageRow | OperatorRow | PartRow
-
-
-@dataclass(frozen=True)
+@dataclass
 class Report:
-    """The result of one `benchmark` run.
+    """The result of one `benchmark` run; the measurements add to it while it runs.
 
     Attributes:
-        bench: `infer`, `train`, `op`, `e2e` or `profile`.
-        weights: where the weights came from.
-        machine: where and when.
+        bench: one of `BENCHES`.
+        machine: what it was measured on, and when.
         rows: the figures.
         rates: the machine's own best, measured in the same rounds; of several series the highest.
         agreements: the checks that came first.
         notes: what was left out, and why.
         seconds: wall time of the whole benchmark.
+        weights: where the weights came from.
     """
 
     bench: str
     machine: Machine
-    rows: Sequence[AnyRow]
-    rates: Sequence[Rate] = ()
-    agreements: Sequence[Agreement] = ()
-    notes: Sequence[str] = ()
-    seconds: float = 0.0
-    weights: str = "stand-ins drawn from the tensors' names; masks made with them mean nothing"
-
-
-@dataclass
-class Findings:
-    """What a benchmark gathers while it runs; becomes a `Report`."""
-
     rows: list[AnyRow] = field(default_factory=list)
     rates: list[Rate] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    weights: str = "stand-ins drawn from the tensors' names; masks made with them mean nothing"
 
     def note(self, line: str) -> None:
         """Adds a note once."""
         if line not in self.notes:
             self.notes.append(line)
 
+    def timed(self) -> list[Row]:
+        """The rows that compare implementations."""
+        return [row for row in self.rows if isinstance(row, Row)]
 
-def to_csv(report: Report) -> str:
-    """One line per row, the machine's description repeated on each."""
+
+def write_csv(report: Report, path: Path) -> Path:
+    """Writes one line per row, the machine's description repeated on each.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
     machine = {f"machine_{key}": value for key, value in to_plain(report.machine).items()}
-    lines = [{"bench": report.bench, **to_plain(row), **machine} for row in report.rows]
     text = io.StringIO()
     if report.rows:
         columns = ["bench", *(item.name for item in dataclasses.fields(report.rows[0])), *machine]
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(lines)
-    return text.getvalue()
-
-
-def write_csv(report: Report, path: Path) -> Path:
-    """Writes `to_csv(report)` whole or not at all.
-
-    Raises:
-        ResourceError: the file cannot be written.
-    """
-    return atomic_write(path, to_csv(report))
+        writer.writerows({"bench": report.bench, **to_plain(row), **machine} for row in report.rows)
+    return atomic_write(path, text.getvalue())

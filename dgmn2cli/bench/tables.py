@@ -1,60 +1,53 @@
-"""Owns a report as people read it: headings and cells as text; how they are drawn is the command line's business."""
+"""A report as people read it: headings and cells as text, lines below them, and groups of bars."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from itertools import groupby
+from typing import Any
 
-from dgmn2cli.bench.names import RATIO_HEADING
-from dgmn2cli.bench.report import OperatorRow, PartRow, Report, Row, StageRow
+from dgmn2cli.bench import RATIO_HEADING
+from dgmn2cli.bench.report import Report, Row, StageRow
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.files import to_plain
+from dgmn2cli.report.charts import ORANGE, Bar, BarGroup
 
 MISSING = "-"
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """One table.
-
-    Attributes:
-        title: what stands above it.
-        headings: of the columns; `names.RATIO_HEADING` heads the one that matters most.
-        numbers: headings of the columns that hold numbers.
-        rows: cells.
-    """
-
-    title: str
-    headings: tuple[str, ...]
-    numbers: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
+# headings of columns without numbers
+WORDS = ("implementation", "how", "pass", "stage", "part", "of")
+TextTable = tuple[str, list[dict[str, str]]]  # a title, and the rows: heading -> cell
 
 
 def tables(report: Report) -> list[TextTable]:
-    """The report's figures, one table per model or op."""
+    """The report's figures: per model, op or image one table of each kind of row."""
     made = []
-    for subject, group in groupby(report.rows, key=lambda row: row.subject):
+    for (name, kind), group in groupby(report.rows, key=lambda row: (row.name, getattr(row, "of", ""))):
         rows = list(group)
-        timed = [row for row in rows if isinstance(row, Row)]
-        if timed:
-            made.append(_op_table(subject, timed) if report.bench == "op" else _network_table(subject, timed))
-        stages = [row for row in rows if isinstance(row, StageRow)]
-        if stages:
-            made.append(_stage_table(subject, stages))
-        operators = [row for row in rows if isinstance(row, OperatorRow)]
-        if operators:
-            made.append(_operator_table(subject, operators))
-        parts = [row for row in rows if isinstance(row, PartRow)]
-        if parts:
-            made.append(_part_table(subject, parts))
+        first = rows[0]
+        if not isinstance(first, Row):
+            title = f"of {kind}" if kind else "from file to mask"
+            made.append((f"{name}, {title}", [_other_cells(row) for row in rows]))
+            continue
+        columns, title = _COLUMNS.get(report.bench, _NETWORK), f"{name}, {first.width} x {first.height}"
+        if report.bench == "op":
+            title = f"{name}, {first.dtype}, batch {first.batch}"
+        elif columns is _NETWORK:
+            title = (
+                f"{name}, {first.task}: {first.batch} x 3 x {first.height} x {first.width}, "
+                f"{_number(first.parameters, 2, 1e6)} M parameters, "
+                f"{_number(first.macs, 1, 1e9)} G multiply-accumulates"
+            )
+        made.append((title, [{heading: cell(row) for heading, cell in columns.items()} for row in rows]))
     return made
 
 
 def footer(report: Report) -> list[str]:
     """Where the figures are from, what the machine does at best, which checks held, what was left out."""
     machine = report.machine
-    place = f"{machine.gpu}; host {machine.processor}" if machine.gpu else machine.processor
+    hardware = f"{machine.gpu}; host {machine.processor}" if machine.gpu else machine.processor
+    extensions = machine.extensions or machine.capability
     lines = [
-        f"{place}; {machine.cores} cores, {machine.memory / 2**30:.0f} GiB, {machine.extensions or machine.capability}",
+        f"{hardware}; {machine.cores} cores, {machine.memory / 2**30:.0f} GiB, {extensions}",
         f"{machine.versions}; {machine.system}; load {machine.load:g} at {machine.time}",
     ]
     best: dict[str, list[str]] = {}
@@ -64,111 +57,112 @@ def footer(report: Report) -> list[str]:
     lines += [f"The machine's own rates, {dtype}: {', '.join(found)}" for dtype, found in best.items()]
     if report.agreements:
         count = len(report.agreements)
-        worst = max(report.agreements, key=lambda found: found.difference / found.limit)
+        worst = max(report.agreements, key=lambda found: found.difference / found.limit if found.limit else 0)
         lines.append(
-            f"Checked first: {count} comparison{'s' * (count != 1)} agree; furthest: {worst.side}, {worst.what} "
-            f"differ by {worst.difference:.1e} of {worst.limit:.0e} ({worst.measure})"
+            f"Checked first: {count} comparison{'s' * (count != 1)} agree; furthest: {worst.implementation}, "
+            f"{worst.what} differ by {worst.difference:.1e} of {worst.limit:.0e} ({worst.measure})"
         )
-    for row in report.rows:
-        if isinstance(row, Row) and row.executed is not None and row.executed != row.macs:
-            lines.append(
-                f"{row.subject}: {row.side} executes {_number(row.executed, 1, 1e9)} of the published "
-                f"{_number(row.macs, 1, 1e9)} G multiply-accumulates; utilisation counts those, efficiency all"
-            )
-    return [*lines, f"Weights: {report.weights}.", *(f"Left out: {note}" for note in report.notes)]
-
-
-def _network_table(subject: str, rows: Sequence[Row]) -> TextTable:
-    first = rows[0]
-    title = (
-        f"{subject}, {first.task}: {first.batch} x 3 x {first.height} x {first.width}, "
-        f"{_number(first.parameters, 2, 1e6)} M parameters, {_number(first.macs, 1, 1e9)} G multiply-accumulates"
-    )
-    headings = (
-        "side",
-        "how",
-        "median s",
-        "p10 - p90",
-        "per s",
-        "GFLOP/s",
-        "utilisation",
-        "efficiency",
-        "peak MB",
-        RATIO_HEADING,
-        "memory",
-    )
-    cells = [
-        (
-            row.side,
-            _how(row),
-            _number(row.median, 3),
-            f"{row.p10:.3f} - {row.p90:.3f}",
-            _number(row.per_second, 2),
-            _number(row.gflops, 0),
-            _number(row.utilisation, 2),
-            _number(row.efficiency, 2),
-            _number(row.peak, 0, 1e6),
-            _times(row),
-            MISSING if row.memory_share is None else f"{row.memory_share:.2f}x",
-        )
-        for row in rows
+    lines += [
+        f"{row.name}: {row.implementation} executes {_number(row.executed, 1, 1e9)} of the published "
+        f"{_number(row.macs, 1, 1e9)} G multiply-accumulates; utilisation counts those, efficiency all"
+        for row in report.timed()
+        if row.executed is not None and row.executed != row.macs
     ]
-    return TextTable(title, headings, headings[2:], cells)
+    weights = [] if report.bench == "decode" else [f"Weights: {report.weights}."]
+    return [*lines, *weights, *(f"Left out: {note}" for note in report.notes)]
 
 
-def _op_table(subject: str, rows: Sequence[Row]) -> TextTable:
-    title = f"{subject}, {rows[0].dtype}, batch {rows[0].batch}"
-    headings = ("pass", "side", "how", "median ms", "p10 - p90", "GB/s", "GFLOP/s", RATIO_HEADING)
-    cells = [
-        (
-            row.task,
-            row.side,
-            _how(row),
-            _number(row.median, 2, 1e-3),
-            f"{row.p10 * 1e3:.2f} - {row.p90 * 1e3:.2f}",
-            _number(row.gbytes, 2),
-            _number(row.gflops, 1),
-            _times(row),
+def bar_groups(report: Report) -> list[BarGroup]:
+    """Per name and task: times beside this package's, then memory beside it; or the stages of an image's way.
+
+    Raises:
+        ConfigError: the report holds nothing that bars can show.
+    """
+    groups = []
+    for (name, task), group in groupby(report.timed(), key=lambda row: (row.name, row.task)):
+        rows = list(group)
+        own = rows[0].peak
+        bars = [Bar(_label(row), row.times_as_fast, _note(row.times_as_fast, _seconds(row.median))) for row in rows]
+        groups.append(BarGroup(f"{name}, {task}: time", bars))
+        held = [(row, row.peak / own, row.peak) for row in rows if own and row.peak]
+        if len(held) > 1:
+            bars = [Bar(_label(row), ratio, _note(ratio, f"{peak / 1e6:.0f} MB")) for row, ratio, peak in held]
+            groups.append(BarGroup(f"{name}, {task}: peak memory above the weights", bars, ORANGE))
+    stages = [row for row in report.rows if isinstance(row, StageRow) and row.stage not in ("sum", "wall")]
+    for name, found in groupby(stages, key=lambda row: row.name):
+        groups.append(
+            BarGroup(f"{name}: from file to mask", [Bar(row.stage, row.p50, _seconds(row.p50)) for row in found])
         )
-        for row in rows
-    ]
-    return TextTable(title, headings, headings[3:], cells)
+    if not groups:
+        raise ConfigError("nothing to draw", where=f"--bench {report.bench}", why="it has no times to compare")
+    return groups
 
 
-def _stage_table(subject: str, rows: Sequence[StageRow]) -> TextTable:
-    headings = ("stage", "p50 ms", "p95 ms", "share", "pictures per s")
-    cells = [
-        (
-            row.stage,
-            _number(row.p50, 1, 1e-3),
-            _number(row.p95, 1, 1e-3),
-            f"{100 * row.share:.1f} %",
-            _number(row.per_second, 3),
-        )
-        for row in rows
-    ]
-    return TextTable(f"{subject}, from file to mask", headings, headings[1:], cells)
+def _label(row: Row) -> str:
+    return f"{row.implementation}, {row.dtype}{', compiled' if row.compiled else ''}"
 
 
-def _operator_table(subject: str, rows: Sequence[OperatorRow]) -> TextTable:
-    headings = ("operator", "calls", "seconds", "share")
-    cells = [(row.operator, str(row.calls), _number(row.seconds, 3), f"{100 * row.share:.1f} %") for row in rows]
-    return TextTable(f"{subject}, by operator", headings, headings[1:], cells)
+def _note(ratio: float, figure: str) -> str:
+    return f"{ratio:.2f} x  ({figure})"
 
 
-def _part_table(subject: str, rows: Sequence[PartRow]) -> TextTable:
-    headings = ("part", "seconds a run", "share", "of")
-    cells = [(row.part, _number(row.seconds, 3), f"{100 * row.share:.1f} %", row.of) for row in rows]
-    return TextTable(f"{subject}, by part", headings, headings[1:3], cells)
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
+    return MISSING if value is None else f"{value / unit:.{digits}f}"
 
 
 def _how(row: Row) -> str:
     return f"{row.form}, {row.backend}, {row.dtype}{', compiled' if row.compiled else ''}"
 
 
-def _times(row: Row) -> str:
+def _as_fast(row: Row) -> str:
     return f"{row.times_as_fast:.2f}x as fast"
 
 
-def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
-    return MISSING if value is None else f"{value / unit:.{digits}f}"
+# tables: heading -> cell of a row
+Columns = Mapping[str, Callable[[Any], str]]
+_NAMES: Columns = {"implementation": lambda row: row.implementation, "how": _how}
+_MILLISECONDS: Columns = {
+    "median ms": lambda row: _number(row.median, 2, 1e-3),
+    "p10 - p90": lambda row: f"{row.p10 * 1e3:.2f} - {row.p90 * 1e3:.2f}",
+}
+_NETWORK: Columns = {
+    **_NAMES,
+    "median s": lambda row: _number(row.median, 3),
+    "p10 - p90": lambda row: f"{row.p10:.3f} - {row.p90:.3f}",
+    "per s": lambda row: _number(row.per_second, 2),
+    "GFLOP/s": lambda row: _number(row.gflops, 0),
+    "utilisation": lambda row: _number(row.utilisation, 2),
+    "efficiency": lambda row: _number(row.efficiency, 2),
+    "peak MB": lambda row: _number(row.peak, 0, 1e6),
+    RATIO_HEADING: _as_fast,
+    "memory": lambda row: MISSING if row.memory_share is None else f"{row.memory_share:.2f}x",
+}
+_OP: Columns = {
+    "pass": lambda row: row.task,
+    **_NAMES,
+    **_MILLISECONDS,
+    "GB/s": lambda row: _number(row.gbytes, 2),
+    "GFLOP/s": lambda row: _number(row.gflops, 1),
+    RATIO_HEADING: _as_fast,
+}
+_DECODE: Columns = {
+    **_NAMES,
+    **_MILLISECONDS,
+    "per s": lambda row: _number(row.per_second, 1),
+    RATIO_HEADING: _as_fast,
+    "dgmn2cli takes": lambda row: f"{1 / row.times_as_fast:.2f}x as long",
+}
+_COLUMNS = {"op": _OP, "decode": _DECODE}
+
+
+def _other_cells(row: object) -> dict[str, str]:
+    """A row of another kind as it is: shares in percent, other fractions as seconds."""
+    cells = to_plain(row)
+    del cells["name"]
+    cells["share"] = f"{100 * cells['share']:.1f} %"
+    cells = {heading: f"{value:.3g}" if isinstance(value, float) else value for heading, value in cells.items()}
+    return {heading.replace("_", " "): MISSING if cell is None else str(cell) for heading, cell in cells.items()}

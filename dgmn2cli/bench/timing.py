@@ -1,58 +1,35 @@
-"""Owns the clock: steps run in turn, A B A B, so that a machine's drift and its other load reach every side alike."""
+"""Timing of steps in turn, A B A B, so that drift and other load reach all alike; and the machine's own rates."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import nn
+
+from dgmn2cli.model.fused.layers import FusedConv, FusedLinear
 
 Step = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """What a series of timings looked like, in seconds.
-
-    Attributes:
-        median, p10, p90: quantiles, linear between neighbours.
-        runs: how many timings.
-    """
-
-    median: float
-    p10: float
-    p90: float
-    runs: int
+# sizes of the probes by device type
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+TOKENS = {"cpu": 8192, "cuda": 131072}
+MAP_SIDE = {"cpu": 128, "cuda": 512}
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
+COPY = "copy"
 
 
 def quantile(samples: Sequence[float], share: float) -> float:
     """The value below which `share` (0 to 1) of the samples lie, linear between neighbours."""
-    ordered = sorted(samples)
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
-def spread(samples: Sequence[float]) -> Spread:
-    """The quantiles of a series of timings."""
-    return Spread(statistics.median(samples), quantile(samples, 0.1), quantile(samples, 0.9), len(samples))
+    return float(np.quantile(samples, share))
 
 
 def paired_ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
     """How many times as long `slower` took: the median over the rounds that both ran, neighbours in time."""
     return statistics.median(a / b for a, b in zip(slower, faster, strict=False))
-
-
-def seconds_of(step: Step, device: torch.device) -> float:
-    """One run of `step`, from a quiet device to a quiet device."""
-    synchronize(device)
-    start = time.perf_counter()
-    step()
-    synchronize(device)
-    return time.perf_counter() - start
 
 
 def synchronize(device: torch.device) -> None:
@@ -68,16 +45,15 @@ def alternate(
     device: torch.device,
     warmup: int,
     iters: int,
-    progress: Callable[[], object] | None = None,
+    progress: Callable[[], object] = lambda: None,
     enough: float = float("inf"),
 ) -> list[list[float]]:
-    """Times `steps` in turn, round after round.
+    """Times `steps` in turn, round after round, each from a quiet device to a quiet device.
 
     Args:
-        steps: the sides; every round runs each of them once.
+        steps: every round runs each of them once.
         device: what to wait for.
-        warmup: rounds whose timings are thrown away.
-        iters: rounds that count.
+        warmup, iters: rounds thrown away, rounds that count.
         progress: called after each round.
         enough: seconds after whose counted rounds a step sits out the rest; it always has one.
 
@@ -89,9 +65,93 @@ def alternate(
         for step, kept in zip(steps, timings, strict=True):
             if kept and sum(kept) > enough:
                 continue
-            seconds = seconds_of(step, device)
+            synchronize(device)
+            start = time.perf_counter()
+            step()
+            synchronize(device)
             if index >= warmup:
-                kept.append(seconds)
-        if progress is not None:
-            progress()
+                kept.append(time.perf_counter() - start)
+        progress()
     return timings
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What the machine does at best at one kind of work.
+
+    Attributes:
+        dtype: of the numbers.
+        kind: `matrix product`, `prepacked Linear`, `3x3 convolution`, or `copy`.
+        gflops: 10^9 operations a second; None for a copy.
+        gbytes: 10^9 bytes read and written a second; None for matrix work.
+    """
+
+    dtype: str
+    kind: str
+    gflops: float | None = None
+    gbytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One kind of work: how much of it a step does (operations, or bytes for a copy), and the step."""
+
+    dtype: str
+    kind: str
+    amount: int
+    step: Step
+
+    def rate(self, seconds: Sequence[float]) -> Rate:
+        """The rate at the median of the timings."""
+        found = self.amount / statistics.median(seconds) / 1e9
+        copies = self.kind == COPY
+        return Rate(self.dtype, self.kind, None if copies else found, found if copies else None)
+
+
+def matrix_probes(device: torch.device, dtype: torch.dtype) -> list[Probe]:
+    """A matrix product, a Linear with prepacked weights and a channels-last 3x3 convolution, of sizes that suit them.
+
+    Raises:
+        RuntimeError: the device cannot compute in this dtype.
+    """
+    kind, name = "cuda" if device.type == "cuda" else "cpu", str(dtype).removeprefix("torch.")
+    side, tokens, width, channels, plane = MATRIX_SIDE[kind], TOKENS[kind], 512, 256, MAP_SIDE[kind]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    linear = FusedLinear(nn.Linear(width, 4 * width, device=device, dtype=dtype))
+    rows = torch.randn(1, tokens, width, device=device, dtype=dtype)
+    conv = FusedConv(nn.Conv2d(channels, channels, 3, padding=1, device=device, dtype=dtype))
+    maps = torch.randn(1, channels, plane, plane, device=device, dtype=dtype)
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    inference = torch.inference_mode()
+    return [
+        Probe(name, "matrix product", 2 * side**3, inference(lambda: a @ b)),
+        Probe(name, "prepacked Linear", 2 * tokens * 4 * width**2, inference(lambda: linear(rows))),
+        Probe(name, "3x3 convolution", 2 * (3 * channels * plane) ** 2, inference(lambda: conv(maps))),
+    ]
+
+
+def copy_probe(device: torch.device) -> Probe:
+    """A copy from memory to memory, far larger than any cache; bytes read and bytes written both count."""
+    size = COPY_BYTES["cuda" if device.type == "cuda" else "cpu"]
+    source = torch.zeros(size // 4, device=device)
+    target = torch.empty_like(source)
+    return Probe("float32", COPY, 2 * size, lambda: target.copy_(source))
+
+
+def best_gflops(rates: Sequence[Rate]) -> Mapping[str, float]:
+    """The highest matrix rate by dtype."""
+    best: dict[str, float] = {}
+    for rate in rates:
+        if rate.gflops is not None:
+            best[rate.dtype] = max(best.get(rate.dtype, 0.0), rate.gflops)
+    return best
+
+
+def highest(rates: Sequence[Rate]) -> list[Rate]:
+    """Of several series of each kind and dtype the highest, in the order of their first appearance."""
+    found: dict[tuple[str, str], Rate] = {}
+    for rate in rates:
+        held = found.setdefault((rate.dtype, rate.kind), rate)
+        if (rate.gflops or rate.gbytes or 0) > (held.gflops or held.gbytes or 0):
+            found[rate.dtype, rate.kind] = rate
+    return list(found.values())

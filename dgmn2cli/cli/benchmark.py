@@ -1,27 +1,30 @@
-"""Owns `dgmn2 benchmark`: what a network or an op costs on this machine, beside the published design."""
+"""`dgmn2 benchmark`: what a network, an op or decoding costs on this machine, beside other implementations."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 from rich.text import Text
 
-from dgmn2cli.bench.names import BASELINES, BENCHES, RATIO_HEADING
+from dgmn2cli.bench import BASELINES, BENCHES, RATIO_HEADING
 from dgmn2cli.cli import render
-from dgmn2cli.cli.options import PATH, SIZE, Session, complete_model, pass_session, run_options
+from dgmn2cli.cli.options import PATH, SIZE, RunOptions, Session, complete_model, pass_session, with_run
+from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import printable
 from dgmn2cli.files import check_file
 
-SIDES = ", ".join(BASELINES)
+if TYPE_CHECKING:
+    from dgmn2cli.bench.tables import TextTable
 
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
 @click.option("--all", "every", is_flag=True, help="All published models.")
 @click.option("--bench", type=click.Choice(BENCHES), default="infer", show_default=True, help="What to measure.")
-@click.option("--input", "size", type=SIZE, metavar="WxH", help="Size of the window; for e2e of the picture.")
+@click.option("--input", "size", type=SIZE, metavar="WxH", help="Size of the window; for e2e and decode of the image.")
 @click.option("--window", type=click.IntRange(33, 8192), metavar="N", help="Side of a square window.  [default: 769]")
 @click.option("--batch", type=click.IntRange(1, 1024), metavar="N", help="Windows at a time.  [default: 1; train: 2]")
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, metavar="N", help="Rounds not counted.")
@@ -30,52 +33,68 @@ SIDES = ", ".join(BASELINES)
     "--against",
     default="plain,torchvision",
     show_default=True,
-    metavar="SIDES",
-    help=f"Baselines measured in turn with it: some of {SIDES}, comma-separated, or none.",
+    metavar="NAMES",
+    help=f"Baselines measured in turn with it: some of {', '.join(BASELINES)}, comma-separated, or none.",
 )
 @click.option("--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting.")
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory.  [default: yes]")
 @click.option("--csv", type=PATH, metavar="FILE", help="Write the rows and the machine there.")
-@click.option("--plot", type=PATH, metavar="FILE.png", help="Draw the figures as bars there.")
-@run_options
+@click.option("--plot", type=PATH, metavar="FILE", help="Draw the figures as bars there (PNG or SVG).")
+@with_run
 @pass_session
-def benchmark(session: Session, models: tuple[str, ...], every: bool, **options: Any) -> None:
+def benchmark(
+    session: Session,
+    models: tuple[str, ...],
+    every: bool,
+    bench: str,
+    size: tuple[int, int] | None,
+    window: int | None,
+    batch: int | None,
+    warmup: int,
+    iters: int,
+    against: str,
+    published_order: bool,
+    memory: bool,
+    csv: Path | None,
+    plot: Path | None,
+    run: RunOptions,
+) -> None:
     """Measure MODELs (the default model if none): speed, memory and efficiency beside the published design's."""
-    from dgmn2cli.bench.chart import chart
     from dgmn2cli.bench.report import write_csv
-    from dgmn2cli.bench.run import Request, run_benchmark
-    from dgmn2cli.bench.tables import footer, tables
-    from dgmn2cli.data.images import write_png
+    from dgmn2cli.bench.request import Request
+    from dgmn2cli.bench.run import run_benchmark
+    from dgmn2cli.bench.tables import bar_groups, footer, tables
     from dgmn2cli.inference.load import resolve
+    from dgmn2cli.report.charts import bar_chart
     from dgmn2cli.runtime import resolve_device, set_threads
 
-    for target in (options["csv"], options["plot"]):
+    for target in (csv, plot):
         if target is not None:
             check_file(target)  # now, not after an hour of measuring
     zoo = session.zoo()
     names = [entry.key for entry in zoo.segmentors] if every else models or (zoo.default,)
-    set_threads(options["threads"])
-    same = ("bench", "dtype", "backend", "compiled", "size", "window", "batch", "warmup", "iters", "memory")
-    request = Request(
-        device=resolve_device(options["device"]),
-        fused=not options["published_order"],
-        baselines=tuple(name for name in options["against"].split(",") if name not in ("", "none")),
-        **{name: options[name] for name in same},
-    )
-    with render.progress(session, "measuring") as advance:
-        report = run_benchmark(
-            [resolve(name, zoo=zoo) for name in names], request, lambda doing: advance(0, description=doing)
-        )
-    if options["csv"]:
-        write_csv(report, options["csv"])
-    if options["plot"]:
-        write_png(options["plot"], chart(report))
+    set_threads(run.threads)
+    baselines = tuple(name for name in against.split(",") if name not in ("", "none"))
+    how = (resolve_device(run.device), run.dtype, run.backend, run.compiled, not published_order)
+    request = Request(bench, *how, size, window, batch, baselines, warmup, iters, memory)
+    with TerminalObserver(session) as observer:
+        report = run_benchmark([resolve(name, zoo=zoo) for name in names], request, observer)
+    if csv:
+        write_csv(report, csv)
+    if plot:
+        machine = report.machine
+        subtitle = f"{machine.gpu or machine.processor}; {machine.versions}; {machine.time[:10]}"
+        bar_chart(bar_groups(report), plot, f"dgmn2 benchmark --bench {bench}", subtitle)
     render.emit(session, report, lambda: [*map(_drawn, tables(report)), *map(Text, footer(report))])
 
 
-def _drawn(table: Any) -> Table:
-    drawn = render.make_table(*table.headings, right=table.numbers, title=table.title)
-    for row in table.rows:
-        cells = zip(table.headings, row, strict=True)
+def _drawn(table: TextTable) -> Table:
+    from dgmn2cli.bench.tables import WORDS
+
+    title, rows = table
+    numbers = tuple(heading for heading in rows[0] if heading not in WORDS)
+    drawn = render.make_table(*rows[0], right=numbers, title=title)
+    for row in rows:
+        cells = row.items()
         drawn.add_row(*(Text(printable(cell), style="bold" if name == RATIO_HEADING else "") for name, cell in cells))
     return drawn

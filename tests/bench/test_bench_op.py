@@ -1,4 +1,4 @@
-"""`--bench op` works on the maps a window really gives the ops, and refuses sides that differ."""
+"""`--bench op` works on the maps a window really gives the ops, and refuses implementations that differ."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ import pytest
 import torch
 
 from dgmn2cli.bench import op as bench_op
-from dgmn2cli.bench.op import ATTENTION, UNFOLD, OpCase, bytes_moved, measure_op, op_sides, stage_cases
-from dgmn2cli.bench.report import Findings, Row
-from dgmn2cli.bench.sides import Side
+from dgmn2cli.bench.implementations import Implementation
+from dgmn2cli.bench.machine import describe_machine
+from dgmn2cli.bench.op import ATTENTION, UNFOLD, OpCase, bytes_moved, measure_op, op_implementations, stage_cases
+from dgmn2cli.bench.report import Report
+from dgmn2cli.bench.request import Request
 from dgmn2cli.errors import CheckFailed, ResourceError
 from dgmn2cli.model.attention import DynamicGraphAttention
 from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.observer import Silent
 from dgmn2cli.ops import available_backends
 
 CPU = torch.device("cpu")
-REFERENCE = Side("dgmn2cli", "cpu", "float32", "reference", "fused")
-TORCHVISION = Side("torchvision", "cpu", "float32", "torchvision", "published")
+REFERENCE = Implementation("dgmn2cli", "cpu", "float32", "reference", "fused")
+TORCHVISION = Implementation("torchvision", "cpu", "float32", "torchvision", "published")
+
+
+def empty() -> Report:
+    return Report("op", describe_machine(CPU))
 
 
 @pytest.mark.parametrize("head", ["fpn", "setr_naive"])
@@ -65,34 +72,37 @@ def test_bytes_by_hand() -> None:
 
 @pytest.mark.parametrize("op", [ATTENTION, UNFOLD])
 def test_rows_of_one_case(op: str) -> None:
-    findings = Findings()
-    sides = op_sides(CPU, "float32", "auto", ("plain", "torchvision", "published"), findings)
+    report = empty()
+    request = Request("op", CPU, baselines=("plain", "torchvision", "published"), warmup=0, iters=2)
+    found = op_implementations(request, report)
     usable = [name for name, found in available_backends().items() if found.usable]
-    assert [side.name for side in sides].count("dgmn2cli") == len(usable)
+    assert [used.name for used in found].count("dgmn2cli") == len(usable)
     case = OpCase(op, 3, heads=5, height=7, width=4, batch=2)
-    measure_op(case, sides, warmup=0, iters=2, findings=findings)
-    compared = [side for side in sides if not (op == UNFOLD and side.name == "plain")]
-    rows = [row for row in findings.rows if isinstance(row, Row)]
-    assert [(row.task, row.side, row.backend) for row in rows] == [
-        (task, side.name, side.backend) for task in ("forward", "forward + backward") for side in compared
+    measure_op(case, found, request, report, Silent())
+    compared = [used for used in found if not (op == UNFOLD and used.name == "plain")]
+    rows = report.timed()
+    assert [(row.task, row.implementation, row.backend) for row in rows] == [
+        (task, used.name, used.backend) for task in ("forward", "forward + backward") for used in compared
     ]
-    assert {row.subject for row in rows} == {f"{op}, stage 3: 5 x 7 x 4"}
+    assert {row.name for row in rows} == {f"{op}, stage 3: 5 x 7 x 4"}
     assert all(row.runs == 2 and 0 < row.p10 <= row.median <= row.p90 for row in rows)
-    assert [row.times_as_fast for row in rows if row.side == "dgmn2cli" and row.backend == sides[0].backend] == [1, 1]
-    assert len(findings.agreements) == 2 * (len(compared) - 1)
-    assert {found.what for found in findings.agreements} == {"output", "gradients"}
+    assert [
+        row.times_as_fast for row in rows if (row.implementation, row.backend) == ("dgmn2cli", found[0].backend)
+    ] == [1, 1]
+    assert len(report.agreements) == 2 * (len(compared) - 1)
+    assert {agreement.what for agreement in report.agreements} == {"output", "gradients"}
 
 
 def test_backends_that_cannot_run_are_told() -> None:
-    findings = Findings()
-    op_sides(CPU, "float16", "reference", ("torchvision",), findings)
-    assert any("torchvision has no deform_conv2d for cpu, float16" in note for note in findings.notes)
+    report = empty()
+    op_implementations(Request("op", CPU, "float16", "reference", baselines=("torchvision",)), report)
+    assert any("torchvision has no deform_conv2d for cpu, float16" in note for note in report.notes)
     with pytest.raises(ResourceError, match="triton"):
-        op_sides(CPU, "float32", "triton", (), Findings())
+        op_implementations(Request("op", CPU, backend="triton"), empty())
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_wrong_side_is_refused(monkeypatch: pytest.MonkeyPatch, backward: bool) -> None:
+def test_a_wrong_implementation_is_refused(monkeypatch: pytest.MonkeyPatch, backward: bool) -> None:
     """In the second case the result is right and only the gradient is wrong."""
 
     def wrong(maps: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
@@ -102,7 +112,7 @@ def test_a_wrong_side_is_refused(monkeypatch: pytest.MonkeyPatch, backward: bool
 
     unfold = bench_op.torchvision_unfold
     monkeypatch.setattr(bench_op, "torchvision_unfold", wrong)
-    case, findings = OpCase(UNFOLD, 1, heads=1, height=6, width=5), Findings()
+    case, report = OpCase(UNFOLD, 1, heads=1, height=6, width=5), empty()
     with pytest.raises(CheckFailed, match="gradients differ" if backward else "output differ"):
-        measure_op(case, [REFERENCE, TORCHVISION], warmup=0, iters=1, findings=findings)
-    assert len(findings.rows) == (2 if backward else 0)
+        measure_op(case, [REFERENCE, TORCHVISION], Request("op", CPU, warmup=0, iters=1), report, Silent())
+    assert len(report.rows) == (2 if backward else 0)

@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgmn2cli.bench.agreement import compare
+from dgmn2cli.bench import RATIO_HEADING
+from dgmn2cli.bench.implementations import Agreement, Implementation, compare
 from dgmn2cli.bench.machine import Machine, describe_machine
-from dgmn2cli.bench.names import RATIO_HEADING
-from dgmn2cli.bench.rates import Rate
-from dgmn2cli.bench.report import Agreement, Findings, OperatorRow, PartRow, Report, Row, StageRow, write_csv
-from dgmn2cli.bench.sides import Side
+from dgmn2cli.bench.report import ProfileRow, Report, Row, StageRow, write_csv
 from dgmn2cli.bench.tables import footer, tables
+from dgmn2cli.bench.timing import Rate
 from dgmn2cli.files import to_json
 
-OURS = Side("dgmn2cli", "cpu", "float32", "native", "fused")
-PLAIN = Side("plain", "cpu", "float32", "native", "published")
+OURS = Implementation("dgmn2cli", "cpu", "float32", "native", "fused")
+PLAIN = Implementation("plain", "cpu", "float32", "native", "published")
 
 
-def row(subject: str = "setr_pup-tiny", side: str = "dgmn2cli", **changes: object) -> Row:
+def row(name: str = "setr_pup-tiny", implementation: str = "dgmn2cli", **changes: object) -> Row:
     values: dict[str, object] = {
-        "subject": subject, "task": "infer", "side": side, "form": "fused", "backend": "native", "dtype": "float32",
+        "name": name, "task": "infer", "implementation": implementation, "form": "fused", "backend": "native",
+        "dtype": "float32",
         "compiled": False, "batch": 1, "height": 769, "width": 768, "runs": 5, "median": 2.5, "p10": 2.25, "p90": 2.75,
         "per_second": 0.4, "times_as_fast": 3.25, "macs": 250 * 10**9, "parameters": 13_954_947,
     }  # fmt: skip
@@ -34,7 +34,7 @@ def row(subject: str = "setr_pup-tiny", side: str = "dgmn2cli", **changes: objec
 
 @pytest.fixture
 def report() -> Report:
-    rows = [row(), row(side="plain", peak=1_600_000_000, memory_share=0.2), row("fpn-small")]
+    rows = [row(), row(implementation="plain", peak=1_600_000_000, memory_share=0.2), row("fpn-small")]
     agreements = [
         Agreement("setr_pup-tiny", "plain", "float32", "logits", 1e-5, 2e-4, "largest absolute"),
         Agreement("setr_pup-tiny", "plain", "bfloat16", "logits", 4e-2, 5e-2, "relative root mean square"),
@@ -49,7 +49,7 @@ def test_csv_holds_every_field_and_the_machine(report: Report, tmp_path: Path) -
     assert len(lines) == 3
     machine = [f"machine_{field.name}" for field in fields(Machine)]
     assert list(lines[0]) == ["bench", *(field.name for field in fields(Row)), *machine]
-    assert (lines[1]["side"], lines[1]["median"], lines[1]["peak"]) == ("plain", "2.5", "1600000000")
+    assert (lines[1]["implementation"], lines[1]["median"], lines[1]["peak"]) == ("plain", "2.5", "1600000000")
     assert lines[0]["peak"] == ""
     assert lines[2]["machine_threads"] == str(torch.get_num_threads())
 
@@ -64,21 +64,31 @@ def test_json_says_null_where_there_is_no_figure(report: Report) -> None:
 
 def test_one_table_per_model(report: Report) -> None:
     first, second = tables(report)
-    assert first.title == "setr_pup-tiny, infer: 1 x 3 x 769 x 768, 13.95 M parameters, 250.0 G multiply-accumulates"
-    assert second.title.startswith("fpn-small")
-    ratio, peak = first.headings.index(RATIO_HEADING), first.headings.index("peak MB")
-    assert [cells[ratio] for cells in first.rows] == ["3.25x as fast"] * 2
-    assert [cells[peak] for cells in first.rows] == ["-", "1600"]
-    assert set(first.numbers) < set(first.headings)
+    assert first[0] == "setr_pup-tiny, infer: 1 x 3 x 769 x 768, 13.95 M parameters, 250.0 G multiply-accumulates"
+    assert second[0].startswith("fpn-small")
+    assert [cells[RATIO_HEADING] for cells in first[1]] == ["3.25x as fast"] * 2
+    assert [cells["peak MB"] for cells in first[1]] == ["-", "1600"]
 
 
-def test_other_rows_have_tables_too(report: Report) -> None:
+def test_other_rows_have_tables_too(report: Report, tmp_path: Path) -> None:
     stages = Report("e2e", report.machine, [StageRow("m", "decode", 0.001, 0.002, 0.25, None)])
-    operators = Report("profile", report.machine, [OperatorRow("m", "aten::mm", 3, 0.5, 0.75)])
-    assert tables(stages)[0].rows == [("decode", "1.0", "2.0", "25.0 %", "-")]
-    assert tables(operators)[0].rows == [("aten::mm", "3", "0.500", "75.0 %")]
-    parts = Report("profile", report.machine, [PartRow("m", "backbone", 0.75, 0.5, "all parts")])
-    assert tables(parts)[0].rows == [("backbone", "0.750", "50.0 %", "all parts")]
+    cells = {"stage": "decode", "p50": "0.001", "p95": "0.002", "share": "25.0 %", "per second": "-"}
+    assert tables(stages) == [("m, from file to mask", [cells])]
+    operator = ProfileRow("m", "aten::mm", 3, 0.5, 0.75, "all operators")
+    profile = Report("profile", report.machine, [operator, ProfileRow("m", "backbone", 1, 0.75, 0.5, "all parts")])
+    first, second = tables(profile)
+    assert list(first[1][0].values()) == ["aten::mm", "3", "0.5", "75.0 %", "all operators"]
+    assert list(second[1][0].values()) == ["backbone", "1", "0.75", "50.0 %", "all parts"]
+    with write_csv(profile, tmp_path / "p.csv").open(newline="") as file:
+        assert [line["part"] for line in csv.DictReader(file)] == ["aten::mm", "backbone"]
+
+
+def test_a_decoders_table_says_how_long_it_takes(report: Report) -> None:
+    decoded = Report("decode", report.machine, [row("JPEG", task="decode", times_as_fast=1), row("JPEG", "opencv")])
+    [(title, rows)] = tables(decoded)
+    assert title == "JPEG, 768 x 769"
+    assert [cells["dgmn2cli takes"] for cells in rows] == ["1.00x as long", "0.31x as long"]
+    assert "Weights" not in "".join(footer(decoded))
 
 
 def test_the_footer_names_machine_rates_checks_and_gaps(report: Report) -> None:
@@ -91,11 +101,10 @@ def test_the_footer_names_machine_rates_checks_and_gaps(report: Report) -> None:
         assert said in text
 
 
-def test_a_note_is_taken_once() -> None:
-    findings = Findings()
-    findings.note("no GPU")
-    findings.note("no GPU")
-    assert findings.notes == ["no GPU"]
+def test_a_note_is_taken_once(report: Report) -> None:
+    report.note("no GPU")
+    report.note("no GPU")
+    assert report.notes == ["the baseline cannot run", "no GPU"]
 
 
 def test_how_answers_are_compared() -> None:
@@ -104,7 +113,7 @@ def test_how_answers_are_compared() -> None:
     assert (logits.difference, logits.limit) == (0.5, 2e-4)
     gradients = compare("m", PLAIN, "gradients", OURS, [a, a], [a, b])
     assert gradients.difference == pytest.approx((0.25 / 10) ** 0.5)
-    half = compare("m", Side("plain", "cpu", "bfloat16", "native", "published"), "logits", OURS, [a], [b])
+    half = compare("m", Implementation("plain", "cpu", "bfloat16", "native", "published"), "logits", OURS, [a], [b])
     assert half.difference == pytest.approx((0.25 / 5) ** 0.5)
     assert half.limit > gradients.limit
     broken = compare("m", PLAIN, "logits", OURS, [a, a], [a, torch.tensor([torch.nan, 0.0])])

@@ -1,0 +1,220 @@
+"""The implementations that are compared, each built from its name alone, and the check that they compute the same.
+
+All run on the same stand-in weights, drawn from their keys (`model.filled`): neither files nor data are needed, and an
+implementation can be rebuilt in another process.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+from dgmn2cli.bench import OURS
+from dgmn2cli.bench.baseline import compiled_unfold, plain_network, torchvision_unfold
+from dgmn2cli.errors import CheckFailed, ResourceError
+from dgmn2cli.model.attention import use_backend
+from dgmn2cli.model.filled import filled_state
+from dgmn2cli.model.fused.network import InferenceForm
+from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.ops import resolve as resolve_backend
+from dgmn2cli.runtime import resolve_dtype
+
+PUBLISHED_DESIGNS = {"plain": compiled_unfold, "torchvision": torchvision_unfold}
+_TORCHVISION_DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16")}
+
+LARGEST, RELATIVE = "largest absolute", "relative root mean square"
+LOGITS_LIMIT = 2e-4  # largest difference between logits or op outputs in float32
+GRADIENT_LIMIT = 1e-3  # relative, float32: a gradient sums over the whole map, and sampling has kinks
+HALF_LIMIT = 0.05  # relative, where one rounds to 8 or 11 bits after every layer
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Which network is measured: its name in reports, and what `Segmentor` takes."""
+
+    name: str
+    backbone: str
+    head: str
+    num_classes: int = 19
+
+    def build(self) -> Segmentor:
+        """The network with fresh weights."""
+        return Segmentor(self.backbone, self.head, self.num_classes)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way of computing a network or an op.
+
+    Attributes:
+        name: `dgmn2cli`, or a key of `BASELINES`.
+        device: `cpu`, `cuda:0`, ...
+        dtype: of weights and activations.
+        backend: op backend, resolved; for a baseline the one its unfold runs on, or what is used instead.
+        form: `fused` (inference form) or `published` (order of operations as published).
+        compiled: whether it runs under `torch.compile`.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    backend: str
+    form: str
+    compiled: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as PyTorch's."""
+        return resolve_dtype(self.dtype)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """That two implementations gave the same answer before they were timed.
+
+    Attributes:
+        name: model or op.
+        implementation, dtype: what was compared with `dgmn2cli`.
+        what: `logits`, `gradients`, `output`.
+        difference: how far they lie apart.
+        limit: how far they may.
+        measure: what `difference` is: `largest absolute` or `relative root mean square`.
+    """
+
+    name: str
+    implementation: str
+    dtype: str
+    what: str
+    difference: float
+    limit: float
+    measure: str
+
+    def require(self) -> Agreement:
+        """The agreement itself where it holds.
+
+        Raises:
+            CheckFailed: the answers differ by more than the limit, or one is not finite.
+        """
+        if not self.difference <= self.limit:  # in this form so that NaN fails
+            raise CheckFailed(
+                "the compared implementations do not agree, so no figures are given",
+                where=f"{self.name}, {self.implementation}, {self.dtype}",
+                why=f"{self.what} differ by {self.difference:.3g} ({self.measure}), wanted at most {self.limit:g}",
+                hint="Run `dgmn2 doctor`, which tests each op backend.",
+            )
+        return self
+
+
+def compare(
+    name: str,
+    other: Implementation,
+    what: str,
+    own: Implementation,
+    own_answer: Sequence[Tensor],
+    answer: Sequence[Tensor],
+) -> Agreement:
+    """How far the answers of two implementations lie apart; `require` checks it.
+
+    Args:
+        name: model or op, for the report.
+        other, own: the implementations.
+        what: `logits` or `output` are held to a largest difference, `gradients` to a relative one.
+        own_answer, answer: of `own` and `other`, of equal shapes.
+    """
+    exact = other.dtype == own.dtype == "float32"
+    apart = [a.float() - b.float() for a, b in zip(own_answer, answer, strict=True)]
+    if exact and what != "gradients":
+        # by torch: Python's own max() passes over a NaN that comes second
+        difference = float(torch.cat([part.abs().flatten() for part in apart]).max())
+        return Agreement(name, other.name, other.dtype, what, difference, LOGITS_LIMIT, LARGEST)
+    relative = (_energy(apart) / max(_energy(own_answer), 1e-30)) ** 0.5
+    return Agreement(name, other.name, other.dtype, what, relative, GRADIENT_LIMIT if exact else HALF_LIMIT, RELATIVE)
+
+
+def _energy(tensors: Sequence[Tensor]) -> float:
+    return sum(float(torch.linalg.vector_norm(tensor.double())) ** 2 for tensor in tensors)
+
+
+def ours(device: torch.device, dtype: str, backend: str, *, fused: bool, compiled: bool = False) -> Implementation:
+    """This package's implementation.
+
+    Raises:
+        ResourceError: the named backend cannot run.
+    """
+    used = resolve_backend(backend, device, resolve_dtype(dtype))
+    return Implementation(OURS, str(device), dtype, used, "fused" if fused else "published", compiled)
+
+
+def baseline(name: str, device: torch.device, dtype: str, own_backend: str) -> Implementation:
+    """A baseline.
+
+    Raises:
+        ResourceError: it cannot run here; says why.
+    """
+    backend, compiled, why = own_backend, False, ""
+    if name == "plain":
+        backend = resolve_backend("auto", device, resolve_dtype(dtype))
+        if backend == "reference":
+            why = f"there is no compiled unfold for {device.type}, {dtype}"
+    elif name == "torchvision":
+        backend = "torchvision"
+        if find_spec("torchvision") is None:
+            why = "torchvision is not installed"
+        elif dtype not in _TORCHVISION_DTYPES.get(device.type, ()):
+            why = f"torchvision has no deform_conv2d for {device.type}, {dtype}"
+    elif name == "definition":
+        backend, compiled = "reference", True
+        if device.type == "cpu" and not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
+            why = "torch.compile needs a C++ compiler, and none is on PATH"
+    if why:
+        raise ResourceError("the baseline cannot run", where=name, why=why)
+    return Implementation(name, str(device), dtype, backend, "published", compiled)
+
+
+def with_baselines(
+    own: Implementation, names: Sequence[str], note: Callable[[str], object]
+) -> tuple[Implementation, ...]:
+    """`own`, then the baselines in its dtype; beside half precision the published design in float32 too.
+
+    Args:
+        own: this package's implementation.
+        names: keys of `BASELINES`.
+        note: told of each baseline that cannot run.
+    """
+    found = [own]
+    for name in names:
+        beside = own.dtype != "float32" and name in PUBLISHED_DESIGNS
+        for dtype in (own.dtype, "float32") if beside else (own.dtype,):
+            try:
+                found.append(baseline(name, torch.device(own.device), dtype, own.backend))
+            except ResourceError as error:
+                note(str(error))
+    return tuple(found)
+
+
+def build(spec: NetworkSpec, used: Implementation, *, training: bool = False) -> nn.Module:
+    """The network with stand-in weights, on its device."""
+    model = spec.build()
+    model.load_state_dict(filled_state(model))
+    if used.name in PUBLISHED_DESIGNS:
+        plain_network(model, PUBLISHED_DESIGNS[used.name])
+    else:
+        use_backend(model, used.backend)
+    model = model.to(used.device, used.torch_dtype).train(training)
+    if training and used.name not in PUBLISHED_DESIGNS:
+        model.to(memory_format=torch.channels_last)  # as the trainer does
+    network: nn.Module = InferenceForm(model) if used.form == "fused" else model
+    if used.compiled:
+        network.compile()
+    return network.requires_grad_(requires_grad=training)
+
+
+def random_images(batch: int, height: int, width: int, used: Implementation) -> Tensor:
+    """Normalised images of noise `(B, 3, H, W)`, the same for every implementation."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, height, width, generator=generator).to(used.device, used.torch_dtype)

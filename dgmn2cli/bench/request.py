@@ -1,0 +1,69 @@
+"""What a benchmark is asked to measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from dgmn2cli.bench import BASELINES
+from dgmn2cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        bench: one of `BENCHES`.
+        device: of all implementations.
+        dtype, backend, compiled: how this package's implementation runs.
+        fused: run it in the inference form (`infer`, `e2e`, `profile`); training always keeps the published order.
+        size: width and height of the window, or for `e2e` and `decode` of the image; None: the configuration's window,
+            2048x1024 for `e2e`, and images of 2, 12 and 24 megapixels for `decode`.
+        window: the same for a square window, for `e2e` too.
+        batch: windows at a time; 2 for `train` and 1 for the others if None.
+        baselines: which to measure beside it, keys of `BASELINES`.
+        warmup, iters: rounds thrown away, rounds that count.
+        memory: measure peak memory too; on the CPU each implementation in a process of its own.
+
+    Raises:
+        ConfigError: no such baseline, or window and size contradict each other.
+    """
+
+    bench: str
+    device: torch.device
+    dtype: str = "float32"
+    backend: str = "auto"
+    compiled: bool = False
+    fused: bool = True
+    size: tuple[int, int] | None = None
+    window: int | None = None
+    batch: int | None = None
+    baselines: tuple[str, ...] = ("plain", "torchvision")
+    warmup: int = 1
+    iters: int = 5
+    memory: bool = True
+
+    def __post_init__(self) -> None:
+        for name in self.baselines:
+            if name not in BASELINES:
+                raise ConfigError("no such baseline", where=name[:60], why=f"wanted some of {', '.join(BASELINES)}")
+        if self.size is not None and self.window is not None and self.bench not in ("e2e", "decode"):
+            raise ConfigError("the window's size is given twice", why="--input and --window", hint="Give one of them.")
+
+    @property
+    def training(self) -> bool:
+        """Forward, backward and optimiser step are measured, not the forward pass alone."""
+        return self.bench == "train"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(batch, height, width) of what a network is given; `for_window` was called before."""
+        assert self.size is not None
+        return self.batch or 1 + self.training, self.size[1], self.size[0]
+
+    def for_window(self, side: int) -> Request:
+        """The request with its size filled in, where a configuration's window has this side."""
+        side = self.window or side
+        return self if self.size else replace(self, size=(side, side), window=None)
