@@ -1,7 +1,9 @@
-"""Owns what every test shares: two quiet threads, and the golden tensors."""
+"""What every test shares: two quiet threads, the golden tensors, the published state dicts."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import signal
 
@@ -12,6 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,3 +25,9 @@ GOLDEN = Path(__file__).parent / "golden"
 def golden() -> Path:
     """The folder of tensors measured on the published system."""
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def listings(golden: Path) -> dict[str, Any]:
+    """Keys, shapes, dtypes and parameter counts of the 16 published segmentors and 4 classifiers."""
+    return json.loads(gzip.decompress((golden / "state_dicts.json.gz").read_bytes()))

@@ -1,4 +1,4 @@
-"""Owns what a checkpoint may hold: plain containers, numbers, texts and whole tensors, made plain and bounded.
+"""What a checkpoint may hold: plain containers, numbers, texts and whole tensors, made plain and bounded.
 
 The restricted reader lets more through than weights need: dictionaries and tensors whose methods are replaced by data,
 a tensor that repeats one number 10^12 times, a list that holds itself. None of it gets past here.
@@ -6,6 +6,7 @@ a tensor that repeats one number 10^12 times, a list that holds itself. None of 
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -13,26 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgmn2cli.checkpoint.standins import Array, Dtype, Inert, InertList
+
 MAX_DEPTH = 60
 MAX_VALUES = 3_000_000
 SPARE_BYTES = 16 << 20
 _TEXT_STEP = 64  # characters that count as one value more
-NUMBER_TYPES = frozenset(
-    (
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.float8_e4m3fn,
-        torch.float8_e5m2,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-        torch.bool,
-    )
-)
+_NUMBERS = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint8 bool"
+DTYPES = frozenset(getattr(torch, name) for name in _NUMBERS.split(" "))
 
 
 class Unfit(Exception):  # noqa: N818
@@ -70,6 +59,10 @@ class _Copy:
             # its own methods may be replaced by data from the file; those of the type are not
             items = OrderedDict.items(value) if isinstance(value, OrderedDict) else dict.items(value)
             return {self.key(key): self.of(item, depth + 1) for key, item in items}
+        if isinstance(value, Array):
+            return self.array(value, depth)
+        if isinstance(value, InertList):
+            return value
         if isinstance(value, (list, set, frozenset)):
             return [self.of(item, depth + 1) for item in value]
         if isinstance(value, tuple):
@@ -98,7 +91,18 @@ class _Copy:
             return value
         if isinstance(value, (torch.dtype, torch.device, torch.layout)):
             return str(value)
+        if isinstance(value, Inert):
+            return value
+        if isinstance(value, Dtype):
+            return str(value.name)
+        if isinstance(value, type) and issubclass(value, (Inert, InertList)):
+            return value()
         raise Unfit(f"it holds a {type(value).__name__}, which no checkpoint needs")
+
+    def array(self, value: Array, depth: int) -> Any:
+        """A numpy array as nested lists; what is no plain numbers is as inert as other objects."""
+        nested = value.nested()
+        return value if nested is value else self.of(nested, depth)
 
     def tensor(self, value: Tensor) -> Tensor:
         """The bare tensor, once it is known to lie within its storage and the storages within the file."""
@@ -116,6 +120,47 @@ class _Copy:
         return value
 
 
-def unplain_number_type(state: Mapping[str, Tensor]) -> str:
-    """The first entry of `state` whose numbers are of a type no network computes with, in words; else empty."""
-    return next((f"{key} {value.dtype}" for key, value in state.items() if value.dtype not in NUMBER_TYPES), "")
+def without_objects(value: Any, found: set[str]) -> Any:
+    """`value`, a plain copy, without the entries that are other programs' objects; their classes go into `found`."""
+    if isinstance(value, dict):
+        return {key: without_objects(item, found) for key, item in value.items() if not _noted(item, found)}
+    if isinstance(value, (list, tuple)):
+        return type(value)(without_objects(item, found) for item in value if not _noted(item, found))
+    return value
+
+
+def _noted(value: Any, found: set[str]) -> bool:
+    if isinstance(value, (Inert, InertList, Array)):
+        found.add(value.name)
+        return True
+    return False
+
+
+def digest(content: Any) -> str:
+    """SHA-256 over nested dicts, lists, numbers, texts and tensors: names, types, shapes and bytes, in order."""
+    running = hashlib.sha256()
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            array = value.detach().cpu().contiguous()
+            running.update(f"T{array.dtype}{tuple(array.shape)}:".encode())
+            running.update(array.flatten().view(torch.uint8).numpy().data)
+        elif isinstance(value, Mapping):
+            running.update(f"D{len(value)}:".encode())
+            for key, item in value.items():
+                running.update(f"K{key!r}:".encode())
+                visit(item)
+        elif isinstance(value, (list, tuple)):
+            running.update(f"L{len(value)}:".encode())
+            for item in value:
+                visit(item)
+        else:
+            running.update(f"V{value!r}:".encode())
+
+    visit(content)
+    return running.hexdigest()
+
+
+def unusual_dtype(state: Mapping[str, Tensor]) -> str:
+    """The first entry of `state` whose dtype no network computes with, in words; else empty."""
+    return next((f"{key} {value.dtype}" for key, value in state.items() if value.dtype not in DTYPES), "")

@@ -1,4 +1,4 @@
-"""Owns converting model files: `.pth` to `.safetensors` and back, every entry accounted for, the result read again."""
+"""converting model files: `.pth` to `.safetensors` and back, every entry accounted for, the result read again."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from dgmn2cli.checkpoint.contents import digest
 from dgmn2cli.checkpoint.describe import in_few_words
 from dgmn2cli.checkpoint.formats import META_KEY
 from dgmn2cli.checkpoint.weights import Checkpoint, read_checkpoint, write_checkpoint
 from dgmn2cli.errors import ConfigError, IntegrityError
 from dgmn2cli.files import atomic_write
-from dgmn2cli.training.state import digest
-from dgmn2cli.zoo.manifest import shown
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
@@ -53,6 +52,7 @@ class ConversionReport:
         target, target_sha256, target_size: the file that was written, read again and compared.
         kept, dropped: how many entries.
         lines: every entry.
+        notes: which weights were taken, what was left out.
     """
 
     source: Path
@@ -64,20 +64,26 @@ class ConversionReport:
     kept: int
     dropped: int
     lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
 
 
-def convert(source: Path, target: Path, *, overwrite: bool = False) -> ConversionReport:
+def convert(source: Path, target: Path, *, overwrite: bool = False, ema: bool = False) -> ConversionReport:
     """Writes the weights of `source`, and what it says about itself, in the format that `target`'s name asks for.
 
     The optimiser's state and all else a training needs to go on are left out. The tensors keep their bits: the result
     is read again and compared before this returns.
+
+    Args:
+        source, target: the files.
+        overwrite: replace `target` if it exists.
+        ema: write the averaged copy of the weights.
 
     Raises:
         ConfigError: the target's name ends in nothing known, or it exists (without `overwrite`), or is the source.
         ResourceError, IntegrityError, NonFiniteError: as for `read_checkpoint`; the target cannot be written.
     """
     _check_target(source, target, overwrite)
-    read = read_checkpoint(source)
+    read = read_checkpoint(source, ema=ema)
     lines = list(_tensor_lines(read))
     if target.suffix.lower() == ".safetensors":
         meta, meta_lines = _as_json(read.meta)
@@ -101,6 +107,7 @@ def convert(source: Path, target: Path, *, overwrite: bool = False) -> Conversio
         len(lines) - dropped,
         dropped,
         tuple(lines),
+        read.notes,
     )
 
 
@@ -115,9 +122,7 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
         there = False
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(
-            "not a possible file name", where=shown(str(target)), why=why, hint="Choose another name."
-        ) from error
+        raise ConfigError("not a possible file name", where=target, why=why, hint="Choose another name.") from error
     if there and source.exists() and target.samefile(source):
         why, hint = "it would overwrite its own source", "Name another file to write."
         raise ConfigError("the file is not converted", where=target, why=why, hint=hint)
@@ -130,7 +135,8 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
 
 def _tensor_lines(read: Checkpoint) -> Iterator[Line]:
     for key, value in read.state.items():
-        outcome, note = ("renamed", f"was module.{key}") if read.prefixed else ("kept", "")
+        former = read.renamed.get(key)
+        outcome, note = ("renamed", f"was {former}") if former else ("kept", "")
         yield Line(key, outcome, tuple(value.shape), str(value.dtype).removeprefix("torch."), note)
 
 

@@ -1,29 +1,28 @@
-"""Owns the description of a model file: which network, whose bytes, what it says about itself."""
+"""the description of a model file: which network, whose bytes, what it says about itself."""
 
 from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
+from dgmn2cli.checkpoint.contents import digest
 from dgmn2cli.checkpoint.recognise import Recognised, recognise
 from dgmn2cli.checkpoint.weights import Checkpoint, read_checkpoint
 from dgmn2cli.config import load_config_text
 from dgmn2cli.errors import ConfigError
-from dgmn2cli.training.state import digest
-from dgmn2cli.zoo import AnyEntry, Zoo
-from dgmn2cli.zoo.cache import find_record
 
 MAX_DOTS = 400  # per line of TOML, whose reader takes quadratic time over a dotted key
 MAX_CONFIG = 1_000_000  # characters
 _SHOWN = 60  # characters of one value
 _CONFIG_KEYS = ("config", "cfg")
 HashState = Literal["pinned", "recorded", "unknown"]
+KnownHash = tuple[str, str, Literal["pinned", "recorded"]]  # zoo key, sha256, where it is known from
 DigestState = Literal["holds", "does not hold", "none"]
 
 
@@ -55,7 +54,8 @@ class FileInfo:
         hash_note: what else there is to say of the hash; empty if nothing.
         format: `pth`, `legacy pth` or `safetensors`.
         wrapper: the entry that holds the weights; empty if the file is nothing but them.
-        prefixed: the names bear the prefix `module.`.
+        prefixes: what was taken off the names, such as `module.`.
+        notes: what else there is to know: which entry was taken, what was left out.
         model: which network, in words.
         key: the zoo key of its kind; empty if unknown.
         kind, classes: as `Recognised`.
@@ -79,7 +79,8 @@ class FileInfo:
     hash_note: str
     format: str
     wrapper: str
-    prefixed: bool
+    prefixes: tuple[str, ...]
+    notes: tuple[str, ...]
     model: str
     key: str
     kind: str
@@ -98,20 +99,19 @@ class FileInfo:
     digest: DigestState
 
 
-def describe(path: str | Path, zoo: Zoo, cache: Path) -> FileInfo:
+def describe(path: str | Path, known: Sequence[KnownHash]) -> FileInfo:
     """What the file at `path` is.
 
     Args:
         path: a `.pth` or `.safetensors` file.
-        zoo: the manifest in which its hash is looked up.
-        cache: the cache whose recorded hashes are looked up.
+        known: the hashes of published files, from the manifest (`pinned`) and from the cache (`recorded`).
 
     Raises:
         ResourceError, IntegrityError, NonFiniteError: it cannot be opened, is no checkpoint, or holds NaN.
     """
     read = read_checkpoint(path)
     found = recognise(read.state)
-    state, owner, note = _hash_state(read.sha256, found, zoo, cache)
+    state, owner, note = _hash_state(read.sha256, found, known)
     meta, rest = dict(read.meta), dict(read.rest)
     text = config_text(read)
     training = rest.pop("training", None)
@@ -124,7 +124,8 @@ def describe(path: str | Path, zoo: Zoo, cache: Path) -> FileInfo:
         hash_note=note,
         format=read.format,
         wrapper=read.wrapper,
-        prefixed=read.prefixed,
+        prefixes=tuple(sorted({old.removesuffix(new) for new, old in read.renamed.items() if old.endswith(new)})),
+        notes=read.notes,
         model=found.in_words(),
         key=found.key,
         kind=found.kind,
@@ -167,19 +168,15 @@ def in_few_words(value: Any) -> str:
     return str(value)
 
 
-def _hash_state(sha256: str, found: Recognised, zoo: Zoo, cache: Path) -> tuple[HashState, str, str]:
+def _hash_state(sha256: str, found: Recognised, known: Sequence[KnownHash]) -> tuple[HashState, str, str]:
     """Whose hash it is; and, where it is nobody's, whether the zoo expects another one for this model."""
-    entries: list[AnyEntry] = [*zoo.segmentors, *zoo.backbones]
-    if owner := next((entry for entry in entries if entry.sha256 == sha256), None):
-        return "pinned", owner.key, ""
-    notes = {entry.key: record for entry in entries if (record := find_record(entry, cache))}
-    if key := next((key for key, record in notes.items() if record.sha256 == sha256), ""):
-        return "recorded", key, ""
-    same = next((entry for entry in entries if found.published and entry.key == found.key), None)
-    if same is not None and same.sha256:
-        return "unknown", "", f"it is not the published {same.key}, whose hash is {same.sha256}"
-    if same is not None and same.key in notes:
-        return "unknown", "", f"it is not the {same.key} in the cache, whose hash is {notes[same.key].sha256}"
+    for key, other, state in known:
+        if other == sha256:
+            return state, key, ""
+    for key, other, state in known:
+        if found.published and key == found.key:
+            where = f"the published {key}" if state == "pinned" else f"the {key} in the cache"
+            return "unknown", "", f"it is not {where}, whose hash is {other}"
     return "unknown", "", ""
 
 

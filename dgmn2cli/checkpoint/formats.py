@@ -1,7 +1,7 @@
-"""Owns the two file formats: what a `.pth` or `.safetensors` file holds, as plain containers, or one honest error.
+"""The two file formats: what a `.pth` or `.safetensors` file holds, as plain containers, or one honest error.
 
-Nothing in a file is executed: pickles are looked through, then read by PyTorch's restricted reader
-(`weights_only=True`), never without it. Every way in which reading can fail becomes one error.
+Nothing in a file is executed: pickles are scanned, then read by PyTorch's restricted reader (`weights_only=True`),
+never without it. Every way in which reading can fail becomes one error.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from dgmn2cli.checkpoint.contents import Unfit, plain
-from dgmn2cli.checkpoint.oldpickle import SAFE_GLOBALS
-from dgmn2cli.checkpoint.pickles import Excess, look_through
+from dgmn2cli.checkpoint.pickles import Excess, References, scan
+from dgmn2cli.checkpoint.standins import stand_ins
 from dgmn2cli.errors import IntegrityError
 
 MAX_HEADER_BYTES = 16 << 20
@@ -66,8 +66,15 @@ class Content:
     meta: dict[str, Any]
 
 
-def read_content(path: Path, file: BinaryIO, size: int) -> Content:
+def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False) -> Content:
     """The content of an open file of `size` bytes.
+
+    Args:
+        path: its name, for messages.
+        file: the file.
+        size: its bytes.
+        mapped: leave tensors in the file until they are used, where the format allows it: what is never used (an
+            optimiser's moments) then takes no memory.
 
     Raises:
         IntegrityError: damaged, unsafe, or of another kind.
@@ -80,14 +87,15 @@ def read_content(path: Path, file: BinaryIO, size: int) -> Content:
             data = file.read()
             return Content(plain(load_safetensors(data), size), "safetensors", _safetensors_meta(data))
         archive = head.startswith(b"PK")
-        if archive:
-            _verify_archive(path, file, size)
-        else:
-            look_through(file, LEGACY_PICKLES)
+        references, stored = _scan_archive(path, file, size) if archive else (scan(file, LEGACY_PICKLES), False)
+        allowed = stand_ins(references.names, references.like_dicts, references.like_lists)
         file.seek(0)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]  # its hint has no tuples
             warnings.simplefilter("ignore")
-            value = torch.load(file, map_location="cpu", weights_only=True)
+            if mapped and stored:
+                value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                value = torch.load(file, map_location="cpu", weights_only=True)
         return Content(plain(value, size), "pth" if archive else "legacy pth", {})
     except MemoryError as error:
         raise _unreadable(path, "it claims more memory than there is") from error
@@ -109,8 +117,13 @@ def _unreadable(path: Path, why: str) -> IntegrityError:
     return IntegrityError("the checkpoint cannot be read", where=path, why=why, hint=AGAIN)
 
 
-def _verify_archive(path: Path, file: BinaryIO, size: int) -> None:
-    """Checks the zip archive's own CRC-32s (PyTorch does not), its names and sizes, and looks through its pickle."""
+def _scan_archive(path: Path, file: BinaryIO, size: int) -> tuple[References, bool]:
+    """Checks the zip archive's own CRC-32s (PyTorch does not), its names and sizes, and scans its pickle.
+
+    Returns:
+        What the pickle refers to, and whether all parts are stored uncompressed.
+    """
+    references = References()
     with zipfile.ZipFile(file) as archive:
         items = archive.infolist()
         claimed = sum(item.file_size for item in items)
@@ -131,7 +144,8 @@ def _verify_archive(path: Path, file: BinaryIO, size: int) -> None:
         for item in items:
             if item.filename.rpartition("/")[2] == "data.pkl":
                 with archive.open(item) as content:
-                    look_through(content)
+                    references = scan(content)
+        return references, all(item.compress_type == zipfile.ZIP_STORED for item in items)
 
 
 def _safetensors_meta(data: bytes) -> dict[str, Any]:

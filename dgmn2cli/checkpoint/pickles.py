@@ -1,12 +1,13 @@
-"""Owns a look through a pickle before it is read: refused is what would keep the reader busy or overflow its stack.
+"""A look through a pickle before it is read: what it refers to, and whether reading it would ever end.
 
 The restricted reader executes nothing, but it hashes: a tuple that holds one tuple twice, fifty levels deep, takes
-2^50 steps as a dictionary's key, and one nested a million levels deep ends the process. The look follows the reader's
+2^50 steps as a dictionary's key, and one nested a million levels deep ends the process. The scan follows the reader's
 own instructions and nothing else; where it meets one the reader does not know it stops, as the reader will.
 """
 
 from __future__ import annotations
 
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -25,12 +26,27 @@ class Excess(Exception):  # noqa: N818
     """Why a pickle is not read; its caller says which file."""
 
 
+@dataclass
+class References:
+    """What pickles refer to.
+
+    Attributes:
+        names: classes and functions, as `module.name`.
+        like_dicts, like_lists: those of them whose objects are filled item by item.
+    """
+
+    names: set[str] = field(default_factory=set)
+    like_dicts: set[str] = field(default_factory=set)
+    like_lists: set[str] = field(default_factory=set)
+
+
 @dataclass(slots=True)
 class _Value:
-    """What matters of a value on the stack: how many values hashing it visits, and how deep its tuples go."""
+    """What matters of a value on the stack: how many values hashing it visits, how deep its tuples go, its class."""
 
     cost: int = 1
     depth: int = 0
+    name: str = ""
 
 
 @dataclass
@@ -41,6 +57,7 @@ class _Machine:
     outer: list[list[_Value]] = field(default_factory=list)
     memo: dict[int, _Value] = field(default_factory=dict)
     hashed: int = 0
+    references: References = field(default_factory=References)
 
     def since_mark(self) -> list[_Value]:
         items, self.stack = self.stack, self.outer.pop()
@@ -60,22 +77,23 @@ class _Machine:
         self.stack.append(value)
 
 
-def look_through(file: IO[bytes], count: int = 1) -> None:
-    """Follows the next `count` pickles of `file`.
+def scan(file: IO[bytes], count: int = 1) -> References:
+    """Follows the next `count` pickles of `file`, and says what they refer to.
 
     Raises:
         Excess: reading them would take too long or overflow the stack.
     """
-    steps = MAX_STEPS
+    steps, references = MAX_STEPS, References()
     for _ in range(count):
-        steps = _follow(file, steps)
+        steps = _follow(file, steps, references)
         if steps < 0:
-            return
+            break
+    return references
 
 
-def _follow(file: IO[bytes], steps: int) -> int:
+def _follow(file: IO[bytes], steps: int, references: References) -> int:
     """One pickle; the steps left, or -1 where the reader will stop with an error of its own."""
-    machine = _Machine()
+    machine = _Machine(references=references)
     while steps:
         steps -= 1
         code = file.read(1)
@@ -99,8 +117,9 @@ def _step(machine: _Machine, code: bytes, file: IO[bytes]) -> bool:
         _skip_text(file, code)
         stack.append(_Value())
     elif code == b"c":
-        _check_name(file)
-        stack.append(_Value())
+        name = _read_name(file)
+        machine.references.names.add(name)
+        stack.append(_Value(name=name))
     elif code == b"(":
         machine.outer.append(stack)
         machine.stack = []
@@ -114,9 +133,8 @@ def _step(machine: _Machine, code: bytes, file: IO[bytes]) -> bool:
     elif code in (b"h", b"j"):
         machine.use_again(machine.memo[int.from_bytes(argument, "little")])
     elif code in (b"R", b"\x81"):
-        arguments = stack.pop()
-        stack.pop()
-        machine.use_again(_Value(arguments.cost + 1))
+        arguments, called = stack.pop(), stack.pop()
+        machine.use_again(_Value(arguments.cost + 1, name=called.name))
     elif code in (b"a", b"e", b"s", b"u"):
         _fill(machine, code)
     elif code == b"b":
@@ -134,16 +152,26 @@ def _fill(machine: _Machine, code: bytes) -> None:
         items = [machine.stack.pop() for _ in range(1 if code == b"a" else 2)]
     else:
         items = machine.since_mark()
-    machine.stack[-1].cost += sum(item.cost for item in items) if code in (b"a", b"e") else 0
+    target, like_list = machine.stack[-1], code in (b"a", b"e")
+    target.cost += sum(item.cost for item in items) if like_list else 0
+    if target.name:
+        references = machine.references
+        (references.like_lists if like_list else references.like_dicts).add(target.name)
 
 
-def _check_name(file: IO[bytes]) -> None:
-    """A module and a name: the reader takes quadratic time over long ones, and fills bytearrays of any length."""
+def _read_name(file: IO[bytes]) -> str:
+    """A module and a name, as Python 3 calls them.
+
+    The reader takes quadratic time over long ones, and fills bytearrays of any length.
+    """
     lines = [file.readline(_NAME_LIMIT + 1) for _ in range(2)]
     if any(len(line) > _NAME_LIMIT for line in lines):
         raise Excess(f"it names something in more than {_NAME_LIMIT} characters")
     if lines[1].strip() == b"bytearray":
         raise Excess("it holds a bytearray, which no checkpoint needs")
+    module, name = (line.removesuffix(b"\n").decode("utf-8", "replace") for line in lines)
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f"{module}.{name}"
 
 
 def _skip_text(file: IO[bytes], code: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Owns telling a network from its weights: which head and backbone, how many classes, and what does not fit."""
+"""Which network a set of weights belongs to: head and backbone, how many classes, and what does not fit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dgmn2cli.checkpoint.weights import COUNTER
 from dgmn2cli.model.backbone import BLOCKS, Backbone, Classifier
 from dgmn2cli.model.segmentor import HEADS, Segmentor
 from dgmn2cli.model.shapes import shapes_only
@@ -67,12 +68,8 @@ class Recognised:
         elif self.classes not in (None, PUBLISHED_CLASSES[self.kind]):
             words += f" with {self.classes} class{'es' * (self.classes != 1)}"
         faults = [
-            _counted(len(names), text)
-            for names, text in (
-                (self.missing, "missing"),
-                (self.unexpected, "unknown"),
-                (self.misshapen, "of another shape"),
-            )
+            f"{len(names)} tensor{'s are' if len(names) != 1 else ' is'} {text}"
+            for text, names in self._faults()
             if names
         ]
         return f"{words}, but {', '.join(faults)}" if faults else words
@@ -80,15 +77,15 @@ class Recognised:
     def differences(self) -> list[str]:
         """The first few tensors of each kind of difference, a line each."""
         lines = []
-        for name, items in (
-            ("missing", self.missing),
-            ("unknown", self.unexpected),
-            ("of another shape", self.misshapen),
-        ):
+        for name, items in self._faults():
             rest = len(items) - LISTED
-            if items:
-                lines.append(f"{name}: {'; '.join(items[:LISTED])}" + (f"; and {rest} more" if rest > 0 else ""))
+            lines.append(f"{name}: {'; '.join(items[:LISTED])}" + (f"; and {rest} more" if rest > 0 else ""))
         return lines
+
+    def _faults(self) -> list[tuple[str, tuple[str, ...]]]:
+        """What is wrong, by its name."""
+        named = ("missing", self.missing), ("unknown", self.unexpected), ("of another shape", self.misshapen)
+        return [(name, items) for name, items in named if items]
 
 
 def recognise(state: Mapping[str, Tensor]) -> Recognised:
@@ -134,7 +131,7 @@ def _compared(kind: str, size: str, head: str, classes: int | None, shapes: dict
         size,
         head,
         classes,
-        missing=tuple(key for key in wanted if key not in shapes),
+        missing=tuple(key for key in wanted if key not in shapes and not key.endswith(COUNTER)),
         unexpected=tuple(key for key in shapes if key not in wanted),
         misshapen=tuple(
             f"{key} {shapes[key]}, wanted {wanted[key]}"
@@ -150,7 +147,3 @@ def _network(kind: str, size: str, head: str, classes: int | None) -> nn.Module:
         if kind == "segmentor":
             return Segmentor(size, head, classes or PUBLISHED_CLASSES["segmentor"])
         return Classifier(size, classes) if kind == "classifier" and classes else Backbone(size)
-
-
-def _counted(count: int, text: str) -> str:
-    return f"{count} tensor{'s are' if count != 1 else ' is'} {text}"

@@ -1,4 +1,4 @@
-"""Owns what stands between a model file and a network: hash first, exact matching, nothing loaded in part."""
+"""From a model file to a network: hashed first, matched exactly, nothing loaded in part."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from dgmn2cli.checkpoint.contents import unplain_number_type
-from dgmn2cli.checkpoint.formats import Content, Format, read_content
+from dgmn2cli.checkpoint.contents import Unfit
+from dgmn2cli.checkpoint.formats import Format, read_content
+from dgmn2cli.checkpoint.unwrap import unwrap
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.files import atomic_write
 
@@ -29,7 +30,7 @@ _NOT_A_CHECKPOINT = (
     (b"\x1f\x8b", "it is a gzip archive; unpack it first"),
     (b"Rar!", "it is a RAR archive; unpack it first"),
 )
-_WRAPPERS = ("state_dict", "model")
+COUNTER = ".num_batches_tracked"  # of batch norms: not used in inference, and left out by some programs
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ class Checkpoint:
         path: the file.
         sha256: hash of the bytes that were read.
         size: bytes.
-        state: parameter and buffer tensors by name, `module.` prefix removed, on the CPU.
+        state: parameter and buffer tensors by the network's own names, on the CPU.
         meta: what the file says about itself (classes, palette, configuration text, iteration), if anything.
         rest: further entries beside the weights, such as `optimizer`.
         format: how the file is made.
-        wrapper: the entry that holds the weights, `state_dict` or `model`; empty where the file is nothing but them.
-        prefixed: the names bore the prefix `module.` of a model saved while it trained on several GPUs.
+        wrapper: the entry that holds the weights, such as `state_dict`; empty where the file is nothing but them.
+        renamed: for each name that bore a prefix, such as `module.`, the file's.
+        notes: what the user should know: which entry was taken, what was left out.
     """
 
     path: Path
@@ -56,10 +58,13 @@ class Checkpoint:
     rest: dict[str, Any] = field(default_factory=dict)
     format: Format = "pth"
     wrapper: str = ""
-    prefixed: bool = False
+    renamed: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path, *, sha256: str | None = None, ema: bool = False, inference: bool = False
+) -> Checkpoint:
     """Reads a `.pth` or `.safetensors` file without executing anything in it.
 
     The file is hashed before it is unpickled; where it is a zip archive its own checksums are verified too.
@@ -67,10 +72,12 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
     Args:
         path: the file.
         sha256: the hash it must have; None when none is known.
+        ema: take the averaged copy of the weights (`state_dict_ema`, `ema_state_dict`, ...).
+        inference: only weights and meta are wanted: what else a training needs takes no memory and is not returned.
 
     Raises:
         ResourceError: the file does not exist or may not be read.
-        IntegrityError: wrong hash, damaged, unsafe, or not a checkpoint.
+        IntegrityError: wrong hash, damaged, unsafe, not a checkpoint, or without the weights asked for.
         NonFiniteError: a weight is NaN or infinite.
     """
     path = Path(path)
@@ -85,10 +92,25 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None) -> Checkpoin
                 why=f"its sha256 is {digest}, wanted {sha256}",
                 hint="Delete it and download it again.",
             )
-        content = read_content(path, file, size)
-    checkpoint = _unwrap(path, content, digest, size)
-    check_finite(checkpoint.state, path)
-    return checkpoint
+        content = read_content(path, file, size, mapped=inference)
+    try:
+        found = unwrap(content.value, content.meta, ema)
+    except Unfit as error:
+        hint = "Give the file of a whole model: a state dict, bare or under 'state_dict' or 'model'."
+        raise IntegrityError("this is not a checkpoint", where=path, why=str(error), hint=hint) from error
+    check_finite(found.state, path)
+    return Checkpoint(
+        path,
+        digest,
+        size,
+        found.state,
+        found.meta,
+        {} if inference else found.rest,
+        content.format,
+        found.wrapper,
+        found.renamed,
+        found.notes,
+    )
 
 
 def _open_regular(path: Path) -> BinaryIO:
@@ -136,40 +158,6 @@ def _hash(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _unwrap(path: Path, content: Content, digest: str, size: int) -> Checkpoint:
-    """Splits a file's content into weights, meta and the rest; knows bare, `state_dict` and `model` wrappers."""
-    value = content.value
-    if not isinstance(value, Mapping):
-        raise _not_a_checkpoint(path, f"it holds a {type(value).__name__}, wanted named tensors")
-    wrapper = next((name for name in _WRAPPERS if isinstance(value.get(name), Mapping)), "")
-    weights = value[wrapper] if wrapper else value
-    meta = value.get("meta") if wrapper else content.meta
-    rest = {str(k): v for k, v in value.items() if k not in (wrapper, "meta")} if wrapper else {}
-    state: dict[str, Tensor] = {}
-    for key, item in weights.items():
-        name = str(key).removeprefix("module.")
-        if not isinstance(item, Tensor):
-            raise _not_a_checkpoint(
-                path,
-                f"its entry {str(key)[:80]!r} is a {type(item).__name__}, wanted a dense tensor",
-                hint="Give a file that holds a state dict, bare or under 'state_dict' or 'model'.",
-            )
-        if name in state:
-            raise _not_a_checkpoint(path, f"it holds {name[:80]!r} twice, with and without the prefix 'module.'")
-        state[name] = item
-    if not state:
-        raise _not_a_checkpoint(path, "it holds no tensors")
-    if odd := unplain_number_type(state):
-        raise _not_a_checkpoint(path, f"its entry {odd[:120]} has numbers of a type that no network computes with")
-    prefixed = any(str(key).startswith("module.") for key in weights)
-    known = dict(meta) if isinstance(meta, Mapping) else {}
-    return Checkpoint(path, digest, size, state, known, rest, content.format, wrapper, prefixed)
-
-
-def _not_a_checkpoint(path: Path, why: str, hint: str = "Give the file of a whole model.") -> IntegrityError:
-    return IntegrityError("this is not a checkpoint", where=path, why=why, hint=hint)
-
-
 def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
     """Raises NonFiniteError naming the tensors of `state` that hold NaN or infinity."""
     bad = [key for key, value in state.items() if value.is_floating_point() and not _finite(value)]
@@ -191,12 +179,12 @@ def _finite(value: Tensor) -> bool:
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Loads every tensor of `model` from `checkpoint`, exactly: same keys, same shapes, none missing, none left over.
 
+    Only the batch norms' counters of seen batches may be absent; they are not used in inference.
+
     Raises:
         IntegrityError: with the counts and the first five of the missing, unexpected and misshapen keys.
     """
-    _match(model, checkpoint.state, checkpoint.path)
-    with torch.no_grad():
-        model.load_state_dict(checkpoint.state, strict=True)
+    _load(model, checkpoint.state, checkpoint.path)
 
 
 def load_backbone_weights(backbone: nn.Module, checkpoint: Checkpoint) -> None:
@@ -210,14 +198,19 @@ def load_backbone_weights(backbone: nn.Module, checkpoint: Checkpoint) -> None:
     state = {key: value for key, value in checkpoint.state.items() if key not in ("head.weight", "head.bias")}
     prefixed = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
     state = prefixed or state
-    _match(backbone, state, checkpoint.path)
+    _load(backbone, state, checkpoint.path)
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    _match(model, state, path)
+    counters = {key: value for key, value in model.state_dict().items() if key.endswith(COUNTER)}
     with torch.no_grad():
-        backbone.load_state_dict(state, strict=True)
+        model.load_state_dict({**counters, **state}, strict=True)
 
 
 def _match(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state]
+    missing = [key for key in wanted if key not in state and not key.endswith(COUNTER)]
     unexpected = [key for key in state if key not in wanted]
     shared = [key for key in wanted if key in state]
     shapes = [

@@ -1,4 +1,4 @@
-"""Owns `dgmn2 convert`: a model file in the other format, without its optimiser."""
+"""`dgmn2 convert`: a model file in the other format, without its optimiser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dgmn2cli.cli.options import PATH, Session, pass_session
-from dgmn2cli.cli.render import emit, make_table, megabytes
+from dgmn2cli.cli.render import emit, make_table, megabytes, notice
 from dgmn2cli.errors import printable
 
 if TYPE_CHECKING:
@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 @click.argument("source", type=PATH, metavar="IN")
 @click.argument("target", type=PATH, metavar="OUT")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists; never IN.")
+@click.option("--ema", is_flag=True, help="Write the averaged copy of the weights (EMA) that IN holds.")
 @pass_session
-def convert(session: Session, source: Path, target: Path, overwrite: bool) -> None:
+def convert(session: Session, source: Path, target: Path, overwrite: bool, ema: bool) -> None:
     """Write the weights of IN to OUT, .pth or .safetensors as its name says, bit for bit, without the optimiser.
 
     Every entry is listed: kept or dropped. The path of OUT is the last line printed.
     """
     from dgmn2cli.checkpoint.convert import convert as convert_file
 
-    report = convert_file(source, target, overwrite=overwrite)
+    report = convert_file(source, target, overwrite=overwrite, ema=ema)
+    for note in report.notes:
+        notice(session, note)
     emit(session, report, lambda: _lines(report))
 
 

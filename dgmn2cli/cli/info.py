@@ -1,4 +1,4 @@
-"""Owns `dgmn2 info`: which model a file holds."""
+"""`dgmn2 info`: which model a file holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from dgmn2cli.cli.render import MISSING, emit, record_table
 from dgmn2cli.errors import ConfigError, IntegrityError, printable
 
 if TYPE_CHECKING:
-    from dgmn2cli.checkpoint.describe import FileInfo
+    from dgmn2cli.checkpoint.describe import FileInfo, KnownHash
+    from dgmn2cli.zoo import AnyEntry, Zoo
 
 
 @click.command()
@@ -36,11 +37,21 @@ def info(session: Session, file: Path, config_only: bool) -> None:
             )
         emit(session, {"config": text}, lambda: text.rstrip("\n"))
         return
-    found = describe(file, session.zoo(), session.cache_dir())
+    found = describe(file, known_hashes(session.zoo(), session.cache_dir()))
     emit(session, found, lambda: _record(found))
     if found.digest == "does not hold":
         hint = "Take an earlier checkpoint of the run."
         raise IntegrityError("the checkpoint is damaged", where=file, why="its own digest does not hold", hint=hint)
+
+
+def known_hashes(zoo: Zoo, cache: Path) -> list[KnownHash]:
+    """The manifest's hashes, then those recorded in the cache."""
+    from dgmn2cli.zoo.cache import find_record
+
+    entries: list[AnyEntry] = [*zoo.segmentors, *zoo.backbones]
+    pinned: list[KnownHash] = [(entry.key, entry.sha256, "pinned") for entry in entries if entry.sha256]
+    records = [(entry.key, find_record(entry, cache)) for entry in entries]
+    return [*pinned, *((key, record.sha256, "recorded") for key, record in records if record)]
 
 
 def _record(found: FileInfo) -> Table:
@@ -58,8 +69,7 @@ def _record(found: FileInfo) -> Table:
         ("hash", _hash_words(found)),
         ("optimiser", found.optimizer or "none"),
     ]
-    if found.prefixed:
-        rows.append(("names", "saved from several GPUs: the prefix 'module.' is taken off"))
+    rows += [("note", note) for note in found.notes]
     if found.digest != "none":
         rows.append(("own digest", found.digest))
     if config := found.training_config:

@@ -10,7 +10,6 @@ few files: a state is written once and then linked. At every moment at least one
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgmn2cli.checkpoint.contents import digest
 from dgmn2cli.checkpoint.weights import Checkpoint, check_finite, read_checkpoint, write_checkpoint
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError
 from dgmn2cli.files import atomic_write, local_write_errors, sync_folder
@@ -182,31 +182,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
 
 def _unfit(path: Path, why: str, hint: str) -> IntegrityError:
     return IntegrityError("the training cannot go on from this checkpoint", where=path, why=why, hint=hint)
-
-
-def digest(content: Any) -> str:
-    """SHA-256 over nested dicts, lists, numbers, texts and tensors: names, types, shapes and bytes, in order."""
-    running = hashlib.sha256()
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor):
-            array = value.detach().cpu().contiguous()
-            running.update(f"T{array.dtype}{tuple(array.shape)}:".encode())
-            running.update(array.flatten().view(torch.uint8).numpy().data)
-        elif isinstance(value, Mapping):
-            running.update(f"D{len(value)}:".encode())
-            for key, item in value.items():
-                running.update(f"K{key!r}:".encode())
-                visit(item)
-        elif isinstance(value, (list, tuple)):
-            running.update(f"L{len(value)}:".encode())
-            for item in value:
-                visit(item)
-        else:
-            running.update(f"V{value!r}:".encode())
-
-    visit(content)
-    return running.hexdigest()
 
 
 @dataclass(frozen=True)

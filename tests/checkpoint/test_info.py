@@ -13,6 +13,7 @@ from torch import Tensor
 from dgmn2cli import zoo
 from dgmn2cli.checkpoint.describe import FileInfo, describe
 from dgmn2cli.checkpoint.weights import read_checkpoint, write_checkpoint
+from dgmn2cli.cli.info import known_hashes
 from dgmn2cli.config import config_to_toml, load_config
 from dgmn2cli.errors import Dgmn2Error
 from dgmn2cli.model.backbone import Backbone, Classifier
@@ -30,7 +31,7 @@ def weights() -> dict[str, Tensor]:
 def about(tmp_path: Path, manifest: zoo.Zoo = MANIFEST, **content: Any) -> FileInfo:
     path = tmp_path / "file.pth"
     torch.save(content, path)
-    return describe(path, manifest, tmp_path / "cache")
+    return describe(path, known_hashes(manifest, tmp_path / "cache"))
 
 
 def test_a_published_layout(tmp_path: Path, weights: dict[str, Tensor]) -> None:
@@ -42,7 +43,7 @@ def test_a_published_layout(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     assert found.meta == {"CLASSES": "2 items: road, car", "mmcv_version": "1.3.8", "env_info": "text of 3 lines"}
     assert found.optimizer == "state of 1 parameters, 1.0 MB"
     assert found.others == ("hooks: 2 items",)
-    assert (found.format, found.wrapper, found.prefixed, found.digest) == ("pth", "state_dict", False, "none")
+    assert (found.format, found.wrapper, found.prefixes, found.digest) == ("pth", "state_dict", (), "none")
     assert found.dtypes == {"float32": sum(value.is_floating_point() for value in weights.values()), "int64": 6}
     assert found.sha256 == read_checkpoint(tmp_path / "file.pth").sha256
 
@@ -50,7 +51,7 @@ def test_a_published_layout(tmp_path: Path, weights: dict[str, Tensor]) -> None:
 def test_near_misses_and_other_number_types(tmp_path: Path) -> None:
     half = {f"module.{key}": value.half() for key, value in Classifier("tiny", 7).state_dict().items()}
     found = about(tmp_path, model=half)
-    assert (found.model, found.wrapper, found.prefixed) == ("dgmn2_tiny with 7 classes", "model", True)
+    assert (found.model, found.wrapper, found.prefixes) == ("dgmn2_tiny with 7 classes", "model", ("module.",))
     assert found.dtypes == {"float16": len(half)}
     del half["module.block1.0.norm1.bias"]
     found = about(tmp_path, model=half)
@@ -101,18 +102,18 @@ def test_the_digest_of_our_own_trainings(tmp_path: Path) -> None:
     weights = Backbone("tiny").state_dict()
     state = TrainState(7, weights, {"state": {}, "param_groups": []}, seed=3)
     path = save_state(tmp_path / "last.pth", state, {"epoch": 1})
-    found = describe(path, MANIFEST, tmp_path)
+    found = describe(path, ())
     assert (found.digest, found.iteration) == ("holds", 7)
     read = read_checkpoint(path)
     write_checkpoint(
         path, {**read.state, "block1.0.norm1.bias": read.state["block1.0.norm1.bias"] + 1}, read.meta, read.rest
     )
-    assert describe(path, MANIFEST, tmp_path).digest == "does not hold"
+    assert describe(path, ()).digest == "does not hold"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG....", b"<html>", b"PK\x03\x04", bytes(100)])
 def test_what_is_no_model_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(Dgmn2Error) as caught:
-        describe(tmp_path / "x.pth", MANIFEST, tmp_path)
+        describe(tmp_path / "x.pth", ())
     assert caught.value.exit_code == 3

@@ -175,11 +175,26 @@ def test_numpy_scalars_in_meta_are_numbers(tmp_path: Path) -> None:
     assert all(type(value) in (float, int, bool) for value in read.values())
 
 
-def test_numpy_arrays_in_meta_are_refused(tmp_path: Path) -> None:
+def test_numpy_arrays_in_meta_are_lists(tmp_path: Path) -> None:
     path = tmp_path / "array.pth"
-    torch.save({"meta": {"table": np.zeros(3)}, "state_dict": state()}, path)
-    with pytest.raises(IntegrityError, match="_reconstruct"):
-        read_checkpoint(path)
+    arrays = {
+        "table": np.arange(6, dtype=np.uint8).reshape(2, 3),
+        "big end": np.array([1.5, -2.0], ">f4"),
+        "one": np.array(7),
+        "none": np.zeros((2, 0)),
+    }
+    torch.save({"meta": arrays, "state_dict": state()}, path)
+    read = read_checkpoint(path).meta
+    assert read == {"table": [[0, 1, 2], [3, 4, 5]], "big end": [1.5, -2.0], "one": 7, "none": []}
+
+
+def test_odd_numpy_arrays_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "array.pth"
+    odd = {"columns": np.asfortranarray(np.eye(2)), "texts": np.array(["a"]), "objects": np.array([{}, None])}
+    torch.save({"meta": {**odd, "iter": 3}, "state_dict": state()}, path)
+    read = read_checkpoint(path)
+    assert read.meta == {"iter": 3}
+    assert any("numpy.ndarray" in note for note in read.notes)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

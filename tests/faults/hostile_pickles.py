@@ -74,7 +74,7 @@ CALLS = (
     "operator.attrgetter", "functools.partial", "types.FunctionType", "copyreg._reconstructor", "pathlib.Path",
     "numpy.load", "numpy.core.multiarray._reconstruct", "numpy.ndarray", "torch.load", "torch.hub.load",
     "torch.jit.load", "torch.utils.cpp_extension.load", "torch.serialization.add_safe_globals", "torch.nn.Module",
-    "torch._C._set_worker_signal_handlers", "dgmn2cli.files.atomic_write", "dgmn2cli.checkpoint.oldpickle.scalar",
+    "torch._C._set_worker_signal_handlers", "dgmn2cli.files.atomic_write", "dgmn2cli.checkpoint.standins.scalar",
     "dgmn2cli.cli.main", "faults.canary.fire", "timm.create_model", "cv2.imwrite", "__main__.x", "os.path.expanduser",
 )  # fmt: skip
 

@@ -1,0 +1,185 @@
+"""Stand-ins for objects that checkpoints carry beside their weights: numpy numbers, arrays, other programs' classes.
+
+Each name in a pickle is mapped to a class of ours that only keeps data, so that no foreign code is reached from a
+file. A name whose use would act, such as `os.system`, gets no stand-in and is refused by PyTorch's restricted reader.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+MAX_ARRAY = 1_000_000  # numbers of a numpy array beside the weights
+_NUMBERS = (("f", 2, "e"), ("f", 4, "f"), ("f", 8, "d"), ("i", 1, "b"), ("i", 2, "h"), ("i", 4, "i"), ("i", 8, "q"))
+_FORMATS = {f"{kind}{size}": code for kind, size, code in _NUMBERS}  # numpy's names, struct's codes
+_FORMATS |= {f"u{size}": code.upper() for kind, size, code in _NUMBERS if kind == "i"} | {"b1": "?"}
+_PATHS = "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"
+_DATA = {  # of the standard library and of numpy, what only holds data
+    "argparse": "Namespace",
+    "builtins": "object list dict tuple frozenset int float str bool slice range",
+    "collections": "defaultdict deque",
+    "copyreg": "_reconstructor",
+    "datetime": "date datetime time timedelta timezone",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+    "numpy": "ndarray",
+    "numpy.random._pickle": "__randomstate_ctor __generator_ctor __bit_generator_ctor",
+    "pathlib": _PATHS,
+    "pathlib._local": _PATHS,
+    "types": "SimpleNamespace",
+    "uuid": "UUID",
+}
+_OWN = ("builtins", "torch", "dgmn2cli", "numpy")  # their functions are never stood in for, their classes where named
+_CLASSES = ("torch.optim.", "torch.nn.", "torch.amp.", "torch.cuda.amp.", "torch.torch_version.", "numpy.random.")
+
+
+class Inert:
+    """An object of another program's class: nothing of it was executed, its content was not kept."""
+
+    name = ""
+
+    def __new__(cls, *arguments: Any) -> Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class InertList(list[Any]):
+    """As `Inert`, for a class that is filled like a list."""
+
+    name = ""
+
+    def __init__(self, *arguments: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class Dtype:
+    """Stands for `numpy.dtype`: knows only the name of a plain number type and its byte order."""
+
+    def __init__(self, name: str, _align: bool = False, _copy: bool = True) -> None:
+        self.name, self.order = name, "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if len(state) > 1 and state[1] in ("<", ">", "|"):
+            self.order = "<" if state[1] == "|" else state[1]
+
+    def unpack(self, data: bytes) -> tuple[Any, ...]:
+        """The numbers in `data`.
+
+        Raises:
+            ValueError: the type is no plain number's.
+        """
+        if self.name not in _FORMATS or not isinstance(data, bytes):
+            raise ValueError(f"{str(self.name)[:20]!r} is not a plain number type")
+        code = _FORMATS[self.name]
+        return struct.unpack(f"{self.order}{len(data) // struct.calcsize(code)}{code}", data)
+
+
+class Array:
+    """Stands for a numpy array: its shape and its numbers, or nothing where they are no plain numbers."""
+
+    name = "numpy.ndarray"
+
+    def __new__(cls, *arguments: Any) -> Array:
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.numbers: tuple[Any, ...] | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, columns_first, data = state
+        if isinstance(dtype, Dtype) and dtype.name in _FORMATS and not columns_first and isinstance(data, bytes):
+            if len(data) > 8 * MAX_ARRAY or len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
+                return
+            numbers = dtype.unpack(data)
+            if len(numbers) == math.prod(shape):
+                self.shape, self.numbers = tuple(shape), numbers
+
+    def nested(self) -> Any:
+        """The numbers as nested lists; this object itself where they are not known."""
+        if self.numbers is None:
+            return self
+        values: list[Any] = list(self.numbers)
+        for length in reversed(self.shape[1:]):
+            if not length:
+                return []
+            values = [values[start : start + length] for start in range(0, len(values), length)]
+        return values if self.shape else values[0]
+
+
+def scalar(dtype: Dtype, data: bytes) -> float | int | bool:
+    """Stands for numpy's scalar constructor: a Python number from its bytes."""
+    value: float | int | bool = dtype.unpack(data)[0]
+    return value
+
+
+def latin1(text: str, encoding: str = "latin1") -> bytes:
+    """Stands for `_codecs.encode`, by which protocol 2 pickles carry bytes."""
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"the encoding {encoding!r} is not used by checkpoints")
+    return text.encode("latin-1")
+
+
+def no_bytes() -> bytes:
+    """Stands for `bytes`, by which protocol 2 pickles carry empty ones."""
+    return b""
+
+
+SAFE_GLOBALS: list[tuple[Callable[..., Any], str]] = [
+    (Dtype, "numpy.dtype"),
+    *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    (latin1, "_codecs.encode"),
+    (no_bytes, "builtins.bytes"),
+]
+_KNOWN = {name for _, name in SAFE_GLOBALS}
+
+
+def stand_ins(
+    names: Iterable[str], like_dicts: Iterable[str], like_lists: Iterable[str]
+) -> list[tuple[Callable[..., Any], str]]:
+    """A stand-in for each of the names that only hold data.
+
+    Args:
+        names: what a pickle refers to, as `module.name`.
+        like_dicts, like_lists: those whose objects it fills item by item.
+    """
+    made: list[tuple[Callable[..., Any], str]] = []
+    for name in sorted(set(names) - _KNOWN):
+        if not holds_data(name):
+            continue
+        if name in like_dicts:
+            made.append((_ordered_dict(), name))
+        else:
+            base = InertList if name in like_lists else Inert
+            made.append((type(base.__name__, (base,), {"name": name}), name))
+    return [*SAFE_GLOBALS, *made]
+
+
+def holds_data(name: str) -> bool:
+    """Whether what `module.name` stands for is data: a class, outside of the modules whose use would act."""
+    module, _, last = name.rpartition(".")
+    if last in _DATA.get(module, "").split():
+        return True
+    top = module.split(".")[0]
+    if top in _OWN:
+        return name.startswith(_CLASSES) and last[:1].isupper()
+    return bool(module) and top not in sys.stdlib_module_names and last[:1].isupper()
+
+
+def _ordered_dict() -> Callable[..., Any]:
+    """A class that makes plain ordered dictionaries: their items are kept, whatever class they were of."""
+
+    class DictLike:
+        def __new__(cls, *arguments: Any) -> Any:
+            return OrderedDict()
+
+    return DictLike

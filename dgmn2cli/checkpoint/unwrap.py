@@ -1,0 +1,155 @@
+"""Where the weights are in a file: the entry that holds them, prefixes of their names, averaged copies beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from dgmn2cli.checkpoint.contents import Unfit, unusual_dtype, without_objects
+
+WEIGHTS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params", "weights", "module")
+AVERAGES = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "params_ema", "model_ema_state_dict")
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, Lightning
+_FIRST = ("backbone.", "decode_head.", "patch_embed1.")  # one of them starts a name in every DGMN2 network
+_COUNTERS = ("steps", "n_averaged", "num_updates", "decay")  # of averaged copies
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """A file's weights and what is beside them.
+
+    Attributes:
+        state: tensors by the network's own names.
+        wrapper: the entry that holds them, such as `state_dict`; empty where the file is nothing but them.
+        renamed: for each name that was changed, the file's.
+        meta, rest: what the file says about itself; its other entries.
+        average: the entry that holds averaged weights; empty if there is none.
+        notes: what the user should know of all this.
+    """
+
+    state: dict[str, Tensor]
+    wrapper: str = ""
+    renamed: dict[str, str] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    rest: dict[str, Any] = field(default_factory=dict)
+    average: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def unwrap(content: Any, meta: Mapping[str, Any], ema: bool = False) -> Unwrapped:
+    """Finds the weights in a file's content.
+
+    Args:
+        content: plain containers and tensors.
+        meta: what a safetensors file says about itself.
+        ema: take the averaged copy of the weights.
+
+    Raises:
+        Unfit: there are none, or it is not clear which they are.
+    """
+    if not isinstance(content, Mapping):
+        what = getattr(content, "name", "") or f"a {type(content).__name__}"
+        raise Unfit(f"it holds {what}, wanted named tensors (a state dict)")
+    average = next((name for name in AVERAGES if _holds_tensors(content.get(name))), "")
+    if ema and not average:
+        raise Unfit("it holds no averaged weights (state_dict_ema, ema_state_dict, ...), and --ema asks for them")
+    wrapper = average if ema else _wrapper(content)
+    objects: set[str] = set()
+    beside = {str(key): item for key, item in content.items() if key not in (wrapper, "meta")} if wrapper else {}
+    rest = without_objects({key: [item] for key, item in beside.items()}, objects)
+    rest = {key: item[0] for key, item in rest.items() if item}
+    said = content.get("meta") if wrapper else meta
+    about = without_objects(dict(said), objects) if isinstance(said, Mapping) else {}
+    state, renamed = _weights(content[wrapper] if wrapper else content)
+    notes = []
+    if wrapper not in ("", "state_dict", "model"):
+        notes.append(f"The weights are the file's entry '{wrapper}'.")
+    if average and not ema:
+        notes.append(f"The file also holds averaged weights ('{average}'); --ema takes those instead.")
+    if prefixes := sorted({old.removesuffix(new) for new, old in renamed.items() if old.endswith(new)}):
+        notes.append(f"The prefix {', '.join(repr(prefix) for prefix in prefixes)} was taken off the names.")
+    if objects:
+        listed = ", ".join(sorted(objects)[:5]) + (f" and {len(objects) - 5} more" if len(objects) > 5 else "")
+        notes.append(f"Objects of other programs beside the weights were left out: {listed}.")
+    return Unwrapped(state, wrapper, renamed, about, rest, average, tuple(notes))
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(item, Tensor) for item in value.values())
+
+
+def _wrapper(content: Mapping[Any, Any]) -> str:
+    """The entry that holds the weights; empty where the content is nothing but them."""
+    named = next((name for name in WEIGHTS if isinstance(content.get(name), Mapping)), "")
+    if named or _holds_tensors(content):
+        return named
+    candidates = [str(key) for key, item in content.items() if key not in AVERAGES and _holds_tensors(item)]
+    if len(candidates) == 1:
+        return candidates[0]
+    average = next((name for name in AVERAGES if _holds_tensors(content.get(name))), "")
+    if not candidates and average:
+        return average
+    objects = [f"'{key}' is a whole {item.name}" for key, item in content.items() if getattr(item, "name", "")]
+    if len(candidates) > 1:
+        raise Unfit(f"several of its entries hold tensors: {', '.join(candidates[:8])}; save one under 'state_dict'")
+    if objects:
+        raise Unfit(f"{objects[0]}; save its state_dict() instead")
+    return ""
+
+
+def _weights(entries: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors by the network's own names, and the file's names of those whose name was changed."""
+    state: dict[str, Tensor] = {}
+    renamed: dict[str, str] = {}
+    tensors = {str(key): item for key, item in entries.items() if str(key) not in _COUNTERS}
+    common = _common_prefix(tensors)
+    for key, item in tensors.items():
+        if not isinstance(item, Tensor):
+            kind = getattr(item, "name", "") or f"a {type(item).__name__}"
+            raise Unfit(f"its entry {key[:80]!r} is {kind}, wanted a dense tensor of a state dict")
+        name = _own_name(key.removeprefix(common))
+        if name in state:
+            raise Unfit(f"it holds {name[:80]!r} twice, as {key[:80]!r} and {renamed.get(name, name)[:80]!r}")
+        state[name] = item
+        if name != key:
+            renamed[name] = key
+    if not state:
+        raise Unfit("it holds no tensors")
+    if odd := unusual_dtype(state):
+        raise Unfit(f"its entry {odd[:120]} has a dtype that no network computes with")
+    return state, renamed
+
+
+def _own_name(key: str) -> str:
+    """A name without what wrappers put before it, or `torch.compile` in its middle."""
+    while any(key.startswith(prefix) for prefix in PREFIXES):
+        key = key.partition(".")[2]
+    return key.replace("._orig_mod.", ".")
+
+
+def _common_prefix(names: Mapping[str, Any]) -> str:
+    """What any other program put before every name of a DGMN2 network, such as `segmentor.net.`; else nothing."""
+    if any(key.startswith(_FIRST) for key in names):
+        return ""
+    first = next((key for key in names if any(f".{start}" in key for start in _FIRST)), "")
+    prefix = min((first[: first.index(f".{start}") + 1] for start in _FIRST if f".{start}" in first), default="")
+    return prefix if prefix and all(key.startswith(prefix) for key in names) else ""
+
+
+def class_names(meta: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, Any]:
+    """The names of the classes and their colours, as MMSegmentation 0.x (`CLASSES`) or 1.x (`dataset_meta`) keeps them.
+
+    Returns:
+        The names, None where the file says nothing usable; and whatever it says of the palette.
+    """
+    dataset = meta.get("dataset_meta")
+    said: dict[str, Any] = {}
+    for source in (dataset, meta):
+        if isinstance(source, Mapping):
+            said.update({str(key).lower(): item for key, item in source.items()})
+    names = said.get("classes")
+    usable = isinstance(names, (list, tuple)) and len(names) > 0 and all(isinstance(name, str) for name in names)
+    return (tuple(names) if usable and names is not None else None), said.get("palette")

@@ -1,0 +1,225 @@
+"""The forms in which people keep the same weights: each is read, and what was taken or left out is said."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import pathlib
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dgmn2cli.checkpoint.unwrap import class_names
+from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, write_checkpoint
+from dgmn2cli.errors import IntegrityError
+
+
+class Small(nn.Module):
+    """A network with names such as DGMN2's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.decode_head = nn.Conv2d(4, 2, 1)
+
+
+STATE = {key: value.clone() for key, value in Small().state_dict().items()}
+ZEROS = {key: torch.zeros_like(value) for key, value in STATE.items()}
+META = {"CLASSES": ["a", "b"], "iter": 3}
+
+
+def prefixed(prefix: str, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in (STATE if state is None else state).items()}
+
+
+@pytest.fixture
+def foreign() -> Iterator[types.ModuleType]:
+    """A module of another program, there while a file is written and gone when it is read."""
+    module = types.ModuleType("otherlib.history")
+    package = types.ModuleType("otherlib")
+    sys.modules.update({"otherlib": package, "otherlib.history": module})
+
+    class HistoryBuffer:
+        def __init__(self) -> None:
+            self.values, self.length = np.array([1.0, 2.0]), 10
+
+    class AttributeDict(dict):  # type: ignore[type-arg]
+        pass
+
+    class Records(list):  # type: ignore[type-arg]
+        pass
+
+    class Slotted:
+        __slots__ = ("x",)
+
+        def __init__(self) -> None:
+            self.x = 1
+
+    for kind in (HistoryBuffer, AttributeDict, Records, Slotted):
+        kind.__module__, kind.__qualname__ = "otherlib.history", kind.__name__
+        setattr(module, kind.__name__, kind)
+    yield module
+    for name in ("otherlib", "otherlib.history"):
+        sys.modules.pop(name, None)
+
+
+def saved(path: Path, content: Any, **settings: Any) -> Path:
+    torch.save(content, path, **settings)
+    return path
+
+
+def assert_loads(path: Path, wanted: dict[str, Tensor] | None = None, **settings: Any) -> tuple[str, ...]:
+    """Loads the file into a fresh network; every tensor is the right one. Returns the notes."""
+    read, model = read_checkpoint(path, **settings), Small()
+    load_weights(model, read)
+    expected = STATE if wanted is None else wanted
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    return read.notes
+
+
+PREFIXES = [
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "model.module.",
+    "segmentor.net.",
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("bare", [False, True])
+def test_prefixes_are_taken_off_and_said(tmp_path: Path, prefix: str, bare: bool) -> None:
+    state = prefixed(prefix)
+    notes = assert_loads(saved(tmp_path / "x.pth", state if bare else {"state_dict": state, "meta": META}))
+    assert any(prefix in note for note in notes)
+
+
+def test_a_part_compiled_by_itself(tmp_path: Path) -> None:
+    state = {key.replace("backbone.", "backbone._orig_mod."): value for key, value in STATE.items()}
+    assert_loads(saved(tmp_path / "x.pth", {"state_dict": state}))
+
+
+def test_names_that_collide_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match="twice"):
+        read_checkpoint(saved(tmp_path / "x.pth", {**STATE, **prefixed("module.")}))
+
+
+@pytest.mark.parametrize("wrapper", ["net", "model", "model_state_dict", "network", "params", "weights", "anything"])
+def test_wrappers_are_found_and_said(tmp_path: Path, wrapper: str) -> None:
+    path = saved(tmp_path / "x.pth", {wrapper: STATE, "epoch": 3, "optimizer_state_dict": {}})
+    notes = assert_loads(path)
+    assert read_checkpoint(path).wrapper == wrapper
+    assert wrapper == "model" or any(f"'{wrapper}'" in note for note in notes)
+
+
+def test_several_unknown_wrappers_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        read_checkpoint(saved(tmp_path / "x.pth", {"student": STATE, "teacher": ZEROS}))
+    assert "student" in caught.value.why
+    assert "teacher" in caught.value.why
+
+
+def test_averaged_weights_are_named_and_taken_on_request(tmp_path: Path) -> None:
+    averages = {"state_dict_ema": ZEROS, "ema_state_dict": {**prefixed("module.", ZEROS), "steps": torch.tensor(5)}}
+    for name, average in averages.items():
+        path = saved(tmp_path / "x.pth", {"state_dict": STATE, name: average, "epoch": 1})
+        assert any("--ema" in note and name in note for note in assert_loads(path))
+        assert any(f"'{name}'" in note for note in assert_loads(path, ZEROS, ema=True))
+    with pytest.raises(IntegrityError, match="--ema"):
+        read_checkpoint(saved(tmp_path / "x.pth", {"state_dict": STATE}), ema=True)
+
+
+def test_objects_beside_the_weights_are_left_out_and_named(tmp_path: Path, foreign: types.ModuleType) -> None:
+    settings = foreign.AttributeDict(lr=0.1, sizes=[1, 2])
+    beside = {
+        "args": argparse.Namespace(lr=1e-4),
+        "hyper_parameters": settings,
+        "message_hub": {"log_scalars": {"train/loss": foreign.HistoryBuffer()}, "kept": 4},
+        "records": foreign.Records([1, 2]),
+        "slots": foreign.Slotted(),
+        "queue": collections.deque([1, 2]),
+        "counts": collections.defaultdict(int, a=1),
+        "date": datetime.datetime(2022, 9, 20, tzinfo=datetime.UTC),
+        "best": np.float64(77.2),
+        "random": np.random.RandomState(0),
+    }
+    path = saved(
+        tmp_path / "x.pth", {"state_dict": STATE, "meta": {**META, "work": pathlib.PurePosixPath("/x")}, **beside}
+    )
+    sys.modules.pop("otherlib.history")
+    notes = assert_loads(path)
+    said = " ".join(notes)
+    assert "argparse.Namespace" in said
+    read = read_checkpoint(path)
+    assert read.meta == META
+    assert read.rest["message_hub"] == {"log_scalars": {}, "kept": 4}
+    assert read.rest["hyper_parameters"] == {"lr": 0.1, "sizes": [1, 2]}
+    assert read.rest["counts"] == {"a": 1}
+    assert read.rest["best"] == 77.2
+    assert not {"args", "records", "slots", "date"} & set(read.rest)
+
+
+def test_a_whole_pickled_network_is_named(tmp_path: Path) -> None:
+    Small.__qualname__, Small.__module__ = "Small", "tests_network"
+    module = types.ModuleType("tests_network")
+    module.Small = Small  # type: ignore[attr-defined]
+    sys.modules["tests_network"] = module
+    try:
+        for content in (Small(), {"model": Small(), "epoch": 1}):
+            with pytest.raises(IntegrityError) as caught:
+                read_checkpoint(saved(tmp_path / "x.pth", content))
+            assert "tests_network.Small" in caught.value.why
+    finally:
+        del sys.modules["tests_network"]
+
+
+def test_counters_of_batches_may_be_absent(tmp_path: Path) -> None:
+    state = {key: value for key, value in STATE.items() if not key.endswith("num_batches_tracked")}
+    assert len(state) < len(STATE)
+    assert_loads(saved(tmp_path / "x.pth", {"state_dict": state}))
+
+
+def test_other_layouts(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    assert_loads(saved(path, STATE))
+    assert_loads(saved(path, {"state_dict": STATE, "meta": META}, _use_new_zipfile_serialization=False))
+    parameters = collections.OrderedDict(
+        (key, nn.Parameter(value) if value.is_floating_point() else value) for key, value in STATE.items()
+    )
+    assert_loads(saved(path, {"state_dict": parameters}))
+    assert_loads(saved(path, {"state_dict": prefixed("model."), "pytorch-lightning_version": "2.1", "epoch": 3}))
+
+
+def test_for_inference_the_rest_is_not_read(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "x.pth", STATE, META, {"optimizer": {"state": {0: torch.zeros(9)}}})
+    read = read_checkpoint(path, inference=True)
+    assert read.rest == {}
+    assert read.meta == META
+    assert_loads(path, inference=True)
+
+
+@pytest.mark.parametrize(
+    ("meta", "names"),
+    [
+        ({"CLASSES": ["a", "b"]}, ("a", "b")),
+        ({"CLASSES": ("a", "b"), "PALETTE": [[1, 2, 3], [4, 5, 6]]}, ("a", "b")),
+        ({"dataset_meta": {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]}}, ("a", "b")),
+        ({"dataset_meta": {"CLASSES": ["a"]}}, ("a",)),
+        ({"CLASSES": "road"}, None),
+        ({"CLASSES": [1, 2]}, None),
+        ({"dataset_meta": 3}, None),
+        ({}, None),
+    ],
+)
+def test_class_names_of_both_generations(meta: dict[str, Any], names: tuple[str, ...] | None) -> None:
+    assert class_names(meta)[0] == names
