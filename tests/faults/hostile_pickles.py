@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from dgmn2cli import zoo
 from dgmn2cli.checkpoint.describe import describe
 from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint
 from faults import canary
@@ -253,7 +252,7 @@ def read_everywhere(target: Path, trace: Path) -> str:
     try:
         outcome = judged(lambda: read_checkpoint(target), {3, 7}, lambda read: True)
         if outcome == "right":
-            judged(lambda: describe(target, zoo.load_zoo(), target.parent), {3, 7}, lambda found: True)
+            judged(lambda: describe(target, ()), {3, 7}, lambda found: True)
             with torch.no_grad():
                 judged(lambda: load_weights(torch.nn.Conv2d(3, 3, 1), read_checkpoint(target)), {3, 7}, lambda _: False)
     finally:
