@@ -1,7 +1,30 @@
-"""Owns `python -m dgmn2cli`."""
+"""The `dgmn2` command: signals are answered before anything else is imported."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
-from dgmn2cli.cli import main
+_WORDS = {signal.SIGINT: b"Error: interrupted by Ctrl-C.\n", signal.SIGTERM: b"Error: stopped by SIGTERM.\n"}
 
-sys.exit(main())
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Ends the process: nothing has begun yet, or all is done, and there is nothing to clean up."""
+    try:
+        os.write(2, _WORDS[signal.Signals(number)])
+    finally:
+        os._exit(128 + number)
+
+
+def main() -> int:
+    """Runs the command line of this process and returns its exit code."""
+    for number in _WORDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    from dgmn2cli.cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -62,14 +62,21 @@ def _no_cuda() -> str:
     return "PyTorch finds no CUDA device or driver"
 
 
+def require_compilable(device: torch.device) -> None:
+    """Raises ConfigError where `--compile` is not offered: the packed weights of a CPU are closed to the compiler."""
+    if device.type != "cuda":
+        why = f"the device is {device}; on a CPU the weights are packed beforehand, which torch.compile cannot take"
+        raise ConfigError("--compile is for NVIDIA GPUs", why=why, hint="Leave --compile away.")
+
+
 def resolve_dtype(name: str) -> torch.dtype:
-    """The number format called `float32`, `bfloat16` or `float16`.
+    """The dtype called `float32`, `bfloat16` or `float16`.
 
     Raises:
         ConfigError: no such name.
     """
     if name not in DTYPES:
-        raise ConfigError("no such number format", where=name[:60], why=f"wanted one of {', '.join(DTYPES)}")
+        raise ConfigError("no such dtype", where=name[:60], why=f"wanted one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 

@@ -1,4 +1,4 @@
-"""Owns the one error boundary: whatever ends a command becomes a message on stderr and an exit code."""
+"""The one error boundary: whatever ends a command becomes a message on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ _HINTS = {
     errno.ELOOP: "Links in the path lead in a circle; choose another.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
+_FILES_EXHAUSTED = (errno.EMFILE, errno.ENFILE)
+# what PyTorch, OpenCV, the dynamic linker and the C++ library say when no memory is left, in lower case
+_MEMORY_EXHAUSTED = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+    "bad_alloc",
+    "insufficient memory",
+    "out of memory",
+    "not enough memory",
+)
+AGAIN_AFTER = 0.05  # seconds after which a signal that came during an import is sent again
 
 
 class Terminated(BaseException):
@@ -42,12 +54,12 @@ def guarded(run: Callable[[], None], debug: bool = False) -> int:
         run: the command.
         debug: show tracebacks and the libraries' warnings.
     """
-    _open_missing_streams()
-    if not debug:
-        warnings.simplefilter("ignore")
-        logging.getLogger().addHandler(_SILENT)  # otherwise libraries' log lines reach stderr
     try:
-        with _sigterm_raises():
+        with _signals_raise():
+            _open_missing_streams()
+            if not debug:
+                warnings.simplefilter("ignore")
+                logging.getLogger().addHandler(_SILENT)  # otherwise libraries' log lines reach stderr
             code = _outcome(run, debug)
     except KeyboardInterrupt:  # a second Ctrl-C, during the message
         code = INTERRUPTED
@@ -76,7 +88,8 @@ def _outcome(run: Callable[[], None], debug: bool) -> int:
         usage = _usage_error(error)
         return _report(usage, usage.exit_code, debug)
     except Dgmn2Error as error:
-        return _report(error, error.exit_code, debug)
+        known = _scarce(error)
+        return _report(known or error, (known or error).exit_code, debug)
     except Exception as error:  # noqa: BLE001  # this is the one place where everything unforeseen ends
         known = _local_resource(error)
         if known:
@@ -138,20 +151,45 @@ def _usage_error(error: click.ClickException) -> ConfigError:
     return ConfigError(message[0].lower() + message[1:], where=path, hint=hint)
 
 
-def _local_resource(error: Exception) -> ResourceError | None:
-    """Memory, disk and permission failures that no deeper layer put into words."""
-    torch = sys.modules.get("torch")
-    out_of_memory = getattr(torch, "OutOfMemoryError", None) if torch else None
-    text = str(error)
-    cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text
-    if isinstance(error, MemoryError) or cpu_allocator or (out_of_memory and isinstance(error, out_of_memory)):
+def _local_resource(error: BaseException) -> ResourceError | None:
+    """Failures of memory, disk, descriptors and permissions that no deeper layer put into words."""
+    text = str(error).strip()
+    first, number = text.splitlines()[0][:200] if text else "", getattr(error, "errno", None)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(w in text.lower() for w in _MEMORY_EXHAUSTED):
+        why = "; ".join(filter(None, [first, _limit("RLIMIT_AS", "address space (ulimit -v)")]))
         hint = "Use a smaller image or batch, another device, or free some memory."
-        return ResourceError("out of memory", why=text.splitlines()[0][:200] if text else "", hint=hint)
+        return ResourceError("out of memory", why=why, hint=hint)
+    if number in _FILES_EXHAUSTED:
+        why = _limit("RLIMIT_NOFILE", "open files (ulimit -n)") or first
+        return ResourceError("too many open files", why=why, hint="Raise the limit, or use fewer --workers.")
+    if "can't start new thread" in text:
+        limits = [_limit("RLIMIT_NPROC", "processes (ulimit -u)"), _limit("RLIMIT_AS", "address space (ulimit -v)")]
+        return ResourceError("cannot start a thread", why="; ".join(filter(None, limits)), hint="Raise the limit.")
     if isinstance(error, OSError):
-        where = error.filename if error.filename is not None else "standard output"
+        place = traceback.extract_tb(error.__traceback__)[-1:]
+        printing = any(part in frame.filename for frame in place for part in ("click", "rich", __name__.split(".")[-1]))
+        where = error.filename if error.filename is not None else "standard output" if printing else ""
         hint = _HINTS.get(error.errno or 0, "Check the path and its permissions.")
         return ResourceError("cannot read or write", where=where, why=error.strerror or text, hint=hint)
     return None
+
+
+def _limit(name: str, words: str) -> str:
+    """The process's limit of a resource in words; empty where there is none."""
+    try:
+        import resource  # not on Windows
+
+        value = resource.getrlimit(getattr(resource, name))[0]
+    except (ImportError, AttributeError, OSError):
+        return ""
+    return "" if value == resource.RLIM_INFINITY else f"the limit of {words} is {value:,}"
+
+
+def _scarce(error: Dgmn2Error) -> ResourceError | None:
+    """What was really short where a file "cannot be read" because descriptors or memory ran out."""
+    cause = error.__cause__
+    short = isinstance(cause, MemoryError) or getattr(cause, "errno", None) in (*_FILES_EXHAUSTED, errno.ENOMEM)
+    return _local_resource(cause) if cause is not None and short else None
 
 
 def _unforeseen(error: Exception, debug: bool) -> Dgmn2Error:
@@ -162,20 +200,40 @@ def _unforeseen(error: Exception, debug: bool) -> Dgmn2Error:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated`; the former handler is put back afterwards."""
+def _signals_raise() -> Iterator[None]:
+    """Within the block SIGTERM raises `Terminated` and SIGINT `KeyboardInterrupt`; former handlers come back after it.
+
+    A SIGINT that the caller ignores stays ignored. Neither is raised within an import: modules swallow exceptions there
+    or turn them into others, and extension modules abort.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        if _importing(frame):
+            again = threading.Timer(AGAIN_AFTER, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+        else:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    former = signal.signal(signal.SIGTERM, stop)
+    numbers = [signal.SIGTERM] + [signal.SIGINT] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
+    former = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether the frame runs within an import statement."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _open_missing_streams() -> None:

@@ -357,7 +357,13 @@ def run_options(command: Command) -> Command:
     """`--device --dtype --backend --threads --compile`, as `device`, `dtype`, `backend`, `threads`, `compiled`."""
     options = [
         device_option,
-        click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Number format."),
+        click.option(
+            "--dtype",
+            type=click.Choice(DTYPES),
+            default="float32",
+            show_default=True,
+            help="Of weights and activations.",
+        ),
         click.option(
             "--backend",
             type=click.Choice(BACKENDS),
@@ -366,7 +372,9 @@ def run_options(command: Command) -> Command:
             help="Implementation of the attention op; a named one never falls back.",
         ),
         click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads.  [default: torch's]"),
-        click.option("--compile", "compiled", is_flag=True, help="Run the model through torch.compile."),
+        click.option(
+            "--compile", "compiled", is_flag=True, help="Run the published order through torch.compile (NVIDIA GPUs)."
+        ),
     ]
     for option in reversed(options):
         command = option(command)

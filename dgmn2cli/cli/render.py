@@ -1,4 +1,4 @@
-"""Owns how answers look: tables and JSON on stdout, progress and notices on stderr."""
+"""How answers look: tables and JSON on stdout, notices on stderr; whatever is shown is escaped here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -73,14 +74,31 @@ def emit(session: Session, report: Any, table: Callable[[], RenderableType | Seq
         print_to(console, part)
 
 
+class _Escaped:
+    """A table or text whose control and bidirectional characters are shown as escapes: names in it may be hostile."""
+
+    def __init__(self, part: RenderableType) -> None:
+        self.part = part
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self.part, options):
+            yield Segment("\n".join(map(printable, text.split("\n"))), style, control)
+
+
 def print_to(console: Console, part: RenderableType) -> None:
-    """Prints one table or text; into a pipe without trailing blanks."""
+    """Prints one table or text, escaped; into a pipe without trailing blanks."""
+    soft = isinstance(part, (str, Text))
     if console.is_terminal:
-        console.print(part, soft_wrap=isinstance(part, (str, Text)))
+        console.print(_Escaped(part), soft_wrap=soft)
         return
     with console.capture() as captured:
-        console.print(part, soft_wrap=isinstance(part, (str, Text)))
+        console.print(_Escaped(part), soft_wrap=soft)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def lines(*texts: str) -> Text:
+    """Texts below each other; each stays on one line, whatever characters are in it."""
+    return Text("\n".join(map(printable, texts)))
 
 
 def notice(session: Session, message: str) -> None:

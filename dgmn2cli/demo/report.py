@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dgmn2cli.inference.files import PictureResult
+from dgmn2cli.inference.files import ImageResult
 from dgmn2cli.training.report import Reporter, TrainReport
 
 
@@ -86,8 +86,8 @@ class DemoReport:
     largest_share: float
     constant_mean_iou: float
     classes: tuple[ClassFigures, ...]
-    scene: PictureResult
-    photograph: PictureResult
+    scene: ImageResult
+    photograph: ImageResult
     steps: tuple[StepDone, ...]
     seconds: float
     resumed: bool

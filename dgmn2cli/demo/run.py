@@ -24,7 +24,7 @@ from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run as evaluate
 from dgmn2cli.evaluate.subject import LoadNetwork
 from dgmn2cli.files import atomic_write, local_write_errors, to_json
-from dgmn2cli.inference.files import Picture, PictureResult, predict_files
+from dgmn2cli.inference.files import ImageFile, ImageResult, predict_files
 from dgmn2cli.inference.load import Recipe, assemble
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_device, resolve_dtype, set_threads
@@ -185,20 +185,20 @@ class _Course:
         found = f"mIoU {100 * scores.mean_iou:.1f} %, {100 * scores.pixel_accuracy:.1f} % of the pixels right"
         return report, found, folder.evaluation(name)
 
-    def _segment(self, trained: TrainReport) -> Found[tuple[PictureResult, PictureResult]]:
+    def _segment(self, trained: TrainReport) -> Found[tuple[ImageResult, ImageResult]]:
         request, folder = self.request, self.folder
         segmenter = assemble(self.recipe, trained.checkpoint, device=request.device, backend=request.backend)
         width, height = (side * PHOTOGRAPH_SCALE for side in request.size)
         jobs = (
-            (Picture(self._held_out().pairs[0].image, "scene"), Settings()),
-            (Picture(self.photograph, "photograph"), Settings(scale=(width, height))),
+            (ImageFile(self._held_out().pairs[0].image, "scene"), Settings()),
+            (ImageFile(self.photograph, "photograph"), Settings(scale=(width, height))),
         )
         results = []
         for picture, settings in jobs:
             report = predict_files(segmenter, [picture], folder.pictures, KINDS, settings)
             if report.failures:
                 raise DataError("a picture could not be segmented", faults=[failure.why for failure in report.failures])
-            results += report.pictures
+            results += report.images
         names = [", ".join(share.name for share in result.classes[:3]) for result in results]
         return (results[0], results[1]), f"scene: {names[0]}, ...; photograph: {names[1]}, ...", folder.pictures
 
@@ -218,7 +218,7 @@ class _Course:
         trained: TrainReport,
         single: EvalReport,
         averaged: EvalReport,
-        pictures: tuple[PictureResult, PictureResult],
+        pictures: tuple[ImageResult, ImageResult],
     ) -> DemoReport:
         request, folder = self.request, self.folder
         classes = class_figures(single, averaged, self._held_out())

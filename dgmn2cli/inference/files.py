@@ -1,31 +1,34 @@
-"""Owns segmenting many files: which pictures are meant, what each becomes, which could not be done and why."""
+"""Segmenting many files: which images are meant, what each becomes, which could not be done and why."""
 
 from __future__ import annotations
 
 import glob
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgmn2cli.data.files import SUFFIXES
-from dgmn2cli.data.images import read_image
+from dgmn2cli.data.files import SUFFIXES, comparable, distinct_names, find_files, find_matches
+from dgmn2cli.data.images import image_header, read_image
 from dgmn2cli.errors import ConfigError, DataError
-from dgmn2cli.files import absence, check_folder
-from dgmn2cli.inference.plan import SAVE_BYTES, Plan, Settings
+from dgmn2cli.files import absence, check_folder, read_bounded
+from dgmn2cli.inference.plan import SAVE_BYTES, Protocol, Settings, resolve_settings
 from dgmn2cli.inference.prediction import ClassShare, Prediction, check_outputs, output_path
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import highest_use
 
 PROBS_BYTES = 10  # per pixel and class, while probabilities are made, halved and compressed
-GIVE = "Give files, folders, globs or @list.txt."
+DECODE_BYTES = 12  # per pixel, while an image is decoded, turned and put into the order of colours
+HINT = "Give files, folders, globs or @list.txt."
 LIST_LIMIT = 16 << 20  # bytes of a list file
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture to segment: its file, and the name its outputs get, relative to the output folder."""
+class ImageFile:
+    """One image to segment: its file, and the name its outputs get, relative to the output folder."""
 
     path: Path
     name: str
@@ -33,18 +36,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes in use at most while a picture was segmented: predicted, and measured up to then."""
+    """Bytes in use at most while an image was segmented: predicted, and measured up to then."""
 
     predicted: int
     highest: int
 
 
 @dataclass(frozen=True)
-class PictureResult:
-    """What became of one picture.
+class ImageResult:
+    """What became of one image.
 
     Attributes:
-        path: the picture.
+        path: the image.
         width, height: its displayed size, the masks' size.
         windows: windows that went through the network.
         seconds: from reading it to its last file.
@@ -65,7 +68,7 @@ class PictureResult:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be segmented, and why."""
+    """An image that could not be segmented, and why."""
 
     path: Path
     why: str
@@ -77,108 +80,109 @@ class InferReport:
 
     Attributes:
         run: model, weights, device, backend.
-        settings: protocol settings as asked for.
-        protocol: the protocol in force, `paper` or `native`.
-        pictures: what was done.
+        protocol: the settings in force.
+        images: what was done.
         failures: what could not be read.
-        classes: pixel shares over all pictures, largest first.
+        classes: pixel shares over all images, largest first.
         seconds: wall time, loading the model excluded.
     """
 
     run: RunInfo
-    settings: Settings
-    protocol: str
-    pictures: list[PictureResult]
+    protocol: Protocol
+    images: list[ImageResult]
     failures: list[Failure]
     classes: list[ClassShare]
     seconds: float
 
 
-def find_pictures(sources: Sequence[str]) -> list[Picture]:
-    """The pictures that `sources` name: files, folders (searched through), globs, and `@LIST` files of paths.
+def find_images(sources: Sequence[str], observer: Observer | None = None) -> list[ImageFile]:
+    """The images that `sources` name: files, folders (searched through), globs, and `@LIST` files of paths.
 
-    Outputs of pictures from a folder keep their subfolder; pictures of one name but different kinds keep the suffix.
+    Outputs of images from a folder keep their subfolder; so do files of one name in different folders. Images whose
+    names differ in the suffix only keep it.
+
+    Args:
+        sources: what the user named.
+        observer: gets a note for each kind of file that was left out.
 
     Raises:
-        ConfigError: nothing is named, or two pictures would get the same output names.
-        DataError: a source does not exist, or a folder or list holds no picture.
+        ConfigError: nothing is named.
+        DataError: a source does not exist, or a folder or list holds no image.
     """
-    found: list[tuple[Path, Path]] = []  # file, name relative to the output folder
+    observer = observer or Silent()
+    loose: list[Path] = []
+    inside: list[tuple[Path, Path]] = []  # file, name relative to the folder that was searched
     for source in sources:
-        found += _expand(source)
-    if not found:
-        raise ConfigError("no picture is named", hint=GIVE)
-    unique = list(dict.fromkeys(found))
-    if not any(os.path.exists(path) for path, _ in unique):
-        if len(unique) == 1:
-            raise DataError("cannot find the picture", where=unique[0][0], why=absence(unique[0][0]), hint=GIVE)
-        raise DataError("none of these files exist", faults=[str(path) for path, _ in unique], hint=GIVE)
-    stems: dict[str, int] = {}
-    for _, name in unique:
-        stems[str(name.with_suffix(""))] = stems.get(str(name.with_suffix("")), 0) + 1
-    pictures = [
-        Picture(path, str(name.with_suffix("")) if stems[str(name.with_suffix(""))] == 1 else str(name))
-        for path, name in unique
+        files, folder = _expand(source, observer)
+        loose += files if folder is None else []
+        inside += [(file, file.relative_to(folder)) for file in files] if folder is not None else []
+    loose = list({os.path.abspath(file): file for file in loose}.values())
+    named = dict(zip(loose, distinct_names(loose), strict=True)) | dict(inside)
+    if not named:
+        raise ConfigError("no image is named", hint=HINT)
+    if not any(os.path.exists(path) for path in named):
+        if len(named) == 1:
+            [path] = named
+            raise DataError("cannot find the image", where=path, why=absence(path), hint=HINT)
+        raise DataError("none of these files exist", faults=[str(path) for path in named], hint=HINT)
+    if len(set(map(comparable, named.values()))) < len(named):  # folders with files of one name
+        named = dict(zip(named, distinct_names(named), strict=True))
+    stems = [os.path.splitext(name)[0] for name in named.values()]
+    count = Counter(map(comparable, stems))
+    return [
+        ImageFile(path, stem if count[comparable(stem)] == 1 else str(name))
+        for (path, name), stem in zip(named.items(), stems, strict=True)
     ]
-    names = [picture.name for picture in pictures]
-    double = [picture for picture in pictures if names.count(picture.name) > 1] if len(set(names)) < len(names) else []
-    if double:
-        raise ConfigError(
-            "several pictures would get the same output names",
-            faults=[f"{picture.name}: {picture.path}" for picture in double],
-            hint="Segment them in separate runs with different -o folders.",
-        )
-    return pictures
 
 
-def _expand(source: str) -> list[tuple[Path, Path]]:
+def _expand(source: str, observer: Observer) -> tuple[Sequence[Path], Path | None]:
+    """The files that one source names, and the folder that was searched for them."""
     if source in ("", "@"):
-        raise ConfigError("the name of a picture, or of a list of them, is empty", hint=GIVE)
+        raise ConfigError("the name of an image, or of a list of them, is empty", hint=HINT)
     if source.startswith("@") and not os.path.exists(source):
-        return _expand_list(Path(source[1:]))
+        return _read_list(Path(source[1:])), None
     path = Path(source)
     if os.path.isdir(path):
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        if not inside:
-            raise DataError("no picture in the folder", where=path, why=f"wanted {', '.join(SUFFIXES)}")
-        return [(p, p.relative_to(path)) for p in inside]
-    if not os.path.exists(path) and glob.has_magic(source):
-        matches = [Path(match) for match in sorted(glob.glob(source, recursive=True)) if not os.path.isdir(match)]
-        if not matches:
-            raise DataError("no file matches", where=source, hint=GIVE)
-        return [(match, Path(match.name)) for match in matches]
-    return [(path, Path(path.name))]
+        found = find_files(path)
+        if not found.files:
+            why = "; ".join([f"wanted {', '.join(SUFFIXES)}", *found.notes])
+            raise DataError("no image in the folder", where=path, why=why)
+    elif not os.path.exists(path) and glob.has_magic(source):
+        found = find_matches(source)
+    else:
+        return [path], None
+    for note in found.notes:
+        observer.note(note)
+    return found.files, path if os.path.isdir(path) else None
 
 
-def _expand_list(path: Path) -> list[tuple[Path, Path]]:
+def _read_list(path: Path) -> list[Path]:
     """One path a line, relative to the list's folder; blank lines and lines starting with # are skipped."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(LIST_LIMIT + 1)
-        lines = [line.strip() for line in text.decode().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8 text"
-        hint = "Give a text file that names one picture a line."
-        raise DataError("cannot read the list of pictures", where=path, why=why, hint=hint) from error
-    if len(text) > LIST_LIMIT:
-        raise DataError("cannot read the list of pictures", where=path, why=f"it is longer than {LIST_LIMIT} bytes")
-    named = [path.parent / line for line in lines if line and not line.startswith("#")]
+    what, hint = "cannot read the list of images", "Give a text file that names one image a line."
+    data = read_bounded(path, LIST_LIMIT, what, kind=DataError, unreadable=DataError, hint=hint)
+    named = []
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if b"\0" in line:
+            raise DataError(what, where=path, why=f"line {number} has a NUL byte; it is no text", hint=hint)
+        name = os.fsdecode(line).strip()  # a name need not be UTF-8
+        if name and not name.startswith("#"):
+            named.append(path.parent / name)
     if not named:
-        raise DataError("the list names no picture", where=path)
-    return [(file, Path(file.name)) for file in named]
+        raise DataError("the list names no image", where=path, hint=hint)
+    return named
 
 
-def check_targets(pictures: Iterable[Picture], folder: Path, kinds: Sequence[str], overwrite: bool) -> None:
-    """Refuses outputs before any picture is segmented.
+def check_targets(images: Iterable[ImageFile], folder: Path, kinds: Sequence[str], overwrite: bool) -> None:
+    """Refuses outputs before any image is segmented.
 
     Raises:
         ConfigError: one would overwrite an input, or an existing file without `overwrite`.
         ResourceError: the folder cannot come to be.
     """
-    pictures = list(pictures)
+    images = list(images)
     check_folder(folder)
-    inputs = {_real(picture.path) for picture in pictures}
-    targets = [output_path(folder, picture.name, kind) for picture in pictures for kind in kinds]
+    inputs = {_real(image.path) for image in images}
+    targets = [output_path(folder, image.name, kind) for image in images for kind in kinds]
     lost = [str(target) for target in targets if _real(target) in inputs]
     if lost:
         raise ConfigError("an output would overwrite its input", faults=lost, hint="Choose another folder with -o.")
@@ -203,70 +207,72 @@ def _real(path: Path) -> str:
 
 def predict_files(
     segmenter: Segmenter,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageFile],
     folder: Path,
     kinds: Sequence[str],
     settings: Settings,
     *,
     alpha: float = 0.5,
-    on_plan: Callable[[Picture, Plan], None] | None = None,
-    on_window: Callable[[int], None] | None = None,
-    on_picture: Callable[[PictureResult], None] | None = None,
+    observer: Observer | None = None,
 ) -> InferReport:
-    """Segments pictures one after the other; a bad one is noted and the others are done.
+    """Segments images one after the other; a bad one is noted and the others are done.
 
     Args:
         segmenter: the network.
-        pictures: what to segment.
+        images: what to segment.
         folder: where the outputs go.
         kinds: what to write, see `Prediction.save`.
-        settings: protocol settings.
+        settings: how.
         alpha: strength of the overlay's colours, 0 to 1.
-        on_plan: called with each picture and what will be done with it.
-        on_window: called with the number of windows done.
-        on_picture: called with each result.
+        observer: told of each window and, as `ImageResult`, of each image; with a memory limit of each plan.
 
     Raises:
         ConfigError: impossible settings.
         ResourceError: out of memory, or an output cannot be written.
         NonFiniteError: the network gave NaN or infinity.
     """
+    observer = observer or Silent()
     check_outputs(kinds, segmenter.classes)
-    protocol = settings.protocol or segmenter.inference.protocol
+    protocol = resolve_settings(settings, segmenter.inference, segmenter.device)
     result_bytes = SAVE_BYTES + ("probs" in kinds) * PROBS_BYTES * len(segmenter.classes.names)
     began, results, failures = time.perf_counter(), [], []
-    for picture in pictures:
+    observer.begin(f"segmenting {len(images)} image{'s' * (len(images) != 1)}", 0)
+    windows = 0
+    for file in images:
         start = time.perf_counter()
         try:
-            image = read_image(picture.path, settings.max_pixels)
+            if settings.max_memory is not None and segmenter.device.type == "cpu":
+                header = image_header(file.path, settings.max_pixels)
+                needed = os.stat(file.path).st_size + DECODE_BYTES * header.width * header.height
+                segmenter.require_room(settings, needed, f"decoding {file.path}")
+            image = read_image(file.path, settings.max_pixels, observer)
         except DataError as error:
-            failures.append(Failure(picture.path, str(error)))
+            failures.append(Failure(file.path, str(error)))
             continue
         plan = segmenter.plan(image.shape[:2], settings, result_bytes)
-        if on_plan is not None:
-            on_plan(picture, plan)
-        scores = segmenter.scores(image, plan, on_window)
+        windows += plan.windows
+        observer.advance(0, total=windows)
+        if plan.peak is not None:
+            observer.note(f"{file.path}: {plan}")
+        scores = segmenter.scores(image, plan, observer.advance)
         ids, confidence = scores.classes()
         prediction = Prediction(ids.numpy(), confidence.numpy(), segmenter.classes, image, scores, plan.windows)
-        outputs = prediction.save(folder, picture.name, kinds, alpha)
-        height, width = image.shape[:2]
+        outputs = prediction.save(folder, file.name, kinds, alpha)
         seconds = time.perf_counter() - start
         memory = None if plan.peak is None else MemoryUse(plan.peak, highest_use(segmenter.device))
-        result = PictureResult(picture.path, width, height, plan.windows, seconds, prediction.stats(), outputs, memory)
+        height, width = image.shape[:2]
+        result = ImageResult(file.path, width, height, plan.windows, seconds, prediction.stats(), outputs, memory)
         results.append(result)
-        if on_picture is not None:
-            on_picture(result)
+        observer.result(result)
+    segmenter.require_room(settings, 0, "segmenting")
     total = _total_shares(results)
-    return InferReport(segmenter.info, settings, protocol, results, failures, total, time.perf_counter() - began)
+    return InferReport(segmenter.info, protocol, results, failures, total, time.perf_counter() - began)
 
 
-def _total_shares(results: Sequence[PictureResult]) -> list[ClassShare]:
-    pixels: dict[int, int] = {}
-    names: dict[int, str] = {}
-    for result in results:
-        for share in result.classes:
-            pixels[share.id] = pixels.get(share.id, 0) + share.pixels
-            names[share.id] = share.name
+def _total_shares(results: Sequence[ImageResult]) -> list[ClassShare]:
+    shares = [share for result in results for share in result.classes]
+    names = {share.id: share.name for share in shares}
+    pixels = {index: sum(share.pixels for share in shares if share.id == index) for index in names}
     whole = sum(result.width * result.height for result in results)
-    shares = [ClassShare(index, names[index], count, count / whole) for index, count in pixels.items()]
-    return sorted(shares, key=lambda share: -share.share)
+    total = [ClassShare(index, names[index], count, count / whole) for index, count in pixels.items()]
+    return sorted(total, key=lambda share: -share.share)

@@ -1,27 +1,31 @@
-"""Owns the first half of every command: a name and its overrides become a zoo entry, a configuration and a network."""
+"""From a name to a network: the zoo entry or configuration behind it, its weights, its device, its classes."""
 
 from __future__ import annotations
 
 import colorsys
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from dgmn2cli.checkpoint.weights import Checkpoint, load_weights, read_checkpoint
 from dgmn2cli.config import Config, load_config
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.inference.build import build_segmentor
+from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.fused.network import InferenceForm
 from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.model.shapes import shapes_only
 from dgmn2cli.ops import resolve as resolve_backend
-from dgmn2cli.runtime import describe_device, resolve_device, resolve_dtype
+from dgmn2cli.runtime import describe_device, require_compilable, resolve_device, resolve_dtype
 from dgmn2cli.zoo import Zoo, ZooEntry, cache_dir, load_zoo, locate
 
 MAX_CLASSES = 255  # class ids are bytes, and 255 marks ignored pixels
@@ -164,6 +168,7 @@ def assemble(
     exact_algebra: bool = True,
     compiled: bool = False,
     cache: Path | None = None,
+    max_memory: int | None = None,
 ) -> Segmenter:
     """A recipe's network with its weights, on its device, rewritten for inference.
 
@@ -173,29 +178,50 @@ def assemble(
         device, dtype, backend: as for `load`.
         exact_algebra: rewrite the network into its faster equal (`model.inference_form`); else run the published
             order of operations.
-        compiled: run it through `torch.compile`.
+        compiled: run the published order through `torch.compile`; on NVIDIA GPUs only.
         cache: the cache folder; the default one if None.
+        max_memory: bytes that must not be exceeded, see `Settings`.
+
+    Raises:
+        ConfigError: `compiled` on another device than an NVIDIA GPU.
+        ResourceError: the weights are not on disk, device or backend cannot run, or the memory limit is too small.
+        IntegrityError, NonFiniteError: the weights are damaged, unsafe or another model's.
     """
-    place, number = resolve_device(device), resolve_dtype(dtype)
-    used = resolve_backend(backend, place, number)
+    target, number = resolve_device(device), resolve_dtype(dtype)
+    used = resolve_backend(backend, target, number)
+    if compiled:
+        require_compilable(target)
     path, sha256 = weights_on_disk(recipe, cache) if checkpoint is None else (Path(checkpoint), None)
+    if max_memory is not None:
+        require_room(max_memory, target, _loading_bytes(recipe, path, target), "loading the model")
     model, read = build_with_weights(recipe, path, sha256)
     use_backend(model, used)
-    model.to(place, number).requires_grad_(requires_grad=False)
-    network: nn.Module = InferenceForm(model) if exact_algebra else model
+    model.to(target, number).requires_grad_(requires_grad=False)
+    fused = exact_algebra and not compiled
+    network: nn.Module = InferenceForm(model) if fused else model
     if compiled:
         network.compile()
     info = RunInfo(
         model=recipe.entry.key if recipe.entry else recipe.config.name,
         checkpoint=str(read.path),
         sha256=read.sha256,
-        device=str(place),
-        device_name=describe_device(place),
+        device=str(target),
+        device_name=describe_device(target),
         dtype=dtype,
         backend=used,
-        form="fused" if exact_algebra else "published",
+        form="fused" if fused else "published",
     )
     return Segmenter(network, class_list(model.num_classes, read.meta), info, recipe.config.inference)
+
+
+def _loading_bytes(recipe: Recipe, path: Path, device: torch.device) -> int:
+    """Bytes that loading takes at most: the network, its weights as they lie in the file, its rewritten form."""
+    with shapes_only():
+        network = sum(value.nbytes for value in build(recipe).state_dict().values())
+    if device.type != "cpu":
+        return 2 * network
+    mapped = zipfile.is_zipfile(path)  # of other files all bytes are read, and tensors are made of them
+    return 3 * network if mapped else 2 * network + 2 * (path.stat().st_size if path.is_file() else 0)
 
 
 def class_list(count: int, meta: Mapping[str, object]) -> ClassList:

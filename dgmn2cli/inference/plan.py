@@ -12,12 +12,13 @@ from dgmn2cli.data.images import MAX_PIXELS
 from dgmn2cli.data.transforms import scaled, target_size
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.inference.sliding_window import Windowing, band_rows
+from dgmn2cli.runtime import highest_use, in_use
 
 WINDOW_BATCH = {"cpu": 1}  # measured on two cores: batches gain nothing on a CPU and cost memory
 WINDOW_BATCH_GPU = 4
 
 RESULT_BYTES = 5  # per pixel: class id and confidence
-SAVE_BYTES = 16  # per pixel, while pictures of the result are made and encoded; at most 12 were measured
+SAVE_BYTES = 16  # per pixel, while images of the result are made and encoded; at most 12 were measured
 SLACK_BYTES = 64 << 20  # what the system's allocator keeps beyond what is asked of it
 
 
@@ -174,7 +175,7 @@ class Machine:
 
     Attributes:
         limit: bytes that may be in use.
-        in_use: bytes in use before the picture is segmented, the picture included.
+        in_use: bytes in use before the image is segmented, the image included.
         window: bytes that a window takes on its way through the network, measured.
         classes: of the network.
         discrete: the network's memory is not the main memory.
@@ -185,6 +186,26 @@ class Machine:
     window: int
     classes: int
     discrete: bool
+
+
+def require_room(limit: int, device: torch.device, needed: int, doing: str) -> None:
+    """Refuses what would pass a memory limit, and whatever has passed it already.
+
+    Args:
+        limit: bytes that may be in use.
+        device: whose memory is limited.
+        needed: bytes that are needed beyond those in use.
+        doing: what they are needed for.
+
+    Raises:
+        ResourceError: there is no room, or memory cannot be measured here.
+    """
+    used, highest = in_use(device), highest_use(device)
+    if max(used + needed, highest) > limit:
+        why = f"the limit is {gigabytes(limit)}, and {gigabytes(used)} are in use"
+        why += f", {gigabytes(needed)} more are needed" if needed else ""
+        why += f"; it was passed before: {gigabytes(highest)} were in use" if highest > limit else ""
+        raise ResourceError("the memory limit is too small", where=doing, why=why, hint="Raise --max-memory.")
 
 
 def fitted(plan: Plan, machine: Machine, result_bytes: int = SAVE_BYTES) -> Plan:
@@ -220,7 +241,7 @@ def fitted(plan: Plan, machine: Machine, result_bytes: int = SAVE_BYTES) -> Plan
 
 
 def predicted_peak(plan: Plan, machine: Machine, result_bytes: int = SAVE_BYTES) -> int:
-    """The most bytes in use at a time while a picture is segmented by `plan` and its files are made."""
+    """The most bytes in use at a time while an image is segmented by `plan` and its files are made."""
     pixels = plan.size[0] * plan.size[1]
     held = 4 * machine.classes * _held_elements(plan)
     band = 4 * machine.classes * _band_elements(plan)
@@ -250,7 +271,7 @@ def _band_elements(plan: Plan) -> int:
 
 
 def _scaled_bytes(plan: Plan) -> int:
-    """Bytes of the resized pictures that are held at a time."""
+    """Bytes of the resized images that are held at a time."""
     areas = [3 * h * w for scale, (h, w) in zip(plan.scales, plan.sizes, strict=True) if scale is not None]
     return max(areas, default=0) if plan.keep else sum(areas)
 

@@ -1,4 +1,4 @@
-"""Owns what comes out of segmenting one picture: class ids, confidences, shares, and the files they become."""
+"""What comes out of segmenting one image: class ids, confidences, shares, and the files they become."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SUFFIX = {"probs": ".npz", "stats": ".json"}
 
 @dataclass(frozen=True)
 class ClassShare:
-    """How much of a picture one class covers: its id, its name, its pixels and their share of all, 0 to 1."""
+    """How much of an image one class covers: its id, its name, its pixels and their share of all, 0 to 1."""
 
     id: int
     name: str
@@ -51,13 +51,13 @@ CITYSCAPES = ClassList(CLASSES, PALETTE, cityscapes=True)
 
 @dataclass(frozen=True)
 class Prediction:
-    """The segmentation of one picture.
+    """The segmentation of one image.
 
     Attributes:
-        ids: (H, W) uint8, the most probable class of each pixel, at the picture's displayed size.
+        ids: (H, W) uint8, the most probable class of each pixel, at the image's displayed size.
         confidence: (H, W) float32, that class's probability.
         classes: what the ids mean.
-        image: (H, W, 3) uint8, blue green red: the picture itself.
+        image: (H, W, 3) uint8, blue green red: the image itself.
         scores: what the probabilities are made from when asked for.
         windows: windows that went through the network.
     """
@@ -75,7 +75,7 @@ class Prediction:
         return self.scores.probabilities().cpu().numpy()
 
     def overlay(self, alpha: float = 0.5) -> np.ndarray:
-        """The picture tinted by class with a legend below it: (h, w, 3) uint8, blue green red."""
+        """The image tinted by class with a legend below it: (h, w, 3) uint8, blue green red."""
         return overlay_with_legend(self.image, self.ids, self.classes.names, self.classes.palette, alpha)
 
     def stats(self) -> list[ClassShare]:
@@ -122,7 +122,7 @@ class Prediction:
 
 
 def output_path(folder: str | Path, stem: str, kind: str) -> Path:
-    """Where `Prediction.save` puts the output `kind` of the picture called `stem`."""
+    """Where `Prediction.save` puts the output `kind` of the image called `stem`."""
     return Path(folder, f"{stem}_{kind}{_SUFFIX.get(kind, '.png')}")
 
 

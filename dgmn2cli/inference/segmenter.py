@@ -1,4 +1,4 @@
-"""Owns a network ready for pictures: the published test procedure around it, window by window."""
+"""A network ready for images: the published test procedure around it, window by window."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import read_image
 from dgmn2cli.data.transforms import fit_image, network_input, normal_table
 from dgmn2cli.errors import DataError, ResourceError
-from dgmn2cli.inference.plan import SAVE_BYTES, Machine, Plan, Settings, fitted, resolve_settings
+from dgmn2cli.inference.plan import SAVE_BYTES, Machine, Plan, Settings, fitted, require_room, resolve_settings
 from dgmn2cli.inference.prediction import ClassList, Prediction
 from dgmn2cli.inference.sliding_window import Crop, Scores, View, segment
+from dgmn2cli.observer import Observer
 from dgmn2cli.runtime import PeakMeter, in_use, is_out_of_memory, resolve_dtype
 
 LOGGER = logging.getLogger("dgmn2cli")
@@ -34,7 +35,7 @@ class RunInfo:
         sha256: hash of that file.
         device: `cpu`, `cuda:0`, ...
         device_name: what that is.
-        dtype: number format of weights and activations.
+        dtype: of weights and activations.
         backend: op backend in use.
         form: `fused` (inference form) or `published` (order of operations as published).
     """
@@ -50,7 +51,7 @@ class RunInfo:
 
 
 class Segmenter:
-    """A network ready to segment pictures.
+    """A network ready to segment images. It can be copied and pickled.
 
     Args:
         network: maps normalised RGB `(B, 3, H, W)` on `device` in `dtype` to logits `(B, C, H, W)`.
@@ -107,50 +108,51 @@ class Segmenter:
         stride: int | None = None,
         protocol: str | None = None,
         window_batch: int | None = None,
-        progress: Callable[[int], None] | None = None,
+        observer: Observer | None = None,
     ) -> Prediction:
-        """Segments one picture by the published test procedure.
+        """Segments one image by the published test procedure.
 
         Args:
             image: a path, or (H, W, 3) uint8 RGB.
-            ms_flip: average over six scales and their mirror images (12 inferences).
-            scale: the pair the picture is fitted into before windows are cut; the configuration's, (2049, 1025), if
-                None.
-            window: side of a window; the configuration's, 769, if None.
-            stride: pixels between windows; the configuration's, 513, if None.
-            protocol: `paper` (resize to `scale`, as published) or `native` (keep the picture's size; small windows
-                are padded with the mean colour).
-            window_batch: windows per forward pass; chosen by device if None.
-            progress: called with the number of windows done.
+            ms_flip, scale, window, stride, protocol, window_batch: as in `Settings`; the configuration's if None.
+            observer: told of each window.
 
         Raises:
-            DataError: the picture cannot be read.
+            DataError: the image cannot be read.
             ConfigError: an impossible setting.
             NonFiniteError: the network gave NaN or infinity.
         """
-        picture = _picture(image)
-        settings = Settings(ms_flip, scale, window, stride, protocol, window_batch)
-        plan = self.plan(picture.shape[:2], settings)
-        scores = self.scores(picture, plan, progress)
+        pixels = _bgr(image)
+        plan = self.plan(pixels.shape[:2], Settings(ms_flip, scale, window, stride, protocol, window_batch))
+        if observer is not None:
+            observer.begin("segmenting", plan.windows)
+        scores = self.scores(pixels, plan, observer.advance if observer is not None else None)
         ids, confidence = scores.classes()
-        return Prediction(ids.numpy(), confidence.numpy(), self.classes, picture, scores, plan.windows)
+        return Prediction(ids.numpy(), confidence.numpy(), self.classes, pixels, scores, plan.windows)
 
-    def scores(self, picture: np.ndarray, plan: Plan, progress: Callable[[int], None] | None = None) -> Scores:
-        """Class scores of one picture, (H, W, 3) uint8, blue green red, by `plan`."""
-        place = torch.device("cpu") if plan.on_host else None
-        views = self.views(picture, plan)
+    def scores(self, image: np.ndarray, plan: Plan, progress: Callable[[int], object] | None = None) -> Scores:
+        """Class scores of one image, (H, W, 3) uint8, blue green red, by `plan`; `progress` gets counts of windows."""
+        device = torch.device("cpu") if plan.on_host else None
+        views = self.views(image, plan)
         with torch.inference_mode():
-            return segment(self.logits, views, plan.size, plan.windowing, progress, keep=plan.keep, place=place)
+            return segment(self.logits, views, plan.size, plan.windowing, progress, keep=plan.keep, device=device)
 
-    def plan(self, size: tuple[int, ...], settings: Settings | None = None, result_bytes: int = SAVE_BYTES) -> Plan:
-        """What `settings` mean for a picture of `size` (height, width): its views and the windows of each.
+    def plan(
+        self,
+        size: tuple[int, ...],
+        settings: Settings | None = None,
+        result_bytes: int = SAVE_BYTES,
+        beside: int = 0,
+    ) -> Plan:
+        """What `settings` mean for an image of `size` (height, width): its views and the windows of each.
 
         Where they limit the memory, one window of zeros goes through the network first, to measure what it takes.
 
         Args:
-            size: the picture's; it must be in memory already where that is limited.
+            size: the image's; it must be in memory already where that is limited.
             settings: the test procedure; the configuration's if None.
             result_bytes: per pixel, for what is done with the result.
+            beside: bytes that other threads may come to hold while the image is segmented.
 
         Raises:
             ConfigError: an impossible setting.
@@ -160,24 +162,29 @@ class Segmenter:
         plan = Plan.of(resolve_settings(settings, self.inference, self.device), size)
         if settings.max_memory is None:
             return plan
+        self.require_room(settings, beside, "reading the image")
         window = self._measured(plan.largest_window)
-        machine = Machine(
-            settings.max_memory, in_use(self.device), window, len(self.classes.names), self.device.type != "cpu"
-        )
+        used, apart = in_use(self.device) + beside, self.device.type != "cpu"
+        machine = Machine(settings.max_memory, used, window, len(self.classes.names), apart)
         return fitted(plan, machine, result_bytes)
+
+    def require_room(self, settings: Settings, needed: int, doing: str) -> None:
+        """Raises ResourceError where `settings` limit the memory and it was exceeded, or `needed` more bytes would."""
+        if settings.max_memory is not None:
+            require_room(settings.max_memory, self.device, needed, doing)
 
     def _measured(self, size: tuple[int, int]) -> int:
         """Bytes that one window of `size` takes on its way through the network."""
         if size not in self._window_bytes:
             with torch.inference_mode(), PeakMeter(self.device) as meter:
                 self.logits(torch.zeros(1, 3, *size))
-            assert meter.peak is not None  # `in_use` refuses where it cannot be known
+            assert meter.peak is not None  # `require_room` refuses where it cannot be known
             self._window_bytes[size] = meter.peak
         return self._window_bytes[size]
 
-    def views(self, picture: np.ndarray, plan: Plan) -> list[View]:
-        """The inferences of a picture (H, W, 3) uint8, blue green red; each is resized when it is opened."""
-        fit = lru_cache(maxsize=1)(lambda scale: fit_image(picture, scale))  # both orientations share one picture
+    def views(self, image: np.ndarray, plan: Plan) -> list[View]:
+        """The inferences of an image (H, W, 3) uint8, blue green red; each is resized when it is opened."""
+        fit = lru_cache(maxsize=1)(lambda scale: fit_image(image, scale))  # both orientations share one image
 
         def view(scale: tuple[int, int] | None, size: tuple[int, int], flip: bool) -> View:
             return View(size, lambda: self._opened(fit(scale), flip), flip)
@@ -186,11 +193,11 @@ class Segmenter:
             view(scale, size, flip) for scale, size in zip(plan.scales, plan.sizes, strict=True) for flip in plan.flips
         ]
 
-    def _opened(self, picture: np.ndarray, flip: bool) -> Crop:
-        """Gives the network input of any part of a picture; off the CPU, from bytes that lie on the device."""
+    def _opened(self, image: np.ndarray, flip: bool) -> Crop:
+        """Gives the network input of any part of an image; off the CPU, from bytes that lie on the device."""
         if self.device.type == "cpu":
-            return lambda rows, columns: torch.from_numpy(network_input(picture, rows, columns, flip=flip))
-        pixels = torch.from_numpy(picture).to(self.device).permute(2, 0, 1).flip(0)  # (3, h, w), red green blue
+            return lambda rows, columns: torch.from_numpy(network_input(image, rows, columns, flip=flip))
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1).flip(0)  # (3, h, w), red green blue
         table = torch.from_numpy(normal_table()).to(self.device)
 
         def crop(rows: slice, columns: slice) -> Tensor:
@@ -200,12 +207,11 @@ class Segmenter:
         return crop
 
 
-def _picture(image: str | Path | np.ndarray) -> np.ndarray:
-    """The picture as (H, W, 3) uint8, blue green red."""
+def _bgr(image: str | Path | np.ndarray) -> np.ndarray:
+    """The image as (H, W, 3) uint8, blue green red."""
     if not isinstance(image, np.ndarray):
         return read_image(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(
-            "this is not a picture", why=f"{image.dtype} of shape {image.shape}, wanted uint8 of shape (H, W, 3), RGB"
-        )
+        why = f"{image.dtype} of shape {image.shape}, wanted uint8 of shape (H, W, 3), RGB"
+        raise DataError("this is not an image", why=why)
     return np.ascontiguousarray(image[:, :, ::-1])

@@ -1,4 +1,4 @@
-"""Owns the published test procedure: sliding window, resize, softmax, multi-scale and flip averaging, band by band.
+"""The published test procedure: sliding window, resize, softmax, multi-scale and flip averaging, band by band.
 
 It works over any callable that maps normalised images `(B, 3, h, w)` to logits `(B, C, h, w)`; it knows no model. The
 same numbers come out whether the logits of a whole image are kept or only the rows that later windows still reach.
@@ -95,10 +95,10 @@ def sweep(
     logits_of: LogitsFunction,
     view: View,
     windowing: Windowing,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
     *,
     whole: bool = False,
-    place: torch.device | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[Band]:
     """Mean logits of a view over its overlapping windows, top to bottom.
 
@@ -108,7 +108,7 @@ def sweep(
         windowing: crop, stride, batch.
         progress: called with the number of windows done.
         whole: hold the logits of all rows and give them at once, at the end.
-        place: where the logits are summed; where the network gives them if None.
+        device: where the logits are summed; where the network gives them if None.
 
     Yields:
         Rows that no later window reaches, and their mean logits `(C, rows, w)` float32, which are overwritten when
@@ -126,7 +126,7 @@ def sweep(
         scores = logits_of(_stack(crop, view.size, group, windowing))
         if sums is None:
             held = height if whole else windowing.held_rows(height, width)
-            sums = scores.new_zeros((scores.shape[1], held, width), dtype=torch.float32, device=place)
+            sums = scores.new_zeros((scores.shape[1], held, width), dtype=torch.float32, device=device)
             across, down = across.to(sums.device), down.to(sums.device)
         for (rows, columns), score in zip(group, scores, strict=True):
             inside = score[:, : rows.stop - rows.start, : columns.stop - columns.start].to(sums.device)
@@ -181,7 +181,7 @@ def _coverage(length: int, windowing: Windowing) -> Tensor:
     return counts
 
 
-class _Sheet:
+class _ViewRows:
     """The mean logits of one view as its sweep gives them, turned into bands of the final image from top to bottom."""
 
     def __init__(self, sweep: Iterator[Band], view: View, size: tuple[int, int]) -> None:
@@ -232,7 +232,7 @@ class Scores:
         """Of mean logits `(C, h, w)` float32 at the inference size, for an image of `size`."""
         view = View((values.shape[1], values.shape[2]), _unopened)
         whole = slice(0, values.shape[1]), values
-        return Scores(size, lambda rows: _mean_bands([_Sheet(iter([whole]), view, size)], size, rows))
+        return Scores(size, lambda rows: _mean_bands([_ViewRows(iter([whole]), view, size)], size, rows))
 
     @staticmethod
     def of_probabilities(values: Tensor) -> Scores:
@@ -280,13 +280,13 @@ def _band_slices(size: tuple[int, int], rows: int | None) -> Iterator[slice]:
         yield slice(first, min(first + step, size[0]))
 
 
-def _mean_bands(sheets: Sequence[_Sheet], size: tuple[int, int], rows: int | None) -> Iterator[Band]:
+def _mean_bands(views: Sequence[_ViewRows], size: tuple[int, int], rows: int | None) -> Iterator[Band]:
     for band in _band_slices(size, rows):
-        total = sheets[0].probabilities(band)
-        for sheet in sheets[1:]:
-            total += sheet.probabilities(band)
-        if len(sheets) > 1:
-            total /= len(sheets)
+        total = views[0].probabilities(band)
+        for view in views[1:]:
+            total += view.probabilities(band)
+        if len(views) > 1:
+            total /= len(views)
         yield band, total
 
 
@@ -295,10 +295,10 @@ def segment(
     views: Iterable[View],
     size: tuple[int, int],
     windowing: Windowing,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
     *,
     keep: bool = True,
-    place: torch.device | None = None,
+    device: torch.device | None = None,
 ) -> Scores:
     """Scores of one image over its views: one for single scale, twelve for the published multi-scale and flip.
 
@@ -310,7 +310,7 @@ def segment(
         progress: called with the number of windows done.
         keep: compute everything now and hold one buffer of the image's scores; else compute while bands are asked
             for, anew each time, holding no more rows than windows reach.
-        place: where logits are summed; where the network gives them if None.
+        device: where logits are summed; where the network gives them if None.
 
     Returns:
         The softmax of the one view's mean logits, or the mean of the views' probabilities: the same numbers with
@@ -318,19 +318,21 @@ def segment(
     """
 
     def rolled(view: View) -> Iterator[Band]:
-        return sweep(logits_of, view, windowing, progress, whole=keep, place=place)
+        return sweep(logits_of, view, windowing, progress, whole=keep, device=device)
 
     views = list(views)
     if not views:
         raise ValueError("an image needs at least one view")
     if not keep:
-        return Scores(size, lambda rows: _mean_bands([_Sheet(rolled(view), view, size) for view in views], size, rows))
+        return Scores(
+            size, lambda rows: _mean_bands([_ViewRows(rolled(view), view, size) for view in views], size, rows)
+        )
     if len(views) == 1 and not views[0].flipped:
         [(_, logits)] = rolled(views[0])
         return Scores.of_logits(logits, size)
     total: Tensor | None = None
     for view in views:
-        for band, values in _mean_bands([_Sheet(rolled(view), view, size)], size, None):
+        for band, values in _mean_bands([_ViewRows(rolled(view), view, size)], size, None):
             if total is None:
                 total = values.new_zeros((values.shape[0], *size))
             total[:, band] += values

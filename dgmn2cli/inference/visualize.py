@@ -1,6 +1,6 @@
-"""Owns the pictures of a segmentation: colours, overlay and legend. Arrays in, arrays out.
+"""Images of a segmentation: colours, overlay and legend. Arrays in, arrays out.
 
-Pictures are (H, W, 3) uint8, blue green red, as `read_image` gives and `write_png` takes them; palettes are (N, 3)
+Images are (H, W, 3) uint8, blue green red, as `read_image` gives and `write_png` takes them; palettes are (N, 3)
 uint8, red green blue, as data sets publish them.
 """
 
@@ -16,23 +16,23 @@ _PAPER, _INK, _FAINT = (255, 255, 255), (40, 36, 32), (150, 146, 142)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FONT_UNIT = 22.0  # cap height of the font at scale 1, in pixels
 _OVERSAMPLE = 4
-_ROWS = 256  # of a class map that are counted at a time
+_ROWS = 256  # of a mask that are counted at a time
 TEXT_HEIGHT = (10, 34)  # smallest and largest cap height of a legend, in pixels
 
 
 def colorize(ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """The class map (H, W) of integer ids painted in the palette's colours; ids without a colour are black."""
+    """The mask (H, W) of integer ids painted in the palette's colours; ids without a colour are black."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette[:, ::-1]
     return table[np.where((ids >= 0) & (ids < 256), ids, 255).astype(np.uint8)]
 
 
 def overlay(image: np.ndarray, ids: np.ndarray, palette: np.ndarray, alpha: float = 0.5) -> np.ndarray:
-    """The picture tinted by its class map, with a fine line between classes.
+    """The image tinted by its mask, with a fine line between classes.
 
     Args:
         image: (H, W, 3) uint8.
-        ids: (H, W) class ids; a pixel whose id has no colour (255, ignored) shows the picture as it is.
+        ids: (H, W) class ids; a pixel whose id has no colour (255, ignored) shows the image as it is.
         alpha: share of the class colour, 0 to 1.
     """
     tinted = cv2.addWeighted(image, 1 - alpha, colorize(ids, palette), alpha, 0)
@@ -45,7 +45,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, palette: np.ndarray, alpha: floa
 
 
 def _borders(ids: np.ndarray) -> np.ndarray:
-    """Where the class differs from the one to the right or below, about 1/1000 of the picture's side wide."""
+    """Where the class differs from the one to the right or below, about 1/1000 of the image's side wide."""
     line: np.ndarray = np.zeros(ids.shape, np.uint8)
     line[:, :-1] |= ids[:, :-1] != ids[:, 1:]
     line[:-1] |= ids[:-1] != ids[1:]
@@ -112,7 +112,7 @@ def legend(shares: np.ndarray, names: Sequence[str], palette: np.ndarray, width:
 
     Args:
         shares: (N,) as `class_shares` gives; classes with share 0 are left out.
-        width: of the picture it goes with; text grows with it, and the strip is wider where one entry needs more.
+        width: of the image it goes with; text grows with it, and the strip is wider where one entry needs more.
 
     Returns:
         (h, w, 3) uint8 with w >= width.
@@ -148,12 +148,12 @@ def _swatch(canvas: np.ndarray, left: int, middle: int, side: int, color: np.nda
     cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), [int(c * 0.8) for c in color], max(1, side // 20))
 
 
-def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures below each other on white, left-aligned; a picture and its legend, for example."""
-    width = max(picture.shape[1] for picture in pictures)
+def stack(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images below each other on white, left-aligned; an image and its legend, for example."""
+    width = max(image.shape[1] for image in images)
     padded = [
-        cv2.copyMakeBorder(picture, 0, 0, 0, width - picture.shape[1], cv2.BORDER_CONSTANT, value=_PAPER)
-        for picture in pictures
+        cv2.copyMakeBorder(image, 0, 0, 0, width - image.shape[1], cv2.BORDER_CONSTANT, value=_PAPER)
+        for image in images
     ]
     return np.concatenate(padded)
 
@@ -161,6 +161,6 @@ def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
 def overlay_with_legend(
     image: np.ndarray, ids: np.ndarray, names: Sequence[str], palette: np.ndarray, alpha: float = 0.5
 ) -> np.ndarray:
-    """The tinted picture with its legend below it; the picture itself is not covered."""
+    """The tinted image with its legend below it; the image itself is not covered."""
     strip = legend(class_shares(ids, len(names)), names, palette, image.shape[1])
     return stack([overlay(image, ids, palette, alpha), strip])

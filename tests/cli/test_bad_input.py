@@ -85,14 +85,14 @@ def test_an_output_file_that_cannot_be_is_refused_first(call: Call, line: str) -
 
 
 WRONG = [
-    ("infer ''", 2, "the name of a picture, or of a list of them, is empty. Give files, folders"),
-    ("infer @", 2, "the name of a picture, or of a list of them, is empty. Give files, folders"),
-    ("infer loop", 6, "cannot find the picture (loop): too many levels of symbolic links. Give files"),
+    ("infer ''", 2, "the name of an image, or of a list of them, is empty. Give files, folders"),
+    ("infer @", 2, "the name of an image, or of a list of them, is empty. Give files, folders"),
+    ("infer loop", 6, "cannot find the image (loop): too many levels of symbolic links. Give files"),
     ("infer LONG", 6, "file name too long. Give files"),
     ("infer @LONG", 6, "File name too long. Give a text file"),
-    ("infer @binary.txt", 6, "it is not UTF-8 text. Give a text file that names one picture a line."),
-    ("infer a.txt/b", 6, "cannot find the picture (a.txt/b): not a directory. Give files"),
-    ("infer @nul.txt", 4, "the weights are not on disk"),
+    ("infer @binary.txt", 6, "cannot find the image (\\udcff\\udcfe\\udc80): there is no such file."),
+    ("infer a.txt/b", 6, "cannot find the image (a.txt/b): not a directory. Give files"),
+    ("infer @nul.txt", 6, "line 1 has a NUL byte"),
     ("infer photo.png LONG loop", 4, "the weights are not on disk"),
     ("infer photo.png --save masks", 2, "no such output (masks): wanted some of ids"),
     ("infer photo.png --save ,", 2, "no output is named: wanted some of ids"),

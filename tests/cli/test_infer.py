@@ -60,7 +60,7 @@ def test_mask_and_overlay(run: Run, tmp_path: Path) -> None:
     assert overlay.shape[1] >= 70
     assert overlay.shape[0] > 40
     assert "street.png  70x40, 2 windows" in out
-    assert "1 picture" in out
+    assert "1 image" in out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dgmn2-output", "street.png"]
 
 
@@ -96,7 +96,7 @@ def test_outputs_agree_with_each_other(run: Run, tmp_path: Path) -> None:
     report = json.loads(out)
     assert report["run"]["model"] == "setr_naive-tiny"
     assert len(report["run"]["sha256"]) == 64
-    [result] = report["pictures"]
+    [result] = report["images"]
     ids = read_label(tmp_path / "o" / "a_ids.png")
     probs = np.load(tmp_path / "o" / "a_probs.npz")["probs"]
     assert probs.shape == (19, 40, 70)
@@ -126,7 +126,7 @@ def test_multi_scale_and_both_forms(run: Run, tmp_path: Path) -> None:
         code, out, _ = run("a.png", "-o", folder, "--save", "probs", "--ms-flip", "--json", *extra)
         assert code == 0
         report = json.loads(out)
-        assert report["pictures"][0]["windows"] == 2 * (1 + 2 + 2 + 6 + 6 + 8)
+        assert report["images"][0]["windows"] == 2 * (1 + 2 + 2 + 6 + 6 + 8)
         assert report["run"]["form"] == ("published" if folder == "published" else "fused")
         probabilities.append(np.load(tmp_path / folder / "a_probs.npz")["probs"].astype(np.float32))
     assert np.abs(probabilities[0] - probabilities[1]).max() < 2e-3  # float16 files
@@ -159,7 +159,7 @@ def test_folders_globs_and_lists(run: Run, tmp_path: Path) -> None:
     code, _, _ = run("in", "@list.txt", "in/deep/*.jpg", "-o", "out", "--save", "ids")
     assert code == 0
     made = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
-    assert made == ["a_ids.png", "b_ids.png", "c_ids.png", "deep/a_ids.png", "deep/b_ids.png"]
+    assert made == ["a_ids.png", "c_ids.png", "deep/a_ids.png", "deep/b_ids.png"]  # in/deep/b.jpg is named twice
 
 
 def test_one_bad_file_does_not_stop_the_others(run: Run, tmp_path: Path) -> None:
@@ -170,9 +170,9 @@ def test_one_bad_file_does_not_stop_the_others(run: Run, tmp_path: Path) -> None
     os.mkfifo(tmp_path / "in" / "pipe.png")
     code, out, err = run("in", "-o", "out", "--json")
     assert code == 6
-    assert len(json.loads(out)["pictures"]) == 2
+    assert len(json.loads(out)["images"]) == 2
     assert [Path(failure["path"]).name for failure in json.loads(out)["failures"]] == ["1.png", "pipe.png"]
-    assert err.splitlines()[-1] == "Error: 2 of 4 pictures could not be read. The others were segmented."
+    assert err.splitlines()[-1] == "Error: 2 of 4 images could not be read. The others were segmented."
     assert "1.png" in err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "0_ids.png", "0_overlay.png", "2_ids.png", "2_overlay.png",
@@ -201,9 +201,9 @@ def test_an_input_is_never_overwritten(run: Run, tmp_path: Path) -> None:
 
 
 BAD = [
-    (("missing.png",), 6, "cannot find the picture (missing.png): there is no such file."),
+    (("missing.png",), 6, "cannot find the image (missing.png): there is no such file."),
     (("missing.png", "gone.jpg"), 6, "none of these files exist"),
-    (("empty",), 6, "no picture in the folder"),
+    (("empty",), 6, "no image in the folder"),
     (("*.tif",), 6, "no file matches (*.tif)"),
     (("@none.txt",), 6, "cannot read the list"),
     (("a.png", "--save", "ids,masks"), 2, "no such output (masks)"),
@@ -220,7 +220,7 @@ BAD = [
     (("a.png", "--max-memory", "much"), 2, "no amount of memory, such as 3G"),
     (("a.png", "--max-memory", "90M"), 5, "the memory limit is too small"),
     (("a.png", "-o", "a.png"), 5, "cannot write"),
-    ((), 2, "PICTURE"),
+    ((), 2, "IMAGE"),
 ]
 
 

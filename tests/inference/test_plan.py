@@ -14,7 +14,7 @@ from streets import Colours, segmenter
 from torch import Tensor, nn
 
 from dgmn2cli.errors import ResourceError
-from dgmn2cli.inference.files import MemoryUse, find_pictures, predict_files
+from dgmn2cli.inference.files import MemoryUse, find_images, predict_files
 from dgmn2cli.inference.plan import Machine, Plan, Settings, fitted, predicted_peak
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.inference.sliding_window import Windowing
@@ -125,8 +125,8 @@ def measured(path: str, out: str, settings: Settings) -> tuple[MemoryUse | None,
     """Memory use and the mask file of a picture, segmented in a process of its own."""
     torch.set_num_threads(1)
     made: Segmenter = segmenter()
-    report = predict_files(made, find_pictures([path]), Path(out), ["ids", "overlay"], settings)
-    [result] = report.pictures
+    report = predict_files(made, find_images([path]), Path(out), ["ids", "overlay"], settings)
+    [result] = report.images
     return result.memory, result.outputs["ids"].read_bytes()
 
 

@@ -7,6 +7,7 @@ weights. Where they are absent (another device, another build) the same numbers 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,26 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -
     return (weight.double() * factor[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
 
 
-class FusedLinear(nn.Module):
+class _Packed(nn.Module):
+    """A layer whose weight may lie in oneDNN's own layout; copies and pickles carry it in the plain one."""
+
+    packed: bool
+    weight: Tensor
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """The weight in the layout that the layer computes with."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "weight": self.weight.to_dense() if self.packed else self.weight}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.packed = can_pack(self.weight)
+        self.weight = self.pack(self.weight)
+
+
+class FusedLinear(_Packed):
     """A Linear layer with an optional exact GELU, or with a tensor added to its result."""
 
     def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
@@ -54,8 +74,12 @@ class FusedLinear(nn.Module):
         self.activation = "gelu" if gelu else "none"
         self.packed = can_pack(linear.weight)
         weight = linear.weight.detach()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        self.weight = self.pack(weight)
         self.bias = linear.bias.detach() if linear.bias is not None else None
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """`(out, in)` in the layout that is computed with."""
+        return torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """`(..., in)` to `(..., out)`, plus `residual` of that shape (only without a GELU)."""
@@ -69,7 +93,7 @@ class FusedLinear(nn.Module):
         return x if residual is None else x + residual
 
 
-class FusedConv(nn.Module):
+class FusedConv(_Packed):
     """A convolution with its batch norm folded in and an optional ReLU, channels last.
 
     Args:
@@ -88,13 +112,16 @@ class FusedConv(nn.Module):
         self.inputs = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]  # of one output
         self.stride, self.padding, self.relu = list(conv.stride), [int(side) for side in conv.padding], relu
         self.packed = can_pack(weight)
-        if self.packed:
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-                weight, self.padding, self.stride, [1, 1], 1, [1, weight.shape[1], 64, 64]
-            )
-        else:
-            self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.weight = self.pack(weight)
         self.bias = bias
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """`(O, I, kh, kw)` in the layout that is computed with."""
+        if not self.packed:
+            return weight.contiguous(memory_format=torch.channels_last)
+        return torch.ops.mkldnn._reorder_convolution_weight(
+            weight, self.padding, self.stride, [1, 1], 1, [1, weight.shape[1], 64, 64]
+        )
 
     def forward(self, x: Tensor, padding: list[int] | None = None) -> Tensor:
         """`(B, I, H, W)` to `(B, O, H', W')`, channels last; `padding` replaces the layer's own (rows, columns)."""
