@@ -89,7 +89,7 @@ WRONG = [
     ("infer @", 2, "the name of an image, or of a list of them, is empty. Give files, folders"),
     ("infer loop", 6, "cannot find the image (loop): too many levels of symbolic links. Give files"),
     ("infer LONG", 6, "file name too long. Give files"),
-    ("infer @LONG", 6, "File name too long. Give a text file"),
+    ("infer @LONG", 6, "file name too long. Give a text file"),
     ("infer @binary.txt", 6, "cannot find the image (\\udcff\\udcfe\\udc80): there is no such file."),
     ("infer a.txt/b", 6, "cannot find the image (a.txt/b): not a directory. Give files"),
     ("infer @nul.txt", 6, "line 1 has a NUL byte"),
