@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import colorsys
+import logging
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from dgmn2cli.checkpoint.unwrap import class_names
 from dgmn2cli.checkpoint.weights import Checkpoint, load_weights, read_checkpoint
 from dgmn2cli.config import Config, load_config
-from dgmn2cli.errors import ConfigError, ResourceError
+from dgmn2cli.errors import ConfigError, ResourceError, printable
 from dgmn2cli.inference.build import build_segmentor
 from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
@@ -28,6 +31,7 @@ from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import describe_device, require_compilable, resolve_device, resolve_dtype
 from dgmn2cli.zoo import Zoo, ZooEntry, cache_dir, load_zoo, locate
 
+LOGGER = logging.getLogger("dgmn2cli")
 MAX_CLASSES = 255  # class ids are bytes, and 255 marks ignored pixels
 
 
@@ -94,7 +98,7 @@ def build(recipe: Recipe, num_classes: int | None = None) -> Segmentor:
 
 
 def build_with_weights(
-    recipe: Recipe, checkpoint: str | Path, sha256: str | None = None
+    recipe: Recipe, checkpoint: str | Path, sha256: str | None = None, *, ema: bool = False
 ) -> tuple[Segmentor, Checkpoint]:
     """The recipe's network with every tensor loaded from `checkpoint`, in evaluation mode.
 
@@ -102,11 +106,14 @@ def build_with_weights(
         recipe: which network.
         checkpoint: a `.pth` or `.safetensors` file.
         sha256: the hash it must have, where one is known.
+        ema: take the averaged copy of the weights that the file holds.
 
     Raises:
         ResourceError, IntegrityError, NonFiniteError: the file is missing, damaged, unsafe, or another model's.
     """
-    read = read_checkpoint(checkpoint, sha256=sha256)
+    read = read_checkpoint(checkpoint, sha256=sha256, ema=ema, inference=True)
+    for note in read.notes:
+        LOGGER.warning("%s: %s", printable(read.path), note)
     model = build(recipe)
     load_weights(model, read)
     return model.eval(), read
@@ -169,6 +176,7 @@ def assemble(
     compiled: bool = False,
     cache: Path | None = None,
     max_memory: int | None = None,
+    ema: bool = False,
 ) -> Segmenter:
     """A recipe's network with its weights, on its device, rewritten for inference.
 
@@ -181,6 +189,7 @@ def assemble(
         compiled: run the published order through `torch.compile`; on NVIDIA GPUs only.
         cache: the cache folder; the default one if None.
         max_memory: bytes that must not be exceeded, see `Settings`.
+        ema: take the averaged copy of the weights that the checkpoint holds.
 
     Raises:
         ConfigError: `compiled` on another device than an NVIDIA GPU.
@@ -194,7 +203,7 @@ def assemble(
     path, sha256 = weights_on_disk(recipe, cache) if checkpoint is None else (Path(checkpoint), None)
     if max_memory is not None:
         require_room(max_memory, target, _loading_bytes(recipe, path, target), "loading the model")
-    model, read = build_with_weights(recipe, path, sha256)
+    model, read = build_with_weights(recipe, path, sha256, ema=ema)
     use_backend(model, used)
     model.to(target, number).requires_grad_(requires_grad=False)
     fused = exact_algebra and not compiled
@@ -224,16 +233,15 @@ def _loading_bytes(recipe: Recipe, path: Path, device: torch.device) -> int:
     return 3 * network if mapped else 2 * network + 2 * (path.stat().st_size if path.is_file() else 0)
 
 
-def class_list(count: int, meta: Mapping[str, object]) -> ClassList:
-    """What `count` classes are called: what the checkpoint says, else Cityscapes' names for 19, else numbers."""
-    names, palette = meta.get("CLASSES"), meta.get("PALETTE")
-    if isinstance(names, (list, tuple)) and len(names) == count and all(isinstance(name, str) for name in names):
-        cityscapes = tuple(names) == CITYSCAPES.names
-    elif count == len(CITYSCAPES.names):
+def class_list(count: int, meta: Mapping[str, Any]) -> ClassList:
+    """What `count` classes are called: what the checkpoint says; if nothing, Cityscapes' names for 19, else numbers."""
+    names, palette = class_names(meta)
+    if names is None and count == len(CITYSCAPES.names):
         return CITYSCAPES
-    else:
-        names, cityscapes = [f"class {index}" for index in range(count)], False
-    return ClassList(tuple(names), _palette(palette, count, cityscapes), cityscapes)
+    if names is None or len(names) != count:
+        names = tuple(f"class {index}" for index in range(count))
+    cityscapes = names == CITYSCAPES.names
+    return ClassList(names, _palette(palette, count, cityscapes), cityscapes)
 
 
 def _palette(palette: object, count: int, cityscapes: bool) -> np.ndarray:

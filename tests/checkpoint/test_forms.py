@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from dgmn2cli.checkpoint.unwrap import class_names
 from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, write_checkpoint
-from dgmn2cli.errors import IntegrityError
+from dgmn2cli.errors import ConfigError, IntegrityError
+from dgmn2cli.inference.load import class_list
+from dgmn2cli.inference.prediction import check_outputs
 
 
 class Small(nn.Module):
@@ -223,3 +225,15 @@ def test_for_inference_the_rest_is_not_read(tmp_path: Path) -> None:
 )
 def test_class_names_of_both_generations(meta: dict[str, Any], names: tuple[str, ...] | None) -> None:
     assert class_names(meta)[0] == names
+
+
+def test_nineteen_classes_are_cityscapes_unless_something_speaks_against_it() -> None:
+    crops = {"classes": tuple(f"crop{index}" for index in range(19)), "palette": [[i, i, i] for i in range(19)]}
+    found = class_list(19, {"dataset_meta": crops})
+    assert (found.cityscapes, found.names[3], found.palette[3].tolist()) == (False, "crop3", [3, 3, 3])
+    assert class_list(19, {}).cityscapes
+    assert class_list(19, {"CLASSES": list(class_list(19, {}).names)}).cityscapes
+    two = class_list(19, {"dataset_meta": {"classes": ("a", "b")}})
+    assert (two.cityscapes, two.names[0]) == (False, "class 0")
+    with pytest.raises(ConfigError):
+        check_outputs(["labelids"], found)
