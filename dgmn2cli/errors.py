@@ -13,6 +13,12 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
+def shown(name: str) -> str:
+    """A name of unknown origin, fit for a message: control characters escaped, 60 characters at most."""
+    text = printable(name[:200])
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def shortened(text: str) -> str:
     """`text`, its middle left out where it is too long for a message."""
     half = LONGEST // 2

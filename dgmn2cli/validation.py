@@ -82,10 +82,16 @@ def faults_of(error: ValidationError, schema: dict[str, Any], document: Any) -> 
     """What pydantic found, one fault for each key: the value seen and the value wanted, in words."""
     faults: dict[str, Fault] = {}
     for found in error.errors(include_url=False, include_context=True):
+        if found["type"] == "too_short" and len(found["input"]) >= found["ctx"]["min_length"]:
+            continue  # pydantic counts only the good elements; the others have faults of their own
         key, node, value, unknown = _locate(schema, document, found["loc"])
         if found["type"] in _UNKNOWN or unknown:
             known = node.get("properties", ())
-            text = "unknown setting" + (near_miss(unknown, known) if len(faults) < MAX_HINTS else "")
+            text = "unknown key" + (near_miss(unknown, known) if len(faults) < MAX_HINTS else "")
+        elif found["type"].startswith("union_tag"):
+            tag, choices = node["discriminator"]["propertyName"], node["discriminator"]["mapping"]
+            key, node = f"{key}.{tag}", {"enum": list(choices)}
+            text = f"{show(value.get(tag))}, wanted {in_words(node, schema)}"
         elif found["type"] == "missing" and value is _ABSENT:
             text = f"missing, wanted {in_words(node, schema)}"
         elif found["type"] == "value_error":

@@ -13,9 +13,8 @@ from click.shell_completion import CompletionItem, shell_complete
 
 from dgmn2cli.cli.boundary import guarded
 from dgmn2cli.cli.options import attach_global_options, global_options
-from dgmn2cli.errors import ConfigError
+from dgmn2cli.errors import ConfigError, shown
 from dgmn2cli.version import __version__
-from dgmn2cli.zoo.manifest import shown
 
 # name -> (module:attribute, help line); the help line stands here so that `dgmn2 --help` imports no command
 COMMANDS = {
@@ -92,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_ROUNDS)  # read when torch is loaded, which is later
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them would take a third of its import
     if instruction := os.environ.get(_COMPLETION):
         return shell_complete(dgmn2, {}, "dgmn2", _COMPLETION, instruction)
 

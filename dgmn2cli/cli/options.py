@@ -11,13 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import update_wrapper
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dgmn2cli.errors import ResourceError
 from dgmn2cli.files import absence
-from dgmn2cli.zoo import Zoo, cache_dir, load_zoo
+
+if TYPE_CHECKING:
+    from dgmn2cli.zoo import Zoo
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -58,6 +60,8 @@ class Session:
         Raises:
             ConfigError: it is unreadable or wrong.
         """
+        from dgmn2cli.zoo import load_zoo  # here, so that `--help` waits for no library
+
         return load_zoo(self.zoo_file)
 
     def cache_dir(self) -> Path:
@@ -66,6 +70,8 @@ class Session:
         Raises:
             ResourceError: none is named and the user has no home folder; or something else is in its place.
         """
+        from dgmn2cli.zoo import cache_dir
+
         folder = cache_dir(self.cache)
         place = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
         if os.path.lexists(place) and not os.path.isdir(place):
@@ -228,6 +234,8 @@ def model_argument(command: Command) -> Command:
 
 def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Shell completion of model names."""
+    from dgmn2cli.zoo import load_zoo
+
     return [entry.key for entry in load_zoo().segmentors if entry.key.startswith(incomplete.lower())]
 
 

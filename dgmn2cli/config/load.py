@@ -106,7 +106,7 @@ class _Draft:
         if key == "name" or (section in SECTIONS and name in names_of(section)):
             self.put(key, value, origin)
         else:
-            self.faults.append(f"{origin}: {short(key)}: unknown setting{_nearest(key)}")
+            self.faults.append(f"{origin}: {short(key)}: unknown key{_nearest(key)}")
 
     def put_text(self, text: str) -> None:
         """`section.key=value`: the value as in TOML; a text setting takes it as it stands."""
@@ -285,7 +285,7 @@ def _take_document(draft: _Draft, document: dict[str, Any], label: str, *, top: 
             if top:
                 draft.put(section, table, label)
         elif section not in SECTIONS:
-            kind = "section" if isinstance(table, dict) else "setting"
+            kind = "section" if isinstance(table, dict) else "key"
             few = len(draft.faults) < MAX_HINTS
             near = home_of(section) or (near_miss(section, [*SECTIONS, "base", "name"]) if few else "")
             draft.faults.append(f"{label}: {short(section)}: unknown {kind}{near}")

@@ -1,17 +1,98 @@
-"""Owns what a zoo is: its entries as typed records, and finding one by the name a user types."""
+"""What a zoo is: its entries, declared once for reading, checking and the JSON schema, and found by the name typed."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from dgmn2cli.errors import ConfigError, printable
+from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, StrictFloat, StrictInt, StringConstraints
+from pydantic.dataclasses import dataclass as validated
+from pydantic_core import CoreSchema, core_schema
+
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.errors import shown as shown
+from dgmn2cli.validation import STRICT, Printable
 
 NAME_LIMIT = 200
+LAZY = ConfigDict(**STRICT, defer_build=True)  # built for the whole manifest at once, not for each class
+DRIVE_ID = re.compile(r"[A-Za-z0-9_-]{10,200}")
 SourceType = Literal["gdrive", "https", "file"]
+
+
+def loopback(host: str) -> bool:
+    """Whether `host` is this machine, so that plain http to it crosses no network."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def url_fault(url: str) -> str:
+    """What is wrong with `url` as a download source; empty if nothing is."""
+    if not url.isprintable() or " " in url or len(url) > 2000:
+        return "is no URL"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "is no URL"
+    if parts.scheme not in ("https", "http"):
+        return f"has the scheme '{shown(parts.scheme)}', wanted https"
+    if not host:
+        return "names no host"
+    if parts.scheme == "http" and not loopback(host):
+        return "is plain http, which anyone on the way can change; wanted https"
+    if parts.username or parts.password:
+        return "holds a user name or password, which would appear in reports"
+    return ""
+
+
+def _url(text: str) -> str:
+    if fault := url_fault(text):
+        raise ValueError(f"which {fault}")
+    return text
+
+
+def _matching(pattern: str, wanted: str) -> Any:
+    """A text that matches `pattern`, which messages call `wanted`."""
+    return Field(pattern=f"^{pattern}$", json_schema_extra={"$comment": wanted})
+
+
+Text = Annotated[Printable, StringConstraints(min_length=1, max_length=300)]
+Key = Annotated[Printable, _matching("[a-z0-9][a-z0-9._-]{0,79}", "1 to 80 of a-z 0-9 . _ -, a letter or digit first")]
+FileName = Annotated[Printable, _matching("[A-Za-z0-9][A-Za-z0-9._-]{0,119}", "a plain file name")]
+Sha256 = Annotated[Printable, _matching("[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
+Percent = Annotated[StrictFloat, Field(ge=0, le=100)]
+Count = Annotated[StrictInt, Field(ge=1, le=10**12)]
+Operations = Annotated[StrictInt, Field(ge=1, le=10**18)]
+
+
+@validated(frozen=True, config=LAZY)
+class _DriveFile:
+    type: Literal["gdrive"]
+    id: Annotated[Printable, _matching(DRIVE_ID.pattern, "a Google Drive file id")]
+
+
+@validated(frozen=True, config=LAZY)
+class _WebFile:
+    type: Literal["https"]
+    url: Annotated[
+        Printable,
+        AfterValidator(_url),
+        Field(json_schema_extra={"pattern": r"^(https://|http://(localhost|127\.[0-9.]+|\[::1\])[:/])"}),
+    ]
+
+
+@validated(frozen=True, config=LAZY)
+class _LocalFile:
+    type: Literal["file"]
+    path: Text = Field(description="absolute, or from the manifest's folder")
 
 
 @dataclass(frozen=True)
@@ -31,46 +112,45 @@ class Source:
         """What a person can open: a URL or a path."""
         return f"https://drive.google.com/file/d/{self.location}/view" if self.type == "gdrive" else self.location
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """In a manifest a source is an object with `type` and an id, URL or path of its own name."""
 
-@dataclass(frozen=True)
+        def read(value: Any, inner: Any, info: Any) -> Source:
+            if isinstance(value, cls):
+                return value
+            said = inner(value)
+            if said.type == "file":
+                return cls("file", str((info.context or Path()).absolute() / said.path))
+            return cls(said.type, said.id if said.type == "gdrive" else said.url)
+
+        said: Any = Annotated[_DriveFile | _WebFile | _LocalFile, Field(discriminator="type")]
+        return core_schema.with_info_wrap_validator_function(read, handler.generate_schema(said))
+
+
+Sources = Annotated[tuple[Source, ...], Field(min_length=1, max_length=20)]
+
+
+@validated(frozen=True, config=LAZY)
 class ZooEntry:
-    """One published segmentor: where its weights are, what they score, what they cost.
+    """One published segmentor: where its weights are, what they score, what they cost."""
 
-    Attributes:
-        key: the short name, `head-size`.
-        config: the published configuration's name, without `.py`.
-        head: the head as published, e.g. "SETR-PUP".
-        backbone: the key of the ImageNet backbone its training starts from, e.g. "dgmn2_tiny".
-        dataset: what the scores were measured on.
-        iters: published training iterations.
-        protocol: the inference protocol of the scores.
-        miou: published mean IoU in percent, single scale; None if none is published.
-        miou_ms_flip: the same with six scales and flips.
-        params: number of parameters.
-        macs_769: multiply-accumulates for one 769x769 window; None if not counted.
-        licence: the weights' licence (SPDX).
-        paper: URL of the paper.
-        sources: places to get the file from, in the order they are tried.
-        size: bytes of the file; None if not published.
-        sha256: hash of the file, 64 lower-case hex digits; None if not published.
-    """
-
-    key: str
-    config: str
-    head: str
-    backbone: str
-    dataset: str
-    iters: int
-    protocol: str
-    miou: float | None
-    miou_ms_flip: float | None
-    params: int
-    macs_769: int | None
-    licence: str
-    paper: str
-    sources: tuple[Source, ...]
-    size: int | None
-    sha256: str | None
+    key: Key = Field(description="short name, head-size")
+    config: FileName = Field(description="the published configuration's name, without .py")
+    head: Text = Field(description="decode head as published, such as SETR-PUP")
+    backbone: Key = Field(description="key of the ImageNet backbone its training starts from")
+    dataset: Text = Field(description="what the scores were measured on")
+    iters: Annotated[StrictInt, Field(ge=1, le=10**9)] = Field(description="published training iterations")
+    protocol: Literal["paper", "native"] = Field(description="inference protocol of the scores")
+    miou: Percent | None = Field(description="mean IoU in percent, single scale; null if none is published")
+    miou_ms_flip: Percent | None = Field(description="mean IoU in percent, six scales and flips")
+    params: Count = Field(description="number of parameters")
+    macs_769: Operations | None = Field(description="multiply-accumulates for one 769x769 window; null if not counted")
+    licence: Text = Field(description="licence of the weights (SPDX)")
+    paper: Text = Field(description="URL of the paper")
+    sources: Sources = Field(description="where the file can be had, in the order tried")
+    size: Count | None = Field(description="bytes of the file; null if not published")
+    sha256: Sha256 | None = Field(description="hash of the file; null if not published")
 
     @property
     def file_name(self) -> str:
@@ -78,38 +158,38 @@ class ZooEntry:
         return f"{self.config}.pth"
 
 
-@dataclass(frozen=True)
+@validated(frozen=True, config=LAZY)
 class BackboneEntry:
-    """One published ImageNet classification checkpoint, the start of a training.
+    """One published ImageNet classification checkpoint, the start of a training."""
 
-    Attributes:
-        key: `dgmn2_SIZE`.
-        file_name: the published file's name.
-        dataset: what it was trained on.
-        top1: published top-1 accuracy in percent; None if none is published.
-        params: number of parameters, classification head included.
-        macs_224: multiply-accumulates for one 224x224 image, as published (rounded); None if not counted.
-        licence: the weights' licence (SPDX).
-        paper: URL of the paper.
-        sources: places to get the file from, in the order they are tried.
-        size: bytes of the file; None if not published.
-        sha256: hash of the file, 64 lower-case hex digits; None if not published.
-    """
-
-    key: str
-    file_name: str
-    dataset: str
-    top1: float | None
-    params: int
-    macs_224: int | None
-    licence: str
-    paper: str
-    sources: tuple[Source, ...]
-    size: int | None
-    sha256: str | None
+    key: Key = Field(description="dgmn2_SIZE")
+    file_name: FileName = Field(description="the published file's name")
+    dataset: Text = Field(description="what it was trained on")
+    top1: Percent | None = Field(description="published top-1 accuracy in percent; null if none is published")
+    params: Count = Field(description="number of parameters, classification head included")
+    macs_224: Operations | None = Field(description="multiply-accumulates for one 224x224 image, as published")
+    licence: Text = Field(description="licence of the weights (SPDX)")
+    paper: Text = Field(description="URL of the paper")
+    sources: Sources = Field(description="where the file can be had, in the order tried")
+    size: Count | None = Field(description="bytes of the file; null if not published")
+    sha256: Sha256 | None = Field(description="hash of the file; null if not published")
 
 
 AnyEntry = ZooEntry | BackboneEntry
+
+
+@validated(frozen=True, config=LAZY)
+class Manifest:
+    """What zoo.json holds: published models, where their files are, what they score, what they cost."""
+
+    version: Annotated[StrictInt, Field(ge=1, le=1)] = Field(description="format of this file")
+    default: Key = Field(description="key of the segmentor meant when none is named")
+    segmentors: Annotated[tuple[ZooEntry, ...], Field(min_length=1, max_length=1000)] = Field(
+        description="the segmentation models"
+    )
+    imagenet_backbones: Annotated[tuple[BackboneEntry, ...], Field(max_length=1000)] = Field(
+        description="the ImageNet backbones"
+    )
 
 
 @dataclass(frozen=True)
@@ -179,12 +259,6 @@ class Zoo:
             return tuple(e for e, names in globbed if any(fnmatch.fnmatchcase(n.lower(), wanted) for n in names))
         named = [(entry, (entry.key, entry.config, entry.head, entry.backbone)) for entry in self.segmentors]
         return tuple(e for e, names in named if any(wanted in n.lower() for n in names))
-
-
-def shown(name: str) -> str:
-    """A name of unknown origin, fit for a message: control characters escaped, 60 characters at most."""
-    text = printable(name[:NAME_LIMIT])
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _stem(name: str) -> str:

@@ -90,7 +90,10 @@ def test_every_command_in_the_table_exists_and_takes_the_global_options(capsys, 
         (["zoo", "list", "a", "b"], "got unexpected extra argument (b) (dgmn2 zoo list). See `dgmn2 zoo list --help`."),
         (["zoo", "list", "nothing"], "no model matches (nothing)."),
         (["zoo", "show", "../../x"], "no such model (../../x)."),
-        (["--zoo", "/dev/null", "zoo", "list"], "cannot use the zoo manifest (/dev/null): it is not a regular file."),
+        (
+            ["--zoo", "/dev/null", "zoo", "list"],
+            "cannot use the zoo manifest (/dev/null): it is a pipe, socket or device, wanted a file.",
+        ),
     ],
 )
 def test_usage_errors_are_one_line_and_exit_2(capsys, arguments, said):

@@ -110,7 +110,7 @@ def test_overrides_take_toml_values_and_bare_texts():
         ("optim.lrr=3", "did you mean 'optim.lr'?"),
         ("lr=3", "did you mean 'optim.lr'?"),
         ("train.lr=3", "did you mean 'optim.lr'?"),
-        ("optim=3", "unknown setting"),
+        ("optim=3", "unknown key"),
         ("optim.lr=fast", "'fast', wanted a finite number above 0"),
         ("optim.lr=1\n[x]\ny=2", "wanted a finite number"),
         ("optim.lr=nan", "nan, wanted a finite number"),
@@ -128,7 +128,7 @@ def test_overrides_take_toml_values_and_bare_texts():
         ("inference.ratios=[]", "at least 1"),
         ("data.root=", "wanted a folder"),
         ("data.root=a\x1bb", "wanted a text"),
-        ("a" * 10_000 + "=1", "unknown setting"),
+        ("a" * 10_000 + "=1", "unknown key"),
     ],
 )
 def test_a_bad_override_is_named(override: str, says: str):
@@ -212,7 +212,7 @@ def test_all_faults_come_at_once_with_file_and_key(faults, tmp_path: Path):
         overrides=["augment.ratio=[2, 1]", "augment.contrast=3"],
     )
     for place, text in (
-        ("mine.toml: colour", "unknown setting"),
+        ("mine.toml: colour", "unknown key"),
         ("mine.toml: lr", "belongs in [optim]"),
         ("mine.toml: modell", "did you mean 'model'?"),
         ("mine.toml: model.backbone: 'tinny'", "did you mean 'tiny'?"),

@@ -1,7 +1,6 @@
 """The published manifest: 16 + 4 entries with the published facts, found by any of their names."""
 
 import json
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -9,8 +8,9 @@ import pytest
 import dgmn2cli
 from dgmn2cli import resources, zoo
 from dgmn2cli.errors import ConfigError
+from dgmn2cli.zoo.parse import manifest_schema
 
-SCHEMA = json.loads(Path(zoo.__file__).with_name("schema.json").read_text())
+SCHEMA = manifest_schema()
 HEADS = ("fpn", "setr_naive", "setr_pup", "setr_mla")
 SIZES = ("tiny", "small", "medium", "large")
 
