@@ -1,4 +1,4 @@
-"""Owns the examination of a machine: what is installed, which device and op backends really work, what is found."""
+"""The examination of a machine: what is installed, which device and op backends really work, what is found."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -24,8 +25,27 @@ from dgmn2cli.runtime import describe_device, resolve_device
 from dgmn2cli.version import __version__
 from dgmn2cli.zoo import Zoo
 
-REQUIRED = ("torch", "timm", "numpy", "opencv-python-headless", "click", "rich", "requests", "gdown", "safetensors")
-OPTIONAL = ("triton", "tensorboard", "matplotlib", "cityscapesScripts")
+REQUIRED = (
+    "torch",
+    "timm",
+    "click",
+    "pydantic",
+    "rich",
+    "requests",
+    "urllib3",
+    "gdown",
+    "safetensors",
+    "opencv-python-headless",
+    "simplejpeg",
+    "Pillow",
+    "numpy",
+    "matplotlib",
+    "jinja2",
+)
+OPTIONAL = ("triton", "tensorboard", "cityscapesScripts")
+TORCH_TESTED = ((2, 10), (2, 14))  # oldest and newest version that the tests ran with
+SHARED_MEMORY = Path("/dev/shm")  # what data workers pass batches through
+SHARED_MEMORY_WANTED = 10**9  # bytes: a few batches of 769 x 769 crops for each worker
 HOMES = {"native": "cpu", "triton": "cuda"}  # the device a backend is for; the definition runs on the chosen one
 TOLERANCE = 1e-4  # of the largest value: float32 against the definition in float64
 Verdict = Literal["ok", "note", "failed"]
@@ -67,10 +87,12 @@ def examine(zoo: Zoo, cache: Path, device: str = "auto") -> Examination:
         Finding("dgmn2cli", "ok", f"{__version__} in {Path(__file__).parent}"),
         Finding("Python", "ok", f"{platform.python_version()} ({sys.executable}), {platform.platform(terse=True)}"),
         *_libraries(),
+        _torch_version(torch.__version__),
         _guarded(f"device {device}", lambda: _try_device(device)),
         *_gpus(),
         *_backends(device),
         _guarded("models", lambda: _models(zoo)),
+        *_shared_memory(),
         _cache_folder(cache),
     ]
     healthy = all(finding.verdict != "failed" for finding in findings)
@@ -88,19 +110,41 @@ def _guarded(name: str, look: Callable[[], str]) -> Finding:
 
 
 def _libraries() -> Iterator[Finding]:
-    for names, missing in ((REQUIRED, "failed"), (OPTIONAL, "note")):
+    verdict: Verdict
+    for kind, names, verdict in (("libraries", REQUIRED, "failed"), ("optional libraries", OPTIONAL, "note")):
         found, absent = [], []
         for name in names:
             try:
                 found.append(f"{name} {importlib.metadata.version(name)}")
             except importlib.metadata.PackageNotFoundError:
                 absent.append(name)
-        kind = "libraries" if names is REQUIRED else "optional libraries"
         if found:
             yield Finding(kind, "ok", ", ".join(found))
         if absent:
-            verdict: Verdict = "failed" if missing == "failed" else "note"
             yield Finding(kind, verdict, f"not installed: {', '.join(absent)}")
+
+
+def _torch_version(version: str) -> Finding:
+    """Whether the tests ran with this version of PyTorch."""
+    oldest, newest = (".".join(map(str, bound)) for bound in TORCH_TESTED)
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    about = f"{version}, tested with {oldest} to {newest}"
+    if found < TORCH_TESTED[0]:
+        return Finding("PyTorch", "failed", f"{about}: too old")
+    return Finding("PyTorch", "note" if found > TORCH_TESTED[1] else "ok", about)
+
+
+def _shared_memory() -> Iterator[Finding]:
+    """The room for batches on their way from data workers; nothing where the system has no such folder."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    about = f"{SHARED_MEMORY}: {usage.total / 1e9:.2f} GB, {usage.free / 1e9:.2f} GB free"
+    if usage.free < SHARED_MEMORY_WANTED:
+        hint = "training with data workers may need more: enlarge it (docker run --shm-size 2g), or use --workers 0"
+        yield Finding("shared memory", "note", f"{about}; {hint}")
+    else:
+        yield Finding("shared memory", "ok", about)
 
 
 def _try_device(name: str) -> str:
@@ -126,9 +170,10 @@ def _backends(device: str) -> Iterator[Finding]:
     """Each op backend: why it cannot run, or how far it is from the definition."""
     for name, availability in available_backends().items():
         if availability.usable:
-            home = HOMES.get(name, "cpu")
-            place = device if device.startswith(home) else home
-            yield _guarded(f"op backend {name}", functools.partial(self_test, name, place))
+            own = HOMES.get(name, "cpu")
+            yield _guarded(
+                f"op backend {name}", functools.partial(self_test, name, device if device.startswith(own) else own)
+            )
         else:
             yield Finding(f"op backend {name}", "note", f"not available: {availability.reason}")
 
@@ -198,13 +243,13 @@ def _models(zoo: Zoo) -> str:
 
 def _cache_folder(cache: Path) -> Finding:
     """Where downloads go, and whether they can; nothing is created."""
-    place = next((folder for folder in (cache, *cache.parents) if folder.exists()), cache)
-    if not place.is_dir():
-        return Finding("cache", "failed", f"{cache}: {place} is no folder")
+    present = next((folder for folder in (cache, *cache.parents) if folder.exists()), cache)
+    if not present.is_dir():
+        return Finding("cache", "failed", f"{cache}: {present} is no folder")
     files = [path for path in (cache / "files").glob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(present).free
     about = f"{cache}: {len(files)} file{'s' * (len(files) != 1)}, {size / 1e6:.1f} MB; {free / 1e9:.1f} GB free"
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not os.access(present, os.W_OK | os.X_OK):
         return Finding("cache", "note", f"{about}; it cannot be written, so nothing can be downloaded")
     return Finding("cache", "ok", about)

@@ -1,6 +1,13 @@
 """The examination sees what works and what does not, and its self-test would notice a wrong kernel."""
 
+import builtins
+import configparser
+import io
 import json
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +23,7 @@ def verdicts(found):
 
 def test_a_working_machine_is_healthy(tmp_path):
     found = doctor.examine(zoo.load_zoo(), tmp_path / "cache", "cpu")
-    assert found.healthy
+    assert [f for f in found.findings if f.verdict == "failed"] == []
     seen = {finding.name: finding.value for finding in found.findings}
     assert seen["models"].startswith("16 models and 4 backbones in ")
     assert "self-test passed on cpu" in seen["op backend reference"]
@@ -80,3 +87,49 @@ def test_a_cache_that_is_no_folder_fails(tmp_path):
     (tmp_path / "file").touch()
     found = doctor.examine(zoo.load_zoo(), tmp_path / "file" / "cache", "cpu")
     assert verdicts(found)["cache"] == "failed"
+
+
+def test_the_libraries_are_those_of_the_package():
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    wanted = setup["options"]["install_requires"].split()
+    assert set(doctor.REQUIRED) == {re.split("[<>=]", requirement)[0] for requirement in wanted}
+    assert f"torch>={'.'.join(map(str, doctor.TORCH_TESTED[0]))}" in wanted
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"), [("2.9.1", "failed"), ("2.10.0", "ok"), ("2.14.1+cu130", "ok"), ("3.0.0a0", "note")]
+)
+def test_another_torch_than_tested_is_said(version, verdict):
+    assert doctor._torch_version(version).verdict == verdict
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(64 * 2**20, "note"), (8 * 2**30, "ok")])
+def test_little_shared_memory_is_noted(free, verdict, monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(total=free, free=free))
+    [found] = doctor._shared_memory()
+    assert found.verdict == verdict
+    assert ("--workers 0" in found.value) == (verdict == "note")
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path / "none")
+    assert list(doctor._shared_memory()) == []
+
+
+def test_it_works_without_proc(monkeypatch, tmp_path):
+    """As on macOS."""
+    hidden = []
+
+    def hiding(real):
+        def opened(path, *arguments, **settings):
+            if isinstance(path, (str, Path)) and str(path).startswith("/proc"):
+                hidden.append(str(path))
+                raise FileNotFoundError(2, "hidden", str(path))
+            return real(path, *arguments, **settings)
+
+        return opened
+
+    for module in (builtins, io, os):
+        monkeypatch.setattr(module, "open", hiding(module.open))
+    found = doctor.examine(zoo.load_zoo(), tmp_path / "cache", "cpu")
+    assert [f for f in found.findings if f.verdict == "failed"] == []
+    assert hidden  # it did look

@@ -1,4 +1,4 @@
-"""Owns `dgmn2 doctor`: whether this machine can work."""
+"""`dgmn2 doctor`: whether this machine can work."""
 
 from __future__ import annotations
 
