@@ -14,10 +14,9 @@ from dgmn2cli.config.schema import (
     OptimConfig,
     Setting,
     TrainConfig,
-    config_difference,
-    config_to_toml,
     settings,
 )
+from dgmn2cli.config.text import config_difference, config_to_toml
 
 __all__ = [
     "AugmentConfig",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
@@ -88,7 +87,12 @@ Weight = Annotated[StrictFloat, Field(ge=0, le=1_000_000)]
 Steps = Annotated[StrictInt, Field(ge=0, le=10**9)]
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def setting(default: Any, help: str, **bounds: Any) -> Any:
+    """A setting's default, its meaning in a sentence, with the unit, and pydantic's bounds (`ge`, `lt`, ...)."""
+    return Field(default=default, description=help, **bounds)
+
+
+@dataclass_transform(frozen_default=True)
 def declared(section: str) -> Callable[[type[C]], type[C]]:
     """A frozen pydantic dataclass for a section; wrong values end in a `ConfigError` with every fault."""
 
@@ -120,14 +124,11 @@ def declared(section: str) -> Callable[[type[C]], type[C]]:
 class ModelConfig:
     """Which network."""
 
-    backbone: Backbone = Field(default="tiny", description="Size of the DGMN2 backbone.")
-    head: Head = Field(default="setr_pup", description="Segmentation head.")
-    num_classes: StrictInt = Field(
-        default=19, ge=2, le=255, description="Number of classes; 255 in a label file is no class."
-    )
-    drop_path: Decay = Field(
-        default=0.0,
-        description="Stochastic depth in training: probability of dropping the last block, less for earlier ones.",
+    backbone: Backbone = setting("tiny", "Size of the DGMN2 backbone.")
+    head: Head = setting("setr_pup", "Segmentation head.")
+    num_classes: StrictInt = setting(19, "Number of classes; 255 in a label file is no class.", ge=2, le=255)
+    drop_path: Decay = setting(
+        0.0, "Stochastic depth in training: probability of dropping the last block, less for earlier ones."
     )
 
 
@@ -139,42 +140,31 @@ class DataConfig:
     then the settings marked "folder" below describe it instead.
     """
 
-    kind: Literal["cityscapes", "folder"] = Field(
-        default="cityscapes", description="Layout of the data set: Cityscapes' own, or plain folders."
+    kind: Literal["cityscapes", "folder"] = setting(
+        "cityscapes", "Layout of the data set: Cityscapes' own, or plain folders."
     )
-    root: Annotated[Text, _not_blank("a folder; '.' is the working folder")] = Field(
-        default="data/cityscapes", description="Folder of the data set; a relative one starts at the working folder."
+    root: Annotated[Text, _not_blank("a folder; '.' is the working folder")] = setting(
+        "data/cityscapes", "Folder of the data set; a relative one starts at the working folder."
     )
-    train_split: Text = Field(default="train", description="Split to train on, in Cityscapes or under a dataset.toml.")
-    val_split: Text = Field(default="val", description="Split to evaluate on, in Cityscapes or under a dataset.toml.")
-    train_images: Text = Field(default="images/train", description="Folder: training images, relative to the root.")
-    train_labels: Text = Field(default="labels/train", description="Folder: training labels, relative to the root.")
-    val_images: Text = Field(default="images/val", description="Folder: images to evaluate on, relative to the root.")
-    val_labels: Text = Field(default="labels/val", description="Folder: labels to evaluate with, relative to the root.")
-    image_suffix: Text = Field(
-        default="", description="Folder: end of an image's name, `_leftImg8bit.png`; empty: any image."
+    train_split: Text = setting("train", "Split to train on, in Cityscapes or under a dataset.toml.")
+    val_split: Text = setting("val", "Split to evaluate on, in Cityscapes or under a dataset.toml.")
+    train_images: Text = setting("images/train", "Folder: training images, relative to the root.")
+    train_labels: Text = setting("labels/train", "Folder: training labels, relative to the root.")
+    val_images: Text = setting("images/val", "Folder: images to evaluate on, relative to the root.")
+    val_labels: Text = setting("labels/val", "Folder: labels to evaluate with, relative to the root.")
+    image_suffix: Text = setting("", "Folder: end of an image's name, `_leftImg8bit.png`; empty: any image.")
+    label_suffix: Text = setting(".png", "Folder: end of a label's name, in place of the image's suffix.")
+    classes: ClassNames = setting((), "Class names in the order of their ids; empty: the data set's own.")
+    palette: Annotated[tuple[Color, ...], Field(max_length=MAX_LIST)] = setting(
+        (), "Red, green, blue of each class; empty: the data set's own."
     )
-    label_suffix: Text = Field(
-        default=".png", description="Folder: end of a label's name, in place of the image's suffix."
+    ignore_index: StoredId = setting(255, "Label value of pixels that count neither in loss nor score.")
+    reduce_zero_label: StrictBool = setting(False, "Folder: label 0 is ignored and every other id is lowered by one.")
+    id_map: Annotated[tuple[tuple[StoredId, Byte], ...], Field(max_length=65536), AfterValidator(_keys_once)] = setting(
+        (), "Folder: pairs [value in the file, class id], applied before anything else; other values stay."
     )
-    classes: ClassNames = Field(
-        default=(), description="Class names in the order of their ids; empty: the data set's own."
-    )
-    palette: Annotated[tuple[Color, ...], Field(max_length=MAX_LIST)] = Field(
-        default=(), description="Red, green, blue of each class; empty: the data set's own."
-    )
-    ignore_index: StoredId = Field(
-        default=255, description="Label value of pixels that count neither in loss nor score."
-    )
-    reduce_zero_label: StrictBool = Field(
-        default=False, description="Folder: label 0 is ignored and every other id is lowered by one."
-    )
-    id_map: Annotated[tuple[tuple[StoredId, Byte], ...], Field(max_length=65536), AfterValidator(_keys_once)] = Field(
-        default=(),
-        description="Folder: pairs [value in the file, class id], applied before anything else; other values stay.",
-    )
-    workers: StrictInt = Field(
-        default=2, ge=0, le=256, description="Loader processes per training process; 0 loads in the process itself."
+    workers: StrictInt = setting(
+        2, "Loader processes per training process; 0 loads in the process itself.", ge=0, le=256
     )
 
 
@@ -182,91 +172,68 @@ class DataConfig:
 class AugmentConfig:
     """What happens to a training sample, in the published order: scale, crop, mirror, colours, normalise, pad."""
 
-    scale: tuple[Pixels, Pixels] = Field(
-        default=(2049, 1025), description="Sides, in pixels, an image is fitted into at ratio 1, its shape kept."
+    scale: tuple[Pixels, Pixels] = setting(
+        (2049, 1025), "Sides, in pixels, an image is fitted into at ratio 1, its shape kept."
     )
-    ratio: Annotated[tuple[Factor, Factor], AfterValidator(_rising)] = Field(
-        default=(0.5, 2.0), description="The scale's factor is drawn from this range."
+    ratio: Annotated[tuple[Factor, Factor], AfterValidator(_rising)] = setting(
+        (0.5, 2.0), "The scale's factor is drawn from this range."
     )
-    crop: StrictInt = Field(default=769, ge=1, le=16384, description="Side, in pixels, of the square training crop.")
-    category_max_ratio: StrictFloat = Field(
-        default=0.75,
-        gt=0,
-        le=1,
-        description="A crop passes if its largest class covers less than this share; 1 takes the first crop.",
+    crop: StrictInt = setting(769, "Side, in pixels, of the square training crop.", ge=1, le=16384)
+    category_max_ratio: StrictFloat = setting(
+        0.75, "A crop passes if its largest class covers less than this share; 1 takes the first crop.", gt=0, le=1
     )
-    flip_prob: StrictFloat = Field(default=0.5, ge=0, le=1, description="Probability of mirroring left to right.")
-    photometric: StrictBool = Field(
-        default=True, description="Distort the colours: each step with probability one half."
+    flip_prob: StrictFloat = setting(0.5, "Probability of mirroring left to right.", ge=0, le=1)
+    photometric: StrictBool = setting(True, "Distort the colours: each step with probability one half.")
+    brightness: StrictFloat = setting(32.0, "Added to every channel, at most, of 0 to 255.", ge=0, le=255)
+    contrast: Annotated[tuple[Gain, Gain], AfterValidator(_rising)] = setting(
+        (0.5, 1.5), "Range of the contrast factor."
     )
-    brightness: StrictFloat = Field(
-        default=32.0, ge=0, le=255, description="Added to every channel, at most, of 0 to 255."
+    saturation: Annotated[tuple[Gain, Gain], AfterValidator(_rising)] = setting(
+        (0.5, 1.5), "Range of the saturation factor."
     )
-    contrast: Annotated[tuple[Gain, Gain], AfterValidator(_rising)] = Field(
-        default=(0.5, 1.5), description="Range of the contrast factor."
-    )
-    saturation: Annotated[tuple[Gain, Gain], AfterValidator(_rising)] = Field(
-        default=(0.5, 1.5), description="Range of the saturation factor."
-    )
-    hue: StrictInt = Field(
-        default=18, ge=1, le=90, description="Hue shift: from -hue to hue - 1, 180 being the full circle."
-    )
+    hue: StrictInt = setting(18, "Hue shift: from -hue to hue - 1, 180 being the full circle.", ge=1, le=90)
 
 
 @declared("optim")
 class OptimConfig:
     """AdamW over one parameter group; step i of n has the rate (lr - min_lr) * (1 - i/n)**power + min_lr."""
 
-    lr: StrictFloat = Field(default=1e-4, gt=0, description="Learning rate of the first iteration.")
-    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Decay of the two moment estimates.")
-    eps: StrictFloat = Field(default=1e-8, gt=0, le=1, description="Added to the root of the second moment.")
-    weight_decay: StrictFloat = Field(
-        default=1e-4, ge=0, le=10, description="Decoupled weight decay, on every parameter."
-    )
-    power: StrictFloat = Field(
-        default=0.9, ge=0, le=100, description="Exponent of the learning rate's fall; 0 keeps it constant."
-    )
-    min_lr: StrictFloat = Field(default=0.0, ge=0, description="Learning rate the fall ends at.")
+    lr: StrictFloat = setting(1e-4, "Learning rate of the first iteration.", gt=0)
+    betas: tuple[Decay, Decay] = setting((0.9, 0.999), "Decay of the two moment estimates.")
+    eps: StrictFloat = setting(1e-8, "Added to the root of the second moment.", gt=0, le=1)
+    weight_decay: StrictFloat = setting(1e-4, "Decoupled weight decay, on every parameter.", ge=0, le=10)
+    power: StrictFloat = setting(0.9, "Exponent of the learning rate's fall; 0 keeps it constant.", ge=0, le=100)
+    min_lr: StrictFloat = setting(0.0, "Learning rate the fall ends at.", ge=0)
 
 
 @declared("train")
 class TrainConfig:
     """How long, on how much, from what, and what is kept."""
 
-    iters: StrictInt = Field(default=40_000, ge=1, le=10**9, description="Optimiser steps.")
-    batch_size: StrictInt = Field(default=2, ge=1, le=65536, description="Images per process and forward pass.")
-    recipe_batch: StrictInt = Field(
-        default=8, ge=0, le=10**6, description="Images per step the learning rate is made for; 0: any."
+    iters: StrictInt = setting(40_000, "Optimiser steps.", ge=1, le=10**9)
+    batch_size: StrictInt = setting(2, "Images per process and forward pass.", ge=1, le=65536)
+    recipe_batch: StrictInt = setting(8, "Images per step the learning rate is made for; 0: any.", ge=0, le=10**6)
+    accumulate: StrictInt = setting(1, "Forward passes whose gradients make one step.", ge=1, le=65536)
+    val_every: Steps = setting(4000, "Evaluate after this many steps; 0: only at the end.")
+    save_every: Steps = setting(4000, "Save a numbered checkpoint after this many steps; 0: none.")
+    keep: StrictInt = setting(0, "Numbered checkpoints that stay, the newest; 0: all.", ge=0, le=10**6)
+    seed: StrictInt = setting(0, "Seed of everything random.", ge=0, le=2**32 - 1)
+    deterministic: StrictBool = setting(False, "Refuse operations whose result depends on the run.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32", "dtype of the forward pass; the weights stay float32."
     )
-    accumulate: StrictInt = Field(
-        default=1, ge=1, le=65536, description="Forward passes whose gradients make one step."
+    init: Annotated[Text, _not_blank("'imagenet', 'scratch' or a path")] = setting(
+        "imagenet", "First weights: 'imagenet' (the published backbone), 'scratch', or a checkpoint's path."
     )
-    val_every: Steps = Field(default=4000, description="Evaluate after this many steps; 0: only at the end.")
-    save_every: Steps = Field(default=4000, description="Save a numbered checkpoint after this many steps; 0: none.")
-    keep: StrictInt = Field(
-        default=0, ge=0, le=10**6, description="Numbered checkpoints that stay, the newest; 0: all."
+    freeze_backbone: StrictBool = setting(False, "Train the head only.")
+    sync_bn: StrictBool = setting(True, "Synchronise batch norm statistics when several processes train.")
+    ema: StrictBool = setting(False, "Keep a moving average of the weights and evaluate that.")
+    ema_decay: Decay = setting(0.999, "Decay of the moving average per step.")
+    class_weights: Annotated[tuple[Weight, ...], Field(max_length=MAX_LIST), AfterValidator(_weights)] = setting(
+        (), "Loss weight of each class; empty: all 1."
     )
-    seed: StrictInt = Field(default=0, ge=0, le=2**32 - 1, description="Seed of everything random.")
-    deterministic: StrictBool = Field(default=False, description="Refuse operations whose result depends on the run.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="dtype of the forward pass; the weights stay float32."
-    )
-    init: Annotated[Text, _not_blank("'imagenet', 'scratch' or a path")] = Field(
-        default="imagenet",
-        description="First weights: 'imagenet' (the published backbone), 'scratch', or a checkpoint's path.",
-    )
-    freeze_backbone: StrictBool = Field(default=False, description="Train the head only.")
-    sync_bn: StrictBool = Field(
-        default=True, description="Synchronise batch norm statistics when several processes train."
-    )
-    ema: StrictBool = Field(default=False, description="Keep a moving average of the weights and evaluate that.")
-    ema_decay: Decay = Field(default=0.999, description="Decay of the moving average per step.")
-    class_weights: Annotated[tuple[Weight, ...], Field(max_length=MAX_LIST), AfterValidator(_weights)] = Field(
-        default=(), description="Loss weight of each class; empty: all 1."
-    )
-    class_weights_from: Text = Field(
-        default="",
-        description="Loss weights 'auto' (from the labels' pixel counts) or from a file; empty: `class_weights` holds.",
+    class_weights_from: Text = setting(
+        "", "Loss weights 'auto' (from the labels' pixel counts) or from a file; empty: `class_weights` holds."
     )
 
 
@@ -274,20 +241,16 @@ class TrainConfig:
 class InferenceConfig:
     """How an image is segmented: the sliding window, and the scales of the multi-scale test."""
 
-    protocol: Protocol = Field(
-        default="paper",
-        description="'paper' fits the image into `scale` first; 'native' keeps its size and pads small windows.",
+    protocol: Protocol = setting(
+        "paper", "'paper' fits the image into `scale` first; 'native' keeps its size and pads small windows."
     )
-    scale: tuple[Pixels, Pixels] = Field(
-        default=(2049, 1025), description="Sides, in pixels, an image is fitted into, its shape kept."
+    scale: tuple[Pixels, Pixels] = setting((2049, 1025), "Sides, in pixels, an image is fitted into, its shape kept.")
+    window: Pixels = setting(769, "Side, in pixels, of the sliding window.")
+    stride: Pixels = setting(513, "Pixels from one window to the next.")
+    ratios: Annotated[tuple[Factor, ...], Field(min_length=1, max_length=MAX_LIST)] = setting(
+        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), "Factors of the scale that the multi-scale test averages."
     )
-    window: Pixels = Field(default=769, description="Side, in pixels, of the sliding window.")
-    stride: Pixels = Field(default=513, description="Pixels from one window to the next.")
-    ratios: Annotated[tuple[Factor, ...], Field(min_length=1, max_length=MAX_LIST)] = Field(
-        default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
-        description="Factors of the scale that the multi-scale test averages.",
-    )
-    flip: StrictBool = Field(default=True, description="The multi-scale test averages mirrored images, too.")
+    flip: StrictBool = setting(True, "The multi-scale test averages mirrored images, too.")
 
 
 SECTIONS: dict[str, type] = {
@@ -440,31 +403,3 @@ def check_rules(values: Mapping[str, Any]) -> list[Fault]:
         for rule in RULES
         if all(key in values for key in rule.keys) and not rule.holds(*(values[key] for key in rule.keys))
     ]
-
-
-def config_to_toml(config: Config) -> str:
-    """The complete configuration as a native file: every setting, no base; `load_config` reads it back equal."""
-    lines = [f"name = {_toml(config.name)}"]
-    if config.notes:
-        lines.append(f"notes = {_toml(config.notes)}")
-    for section in SECTIONS:
-        values = getattr(config, section)
-        lines += ["", f"[{section}]", *(f"{name} = {_toml(getattr(values, name))}" for name in names_of(section))]
-    return "\n".join(lines) + "\n"
-
-
-def config_difference(a: Config, b: Config) -> list[str]:
-    """The settings in which two configurations differ, `optim.lr: 0.0001 -> 5e-05`; names and notes do not count."""
-    one, other = flat(a), flat(b)
-    return [f"{key}: {_toml(one[key])} -> {_toml(other[key])}" for key in one if one[key] != other[key]]
-
-
-def _toml(value: Any) -> str:
-    """A setting's value as TOML."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # printable text only, whose JSON and TOML spellings agree
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return repr(value)  # the shortest decimal that reads back as the same float

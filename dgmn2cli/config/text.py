@@ -1,9 +1,12 @@
-"""Reading the text of a configuration, in whichever language."""
+"""The text of a configuration: reading it, in whichever language, and writing it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+from dgmn2cli.config.schema import SECTIONS, Config, flat, names_of
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.files import read_text
 
@@ -23,3 +26,31 @@ def read_config_text(path: Path) -> str:
     except ConfigError as error:
         error.faults = (f"{path}: {error.why}",)
         raise
+
+
+def config_to_toml(config: Config) -> str:
+    """The complete configuration as a native file: every setting, no base; `load_config` reads it back equal."""
+    lines = [f"name = {_toml(config.name)}"]
+    if config.notes:
+        lines.append(f"notes = {_toml(config.notes)}")
+    for section in SECTIONS:
+        values = getattr(config, section)
+        lines += ["", f"[{section}]", *(f"{name} = {_toml(getattr(values, name))}" for name in names_of(section))]
+    return "\n".join(lines) + "\n"
+
+
+def config_difference(a: Config, b: Config) -> list[str]:
+    """The settings in which two configurations differ, `optim.lr: 0.0001 -> 5e-05`; names and notes do not count."""
+    one, other = flat(a), flat(b)
+    return [f"{key}: {_toml(one[key])} -> {_toml(other[key])}" for key in one if one[key] != other[key]]
+
+
+def _toml(value: Any) -> str:
+    """A setting's value as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)  # printable text only, whose JSON and TOML spellings agree
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)  # the shortest decimal that reads back as the same float
