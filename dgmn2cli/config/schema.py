@@ -50,7 +50,8 @@ def _run_name(text: str) -> str:
     return text
 
 
-def _class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+def class_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuses a single class, and a name given twice."""
     if len(set(names)) < len(names):
         raise ValueError("wanted every name once")
     if len(names) == 1:
@@ -75,8 +76,8 @@ ONE_CLASS = (
     "name the rest, such as ['background', 'road'], and ignore only pixels that should not count"
 )
 Text = Annotated[Printable, Field(max_length=4096)]
-ClassName = Annotated[Printable, Field(min_length=1, max_length=MAX_NAME)]
-ClassNames = Annotated[tuple[ClassName, ...], Field(max_length=MAX_LIST), AfterValidator(_class_names)]
+ClassName = Annotated[Printable, Field(min_length=1, max_length=MAX_NAME, pattern=r"\S")]
+ClassNames = Annotated[tuple[ClassName, ...], Field(max_length=MAX_LIST), AfterValidator(class_names)]
 Color = tuple[Byte, Byte, Byte]
 StoredId = Annotated[StrictInt, Field(ge=0, le=65535)]
 Pixels = Annotated[StrictInt, Field(ge=1, le=MAX_SIDE)]

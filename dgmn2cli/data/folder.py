@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dgmn2cli.data.dataset import IdMap, Pair, SegmentationSet, missing_labels
-from dgmn2cli.data.description import DESCRIPTION, IGNORE, FolderDescription, load_description
+from dgmn2cli.data.description import DESCRIPTION, IGNORE, SPLIT, FolderDescription, load_description
 from dgmn2cli.data.files import SUFFIXES
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import absence
@@ -48,7 +48,7 @@ def open_folder(path: str | Path, split: str = "train", *, labels: bool = True) 
     """
     path = Path(path)
     description = load_description(path)
-    folders = (description.images.format(split=split), description.labels.format(split=split))
+    folders = (description.images.replace(SPLIT, split), description.labels.replace(SPLIT, split))
     suffixes = (description.image_suffix, description.label_suffix)
     pairs, unmatched = find_pairs(path, path.parent, folders, suffixes, id_map(description), labels=labels)
     palette = (

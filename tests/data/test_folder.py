@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
 
 from dgmn2cli.data.catalog import find_splits, open_dataset
-from dgmn2cli.data.description import FolderDescription, load_description
+from dgmn2cli.data.description import FolderDescription, description_schema, load_description
 from dgmn2cli.data.folder import id_map, open_folder
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
@@ -68,7 +69,7 @@ def test_id_map(tmp_path: Path) -> None:
     text = 'classes = ["a", "b"]\n[id_map]\n0 = "b"\n1 = "ignore"\n2 = "b"'
     data = open_folder(make(tmp_path, text) / "dataset.toml")
     np.testing.assert_array_equal(data.read_label(0), [[1, 255, 1], [1, 255, 255]])
-    partial = 'classes = ["a"]\n[id_map]\n1 = "a"'
+    partial = 'classes = ["a", "b"]\n[id_map]\n1 = "a"'
     data = open_folder(make(tmp_path, partial) / "dataset.toml")
     with pytest.raises(DataError, match="it holds 0, 2, which are not among the class ids"):
         data.read_label(0)
@@ -81,7 +82,7 @@ def test_ignored_ids() -> None:
     np.testing.assert_array_equal(table[[0, 1, 2, 200]], [0, 255, 2, 255])
     legal = id_map(FolderDescription(("a", "b", "c"), ignore=(1, 200))).legal
     assert np.flatnonzero(legal).tolist() == [0, 1, 2, 200]
-    mapped = id_map(FolderDescription(("a",), id_map=((255, "a"),)))
+    mapped = id_map(FolderDescription(("a", "b"), id_map=((255, "a"),)))
     assert mapped.table[255] == 0
 
 
@@ -115,7 +116,7 @@ def test_all_faults_of_a_description_at_once(tmp_path: Path) -> None:
         image = "x"
         images = "{city}"
         palette = [[1, 2]]
-        ignore = 256
+        ignore = 65536
         reduce_zero_label = 1
         id_map = {x = "a"}
         unlisted = "drop"
@@ -134,14 +135,29 @@ def test_all_faults_of_a_description_at_once(tmp_path: Path) -> None:
     ("text", "why"),
     [
         ("", "classes: missing"),
-        ("classes = 3", "expected a list of names"),
+        ("classes = 3", "classes: 3, wanted a list of texts"),
         ("classes = [", "not TOML"),
-        ("classes = []", "expected a list of names"),
+        ("classes = []", "at least 1"),
+        ('classes = ["a"]', "two or more"),
+        ('classes = ["a", "ignore"]', "other names than 'ignore'"),
+        ('classes = ["a", " "]', "wanted a list of texts"),
+        ('classes = ["a", "b\\u001b[31m"]', "control characters"),
+        (f'classes = ["a", "{"b" * 20_000}"]', "1 to 200 characters"),
+        ('classes = ["a", "b"]\nimages = "x/{split.nope}"', "only placeholder"),
+        ('classes = ["a", "b"]\nimages = "x/{split:>9999999999}"', "only placeholder"),
+        ('classes = ["a", "b"]\nlabels = "{0}"', "only placeholder"),
+        ('classes = ["a", "b"]\nlabel_format = "colour"', "needs a palette"),
+        ('classes = ["a", "b"]\nlabel_format = "color"', "did you mean 'colour'"),
+        ('classes = ["a", "b"]\nignore = 65536', "0 to 65535"),
+        ('classes = ["a", "b"]\nid_map = {65536 = "a"}', "0 to 65535"),
+        ("x = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("x = " + "9" * 5000, "not TOML"),
+        ("a" + ".a" * 100_000 + " = 1", "more than 400 dots"),
         ('classes = ["a"]\nclasses = ["b"]', "not TOML"),
         ('classes = ["a", "b"]\npalette = [[1, 2, 3]]', "1 entries for 2 classes"),
-        ('classes = ["a"]\nid_map = {1 = "z"}', "'z' is none of the classes"),
-        ('classes = ["a"]\nreduce_zero_label = true\nid_map = {1 = "a"}', "only one of them"),
-        (f"classes = {[str(i) for i in range(256)]}", "256 classes"),
+        ('classes = ["a", "b"]\nid_map = {1 = "z"}', "'z' is none of the classes"),
+        ('classes = ["a", "b"]\nreduce_zero_label = true\nid_map = {1 = "a"}', "only one of them"),
+        (f"classes = {[str(i) for i in range(256)]}", "at most 255"),
     ],
 )
 def test_wrong_descriptions(tmp_path: Path, text: str, why: str) -> None:
@@ -151,10 +167,34 @@ def test_wrong_descriptions(tmp_path: Path, text: str, why: str) -> None:
         load_description(path)
 
 
+def test_a_description_fits_the_generated_schema(tmp_path: Path) -> None:
+    schema = description_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    good = {"classes": ["a", "b"], "ignore": 65535, "id_map": {"300": "a", "7": "ignore"}, "label_format": "ids"}
+    jsonschema.validate(good, schema)
+    path = tmp_path / "dataset.toml"
+    path.write_text('classes = ["a", "b"]\nignore = 65535\nid_map = {300 = "a", 7 = "ignore"}\n')
+    assert load_description(path) == FolderDescription(("a", "b"), ignore=(65535,), id_map=((300, "a"), (7, "ignore")))
+    for wrong in (
+        {"classes": ["a"] * 256},
+        {**good, "ignore": -1},
+        {**good, "image": "x"},
+        {**good, "id_map": {"x": "a"}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
+def test_a_description_of_windows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.toml"
+    path.write_bytes(b'\xef\xbb\xbfclasses = ["a", "b"]\r\nunlisted = "ignore"\r\n')
+    assert load_description(path).unlisted == "ignore"
+
+
 def test_an_unreadable_description(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_description(tmp_path / "none.toml")
     path = tmp_path / "bytes.toml"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="not TOML"):
+    with pytest.raises(ConfigError, match="line 1 is not UTF-8"):
         load_description(path)

@@ -210,7 +210,7 @@ def test_predictions_never_overwrite_the_data_set(tmp_path: Path) -> None:
         write_png(tmp_path / "images" / f"{i}.png", np.zeros((8, 8, 3), np.uint8))
         write_png(tmp_path / "trainIds" / f"{i}_trainIds.png", np.zeros((8, 8), np.uint8))
     (tmp_path / "dataset.toml").write_text(
-        'images = "images"\nlabels = "trainIds"\nlabel_suffix = "_trainIds.png"\nclasses = ["a"]\n'
+        'images = "images"\nlabels = "trainIds"\nlabel_suffix = "_trainIds.png"\nclasses = ["a", "b"]\n'
     )
     data = open_dataset(tmp_path, "all")
     with pytest.raises(ConfigError, match="would overwrite") as caught:
