@@ -43,7 +43,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         packages = {name.rsplit(".", count)[0] for count in range(1, name.count(".") + 1)}  # loaded before it anyway
         needs[name] = set() if name == FACADE else wanted - packages
     assert sum(map(len, needs.values())) > 300, "the imports were not found"
-    assert "dgmn2cli.ops.triton.operators" in needs["dgmn2cli.ops.triton.backend"], "the lazy imports were not found"
+    assert "dgmn2cli.ops.triton.operators" in needs["dgmn2cli.ops.triton"], "the lazy imports were not found"
     try:
         graphlib.TopologicalSorter(needs).prepare()
     except graphlib.CycleError as circle:

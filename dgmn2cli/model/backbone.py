@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dgmn2cli.model.attention import HEAD_WIDTH, TABLE_MARGIN, DynamicGraphAttention
+from dgmn2cli.ops.operators import transformed
 
 CHANNELS = (64, 128, 320, 512)
 MLP_RATIOS = (8, 8, 4, 4)
@@ -68,7 +69,7 @@ class Mlp(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """`(B, N, C)` to `(B, N, C)`."""
         hidden = self.fc1(tokens)
-        if self.recompute and hidden.requires_grad:
+        if self.recompute and hidden.requires_grad and not transformed():
             return checkpoint(self._contract, hidden, use_reentrant=False, preserve_rng_state=False)
         return self._contract(hidden)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dgmn2cli.model.backbone import CHANNELS
+from dgmn2cli.ops.operators import transformed
 from dgmn2cli.ops.resample import resize_rows, source_rows
 
 PUP_CHANNELS = 256
@@ -113,7 +114,8 @@ class SetrPupHead(nn.Module):
             x = resize(x, square(2 * x.shape[-1]))
         x = self.conv_step(2, x)
         side = 2 * x.shape[-1]
-        if self.recompute and x.requires_grad and x.dtype != torch.float64:  # bands round positions as for float32 maps
+        banded = self.recompute and x.requires_grad and not transformed()
+        if banded and x.dtype != torch.float64:  # bands round positions as for float32 maps
             logits = classify_resized(self.conv_seg, x, square(side))
         else:
             logits = self.conv_seg(resize(x, square(side)))

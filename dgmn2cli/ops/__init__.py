@@ -1,17 +1,19 @@
 """The two deformable ops of DGMN2: one definition, several implementations, and the choice between them.
 
-`deform_attention` is what the model runs; `deform_unfold` is the published extension's operation.
+`deform_attention` is what the model runs; `deform_unfold` is the published extension's operation. Both differentiate
+to any order, forward and backward, and go through `torch.vmap`; a kernel gives values and first gradients, the rest
+comes from the definition.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from dgmn2cli.ops import contract, native, reference
+from dgmn2cli.ops import native, reference
 from dgmn2cli.ops.backend import Availability, available_backends, default_backend, resolve, set_default_backend
-from dgmn2cli.ops.contract import Pair
+from dgmn2cli.ops.contract import Pair, check_attention, check_unfold, pair, require_tensors
 from dgmn2cli.ops.reference import resample_table
-from dgmn2cli.ops.triton import backend as triton_backend
 
 __all__ = [
     "Availability",
@@ -49,19 +51,21 @@ def deform_attention(
         backend: `auto`, `native`, `triton` or `reference`.
 
     Returns:
-        `(B, N, h * d)` contiguous, in qkv's number format; half-precision inputs are accumulated in float32.
+        `(B, N, h * d)` contiguous, of qkv's dtype; half-precision inputs are accumulated in float32.
 
     Raises:
-        ConfigError: sizes or number formats that do not fit, no such backend.
+        ConfigError: shapes, dtypes or devices that do not fit, no such backend.
         ResourceError: the named backend cannot run here.
     """
-    contract.check_attention(qkv, offset, height_table, width_table, size)
     chosen = resolve(backend, qkv.device, qkv.dtype)
-    if chosen == "native":
-        return native.attention(qkv, offset, height_table, width_table, size[0], size[1])
+    tensors = (qkv, offset, height_table, width_table)
+    if chosen == "reference":
+        require_tensors("deform_attention", tensors, native.attention.tensors)
+        check_attention(*tensors, *size)
+        return reference.deform_attention(*tensors, size)
     if chosen == "triton":
-        return triton_backend.deform_attention(qkv, offset, height_table, width_table, size)
-    return reference.deform_attention(qkv, offset, height_table, width_table, size)
+        return torch.ops.dgmn2.triton_attention(*tensors, *size)[0]
+    return torch.ops.dgmn2.attention(*tensors, *size)
 
 
 def deform_unfold(
@@ -87,18 +91,22 @@ def deform_unfold(
         `(B, C * kh * kw, Ho * Wo)` in `torch.nn.functional.unfold`'s order; NaN where an offset is not finite.
 
     Raises:
-        ConfigError: sizes or number formats that do not fit, no such backend.
+        ConfigError: shapes, dtypes, devices or numbers that do not fit, no such backend.
         ResourceError: the named backend cannot run here.
     """
     op = "deform_unfold"
-    kernel = contract.pair(op, "kernel_size", kernel_size, 1)
-    step = contract.pair(op, "stride", stride, 1)
-    pad = contract.pair(op, "padding", padding, 0)
-    dilate = contract.pair(op, "dilation", dilation, 1)
-    contract.check_unfold(input, offset, kernel, step, pad, dilate, deformable_groups)
+    geometry = [
+        *pair(op, "kernel_size", kernel_size, 1),
+        *pair(op, "stride", stride, 1),
+        *pair(op, "padding", padding, 0),
+        *pair(op, "dilation", dilation, 1),
+        deformable_groups,
+    ]
     chosen = resolve(backend, input.device, input.dtype)
-    if chosen == "native":
-        return native.unfold(input, offset, [*kernel, *step, *pad, *dilate, deformable_groups])
+    if chosen == "reference":
+        require_tensors(op, (input, offset), native.unfold.tensors)
+        check_unfold(input, offset, geometry)
+        return reference.deform_unfold(input, offset, geometry)
     if chosen == "triton":
-        return triton_backend.deform_unfold(input, offset, kernel, step, pad, dilate, deformable_groups)
-    return reference.deform_unfold(input, offset, kernel, step, pad, dilate, deformable_groups)
+        return torch.ops.dgmn2.triton_unfold(input, offset, geometry)
+    return torch.ops.dgmn2.unfold(input, offset, geometry)

@@ -1,4 +1,4 @@
-"""Owns which implementation of the ops runs: who can, why the others cannot, and the one that was chosen."""
+"""Which implementation of the ops runs: who can, why the others cannot, and the one that was chosen."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dgmn2cli.errors import ConfigError, ResourceError
-from dgmn2cli.ops import native
-from dgmn2cli.ops.triton import backend as triton_backend
+from dgmn2cli.ops import native, triton
 
 LOGGER = logging.getLogger("dgmn2cli")
 
@@ -34,16 +33,11 @@ class Availability:
         return not self.reason
 
 
-def _reference_refusal(device: str, dtype: str) -> str:
-    """The definition runs everywhere."""
-    return ""
-
-
 # In the order `auto` tries them; each says why it cannot run on a device type ("" for any) and a dtype ("" for any).
 _REFUSALS: dict[str, Callable[[str, str], str]] = {
     "native": native.refusal,
-    "triton": triton_backend.refusal,
-    "reference": _reference_refusal,
+    "triton": triton.refusal,
+    "reference": lambda device, dtype: "",
 }
 NAMES = ("auto", *_REFUSALS)
 
@@ -78,13 +72,13 @@ def default_backend(name: str) -> Iterator[None]:
 
 
 def resolve(backend: str = "auto", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
-    """The name of the backend that runs for a device and a number format.
+    """The name of the backend that runs for a device and a dtype.
 
     Args:
         backend: `auto`, `native`, `triton` or `reference`. `auto` takes the process's default, and by default the
             first that can run: native on CPU, Triton on CUDA, else the definition; the choice is logged once.
         device: where the tensors are.
-        dtype: the number format of q, k and v (or of the unfolded map).
+        dtype: of q, k and v (or of the unfolded map).
 
     Returns:
         The backend's own name, never `auto`.
@@ -106,7 +100,7 @@ def _known(name: str) -> str:
 def _choose(wanted: str, device: str, dtype: str) -> str:
     chosen = _first_able(wanted, device, dtype)
     if chosen == "triton":
-        triton_backend.load()
+        triton.load()
     return chosen
 
 

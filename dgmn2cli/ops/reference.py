@@ -1,6 +1,8 @@
-"""Owns the definition of both ops in plain PyTorch: any device, differentiable, every kernel is tested against it."""
+"""The definition of both ops in plain PyTorch: any device, differentiable; every kernel is tested against it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -66,7 +68,7 @@ def deform_attention(
     work = torch.promote_types(qkv.dtype, torch.float32)
     q, k, v = qkv.to(work).unbind(2)  # each (B, N, h, d)
     tables = height_table.to(work), width_table.to(work)
-    offset = offset.to(work).view(batch, height, width, heads, SAMPLES, 2)
+    offset = offset.to(work).reshape(batch, height, width, heads, SAMPLES, 2)
     y, x = offset.permute(5, 0, 3, 1, 2, 4)  # each (B, h, H, W, 9)
     tap = torch.arange(KERNEL, device=qkv.device, dtype=work) - 1
     rows = torch.arange(height, device=qkv.device, dtype=work)[:, None, None]
@@ -84,21 +86,17 @@ def deform_attention(
     return mixed.transpose(1, 2).reshape(batch, count, heads * depth).to(qkv.dtype)
 
 
-def deform_unfold(
-    input: Tensor,
-    offset: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    deformable_groups: int,
-) -> Tensor:
-    """The definition of `dgmn2cli.ops.deform_unfold`; half-precision inputs are computed in float32."""
+def deform_unfold(input: Tensor, offset: Tensor, geometry: Sequence[int]) -> Tensor:
+    """The definition of `dgmn2cli.ops.deform_unfold`; half-precision inputs are computed in float32.
+
+    `geometry` holds kernel size, stride, padding and dilation, vertical and horizontal each, then the groups.
+    """
     batch, channels, height, width = input.shape
-    groups, taps = deformable_groups, kernel_size[0] * kernel_size[1]
+    kernel_size, stride, padding, dilation = (geometry[i : i + 2] for i in (0, 2, 4, 6))
+    groups, taps = geometry[8], kernel_size[0] * kernel_size[1]
     out_height, out_width = offset.shape[2:]
     work = torch.promote_types(input.dtype, torch.float32)
-    shift = offset.to(work).view(batch * groups, taps, 2, out_height, out_width)
+    shift = offset.to(work).reshape(batch * groups, taps, 2, out_height, out_width)
 
     def grid(axis: int, length: int) -> Tensor:
         """Undisplaced coordinates along one axis, `(taps along it, length)`."""

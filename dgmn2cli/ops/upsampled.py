@@ -1,4 +1,4 @@
-"""Owns the 3x3 convolution of a bilinearly enlarged map at the small map's cost, by the compiled CPU kernels.
+"""The 3x3 convolution of a bilinearly enlarged map at the small map's cost, by the compiled CPU kernels.
 
 A convolution is nine products with a matrix of channels, one per tap, and such products commute with bilinear resizing:
 they are taken on the small map and interpolated afterwards. Enlarging by two along both axes leaves a quarter of the
@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dgmn2cli.ops import native
+from dgmn2cli.ops.contract import refuse, require_memory, require_shape, require_tensors
+from dgmn2cli.ops.operators import LIBRARY, below_autograd, has_tangent, wants_gradient
 from dgmn2cli.ops.resample import source_rows
 
 TAPS = 9
+LONGEST = 1 << 20  # side of a map; positions are float32
 PRODUCT_ELEMENTS = 1 << 21  # products held at a time: they should stay in the cache until they are summed
 Size = tuple[int, int]
 
@@ -45,12 +49,11 @@ def convolve_upsampled(
     height, width, _ = lines.shape
     channels = bias.shape[0]
     plan = _plan(height, target[0], max(1, PRODUCT_ELEMENTS // (width * TAPS * channels)))
-    down, across = _axis(height, target[0]), _axis(width, target[1])
     ring = lines.new_empty(plan.ring_rows, target[1], 3, channels)
     for rows, made in plan.steps:
         products = multiply(lines[rows].flatten(0, 1))
         out = lines.new_empty(made.stop - made.start, target[1], channels)
-        upsampled_rows(products, ring, out, bias, *down, *across, height, width, target[0], rows.start, made.start)
+        torch.ops.dgmn2.upsampled_rows(products, ring, out, bias, height, width, target[0], rows.start, made.start)
         yield out
 
 
@@ -91,58 +94,102 @@ def _axis(length: int, target: int) -> tuple[Tensor, Tensor]:
     return upper.to(torch.int32), weight.contiguous()
 
 
-@torch.library.custom_op("dgmn2::upsampled_rows", mutates_args=("ring", "out"), device_types="cpu")
-def upsampled_rows(
+def _check(
     products: Tensor,
     ring: Tensor,
     out: Tensor,
     bias: Tensor,
-    down: Tensor,
-    down_weight: Tensor,
-    across: Tensor,
-    across_weight: Tensor,
     height: int,
     width: int,
     out_height: int,
     first_row: int,
     first_out: int,
 ) -> None:
-    """One step of `convolve_upsampled`.
+    """Refuses arguments that do not fit, and a step outside the maps."""
+    op, tensors = "upsampled_rows", (products, ring, out, bias)
+    require_tensors(op, tensors, ("products", "ring", "out", "bias"), (torch.float32,))
+    if min(height, width, out_height) < 1 or max(height, width, out_height) > LONGEST:
+        raise refuse(op, "size", (height, width, out_height), f"numbers from 1 to {LONGEST}")
+    if bias.dim() != 1 or ring.dim() != 4 or out.dim() != 3 or products.dim() != 2:
+        raise refuse(op, "arguments", [tensor.dim() for tensor in tensors], "2, 4, 3 and 1 dimensions")
+    channels, out_width, rows = bias.shape[0], ring.shape[1], products.shape[0] // width
+    if channels < 1 or not 1 <= out_width <= LONGEST or ring.shape[0] < 1 or rows < 1:
+        raise refuse(op, "arguments", [tuple(tensor.shape) for tensor in tensors], "no empty axis")
+    require_shape(op, "products", products, (rows * width, TAPS * channels))
+    require_shape(op, "ring", ring, (ring.shape[0], out_width, 3, channels))
+    require_shape(op, "out", out, (out.shape[0], out_width, channels))
+    for name, tensor in (("products", products), ("ring", ring), ("out", out), ("bias", bias)):
+        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            raise refuse(op, name, f"{tensor.dtype}, strides {tensor.stride()}", "float32, contiguous")
+    if first_row < 0 or first_row + rows > height or first_out < 0 or first_out + out.shape[0] > out_height:
+        raise refuse(op, "rows", (first_row, first_out), f"a step within {height} and {out_height} rows")
+
+
+def _check_ring(
+    held: int, last_row: int, height: int, out_height: int, first_row: int, first_out: int, rows: int
+) -> None:
+    """Refuses a ring that cannot hold the small map's rows up to `last_row` that `rows` rows of the result need."""
+    if not rows:
+        return
+    upper, lower, _ = source_rows(height, out_height)
+    oldest, newest = int(upper[max(first_out - 1, 0)]), int(lower[min(first_out + rows, out_height - 1)])
+    if newest >= last_row or last_row - min(oldest, first_row) > held:
+        raise refuse("upsampled_rows", "ring", f"{held} rows up to {last_row}", f"rows {oldest} to {newest}")
+
+
+def _upsampled_rows(
+    products: Tensor,
+    ring: Tensor,
+    out: Tensor,
+    bias: Tensor,
+    height: int,
+    width: int,
+    out_height: int,
+    first_row: int,
+    first_out: int,
+) -> None:
+    """One step of `convolve_upsampled`, the operator `dgmn2::upsampled_rows`.
 
     Args:
         products: `(rows * w, 9 * O)` contiguous: of source rows `first_row` and on.
         ring: `(ring rows, W, 3, O)`, kept from step to step.
         out: `(out rows, W, O)`, written: rows `first_out` and on of the result.
         bias: `(O,)`.
-        down, down_weight: `(H,)` int32, float32: the source row above each row of the large map, and how much the one
-            below it counts.
-        across, across_weight: `(W,)`, the same along x.
         height, width: of the small map.
         out_height: H.
         first_row, first_out: see above.
     """
-    kernels = native.loaded()
-    rows = products.shape[0] // width
-    kernels.upsampled_rows(
-        native.FORMATS[products.dtype],
+    arguments = (height, width, out_height, first_row, first_out)
+    _check(products, ring, out, bias, *arguments)
+    _check_ring(
+        ring.shape[0], first_row + products.shape[0] // width, height, out_height, first_row, first_out, out.shape[0]
+    )
+    down, down_weight = _axis(height, out_height)
+    across, across_weight = _axis(width, ring.shape[1])
+    tensors = (products, ring, out, bias, down, down_weight, across, across_weight)
+    require_memory("upsampled_rows", tensors)
+    at = [tensor.data_ptr() for tensor in tensors]
+    native.loaded().upsampled_rows(
+        native.DTYPES[products.dtype],
         torch.get_num_threads(),
         native.instruction_set_level(),
-        products.data_ptr(),
-        ring.data_ptr(),
-        out.data_ptr(),
-        bias.data_ptr(),
-        down.data_ptr(),
-        down_weight.data_ptr(),
-        height,
-        out_height,
-        across.data_ptr(),
-        across_weight.data_ptr(),
-        width,
-        ring.shape[1],
-        bias.shape[0],
-        rows,
-        first_row,
-        ring.shape[0],
-        out.shape[0],
-        first_out,
+        *at[:6],
+        *(height, out_height),
+        *at[6:],
+        *(width, ring.shape[1]),
+        *(bias.shape[0], products.shape[0] // width, first_row, ring.shape[0], out.shape[0], first_out),
     )
+
+
+def _refuse_derivatives(keyset: Any, *arguments: Any) -> None:
+    tensors = arguments[:4]
+    if has_tangent(tensors) or wants_gradient(tensors):
+        raise refuse("upsampled_rows", "arguments", "differentiated", "torch.no_grad(): it has no derivative")
+    torch.autograd.graph.increment_version(arguments[1:3])
+    below_autograd(torch.ops.dgmn2.upsampled_rows.default, keyset, *arguments)
+
+
+LIBRARY.define("upsampled_rows" + torch.library.infer_schema(_upsampled_rows, mutates_args=("ring", "out")))
+LIBRARY.impl("upsampled_rows", _upsampled_rows, "CPU")
+LIBRARY.impl("upsampled_rows", _refuse_derivatives, "Autograd", with_keyset=True)
+torch.library.register_fake("dgmn2::upsampled_rows", _check, lib=LIBRARY)

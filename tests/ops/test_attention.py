@@ -161,7 +161,7 @@ def test_gradcheck(native: str, size: tuple[int, int]) -> None:
 def test_opcheck(native: str) -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         leaves = [tensor.requires_grad_() for tensor in inputs(2, 4, 5, 2, 8, dtype)]
-        torch.library.opcheck(native_module.attention, (*leaves, 4, 5))
+        torch.library.opcheck(torch.ops.dgmn2.attention.default, (*leaves, 4, 5))
 
 
 def test_compiles_whole_and_exports(native: str) -> None:
@@ -294,7 +294,7 @@ def test_backward_needs_no_unfolded_tensor(native: str, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Tensor, "new_zeros", count(plain_zeros))
     monkeypatch.setattr(Tensor, "new_empty", count(plain_empty))
-    grads = native_module.attention_backward(grad, qkv, offset, height_table, width_table, 16, 15)
+    grads = torch.ops.dgmn2.attention_backward(grad, qkv, offset, height_table, width_table, 16, 15)
     returned = sum(g.numel() for g in grads)
     samples, cells = 240 * 2 * 9, 17 * 16 * 2
     tables = 9 * (16 + 15) * 64

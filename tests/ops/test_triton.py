@@ -16,10 +16,10 @@ import torch
 
 from dgmn2cli.errors import ResourceError
 from dgmn2cli.ops import deform_attention, resolve
-from dgmn2cli.ops.triton import backend as triton_backend
+from dgmn2cli.ops import triton as triton_backend
 
 ROOT = Path(__file__).parents[2]
-INTERPRETED_TESTS = 22
+INTERPRETED_TESTS = 24
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgmn2cli.errors import ResourceError
+from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.ops import available_backends, deform_attention, deform_unfold, reference, resample_table, resolve
 from dgmn2cli.ops.contract import output_size
 
@@ -119,11 +119,12 @@ def test_unfold(
     stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], dtype: torch.dtype,
 ) -> None:  # fmt: skip
     arguments = (kernel, stride, padding, dilation, groups)
-    out_size = output_size((height, width), kernel, stride, padding, dilation)
+    geometry = [*kernel, *stride, *padding, *dilation, groups]
+    out_size = output_size((height, width), geometry)
     taps = kernel[0] * kernel[1]
     assert_same_gradients(
         lambda *t: deform_unfold(*t, *arguments, backend="triton"),
-        lambda *t: reference.deform_unfold(*t, *arguments),
+        lambda *t: reference.deform_unfold(*t, geometry),
         [
             draw(batch, channels, height, width, dtype=dtype),
             draw(batch, groups * 2 * taps, *out_size, dtype=dtype, scale=2.0),
@@ -182,7 +183,7 @@ def test_unfold_offsets_that_are_not_finite_or_far_outside() -> None:
     maps, offset = draw(1, 3, 5, 4), hostile(draw(1, 18, 5, 4))
     wanted_inputs = exact([maps, offset])
     out = deform_unfold(maps, offset, 3, padding=1, backend="triton")
-    wanted = reference.deform_unfold(*wanted_inputs, (3, 3), (1, 1), (1, 1), (1, 1), 1)
+    wanted = reference.deform_unfold(*wanted_inputs, [3, 3, 1, 1, 1, 1, 1, 1, 1])
     assert out.isnan().any()
     torch.testing.assert_close(out.double(), wanted, equal_nan=True, rtol=1e-5, atol=1e-6)
     gradient = torch.autograd.grad(out, [maps, offset], torch.ones_like(out))
@@ -226,10 +227,11 @@ def test_inputs_of_any_stride() -> None:
 def test_unfold_of_channels_last_and_expanded_maps() -> None:
     maps, offset = draw(2, 5, 4, 3), draw(2, 18, 4, 3)
     arguments = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    geometry = [3, 3, 1, 1, 1, 1, 1, 1, 1]
     for view in (maps.to(memory_format=torch.channels_last), maps[:1].expand(2, -1, -1, -1)):
         assert_same_gradients(
             lambda *t: deform_unfold(*t, *arguments, backend="triton"),
-            lambda *t: reference.deform_unfold(*t, *arguments),
+            lambda *t: reference.deform_unfold(*t, geometry),
             [view.detach().requires_grad_(), offset],
             TOLERANCE[torch.float32],
         )
@@ -257,9 +259,62 @@ def test_the_operators_keep_pytorchs_rules() -> None:
     assert len(checks) == 4
     assert set(checks.values()) == {"SUCCESS"}
     maps, offset = draw(1, 2, 2, 3), draw(1, 18, 2, 3)
-    arguments = ([3, 3], [1, 1], [1, 1], [1, 1], 1)
-    checks = torch.library.opcheck(torch.ops.dgmn2.triton_unfold.default, (maps, offset, *arguments))
+    checks = torch.library.opcheck(torch.ops.dgmn2.triton_unfold.default, (maps, offset, [3, 3, 1, 1, 1, 1, 1, 1, 1]))
     assert set(checks.values()) == {"SUCCESS"}
+
+
+def test_raw_calls_that_do_not_fit_are_refused() -> None:
+    resolve("triton", DEVICE)
+    attend, gradient = torch.ops.dgmn2.triton_attention, torch.ops.dgmn2.triton_attention_backward
+    given = [tensor.detach() for tensor in attention_inputs(1, 2, 3, 1, 16, torch.float32)]
+    out, logits = attend(*given, 2, 3)
+    assert len(gradient(out, logits, *given, 2, 3)) == 4
+    qkv, offset, *tables = given
+    wrong = [
+        [*given, 20, 30], [*given, -2, -3], [*given, 2**62, 6], [*given, 3, 2], [qkv.long(), offset, *tables, 2, 3],
+        [qkv.double(), offset, *tables, 2, 3], [qkv, offset[:, :5], *tables, 2, 3],
+    ]  # fmt: skip
+    for arguments in wrong:
+        with pytest.raises(ConfigError, match="cannot run"):
+            attend(*arguments)
+        with pytest.raises(ConfigError, match="cannot run"):
+            gradient(out, logits, *arguments)
+    for spoilt in (
+        (out[:, :5], logits),
+        (out, logits[..., :5]),
+        (out, logits.double()),
+        (out, logits.mT.contiguous().mT),
+    ):
+        with pytest.raises(ConfigError, match=r"grad|result 1"):
+            gradient(*spoilt, *given, 2, 3)
+    maps, shifts = draw(1, 2, 2, 3).detach(), draw(1, 18, 2, 3).detach()
+    for geometry in (
+        [3, 3, 1, 1, 1, 1, 1, 1],
+        [3, 3, 0, 1, 1, 1, 1, 1, 1],
+        [3, 3, 1, 1, 2**40, 1, 1, 1, 1],
+        [2, 2] * 4 + [3],
+    ):
+        with pytest.raises(ConfigError, match="cannot run"):
+            torch.ops.dgmn2.triton_unfold(maps, shifts, geometry)
+        with pytest.raises(ConfigError, match="cannot run"):
+            torch.ops.dgmn2.triton_unfold_backward(draw(1, 18, 6).detach(), maps, shifts, geometry)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated")
+def test_other_derivatives_come_from_the_definition() -> None:
+    inputs = attention_inputs(1, 2, 3, 1, 16, torch.float32)
+    tangents = tuple(torch.randn_like(tensor) for tensor in inputs)
+    primals = tuple(tensor.detach() for tensor in inputs)
+    found = torch.func.jvp(lambda *t: deform_attention(*t, (2, 3), backend="triton"), primals, tangents)[1]
+    double = tuple(tensor.double() for tensor in primals), tuple(tensor.double() for tensor in tangents)
+    assert error(found, torch.func.jvp(lambda *t: reference.deform_attention(*t, (2, 3)), *double)[1]) < 1e-5
+    seconds = []
+    for run, leaves in ((lambda *t: deform_attention(*t, (2, 3), backend="triton"), inputs),
+                        (lambda *t: reference.deform_attention(*t, (2, 3)), exact(inputs))):  # fmt: skip
+        first = torch.autograd.grad(run(*leaves).square().sum(), leaves, create_graph=True)
+        seconds.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for ours, theirs in zip(*seconds, strict=True):
+        assert error(ours, theirs) < 1e-4
 
 
 def test_compiled_without_a_graph_break() -> None:
@@ -325,7 +380,7 @@ def test_trying_out_configurations_does_not_add_gradients_twice(monkeypatch: pyt
     arguments = ((1, 1), (1, 1), (0, 0), (1, 1), 1)
     assert_same_gradients(
         lambda *t: deform_unfold(*t, *arguments, backend="triton"),
-        lambda *t: reference.deform_unfold(*t, *arguments),
+        lambda *t: reference.deform_unfold(*t, [1, 1, 1, 1, 0, 0, 1, 1, 1]),
         [draw(1, 2, 2, 3), draw(1, 2, 2, 3)],
         TOLERANCE[torch.float32],
     )

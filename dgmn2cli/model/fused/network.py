@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dgmn2cli.errors import ConfigError
 from dgmn2cli.model.backbone import Backbone, PatchEmbedding, StemEmbedding
 from dgmn2cli.model.fused.layers import FusedBlock, FusedConv, ResizedConv, can_pack
 from dgmn2cli.model.heads import (
@@ -29,6 +30,7 @@ from dgmn2cli.model.heads import (
 )
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops.native import on_large_pages
+from dgmn2cli.ops.operators import has_tangent
 from dgmn2cli.ops.resample import resize_chain
 
 Size = tuple[int, int]
@@ -53,6 +55,10 @@ class InferenceForm(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, num_classes, H, W)` of normalised RGB images `(B, 3, H, W)`."""
+        if has_tangent((images,)):
+            raise ConfigError(
+                "cannot differentiate an inference form", hint="Differentiate the network it was made of."
+            )
         features = self.backbone(images)
         if self.neck is not None:
             features = self.neck(features)

@@ -1,4 +1,4 @@
-"""Owns the Triton kernels as PyTorch operators: `dgmn2::triton_*`, registered with shapes and gradients on import.
+"""The Triton kernels as PyTorch operators, `dgmn2::triton_attention` and `dgmn2::triton_unfold`, registered on import.
 
 Launches are autotuned over a small fixed set of configurations, once per head width, number formats and power of two
 of the number of queries; under the interpreter and under `torch.use_deterministic_algorithms` a fixed one runs.
@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgmn2cli.errors import ResourceError
+from dgmn2cli.ops import reference
+from dgmn2cli.ops.contract import check_attention, check_unfold
+from dgmn2cli.ops.operators import Operator, Outputs
 from dgmn2cli.ops.reference import SAMPLES, TABLE_MARGIN
-from dgmn2cli.ops.triton import kernels
+from dgmn2cli.ops.triton import DTYPES, interpreted, kernels
 from dgmn2cli.ops.triton import unfold as unfold_kernels
-from dgmn2cli.ops.triton.switch import interpreted
 
 # (queries, warps) of a program. At 64 channels these hold 4 or 8 numbers of each tile per thread; with 16 the compiler
 # runs out of registers backward.
@@ -92,13 +94,17 @@ def _widths(depth: int) -> dict[str, int]:
     return {"D": depth, "BLOCK_D": max(16, triton.next_power_of_2(depth))}
 
 
-@torch.library.custom_op("dgmn2::triton_attention", mutates_args=())
+def _outputs(qkv: Tensor, *_arguments: Any) -> Outputs:
+    batch, count, _, heads, depth = qkv.shape
+    return [((batch, count, heads * depth), qkv.dtype), ((batch, heads, SAMPLES, count), torch.float32)]
+
+
 def _attention(
     qkv: Tensor, offset: Tensor, height_table: Tensor, width_table: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """`(B, N, h * d)` in qkv's format, and the logits `(B, h, 9, N)` float32 that the backward pass starts from."""
+    """`(B, N, h * d)` of qkv's dtype, and the logits `(B, h, 9, N)` float32 that the backward pass starts from."""
     batch, count, _, heads, depth = qkv.shape
-    out, logits = _attention_shapes(qkv, offset, height_table, width_table, height, width)
+    out, logits = (qkv.new_empty(shape, dtype=dtype) for shape, dtype in _outputs(qkv))
     if out.numel() == 0:
         return out, logits
     qkv, offset, height_table, width_table = map(_rows, (qkv, offset, height_table, width_table))
@@ -141,16 +147,6 @@ def _attention(
     return out, logits
 
 
-@_attention.register_fake
-def _attention_shapes(
-    qkv: Tensor, offset: Tensor, height_table: Tensor, width_table: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor]:
-    batch, count, _, heads, depth = qkv.shape
-    out = qkv.new_empty((batch, count, heads * depth))
-    return out, qkv.new_empty((batch, heads, SAMPLES, count), dtype=torch.float32)
-
-
-@torch.library.custom_op("dgmn2::triton_attention_backward", mutates_args=())
 def _attention_backward(
     grad_out: Tensor,
     logits: Tensor,
@@ -161,7 +157,7 @@ def _attention_backward(
     height: int,
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of qkv, offset and both tables, each in its argument's number format."""
+    """Gradients of qkv, offset and both tables, each of its argument's dtype."""
     _refuse_if_deterministic("deform_attention")
     batch, count, _, heads, depth = qkv.shape
     if qkv.numel() == 0:
@@ -223,21 +219,6 @@ def _attention_backward(
     return grad.to(qkv.dtype), grad_offset, grad_height.to(height_table.dtype), grad_width.to(width_table.dtype)
 
 
-@_attention_backward.register_fake
-def _(
-    grad_out: Tensor,
-    logits: Tensor,
-    qkv: Tensor,
-    offset: Tensor,
-    height_table: Tensor,
-    width_table: Tensor,
-    height: int,
-    width: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    empty = [tensor.new_empty(tensor.shape) for tensor in (qkv, offset, height_table, width_table)]
-    return empty[0], empty[1], empty[2], empty[3]
-
-
 def _unresize(grad: Tensor, height: int, width: int) -> Tensor:
     """The adjoint of the height term's resize from W x H to H x W, as two small products: `(B, h, 9, N)` both ways.
 
@@ -274,146 +255,79 @@ def _table_gradient(qkv: Tensor, grad: Tensor, length: int, across: int, along_s
     return shares.sum(0)
 
 
-def _attention_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, height, width = inputs
-    ctx.save_for_backward(output[1], *tensors)
-    ctx.size = height, width
-    ctx.mark_non_differentiable(output[1])
-
-
-def _attention_gradient(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.dgmn2.triton_attention_backward(grad_out, *ctx.saved_tensors, *ctx.size)
-    return (*gradients, None, None)
-
-
-_attention.register_autograd(_attention_gradient, setup_context=_attention_context)
-
-
-def _unfold_sizes(
-    input: Tensor,
-    offset: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> tuple[int, ...]:
+def _unfold_sizes(input: Tensor, offset: Tensor, geometry: list[int]) -> tuple[int, ...]:
     """The whole numbers both unfold kernels take, from the input's strides to the size class."""
-    positions, taps = offset.shape[2] * offset.shape[3], kernel[0] * kernel[1]
-    size_class = (input.shape[0] * groups * taps * positions).bit_length()
-    return (
-        *input.stride(),
-        input.shape[1] // groups,
-        groups,
-        input.shape[2],
-        input.shape[3],
-        positions,
-        offset.shape[3],
-        taps,
-        kernel[1],
-        *stride,
-        *padding,
-        *dilation,
-        size_class,
-    )
+    *window, groups = geometry
+    taps, positions = window[0] * window[1], offset.shape[2] * offset.shape[3]
+    sizes = (input.shape[1] // groups, groups, *input.shape[2:], positions, offset.shape[3], taps)
+    return (*input.stride(), *sizes, *window[1:], (input.shape[0] * groups * taps * positions).bit_length())
 
 
-@torch.library.custom_op("dgmn2::triton_unfold", mutates_args=())
-def _unfolded(
-    input: Tensor,
-    offset: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    """`(B, C * taps, Ho * Wo)` in the input's format."""
-    out = _unfolded_shape(input, offset, kernel, stride, padding, dilation, groups)
+def _unfolded(input: Tensor, offset: Tensor, geometry: list[int]) -> Outputs:
+    channels = input.shape[1] * geometry[0] * geometry[1]
+    return [((input.shape[0], channels, offset.shape[2] * offset.shape[3]), input.dtype)]
+
+
+def _unfold_forward(input: Tensor, offset: Tensor, geometry: list[int]) -> Tensor:
+    out = input.new_empty(_unfolded(input, offset, geometry)[0][0])
     if out.numel() == 0:
         return out
-    group_channels, positions = input.shape[1] // groups, out.shape[2]
-    per_channel = input.shape[0] * groups * kernel[0] * kernel[1]
+    group_channels, positions = input.shape[1] // geometry[8], out.shape[2]
+    per_channel = input.shape[0] * geometry[8] * geometry[0] * geometry[1]
 
     def grid(meta: dict[str, int]) -> tuple[int]:
         blocks = triton.cdiv(group_channels, meta["BLOCK_C"]) * triton.cdiv(positions, meta["BLOCK_P"])
         return (per_channel * blocks,)
 
-    sizes = _unfold_sizes(input, offset, kernel, stride, padding, dilation, groups)
     with torch.cuda.device_of(input):
-        _launch(_unfold, grid, input, offset.contiguous(), out, *sizes)
+        _launch(_unfold, grid, input, offset.contiguous(), out, *_unfold_sizes(input, offset, geometry))
     return out
 
 
-@_unfolded.register_fake
-def _unfolded_shape(
-    input: Tensor,
-    offset: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    channels = input.shape[1] * kernel[0] * kernel[1]
-    return input.new_empty((input.shape[0], channels, offset.shape[2] * offset.shape[3]))
-
-
-@torch.library.custom_op("dgmn2::triton_unfold_backward", mutates_args=())
-def _unfolded_backward(
-    grad_out: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the input and the offsets, each in its argument's number format."""
+def _unfold_gradients(grad: Tensor, input: Tensor, offset: Tensor, geometry: list[int]) -> tuple[Tensor, Tensor]:
+    """Gradients of the input and the offsets, each of its argument's dtype."""
     _refuse_if_deterministic("deform_unfold")
     grad_input = input.new_zeros(input.shape, dtype=torch.float32)
     grad_offset = offset.new_zeros(offset.shape)
-    if grad_out.numel() == 0:
+    if grad.numel() == 0:
         return grad_input.to(input.dtype), grad_offset
-    per_channel = input.shape[0] * groups * kernel[0] * kernel[1]
-    sizes = _unfold_sizes(input, offset, kernel, stride, padding, dilation, groups)
+    per_channel = input.shape[0] * geometry[8] * geometry[0] * geometry[1]
     with torch.cuda.device_of(input):
         _launch(
             _unfold_backward,
-            lambda meta: (per_channel * triton.cdiv(grad_out.shape[2], meta["BLOCK_P"]),),
+            lambda meta: (per_channel * triton.cdiv(grad.shape[2], meta["BLOCK_P"]),),
             input,
             offset.contiguous(),
-            grad_out.contiguous(),
+            grad.contiguous(),
             grad_input,
             grad_offset,
-            *sizes,
+            *_unfold_sizes(input, offset, geometry),
         )
     return grad_input.to(input.dtype), grad_offset
 
 
-@_unfolded_backward.register_fake
-def _(
-    grad_out: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> tuple[Tensor, Tensor]:
-    return input.new_empty(input.shape), offset.new_empty(offset.shape)
+_DTYPES = tuple(getattr(torch, name) for name in DTYPES)
+_KEYS = ("CUDA", "CPU") if interpreted() else ("CUDA",)
 
+Operator(
+    name="triton_attention",
+    tensors=("qkv", "offset", "height_table", "width_table"),
+    dtypes=_DTYPES,
+    check=check_attention,
+    outputs=_outputs,
+    forward=_attention,
+    backward=_attention_backward,
+    definition=lambda q, o, h, w, rows, columns: reference.deform_attention(q, o, h, w, (rows, columns)),
+    extras=1,
+).register(*_KEYS)
 
-def _unfold_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.arguments = inputs[2:]
-
-
-def _unfold_gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.dgmn2.triton_unfold_backward(grad_out, *ctx.saved_tensors, *ctx.arguments)
-    return (*gradients, None, None, None, None, None)
-
-
-_unfolded.register_autograd(_unfold_gradient, setup_context=_unfold_context)
+Operator(
+    name="triton_unfold",
+    tensors=("input", "offset"),
+    dtypes=_DTYPES,
+    check=check_unfold,
+    outputs=_unfolded,
+    forward=_unfold_forward,
+    backward=_unfold_gradients,
+    definition=reference.deform_unfold,
+).register(*_KEYS)
