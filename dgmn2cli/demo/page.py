@@ -1,44 +1,98 @@
-"""Owns the page that shows a demonstration: one HTML file that needs no network and no other file."""
+"""What a demonstration shows: truth and prediction in colors, the contact sheet, and the page for a browser."""
 
 from __future__ import annotations
 
-import base64
-import math
-import os
 import shlex
 from collections.abc import Sequence
-from html import escape
-from importlib.resources import files
+from dataclasses import dataclass
 from pathlib import Path
-from string import Template
-from urllib.parse import quote
 
-from dgmn2cli.demo.pictures import ShownScene
-from dgmn2cli.demo.report import ClassFigures, DemoReport, duration
-from dgmn2cli.files import atomic_write
+import numpy as np
 
-_KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".bmp": "bmp"}
+from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.data.images import read_image, read_label, write_png
+from dgmn2cli.demo.report import DemoReport, duration
+from dgmn2cli.evaluate.engine import PredictionFolder
+from dgmn2cli.inference.visualize import class_shares, colorize, draw_text, legend, stack
+from dgmn2cli.report import html
+from dgmn2cli.report.charts import training_curves
+from dgmn2cli.report.sheet import contact_sheet
+from dgmn2cli.training.runlog import read_log
+
+SHOWN = 6  # scenes
+TILE = 512  # pixels across, on the sheet
+_TEXT = 13  # cap height of the sheet's headings
+
+
+@dataclass(frozen=True, eq=False)
+class ShownScene:
+    """One held-out scene: its files for image, truth and prediction, and its true class ids (H, W) uint8."""
+
+    name: str
+    image: Path
+    truth: Path
+    prediction: Path
+    label: np.ndarray
+
+
+def show_scenes(data: SegmentationSet, predictions: Path, folder: Path) -> list[ShownScene]:
+    """Writes truth and prediction of the first scenes of `data` in their classes' colors to `folder`.
+
+    Args:
+        data: the held-out split.
+        predictions: where the evaluation kept its predictions.
+        folder: of the new files.
+
+    Raises:
+        DataError: an image, label or prediction cannot be read.
+        ResourceError: a file cannot be written.
+    """
+    kept, scenes = PredictionFolder.of(predictions, data), []
+    for index, pair in enumerate(data.pairs[:SHOWN]):
+        label, found = data.read_label(index), read_label(kept.targets(pair.name)[0])
+        truth = write_png(folder / f"{pair.name}_truth.png", colorize(label, data.palette))
+        prediction = write_png(folder / f"{pair.name}_prediction.png", colorize(found, data.palette))
+        scenes.append(ShownScene(pair.name, pair.image, truth, prediction, label))
+    return scenes
+
+
+def write_sheet(path: Path, scenes: Sequence[ShownScene], data: SegmentationSet) -> Path:
+    """Writes one image of all scenes (image, truth, prediction in a row) with a legend of their true classes.
+
+    Raises:
+        DataError: an image cannot be read.
+        ResourceError: the file cannot be written.
+    """
+    rows = [
+        [
+            (scene.name, read_image(scene.image)),
+            ("ground truth", read_image(scene.truth)),
+            ("prediction", read_image(scene.prediction)),
+        ]
+        for scene in scenes
+    ]
+    sheet = contact_sheet(rows, TILE)
+    shares = class_shares(np.concatenate([scene.label.ravel() for scene in scenes]), len(data.classes))
+    heading = np.full((3 * _TEXT, sheet.shape[1], 3), 255, np.uint8)
+    draw_text(heading, "Classes and their share of the true pixels shown", _TEXT, 3 * _TEXT // 2, _TEXT, bold=True)
+    return write_png(path, stack([sheet, heading, legend(shares, data.classes, data.palette, sheet.shape[1])]))
 
 
 def write_page(report: DemoReport, scenes: Sequence[ShownScene], photograph: Path, credit: str) -> Path:
-    """Writes `report.page`. Pictures are part of it; links lead to files beside it.
+    """Writes `report.page`, and the curves that it shows beside the scenes.
 
     Args:
         report: what to show.
         scenes: the held-out scenes to show.
-        photograph: the picture that was segmented.
-        credit: who made it; empty for a picture of the user's.
+        photograph: the image that was segmented.
+        credit: who made it; empty for an image of the user's.
 
     Raises:
-        ResourceError: a picture is gone, or the page cannot be written.
+        ResourceError: an image is gone, or the page cannot be written.
     """
-    template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    return atomic_write(report.page, template.substitute(_parts(report, scenes, photograph, credit)))
-
-
-def percent(fraction: float) -> str:
-    """`58.5`, or `n/a`."""
-    return "n/a" if math.isnan(fraction) else f"{100 * fraction:.1f}"
+    curves = training_curves(read_log(report.run / "log.jsonl"), scenes[0].truth.with_name("curves.svg"))
+    values = {"report": report, "scenes": scenes, "curves": curves, "photograph": photograph, "credit": credit}
+    return html.write_page(report.page, "demo.html", **values, commands=commands(report), duration=duration)
 
 
 def commands(report: DemoReport) -> str:
@@ -49,102 +103,8 @@ def commands(report: DemoReport) -> str:
     return (
         f"# the same evaluation, with every figure\n"
         f"dgmn2 eval {config} --checkpoint {weights} --data-root {root}\n"
-        f"# pictures of yours\n"
-        f"dgmn2 infer picture.jpg -m {config} --checkpoint {weights} --scale {scale}\n"
+        f"# images of yours\n"
+        f"dgmn2 infer image.jpg -m {config} --checkpoint {weights} --scale {scale}\n"
         f"# the same training again, twice as long\n"
         f"dgmn2 train {config} --max-iters {2 * report.training.iterations} --out longer"
     )
-
-
-def _parts(report: DemoReport, scenes: Sequence[ShownScene], photograph: Path, credit: str) -> dict[str, str]:
-    """What stands in the template's places, as HTML."""
-    trained, picture = report.training, report.photograph
-    overlay = picture.outputs["overlay"]
-    passes = trained.iterations * report.batch_size / report.train_scenes
-    largest = ", ".join(f"{escape(share.name)} ({percent(share.share)} %)" for share in picture.classes[:3])
-    return {
-        "miou": percent(report.single_scale.mean_iou),
-        "miou_ms": percent(report.ms_flip.mean_iou),
-        "accuracy": percent(report.single_scale.pixel_accuracy),
-        "largest": escape(report.largest),
-        "largest_share": percent(report.largest_share),
-        "constant": percent(report.constant_mean_iou),
-        "val_scenes": str(report.val_scenes),
-        "heading": "A network learns to see streets" + ("" if report.resumed else f" in {duration(trained.seconds)}"),
-        "intro": (
-            f"{trained.model}, the smallest of the published designs, started here from fresh weights and saw "
-            f"{report.train_scenes} drawn street scenes of {report.size[0]} &times; {report.size[1]} pixels. The "
-            f"figures below are measured on {report.val_scenes} other drawings. They show that the whole workflow "
-            f"runs on this machine; they say nothing about the published models on real streets."
-        ),
-        "scenes": "\n".join(_scene(scene, report.out) for scene in scenes),
-        "classes": "\n".join(_class_row(entry) for entry in sorted(report.classes, key=lambda entry: -entry.share)),
-        "recipe": (
-            f"{trained.iterations} steps of {report.batch_size} crops of {report.crop} &times; {report.crop} "
-            f"pixels ({passes:.0f} passes over the scenes, mirrored at random), AdamW, learning rate {report.lr:g} "
-            f"falling to 0, rare classes weighted up, seed {report.seed}. The mean IoU is that of the held-out scenes; "
-            f"the last step&rsquo;s weights are used, none were picked by it."
-        ),
-        "curves": _embedded(report.curves),
-        "curves_link": _link(report.curves, report.out),
-        "photograph": _embedded(photograph),
-        "photograph_note": (
-            f"The same network on a photograph: {largest} ... It has seen nothing but a few drawings, so expect "
-            f"little; the published weights are made for such pictures."
-        ),
-        "credit": escape(credit or photograph.name),
-        "overlay": _embedded(overlay),
-        "overlay_link": _link(overlay, report.out),
-        "steps": "\n".join(_step_row(report, number) for number in range(len(report.steps))),
-        "machine": (
-            f"On {escape(report.device)}."
-            + (" An interrupted run did a part of it; the times are those of the last run." if report.resumed else "")
-        ),
-        "sheet_link": _link(report.sheet, report.out),
-        "single_link": _link(report.single_scale.report, report.out),
-        "ms_link": _link(report.ms_flip.report, report.out),
-        "commands": escape(commands(report)),
-    }
-
-
-def _scene(scene: ShownScene, out: Path) -> str:
-    tiles = [(scene.picture, "", scene.name), (scene.truth, "map", "truth"), (scene.prediction, "map", "prediction")]
-    figures = "".join(
-        f'<figure><a href="{_link(path, out)}"><img class="{kind}" src="{_embedded(path)}" '
-        f'alt="{escape(scene.name)}: {escape(text)}"></a><figcaption>{escape(text)}</figcaption></figure>'
-        for path, kind, text in tiles
-    )
-    return f'<div class="row">{figures}</div>'
-
-
-def _class_row(entry: ClassFigures) -> str:
-    color = "rgb({}, {}, {})".format(*entry.color)
-    width = 0 if math.isnan(entry.iou) else 100 * entry.iou
-    return (
-        f'<tr><td><span class="swatch" style="background: {color}"></span>{escape(entry.name)}</td>'
-        f'<td class="n">{percent(entry.share)} %</td><td class="n">{percent(entry.iou)}</td>'
-        f'<td class="n">{percent(entry.iou_ms_flip)}</td>'
-        f'<td class="bar"><i style="width: {width:.1f}%"></i></td></tr>'
-    )
-
-
-def _step_row(report: DemoReport, number: int) -> str:
-    step = report.steps[number]
-    link = f'<a href="{_link(step.where, report.out)}">{escape(_relative(step.where, report.out))}</a>'
-    return (
-        f'<tr><td>{escape(step.what)}</td><td class="n">{duration(step.seconds)}</td>'
-        f"<td>{escape(step.found)}</td><td>{link}</td></tr>"
-    )
-
-
-def _relative(path: Path, out: Path) -> str:
-    return Path(os.path.relpath(path, out)).as_posix()
-
-
-def _link(path: Path, out: Path) -> str:
-    return quote(_relative(path, out))
-
-
-def _embedded(path: Path) -> str:
-    """The picture as a `data:` address."""
-    return f"data:image/{_KINDS[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,4 +1,4 @@
-"""Owns what a demonstration is asked for: its recipe, its folder, and whether it may begin or go on there."""
+"""What a demonstration is asked for: its recipe, its folder, and whether it may begin or go on there."""
 
 from __future__ import annotations
 
@@ -97,55 +97,24 @@ class DemoRequest:
         return plain
 
 
-@dataclass(frozen=True)
 class DemoFolder:
     """Where a demonstration keeps what.
 
     Attributes:
         path: the folder.
+        mark: what the demonstration was begun with; only a folder with it is one of ours.
+        report, page, sheet: the result, the page for a browser, the contact sheet.
+        data, drawn: the data set, and the file written when it is complete.
+        run: the training's run folder.
+        images: the images segmented in the end.
     """
 
-    path: Path
-
-    @property
-    def mark(self) -> Path:
-        """What the demonstration was begun with; only a folder with it is one of ours."""
-        return self.path / "demo.json"
-
-    @property
-    def report(self) -> Path:
-        """The result."""
-        return self.path / "report.json"
-
-    @property
-    def page(self) -> Path:
-        """The page for a browser."""
-        return self.path / "index.html"
-
-    @property
-    def sheet(self) -> Path:
-        """The contact sheet."""
-        return self.path / "contact_sheet.png"
-
-    @property
-    def data(self) -> Path:
-        """The data set."""
-        return self.path / "data"
-
-    @property
-    def drawn(self) -> Path:
-        """Written when the data set is complete."""
-        return self.data / "synth.json"
-
-    @property
-    def run(self) -> Path:
-        """The training's run folder."""
-        return self.path / "run"
-
-    @property
-    def pictures(self) -> Path:
-        """The pictures segmented in the end."""
-        return self.path / "pictures"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mark, self.report = path / "demo.json", path / "report.json"
+        self.page, self.sheet = path / "index.html", path / "contact_sheet.png"
+        self.data, self.run, self.images = path / "data", path / "run", path / "images"
+        self.drawn = self.data / "synth.json"
 
     def evaluation(self, name: str) -> Path:
         """The report of one evaluation."""
@@ -162,7 +131,7 @@ class DemoFolder:
             ResourceError: something cannot be removed.
         """
         with local_write_errors(self.path):
-            for folder in (self.data, self.run, self.pictures, self.path / "evaluation"):
+            for folder in (self.data, self.run, self.images, self.path / "evaluation"):
                 if folder.is_dir():
                     shutil.rmtree(folder)
             for file in (self.report, self.page, self.sheet, self.mark):

@@ -1,4 +1,4 @@
-"""Owns the course of a demonstration: draw, train, evaluate twice, segment, show; each by the engine of its command."""
+"""The course of a demonstration: draw, train, evaluate twice, segment, show; each by the engine of its command."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from dgmn2cli import resources
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import read_image
-from dgmn2cli.demo.page import write_page
-from dgmn2cli.demo.pictures import show_scenes, write_sheet
+from dgmn2cli.demo.page import show_scenes, write_page, write_sheet
 from dgmn2cli.demo.report import ClassFigures, DemoReport, Figures, StepDone, Watch
 from dgmn2cli.demo.request import MODEL, PHOTOGRAPH_SCALE, DemoRequest, refuse_folder, write_mark
 from dgmn2cli.demo.streets.dataset import make_dataset
@@ -195,19 +194,19 @@ class _Course:
         )
         results = []
         for picture, settings in jobs:
-            report = predict_files(segmenter, [picture], folder.pictures, KINDS, settings)
+            report = predict_files(segmenter, [picture], folder.images, KINDS, settings)
             if report.failures:
                 raise DataError("a picture could not be segmented", faults=[failure.why for failure in report.failures])
             results += report.images
         names = [", ".join(share.name for share in result.classes[:3]) for result in results]
-        return (results[0], results[1]), f"scene: {names[0]}, ...; photograph: {names[1]}, ...", folder.pictures
+        return (results[0], results[1]), f"scene: {names[0]}, ...; photograph: {names[1]}, ...", folder.images
 
     def _held_out(self) -> SegmentationSet:
         return open_dataset(self.folder.data, self.config.data.val_split)
 
     def _show(self, report: DemoReport) -> Found[None]:
         data = self._held_out()
-        scenes = show_scenes(data, self.folder.predictions(SINGLE_SCALE), self.folder.pictures / "held_out")
+        scenes = show_scenes(data, self.folder.predictions(SINGLE_SCALE), self.folder.images / "held_out")
         write_sheet(report.sheet, scenes, data)
         credit = "" if self.request.picture else resources.PHOTOGRAPH_CREDIT
         write_page(report, scenes, self.photograph, credit)
