@@ -118,13 +118,9 @@ def compare(
     own_answer: Sequence[Tensor],
     answer: Sequence[Tensor],
 ) -> Agreement:
-    """How far the answers of two implementations lie apart; `require` checks it.
+    """How far two answers of equal shapes lie apart; `require` checks it.
 
-    Args:
-        name: model or op, for the report.
-        other, own: the implementations.
-        what: `logits` or `output` are held to a largest difference, `gradients` to a relative one.
-        own_answer, answer: of `own` and `other`, of equal shapes.
+    In float32, `what` decides: `logits` or `output` are held to a largest difference, `gradients` to a relative one.
     """
     exact = other.dtype == own.dtype == "float32"
     apart = [a.float() - b.float() for a, b in zip(own_answer, answer, strict=True)]
@@ -141,21 +137,13 @@ def _energy(tensors: Sequence[Tensor]) -> float:
 
 
 def ours(device: torch.device, dtype: str, backend: str, *, fused: bool, compiled: bool = False) -> Implementation:
-    """This package's implementation.
-
-    Raises:
-        ResourceError: the named backend cannot run.
-    """
+    """This package's implementation; a ResourceError where the named backend cannot run."""
     used = resolve_backend(backend, device, resolve_dtype(dtype))
     return Implementation(OURS, str(device), dtype, used, "fused" if fused else "published", compiled)
 
 
 def baseline(name: str, device: torch.device, dtype: str, own_backend: str) -> Implementation:
-    """A baseline.
-
-    Raises:
-        ResourceError: it cannot run here; says why.
-    """
+    """A baseline; a ResourceError that says why where it cannot run here."""
     backend, compiled, why = own_backend, False, ""
     if name == "plain":
         backend = resolve_backend("auto", device, resolve_dtype(dtype))
@@ -181,10 +169,7 @@ def with_baselines(
 ) -> tuple[Implementation, ...]:
     """`own`, then the baselines in its dtype; beside half precision the published design in float32 too.
 
-    Args:
-        own: this package's implementation.
-        names: keys of `BASELINES`.
-        note: told of each baseline that cannot run.
+    `note` is told of each baseline that cannot run.
     """
     found = [own]
     for name in names:

@@ -5,16 +5,80 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import os
+import platform
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dgmn2cli.bench.implementations import Agreement, Implementation
-from dgmn2cli.bench.machine import Machine
 from dgmn2cli.bench.timing import Rate, paired_ratio, quantile
 from dgmn2cli.files import atomic_write, to_plain
+from dgmn2cli.runtime import describe_device
+from dgmn2cli.version import __version__
+
+# extensions that decide how fast matrices are multiplied, as Linux names them, in the order they are shown
+_FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and when something was measured.
+
+    Attributes:
+        processor, gpu: their models; no GPU where the measurement ran on the CPU.
+        extensions: instruction-set extensions, empty where the system does not tell.
+        capability: the widest instruction set PyTorch's kernels use.
+        cores, threads: CPUs this process may run on, and threads that PyTorch uses.
+        memory: bytes of main memory.
+        system, versions: operating system, architecture; Python, PyTorch and this package.
+        load: load average of the last minute when the measurement began.
+        time: when that was, UTC.
+    """
+
+    processor: str
+    extensions: str
+    capability: str
+    cores: int
+    memory: int
+    gpu: str
+    system: str
+    versions: str
+    threads: int
+    load: float
+    time: str
+
+
+def describe_machine(device: torch.device) -> Machine:
+    """This machine, now."""
+    return Machine(
+        processor=describe_device(torch.device("cpu")),
+        extensions=_extensions(),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpu="" if device.type == "cpu" else describe_device(device),
+        system=f"{platform.system()} {platform.machine()}",
+        versions=f"Python {platform.python_version()}, PyTorch {torch.__version__}, dgmn2cli {__version__}",
+        threads=torch.get_num_threads(),
+        load=round(os.getloadavg()[0], 2),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _extensions() -> str:
+    text = ""
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    line = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
+    present = set(line.partition(":")[2].split())
+    return " ".join(flag for flag in _FLAGS if flag in present)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,10 @@ from dataclasses import replace
 
 from dgmn2cli.bench.decode import measure_decoding
 from dgmn2cli.bench.implementations import NetworkSpec, ours, with_baselines
-from dgmn2cli.bench.machine import describe_machine
-from dgmn2cli.bench.network import measure_network
+from dgmn2cli.bench.network import measure_network, profile_network
 from dgmn2cli.bench.op import ATTENTION, UNFOLD, measure_op, op_implementations, stage_cases
 from dgmn2cli.bench.pipeline import measure_pipeline
-from dgmn2cli.bench.profiling import profile_network
-from dgmn2cli.bench.report import Report
+from dgmn2cli.bench.report import Report, describe_machine
 from dgmn2cli.bench.request import Request
 from dgmn2cli.bench.timing import highest
 from dgmn2cli.inference.load import Recipe
@@ -22,11 +20,6 @@ from dgmn2cli.observer import Observer
 
 def run_benchmark(recipes: Sequence[Recipe], request: Request, observer: Observer) -> Report:
     """Measures every recipe's network (for `op`: the ops at its stages' sizes; `decode` needs no network).
-
-    Args:
-        recipes: which networks.
-        request: what to measure.
-        observer: told what is being done.
 
     Raises:
         CheckFailed: compared implementations do not agree; nothing is reported then.

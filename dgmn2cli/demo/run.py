@@ -213,11 +213,7 @@ class _Course:
         return None, "open it in a browser; it needs no network", report.page
 
     def _report(
-        self,
-        trained: TrainReport,
-        single: EvalReport,
-        averaged: EvalReport,
-        pictures: tuple[ImageResult, ImageResult],
+        self, trained: TrainReport, single: EvalReport, averaged: EvalReport, pictures: tuple[ImageResult, ImageResult]
     ) -> DemoReport:
         request, folder = self.request, self.folder
         classes = class_figures(single, averaged, self._held_out())

@@ -10,10 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgmn2cli.bench import network as bench_network
 from dgmn2cli.bench.implementations import Implementation, NetworkSpec, baseline, build, ours, with_baselines
-from dgmn2cli.bench.machine import describe_machine
 from dgmn2cli.bench.macs import attention_macs, count_executed, count_macs, count_parameters
 from dgmn2cli.bench.network import TRAINING_FACTOR, measure_network
-from dgmn2cli.bench.report import Report
+from dgmn2cli.bench.report import Report, describe_machine
 from dgmn2cli.bench.request import Request
 from dgmn2cli.errors import CheckFailed, ResourceError
 from dgmn2cli.model.attention import DynamicGraphAttention

@@ -9,9 +9,8 @@ import torch
 
 from dgmn2cli.bench import op as bench_op
 from dgmn2cli.bench.implementations import Implementation
-from dgmn2cli.bench.machine import describe_machine
 from dgmn2cli.bench.op import ATTENTION, UNFOLD, OpCase, bytes_moved, measure_op, op_implementations, stage_cases
-from dgmn2cli.bench.report import Report
+from dgmn2cli.bench.report import Report, describe_machine
 from dgmn2cli.bench.request import Request
 from dgmn2cli.errors import CheckFailed, ResourceError
 from dgmn2cli.model.attention import DynamicGraphAttention

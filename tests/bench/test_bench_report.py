@@ -12,8 +12,7 @@ import torch
 
 from dgmn2cli.bench import RATIO_HEADING
 from dgmn2cli.bench.implementations import Agreement, Implementation, compare
-from dgmn2cli.bench.machine import Machine, describe_machine
-from dgmn2cli.bench.report import ProfileRow, Report, Row, StageRow, write_csv
+from dgmn2cli.bench.report import Machine, ProfileRow, Report, Row, StageRow, describe_machine, write_csv
 from dgmn2cli.bench.tables import footer, tables
 from dgmn2cli.bench.timing import Rate
 from dgmn2cli.files import to_json
