@@ -25,6 +25,7 @@ COMMANDS = {
     "submit": ("dgmn2cli.cli.submit:submit", "Make or check a submission to the Cityscapes test server."),
     "benchmark": ("dgmn2cli.cli.benchmark:benchmark", "Measure speed and memory beside the published design."),
     "data": ("dgmn2cli.cli.data:data", "Check a data set, or make a synthetic one."),
+    "config": ("dgmn2cli.cli.config:config", "List all settings, show a resolved configuration, check a file."),
     "download": ("dgmn2cli.cli.download:download", "Get model files, verified; bundles for sites without network."),
     "zoo": ("dgmn2cli.cli.zoo:zoo", "List and show the published models; check what is on disk."),
     "info": ("dgmn2cli.cli.info:info", "Say which model a file holds, and what it tells of its training."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgmn2cli.config.load import load_config, load_config_text, published_names
+from dgmn2cli.config.load import is_path, load_config, load_config_text, published_names
 from dgmn2cli.config.mmcv import read_mmcv_file, read_mmcv_text
 from dgmn2cli.config.mmcv.map import map_mmcv
 from dgmn2cli.config.schema import (
@@ -14,9 +14,10 @@ from dgmn2cli.config.schema import (
     OptimConfig,
     Setting,
     TrainConfig,
+    config_schema,
     settings,
 )
-from dgmn2cli.config.text import config_difference, config_to_toml
+from dgmn2cli.config.text import config_difference, config_to_toml, to_toml
 
 __all__ = [
     "AugmentConfig",
@@ -28,7 +29,9 @@ __all__ = [
     "Setting",
     "TrainConfig",
     "config_difference",
+    "config_schema",
     "config_to_toml",
+    "is_path",
     "load_config",
     "load_config_text",
     "map_mmcv",
@@ -36,4 +39,5 @@ __all__ = [
     "read_mmcv_file",
     "read_mmcv_text",
     "settings",
+    "to_toml",
 ]

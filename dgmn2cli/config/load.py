@@ -191,6 +191,12 @@ def _toml_value(text: str) -> Any:
     return document["value"] if list(document) == ["value"] else text
 
 
+def is_path(name: str) -> bool:
+    """A name with a folder in it, or of a file that is here; `fpn_..._cityscapes.py` alone is a published name."""
+    plausible = name.endswith(SUFFIXES) and name.isprintable() and len(name) < 4096
+    return plausible and ("/" in name or os.path.isfile(name))
+
+
 def _locate(source: str | Path) -> Path:
     """The file a name or path stands for."""
     text = str(source)

@@ -307,6 +307,11 @@ class Setting:
     help: str
 
 
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration."""
+    return schema_of(adapter())
+
+
 def settings() -> Iterator[Setting]:
     """Every setting with its range, default and meaning, for documentation."""
     schema = schema_of(adapter())

@@ -30,27 +30,27 @@ def read_config_text(path: Path) -> str:
 
 def config_to_toml(config: Config) -> str:
     """The complete configuration as a native file: every setting, no base; `load_config` reads it back equal."""
-    lines = [f"name = {_toml(config.name)}"]
+    lines = [f"name = {to_toml(config.name)}"]
     if config.notes:
-        lines.append(f"notes = {_toml(config.notes)}")
+        lines.append(f"notes = {to_toml(config.notes)}")
     for section in SECTIONS:
         values = getattr(config, section)
-        lines += ["", f"[{section}]", *(f"{name} = {_toml(getattr(values, name))}" for name in names_of(section))]
+        lines += ["", f"[{section}]", *(f"{name} = {to_toml(getattr(values, name))}" for name in names_of(section))]
     return "\n".join(lines) + "\n"
 
 
 def config_difference(a: Config, b: Config) -> list[str]:
     """The settings in which two configurations differ, `optim.lr: 0.0001 -> 5e-05`; names and notes do not count."""
     one, other = flat(a), flat(b)
-    return [f"{key}: {_toml(one[key])} -> {_toml(other[key])}" for key in one if one[key] != other[key]]
+    return [f"{key}: {to_toml(one[key])} -> {to_toml(other[key])}" for key in one if one[key] != other[key]]
 
 
-def _toml(value: Any) -> str:
+def to_toml(value: Any) -> str:
     """A setting's value as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)  # printable text only, whose JSON and TOML spellings agree
     if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(to_toml(item) for item in value) + "]"
     return repr(value)  # the shortest decimal that reads back as the same float

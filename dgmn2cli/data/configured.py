@@ -1,4 +1,4 @@
-"""Owns the opening of the data set that a configuration names or describes."""
+"""Opening the data set that a configuration names or describes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def described_ids(settings: DataConfig) -> IdMap:
     A stored value that ends as neither a class nor ignored is a fault of the file.
     """
     mapped, meaning = dict(settings.id_map), {}
-    for stored in range(256):
+    for stored in sorted({*range(256), *mapped, settings.ignore_index}):
         value = mapped.get(stored, stored)
         if settings.reduce_zero_label and value != IGNORE:
             value = value - 1 if value else IGNORE
