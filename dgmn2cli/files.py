@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 from dgmn2cli.errors import DataError, Dgmn2Error, IntegrityError, ResourceError
 
 HASH_BLOCK = 1 << 20  # bytes read at a time
-ABANDONED_AFTER = 7 * 86400  # seconds after which a temporary file that cannot be locked counts as abandoned
+ABANDONED_AFTER = 86400  # seconds after which a temporary file that cannot be locked counts as abandoned
 
 
 def to_plain(value: Any) -> Any:
@@ -229,9 +229,9 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
         _refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(path)
-        temporary, file = _new_temporary(path)
+        temporary, descriptor = create_part(path.parent, _temporary_stem(path))
         try:
-            with file:
+            with os.fdopen(descriptor, "wb") as file:
                 if callable(write):
                     write(file)
                 else:
@@ -336,17 +336,16 @@ def _temporary_stem(path: Path) -> str:
     return f".{path.name}" if len(name) <= 120 else f".{hashlib.sha256(name).hexdigest()[:32]}"
 
 
-def _new_temporary(path: Path) -> tuple[Path, BinaryIO]:
-    """A temporary file of `path`, created with the user's umask and locked."""
+def create_part(folder: Path, stem: str) -> tuple[Path, int]:
+    """An unfinished file `STEM.PID.RANDOM.part`, new, with the user's umask: its path, and a locked descriptor."""
     while True:
-        temporary = path.with_name(f"{_temporary_stem(path)}.{os.getpid()}.{secrets.token_hex(4)}.part")
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.fdopen(os.open(temporary, flags, 0o666), "wb")
-        lock_file(file.fileno())
+        part = folder / f"{stem}.{os.getpid()}.{secrets.token_hex(4)}.part"
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        lock_file(descriptor)
         with suppress(FileNotFoundError):  # removed before it was locked: taken for an abandoned one
-            if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
-                return temporary, file
-        file.close()
+            if os.path.samestat(os.fstat(descriptor), part.stat()):
+                return part, descriptor
+        os.close(descriptor)
 
 
 def lock_file(descriptor: int) -> bool | None:
@@ -367,7 +366,7 @@ def lock_file(descriptor: int) -> bool | None:
 def abandoned(part: Path) -> Iterator[BinaryIO | None]:
     """The unfinished file `part`, opened and locked, if its writer is gone; None while the writer may live.
 
-    Where locks do not work, a file counts as abandoned a week after its last change.
+    Where locks do not work, a file counts as abandoned a day after its last change.
     """
     try:
         descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -240,17 +240,17 @@ def _listed(name: str, keys: list[str]) -> Iterable[str]:
     yield f"{name}: {'; '.join(keys[:_SHOWN])}" + (f"; and {rest} more" if rest > 0 else "")
 
 
-def verify_checkpoint(path: str | Path, model: nn.Module) -> str:
-    """Checks that `path` is a complete checkpoint for `model`: safe, finite, every key and shape. Returns its sha256.
+def verify_checkpoint(path: str | Path, model: nn.Module) -> Checkpoint:
+    """`path` read, if it is a complete checkpoint for `model`: safe, finite, every key and shape.
 
     `model` may live on the meta device; nothing is loaded into it.
 
     Raises:
         IntegrityError, NonFiniteError: as for `read_checkpoint` and `load_weights`.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, inference=True)
     _match(model, checkpoint.state, checkpoint.path)
-    return checkpoint.sha256
+    return checkpoint
 
 
 def write_checkpoint(

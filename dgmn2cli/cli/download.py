@@ -1,24 +1,45 @@
-"""Owns `dgmn2 download`: get model files, verified."""
+"""`dgmn2 download`: get model files, verified."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.text import Text
 
 from dgmn2cli.cli import render
 from dgmn2cli.cli.options import PATH, SECONDS, Session, complete_model, pass_session
-from dgmn2cli.cli.weights import fetch_shown, structural_check, transfer_bar
-from dgmn2cli.errors import ConfigError, printable
-from dgmn2cli.zoo import AnyEntry, Zoo, locate
+from dgmn2cli.cli.progress import TerminalObserver
+from dgmn2cli.errors import ConfigError, Dgmn2Error, printable
+from dgmn2cli.zoo import AnyEntry, Source, locate
+from dgmn2cli.zoo.manifest import shown
 
 if TYPE_CHECKING:
-    from dgmn2cli.zoo.downloads import DownloadReport
+    from dgmn2cli.zoo.fetch import FetchedFile
 
 HASH_WORDS = {"pinned": "as the manifest says", "recorded": "as recorded earlier", "new": "recorded now"}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An entry that could not be had: its key, the message, the exit code it stands for."""
+
+    key: str
+    error: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class DownloadReport:
+    """What is there now, verified; what is not; the bundle written."""
+
+    files: tuple[FetchedFile, ...]
+    failures: tuple[Failure, ...] = ()
+    bundle: Path | None = None
 
 
 @click.command()
@@ -41,98 +62,155 @@ HASH_WORDS = {"pinned": "as the manifest says", "recorded": "as recorded earlier
 @click.option("--force", is_flag=True, help="Download even if a good file is there; replace files in --dest.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @pass_session
-def download(session: Session, keys: tuple[str, ...], **options: Any) -> None:
+def download(
+    session: Session,
+    keys: tuple[str, ...],
+    everything: bool,
+    backbones: tuple[str, ...],
+    offered: Path | None,
+    source: str | None,
+    dest: Path | None,
+    bundle: Path | None,
+    retries: int,
+    timeout: tuple[float, float, float],
+    force: bool,
+    dry_run: bool,
+) -> None:
     """Get models, the default one if none is named; the path of the file is the last line printed."""
     zoo = session.zoo()
-    entries = _wanted(zoo, keys, options)
-    if options["dry_run"]:
-        _say_plan(session, zoo, entries, options["offered"])
+    named: list[AnyEntry] = [zoo.entry(key) for key in keys]
+    named += zoo.segmentors if everything else ()
+    for size in backbones:
+        named += zoo.backbones if size == "all" else (zoo.backbone(size),)
+    if not named and offered is None:
+        named.append(zoo.find(zoo.default))
+    entries = list(dict.fromkeys(named))
+    if source and (len(entries) != 1 or offered is not None):
+        raise ConfigError("--source needs one model", hint="Name one KEY, and leave out --all and --from.")
+    sources = [choose_source(entries[0], source)] if source else None
+    wanted, cache = entries or [*zoo.segmentors, *zoo.backbones], session.cache_dir()
+    if dry_run:
+        lines = _adoption_plan(offered, wanted, cache) if offered is not None else _plan(entries, cache)
+        render.emit(session, {"dry_run": lines}, lambda: [Text(printable(line)) for line in lines])
         return
     from dgmn2cli.files import check_folder
-    from dgmn2cli.zoo.downloads import collect, copy_to
-    from dgmn2cli.zoo.offers import check_bundle_target, write_bundle
+    from dgmn2cli.zoo.bundle import adopt_offered, check_bundle_target, copy_to, write_bundle
+    from dgmn2cli.zoo.fetch import fetch
+    from dgmn2cli.zoo.http import Limits
 
-    if options["bundle"] is not None:
-        check_bundle_target(options["bundle"])
-    if options["dest"] is not None:
-        check_folder(options["dest"])
-    if options["offered"] is not None:
-        report, error = _adopt(session, zoo, entries, options), None
-    else:
-        settings = _settings(options)
-        report, error = collect(entries, lambda entry: fetch_shown(session, entry, **settings(entry)))
-    if options["bundle"] is not None and error is None:
-        report = replace(report, bundle=write_bundle(report.files, options["bundle"]))
-    if options["dest"] is not None:
-        copies = [
-            copy_to(file, options["dest"], zoo.entry(file.key).file_name, options["force"]) for file in report.files
-        ]
+    if bundle is not None:
+        check_bundle_target(bundle)
+    if dest is not None:
+        check_folder(dest)
+    error: Dgmn2Error | None = None
+    with TerminalObserver(session) as observer:
+        if offered is not None:
+            every = bool(entries) and not everything
+            files = adopt_offered(
+                offered, wanted, all_wanted=every, cache=cache, verify_for=_check_for, observer=observer
+            )
+            report = DownloadReport(tuple(files))
+        else:
+            connect, read, total = timeout
+            limits = Limits(connect=connect, read=read, total=total, retries=retries)
+
+            def get(entry: AnyEntry) -> FetchedFile:
+                return fetch(
+                    entry,
+                    cache=cache,
+                    verify=_check_for(entry),
+                    offline=session.offline,
+                    force=force or sources is not None,
+                    sources=sources,
+                    limits=limits,
+                    observer=observer,
+                )
+
+            report, error = collect(entries, get)
+    if bundle is not None and error is None:
+        report = replace(report, bundle=write_bundle(report.files, bundle))
+    if dest is not None:
+        copies = [copy_to(file, dest, zoo.entry(file.key).file_name, force) for file in report.files]
         report = replace(report, files=tuple(copies))
     render.emit(session, report, lambda: _lines(report))
     if error:
         raise error
 
 
-def _wanted(zoo: Zoo, keys: tuple[str, ...], options: dict[str, Any]) -> list[AnyEntry]:
-    """The entries named, each once, in the order named."""
-    named: list[AnyEntry] = [zoo.entry(key) for key in keys]
-    named += zoo.segmentors if options["everything"] else ()
-    for size in options["backbones"]:
-        named += zoo.backbones if size == "all" else (zoo.backbone(size),)
-    if not named and options["offered"] is None:
-        named.append(zoo.find(zoo.default))
-    if options["source"] and (len(named) != 1 or options["offered"] is not None):
-        raise ConfigError("--source needs one model", hint="Name one KEY, and leave out --all and --from.")
-    return list(dict.fromkeys(named))
+def collect(
+    entries: list[AnyEntry], get: Callable[[AnyEntry], FetchedFile]
+) -> tuple[DownloadReport, Dgmn2Error | None]:
+    """Gets every entry; one that fails does not keep the others from being got.
 
-
-def _settings(options: dict[str, Any]) -> Any:
-    """What `fetch` is told for an entry."""
-    from dgmn2cli.zoo.downloads import choose_source
-    from dgmn2cli.zoo.http import Limits
-
-    connect, read, total = options["timeout"]
-    limits = Limits(connect=connect, read=read, total=total, retries=options["retries"])
-
-    def settings(entry: AnyEntry) -> dict[str, Any]:
-        sources = [choose_source(entry, options["source"])] if options["source"] else None
-        return {"force": options["force"] or sources is not None, "limits": limits, "sources": sources}
-
-    return settings
-
-
-def _adopt(session: Session, zoo: Zoo, entries: list[AnyEntry], options: dict[str, Any]) -> DownloadReport:
-    """Takes over the user's files: of the entries named, or whatever is recognised."""
-    from dgmn2cli.zoo.downloads import DownloadReport
-    from dgmn2cli.zoo.offers import adopt_offered
-
-    with transfer_bar(session, str(options["offered"])) as progress:
-        files = adopt_offered(
-            options["offered"],
-            entries or [*zoo.segmentors, *zoo.backbones],
-            all_wanted=bool(entries) and not options["everything"],
-            cache=session.cache_dir(),
-            verify_for=structural_check(session),
-            progress=progress,
-        )
-    return DownloadReport(tuple(files))
-
-
-def _say_plan(session: Session, zoo: Zoo, entries: list[AnyEntry], offered: Path | None) -> None:
-    """What a run without `--dry-run` would do."""
-    lines = []
-    if offered is not None:
-        from dgmn2cli.zoo.offers import plan_offered
-
-        wanted, check = entries or [*zoo.segmentors, *zoo.backbones], structural_check(session)
-        lines = plan_offered(offered, wanted, cache=session.cache_dir(), verify_for=check)
-        lines = lines or [f"nothing would be adopted: no file fits ({offered})"]
-        entries = []
+    Returns:
+        The report, and the error to raise once it has been shown: the only failure itself, or one of its kind that
+        names all of them.
+    """
+    files: list[FetchedFile] = []
+    errors: list[tuple[str, Dgmn2Error]] = []
     for entry in entries:
-        there = locate(entry, session.cache_dir()) is not None
+        try:
+            files.append(get(entry))
+        except Dgmn2Error as error:
+            errors.append((entry.key, error))
+    failures = tuple(Failure(key, str(error), error.exit_code) for key, error in errors)
+    report = DownloadReport(tuple(files), failures)
+    if len(errors) <= 1:
+        return report, errors[0][1] if errors else None
+    return report, type(errors[0][1])(
+        f"{len(errors)} of {len(entries)} downloads failed",
+        hint="The others are done; run it again for these." if files else "Nothing was downloaded.",
+        faults=[f"{failure.key}: {failure.error}" for failure in failures],
+    )
+
+
+def choose_source(entry: AnyEntry, text: str) -> Source:
+    """The source a user names: its number in the manifest, from 1, or a URL.
+
+    Raises:
+        ConfigError: no such number, or no URL that may be used.
+    """
+    from gdown.parse_url import parse_url
+
+    from dgmn2cli.zoo.parse import DRIVE_ID, url_fault
+
+    if re.fullmatch(r"[0-9]{1,3}", text):
+        if 1 <= int(text) <= len(entry.sources):
+            return entry.sources[int(text) - 1]
+        why, hint = f"it has {len(entry.sources)}", f"See `dgmn2 zoo show {entry.key}`."
+        raise ConfigError(f"no source {text}", where=entry.key, why=why, hint=hint)
+    if fault := url_fault(text):
+        hint = "Wanted a number, or an https address."
+        raise ConfigError("cannot use the source", where=shown(text), why=f"it {fault}", hint=hint)
+    drive = parse_url(text)[0]
+    return Source("gdrive", drive) if drive and DRIVE_ID.fullmatch(drive) else Source("https", text)
+
+
+def _check_for(entry: AnyEntry) -> Callable[[Path], str]:
+    """The entry's structural check; torch is loaded only when there is something to check."""
+
+    def check(path: Path) -> str:
+        from dgmn2cli.inference.load import StructuralCheck
+
+        return StructuralCheck(entry)(path)
+
+    return check
+
+
+def _adoption_plan(offered: Path, wanted: list[AnyEntry], cache: Path) -> list[str]:
+    from dgmn2cli.zoo.bundle import plan_offered
+
+    lines = plan_offered(offered, wanted, cache=cache, verify_for=_check_for)
+    return lines or [f"nothing would be adopted: no file fits ({offered})"]
+
+
+def _plan(entries: list[AnyEntry], cache: Path) -> list[str]:
+    lines = []
+    for entry in entries:
         places = ", else ".join(source.address for source in entry.sources)
+        there = locate(entry, cache) is not None
         lines.append(f"{entry.key}: {'is there, would be hashed' if there else f'would be fetched from {places}'}")
-    render.emit(session, {"dry_run": lines}, lambda: [Text(printable(line)) for line in lines])
+    return lines
 
 
 def _lines(report: DownloadReport) -> list[Text]:

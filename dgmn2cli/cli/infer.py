@@ -13,7 +13,6 @@ from dgmn2cli.cli import render
 from dgmn2cli.cli.options import PATH, NumberType, Session, model_option, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.cli.protocol import NetworkOptions, with_network, with_settings
-from dgmn2cli.cli.weights import ensure_weights
 from dgmn2cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,8 +60,6 @@ def infer(
         files.check_targets(found, out, kinds, overwrite)
         runtime.set_threads(network.threads)
         recipe = load.resolve(model, zoo=session.zoo())
-        if network.checkpoint is None and recipe.entry is not None:
-            ensure_weights(session, recipe.entry)
         segmenter = load.assemble(
             recipe,
             network.checkpoint,
@@ -73,6 +70,8 @@ def infer(
             compiled=network.compiled,
             cache=session.cache_dir() if network.checkpoint is None else None,
             max_memory=settings.max_memory,
+            offline=session.offline,
+            observer=observer,
         )
         report = files.predict_files(segmenter, found, out, kinds, settings, alpha=alpha, observer=observer)
     render.emit(session, report, lambda: _summary(report))

@@ -1,4 +1,4 @@
-"""Owns `dgmn2 zoo`: what models there are, and what is known about their files."""
+"""`dgmn2 zoo`: what models there are, and what is known about their files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dgmn2cli.cli.options import Session, complete_model, pass_session
+from dgmn2cli.cli.options import PATH, Session, complete_model, pass_session
+from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.cli.render import MISSING, billions, emit, make_table, megabytes, millions, percent, record_table
-from dgmn2cli.cli.zoo_files import pin_hashes, verify_files
-from dgmn2cli.errors import ConfigError
+from dgmn2cli.errors import CheckFailed, ConfigError, printable
 from dgmn2cli.zoo import AnyEntry, ZooEntry, locate, pin_state
 from dgmn2cli.zoo.manifest import shown
+from dgmn2cli.zoo.upkeep import FileCheck, pin, verify_cache
 
 PIN_MEANING = {
     "pinned": "pinned (the manifest states the hash)",
@@ -27,10 +28,6 @@ PIN_MEANING = {
 @click.group()
 def zoo() -> None:
     """List and show the published models; check what is on disk."""
-
-
-zoo.add_command(verify_files)
-zoo.add_command(pin_hashes)
 
 
 @zoo.command("list", short_help="List the segmentation models.")
@@ -125,3 +122,49 @@ def _record(entry: AnyEntry, report: dict[str, object]) -> Table:
     if not report["on_disk"]:
         rows.append(("get it", f"dgmn2 download {entry.key}"))
     return record_table(rows)
+
+
+@zoo.command("verify", short_help="Hash the files on disk again.")
+@click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=complete_model)
+@click.option("--all", "everything", is_flag=True, help="Every entry; those not on disk are shown, too.")
+@pass_session
+def verify_files(session: Session, keys: tuple[str, ...], everything: bool) -> None:
+    """Hash files of the cache again: those of KEY..., or all that are there. Exit 1 if one is damaged or missing."""
+    manifest = session.zoo()
+    entries = [manifest.entry(key) for key in keys] or [*manifest.segmentors, *manifest.backbones]
+    with TerminalObserver(session) as observer:
+        checks = verify_cache(entries, session.cache_dir(), observer)
+    shown_ones = [check for check in checks if keys or everything or check.state != "not on disk"]
+    emit(session, {"cache": session.cache_dir(), "files": shown_ones}, lambda: _checks(shown_ones))
+    bad = [c for c in checks if c.state == "damaged" or (keys and c.state == "not on disk")]
+    if bad:
+        keys_again = " ".join(check.key for check in bad[:4]) + (" ..." if len(bad) > 4 else "")
+        raise CheckFailed(
+            f"{len(bad)} of {len(shown_ones)} files are damaged or not on disk",
+            hint=f"Get a good copy with `dgmn2 download {keys_again}`.",
+            faults=[f"{check.key}: {check.state}" + (f" ({check.path})" if check.path else "") for check in bad],
+        )
+
+
+def _checks(checks: list[FileCheck]) -> RenderableType:
+    if not checks:
+        return Text("No file of the zoo is on disk.")
+    table = make_table("key", "state", "hash", "size", "sha256", right=("size",))
+    for check in checks:
+        table.add_row(check.key, check.state, check.pin, megabytes(check.size), (check.sha256 or MISSING)[:16])
+    return table
+
+
+@zoo.command("pin", short_help="Write recorded hashes into a manifest of yours.")
+@click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=complete_model)
+@click.option("-o", "--out", type=PATH, required=True, metavar="FILE", help="The manifest to write.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@pass_session
+def pin_hashes(session: Session, keys: tuple[str, ...], out: Path, overwrite: bool) -> None:
+    """Copy the manifest in force to FILE, with the hashes recorded here: those of KEY..., or all. Use it with --zoo."""
+    manifest = session.zoo()
+    entries = [manifest.entry(key) for key in keys]
+    with TerminalObserver(session) as observer:
+        pinned = pin(manifest, entries, session.cache_dir(), out, overwrite=overwrite, observer=observer)
+    lines = [f"{len(pinned)} pinned: {', '.join(pinned)}", str(out)]
+    emit(session, {"pinned": pinned, "manifest": out}, lambda: [Text(printable(line)) for line in lines])

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dgmn2cli.checkpoint.unwrap import class_names
-from dgmn2cli.checkpoint.weights import Checkpoint, load_weights, read_checkpoint
+from dgmn2cli.checkpoint.weights import Checkpoint, load_weights, read_checkpoint, verify_checkpoint
 from dgmn2cli.config import Config, load_config
 from dgmn2cli.errors import ConfigError, ResourceError, printable
 from dgmn2cli.inference.build import build_segmentor
@@ -24,12 +24,14 @@ from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.model.attention import use_backend
+from dgmn2cli.model.backbone import Classifier
 from dgmn2cli.model.fused.network import InferenceForm
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.model.shapes import shapes_only
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import describe_device, require_compilable, resolve_device, resolve_dtype
-from dgmn2cli.zoo import Zoo, ZooEntry, cache_dir, load_zoo, locate
+from dgmn2cli.zoo import AnyEntry, Zoo, ZooEntry, cache_dir, load_zoo, locate, offline_wanted
 
 LOGGER = logging.getLogger("dgmn2cli")
 MAX_CLASSES = 255  # class ids are bytes, and 255 marks ignored pixels
@@ -97,26 +99,77 @@ def build(recipe: Recipe, num_classes: int | None = None) -> Segmentor:
     return build_segmentor(config)
 
 
-def build_with_weights(
-    recipe: Recipe, checkpoint: str | Path, sha256: str | None = None, *, ema: bool = False
-) -> tuple[Segmentor, Checkpoint]:
-    """The recipe's network with every tensor loaded from `checkpoint`, in evaluation mode.
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights.
+
+    Attributes:
+        path: the file.
+        sha256: the hash it must have, None if none is known; whoever reads it compares.
+        read: its content, where it was read to check the download.
+    """
+
+    path: Path
+    sha256: str | None
+    read: Checkpoint | None = None
+
+
+def ensure_weights(
+    entry: AnyEntry, cache: Path | None = None, *, offline: bool = False, observer: Observer | None = None
+) -> Weights:
+    """The entry's published weights, downloaded and checked if they are not in the cache.
 
     Args:
-        recipe: which network.
-        checkpoint: a `.pth` or `.safetensors` file.
-        sha256: the hash it must have, where one is known.
-        ema: take the averaged copy of the weights that the file holds.
+        entry: a model or backbone of the zoo.
+        cache: the cache folder; the default one if None.
+        offline: do not touch the network; `DGMN2_OFFLINE` says the same.
+        observer: told of the download.
 
     Raises:
-        ResourceError, IntegrityError, NonFiniteError: the file is missing, damaged, unsafe, or another model's.
+        NetworkError: they are not here and the network is off, or no source gives them.
+        IntegrityError, NonFiniteError: what the sources give is not the entry's model.
+        ResourceError: the cache cannot be read or written.
     """
-    read = read_checkpoint(checkpoint, sha256=sha256, ema=ema, inference=True)
-    for note in read.notes:
-        LOGGER.warning("%s: %s", printable(read.path), note)
-    model = build(recipe)
-    load_weights(model, read)
-    return model.eval(), read
+    folder, observer, offline = cache_dir(cache), observer or Silent(), offline or offline_wanted()
+    if found := locate(entry, folder):
+        return Weights(found.path, found.sha256)
+    from dgmn2cli.zoo.fetch import fetch  # requests takes a tenth of a second to import
+
+    if not offline:
+        names = {"gdrive": "Google Drive", "file": "a file"}  # of the others, the host
+        places = [names.get(source.type) or source.location.split("/")[2] for source in entry.sources]
+        observer.note(f"The weights of {entry.key} are not on disk; fetching them from {', else '.join(places)}.")
+    check = StructuralCheck(entry)
+    fetched = fetch(entry, cache=folder, verify=check, offline=offline, observer=observer)
+    read = replace(check.read, path=fetched.path) if check.read is not None else None
+    return Weights(fetched.path, fetched.sha256, read if read and read.sha256 == fetched.sha256 else None)
+
+
+class StructuralCheck:
+    """Checks that a file is the entry's model: safe to read, every key, shape and type of its network, finite.
+
+    Attributes:
+        read: the content of the file checked last.
+    """
+
+    def __init__(self, entry: AnyEntry) -> None:
+        self.entry = entry
+        self.read: Checkpoint | None = None
+
+    def __call__(self, path: Path) -> str:
+        """The file's sha256.
+
+        Raises:
+            IntegrityError, NonFiniteError: it is not that model.
+        """
+        with shapes_only():
+            if isinstance(self.entry, ZooEntry):
+                network: nn.Module = build(Recipe(load_config(self.entry.config), self.entry))
+            else:
+                network = Classifier(self.entry.key.rsplit("_", 1)[-1])
+        self.read = None
+        self.read = verify_checkpoint(path, network)
+        return self.read.sha256
 
 
 def weights_on_disk(recipe: Recipe, cache: Path | None = None) -> tuple[Path, str]:
@@ -126,11 +179,7 @@ def weights_on_disk(recipe: Recipe, cache: Path | None = None) -> tuple[Path, st
         ResourceError: they are not there; says how to get them.
         ConfigError: the recipe is a configuration file, which has no published weights.
     """
-    entry = recipe.entry
-    if entry is None:
-        raise ConfigError(
-            "no weights are published for a configuration file", where=recipe.config.name, hint="Add --checkpoint FILE."
-        )
+    entry = published(recipe)
     found = locate(entry, cache_dir(cache))
     if found is None:
         raise ResourceError(
@@ -141,28 +190,59 @@ def weights_on_disk(recipe: Recipe, cache: Path | None = None) -> tuple[Path, st
     return found.path, found.sha256
 
 
+def published(recipe: Recipe) -> ZooEntry:
+    """The recipe's zoo entry.
+
+    Raises:
+        ConfigError: the recipe is a configuration file, which has no published weights.
+    """
+    if recipe.entry is None:
+        hint = "Add --checkpoint FILE."
+        raise ConfigError("no weights are published for a configuration file", where=recipe.config.name, hint=hint)
+    return recipe.entry
+
+
 def load(
     name: str = "setr_pup-tiny",
     checkpoint: str | Path | None = None,
     device: str = "auto",
     dtype: str = "float32",
     backend: str = "auto",
+    *,
+    offline: bool = False,
+    observer: Observer | None = None,
+    cache: str | Path | None = None,
 ) -> Segmenter:
     """A segmenter for a published model or a configuration file.
 
+    Published weights that are not in the cache are downloaded and checked, as the commands do it.
+
     Args:
         name: zoo key, published configuration name, or configuration file.
-        checkpoint: the weights; the zoo's file in the cache if None.
+        checkpoint: the weights; the published ones if None.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         dtype: `float32`, `bfloat16` or `float16`.
         backend: `auto`, `native`, `triton` or `reference`; a named one never falls back.
+        offline: do not touch the network; `DGMN2_OFFLINE` says the same.
+        observer: told of the download: notes, and its bytes.
+        cache: the cache folder; `DGMN2_CACHE`, else the user's, if None.
 
     Raises:
         ConfigError: an unknown name.
-        ResourceError: the weights are not on disk, or device or backend cannot run.
+        NetworkError: the weights are not on disk, and the network is off or does not give them.
+        ResourceError: device or backend cannot run, or the cache cannot be written.
         IntegrityError, NonFiniteError: the weights are damaged, unsafe or another model's.
     """
-    return assemble(resolve(name), checkpoint, device=device, dtype=dtype, backend=backend)
+    return assemble(
+        resolve(name),
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        cache=cache_dir(cache),
+        offline=offline,
+        observer=observer,
+    )
 
 
 def assemble(
@@ -177,33 +257,45 @@ def assemble(
     cache: Path | None = None,
     max_memory: int | None = None,
     ema: bool = False,
+    offline: bool = False,
+    observer: Observer | None = None,
 ) -> Segmenter:
     """A recipe's network with its weights, on its device, rewritten for inference.
 
     Args:
         recipe: which network.
-        checkpoint: the weights; the published ones in the cache if None.
+        checkpoint: the weights; the published ones if None, downloaded where they are not in the cache.
         device, dtype, backend: as for `load`.
         exact_algebra: rewrite the network into its faster equal (`model.inference_form`); else run the published
             order of operations.
         compiled: run the published order through `torch.compile`; on NVIDIA GPUs only.
-        cache: the cache folder; the default one if None.
+        cache, offline, observer: as for `ensure_weights`.
         max_memory: bytes that must not be exceeded, see `Settings`.
         ema: take the averaged copy of the weights that the checkpoint holds.
 
     Raises:
         ConfigError: `compiled` on another device than an NVIDIA GPU.
-        ResourceError: the weights are not on disk, device or backend cannot run, or the memory limit is too small.
+        NetworkError: the weights are not on disk, and the network is off or does not give them.
+        ResourceError: device or backend cannot run, or the memory limit is too small.
         IntegrityError, NonFiniteError: the weights are damaged, unsafe or another model's.
     """
     target, number = resolve_device(device), resolve_dtype(dtype)
     used = resolve_backend(backend, target, number)
     if compiled:
         require_compilable(target)
-    path, sha256 = weights_on_disk(recipe, cache) if checkpoint is None else (Path(checkpoint), None)
+    if checkpoint is None:
+        weights = ensure_weights(published(recipe), cache, offline=offline, observer=observer)
+    else:
+        weights = Weights(Path(checkpoint), None)
     if max_memory is not None:
-        require_room(max_memory, target, _loading_bytes(recipe, path, target), "loading the model")
-    model, read = build_with_weights(recipe, path, sha256, ema=ema)
+        require_room(max_memory, target, _loading_bytes(recipe, weights.path, target), "loading the model")
+    read = weights.read if not ema else None
+    read = read or read_checkpoint(weights.path, sha256=weights.sha256, ema=ema, inference=True)
+    for note in read.notes:
+        LOGGER.warning("%s: %s", printable(read.path), note)
+    model = build(recipe)
+    load_weights(model, read)
+    model.eval()
     use_backend(model, used)
     model.to(target, number).requires_grad_(requires_grad=False)
     fused = exact_algebra and not compiled

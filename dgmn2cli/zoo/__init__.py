@@ -1,8 +1,8 @@
-"""Owns the model zoo's front door: entries by name, and the cache of their files. Needs no torch."""
+"""The model zoo: entries by name, and the cache of their files. Needs no torch."""
 
 from __future__ import annotations
 
-from dgmn2cli.zoo.cache import CachedFile, cache_dir, locate, pin_state
+from dgmn2cli.zoo.cache import CachedFile, cache_dir, locate, offline_wanted, pin_state
 from dgmn2cli.zoo.manifest import AnyEntry, BackboneEntry, Source, Zoo, ZooEntry
 from dgmn2cli.zoo.parse import load_zoo
 
@@ -19,6 +19,7 @@ __all__ = [
     "find",
     "load_zoo",
     "locate",
+    "offline_wanted",
     "pin_state",
 ]
 

@@ -1,4 +1,4 @@
-"""Owns the cache of downloaded files: where it is, which content belongs to which entry, and its hashes.
+"""The cache of downloaded files: where it is, which content belongs to which entry, and its hashes.
 
 Layout of the folder: `files/SHA256.pth` holds content under its own hash, `index/KEY@ORIGIN.json` says which content
 was verified as which entry, `parts/` holds downloads under way. Nothing here is trusted because it is here: whoever
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import sys
 from dataclasses import asdict, dataclass
@@ -17,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from dgmn2cli.errors import IntegrityError, ResourceError
-from dgmn2cli.files import atomic_write, open_regular, to_json
-from dgmn2cli.zoo.manifest import AnyEntry, Source
+from dgmn2cli.errors import Dgmn2Error, ResourceError
+from dgmn2cli.files import atomic_write, read_bounded, to_json
+from dgmn2cli.zoo.manifest import AnyEntry
 
 RECORD_LIMIT = 100_000  # bytes; a record has about 500
 Pin = Literal["pinned", "recorded", "unknown"]
@@ -48,21 +49,32 @@ class CachedFile:
 class Record:
     """What was once verified: the content `sha256` is the entry `key`.
 
+    It holds for entries that have the source it came from, and for the very entry that a file of the user's was adopted
+    for; another manifest's entry of the same key, or one that states another hash or none, has nothing from it.
+
     Attributes:
         key: the entry's key.
-        sources: the entry's sources at that time, so that another manifest's entry of the same key is told apart.
+        sources: the entry's sources at that time.
+        stated: the hash its manifest stated, None if it stated none and the content was verified by structure.
         sha256: hash of the verified content.
         size: its bytes.
-        source: the source it came from, in words.
+        source: the address or file it came from.
         time: when, UTC, ISO 8601.
     """
 
     key: str
     sources: tuple[str, ...]
+    stated: str | None
     sha256: str
     size: int
     source: str
     time: str
+
+    def holds_for(self, entry: AnyEntry) -> bool:
+        """Whether this is a record of `entry`, whatever manifest it stands in."""
+        came_from = any(self.source == source.address for source in entry.sources)
+        same = self.key == entry.key and self.stated == entry.sha256
+        return same and (came_from or self.sources == _origins(entry))
 
 
 def cache_dir(explicit: str | Path | None = None) -> Path:
@@ -75,6 +87,11 @@ def cache_dir(explicit: str | Path | None = None) -> Path:
     if named:
         return Path(named).expanduser().absolute()
     return _user_cache() / "dgmn2"
+
+
+def offline_wanted() -> bool:
+    """Whether the environment switches the network off (`DGMN2_OFFLINE`)."""
+    return os.environ.get("DGMN2_OFFLINE", "").strip().lower() in ("1", "t", "true", "y", "yes", "on")
 
 
 def _user_cache() -> Path:
@@ -127,7 +144,7 @@ def locate(entry: AnyEntry, cache: Path) -> CachedFile | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise ResourceError("cannot read the file", where=path, why=(error.strerror or str(error)).lower()) from error
     if not stat.S_ISREG(status.st_mode):
         return None
     source = record.source if record and record.sha256 == sha256 else ""
@@ -140,60 +157,49 @@ def record(entry: AnyEntry, cache: Path, *, sha256: str, size: int, source: str)
     Raises:
         ResourceError: the cache cannot be written.
     """
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    note = Record(entry.key, _origins(entry.sources), sha256, size, source, now)
-    atomic_write(record_path(entry, cache), to_json(asdict(note)) + "\n")
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    note = Record(entry.key, _origins(entry), entry.sha256, sha256, size, source, now)
+    listed = source in [place.address for place in entry.sources]
+    owner = "\n".join((source if listed else "", *(() if listed else note.sources), str(note.stated)))
+    name = f"{entry.key}@{hashlib.sha256(owner.encode()).hexdigest()[:12]}.json"
+    atomic_write(cache / "index" / name, to_json(asdict(note)) + "\n")
     return note
 
 
-def record_path(entry: AnyEntry, cache: Path) -> Path:
-    """The record's file: the one in force for `entry`, else the one a new record would get."""
-    known = [path for path, _ in _records(entry, cache)]
-    if known:
-        return known[-1]
-    origin = hashlib.sha256("\n".join(_origins(entry.sources)).encode()).hexdigest()[:12]
-    return cache / "index" / f"{entry.key}@{origin}.json"
-
-
-def find_record(entry: AnyEntry, cache: Path) -> Record | None:
-    """The newest record of `entry`: same key and at least one source in common."""
+def record_path(entry: AnyEntry, cache: Path) -> Path | None:
+    """The file of the record in force for `entry`."""
     records = _records(entry, cache)
     return records[-1][1] if records else None
 
 
-def _records(entry: AnyEntry, cache: Path) -> list[tuple[Path, Record]]:
+def find_record(entry: AnyEntry, cache: Path) -> Record | None:
+    """The newest record of `entry`."""
+    records = _records(entry, cache)
+    return records[-1][2] if records else None
+
+
+def _records(entry: AnyEntry, cache: Path) -> list[tuple[str, Path, Record]]:
     """The readable records of `entry`, oldest first. A damaged record counts as none: it is only a note."""
-    found = []
-    origins = set(_origins(entry.sources))
-    for path in sorted((cache / "index").glob(f"{entry.key}@*.json")):
-        note = _read_record(path)
-        if note and note.key == entry.key and origins & set(note.sources):
-            found.append((path, note))
-    return sorted(found, key=lambda pair: (pair[1].time, pair[0].name))
+    notes = [(path, _read_record(path)) for path in (cache / "index").glob(f"{entry.key}@*.json")]
+    return sorted((note.time, path, note) for path, note in notes if note and note.holds_for(entry))
 
 
 def _read_record(path: Path) -> Record | None:
     try:
-        with open_regular(path) as file:
-            values = json.loads(file.read(RECORD_LIMIT).decode())
+        values = json.loads(read_bounded(path, RECORD_LIMIT))
         note = Record(
             key=str(values["key"]),
             sources=tuple(map(str, values["sources"])),
+            stated=values.get("stated"),
             sha256=str(values["sha256"]),
             size=int(values["size"]),
             source=str(values["source"]),
             time=str(values["time"]),
         )
-    except (IntegrityError, ResourceError, ValueError, TypeError, KeyError, RecursionError):
+    except (Dgmn2Error, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return note if len(note.sha256) == 64 and set(note.sha256) <= set("0123456789abcdef") else None
+    return note if re.fullmatch("[0-9a-f]{64}", note.sha256) else None
 
 
-def _origins(sources: tuple[Source, ...]) -> tuple[str, ...]:
-    return tuple(f"{source.type}:{source.location}" for source in sources)
-
-
-def _unreadable(path: Path, error: OSError) -> ResourceError:
-    why = os.strerror(error.errno).lower() if error.errno else str(error)
-    hint = "Check its permissions." if isinstance(error, PermissionError) else "Check the path."
-    return ResourceError("cannot read the file", where=path, why=why, hint=hint)
+def _origins(entry: AnyEntry) -> tuple[str, ...]:
+    return tuple(f"{source.type}:{source.location}" for source in entry.sources)

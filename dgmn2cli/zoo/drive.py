@@ -1,7 +1,6 @@
-"""Owns Google Drive's manners: from a file id to the address of its bytes, past the pages that stand between.
+"""Google Drive: from a file id to the response with its bytes, past the pages that stand between.
 
-The bytes themselves come the same way as everyone else's. Reading Google's confirmation page, which changes now and
-then, is left to gdown.
+Reading Google's confirmation page, which changes now and then, is left to gdown.
 """
 
 from __future__ import annotations
@@ -13,31 +12,22 @@ from urllib.parse import urlsplit
 import requests
 
 from dgmn2cli.errors import NetworkError
-from dgmn2cli.zoo.http import Deadline, Limits, follow, new_session, opened, place_of
+from dgmn2cli.zoo.http import Client, follow, place_of
 from dgmn2cli.zoo.manifest import shown
-from dgmn2cli.zoo.transfer import read_page
 
 FILE_ADDRESS = "https://drive.google.com/uc?export=download&id={id}"
 AGENT = "Mozilla/5.0"  # to other programs Google Drive answers with other pages
 MAX_PAGES = 3
-
-
-def drive_session() -> requests.Session:
-    """A session for Google Drive; cookies are kept only as long as it lives."""
-    return new_session(AGENT)
+PAGE_LIMIT = 1 << 16  # bytes of a page that are looked at
 
 
 @contextmanager
-def opened_drive_file(
-    session: requests.Session, file_id: str, limits: Limits, deadline: Deadline, headers: dict[str, str]
-) -> Iterator[tuple[requests.Response, str]]:
+def opened_drive_file(client: Client, file_id: str, headers: dict[str, str]) -> Iterator[tuple[requests.Response, str]]:
     """The response that carries the file's bytes, and its address.
 
     Args:
-        session: from `drive_session`.
+        client: with `AGENT` as its name.
         file_id: the id in the file's public link.
-        limits: how patient to be.
-        deadline: when to give up.
         headers: `Range` and `If-Range`, sent only with the request for the bytes; empty for the whole file.
 
     Raises:
@@ -46,18 +36,20 @@ def opened_drive_file(
     """
     url = FILE_ADDRESS.format(id=file_id)
     for _ in range(MAX_PAGES):
-        with opened(session, url, limits, deadline) as (response, final):
+        with client.opened(url) as (response, final):
             page = _is_page(response)
             if not page and not headers:
                 yield response, final
                 return
-            onward = follow(final, _confirmed(read_page(response, final, deadline), final)) if page else final
+            text = b""
+            while page and len(text) < PAGE_LIMIT and (block := client.read(response, final)):
+                text += block
         if not page:
-            with opened(session, onward, limits, deadline, headers) as (rest, address):
+            with client.opened(final, headers) as (rest, address):
                 yield rest, address
             return
-        url = onward
-    raise NetworkError("Google Drive does not give the file", where=place_of(url), why="one page leads to another")
+        url = follow(final, _confirmed(text.decode("utf-8", "replace"), final))
+    raise _refusal(url, "one page leads to another")
 
 
 def _is_page(response: requests.Response) -> bool:
@@ -82,18 +74,12 @@ def _confirmed(page: str, url: str) -> str:
     try:
         return str(get_url_from_gdrive_confirmation(page))
     except FileURLRetrievalError as error:
-        raise _refusal(url, _first_line(error)) from error
+        said = " ".join(str(error).split())
+        lost = not said or said.startswith("Cannot retrieve")
+        raise _refusal(url, "its page shows no way to the file" if lost else f"it says: {shown(said)}") from error
     except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:  # a form of another make
         raise _refusal(url, "its page cannot be read") from error
 
 
 def _refusal(url: str, why: str) -> NetworkError:
     return NetworkError("Google Drive does not give the file", where=place_of(url), why=why)
-
-
-def _first_line(error: Exception) -> str:
-    """What Google says, or gdown about it, in one line."""
-    text = " ".join(str(error).split())
-    if not text or text.startswith("Cannot retrieve"):
-        return "its page shows no way to the file"
-    return f"it says: {shown(text)}"

@@ -1,39 +1,43 @@
-"""Owns getting an entry's file: from the cache if its hash holds, else from its sources, checked, then published.
+"""Getting an entry's file: from the cache if its hash holds, else from its sources, checked, then published.
 
-Nothing is published that was not hashed as it lies on disk and either has the known hash or passed the caller's
-structural check. The lock taken here only saves work: correctness never depends on it.
+Nothing is published that does not have the known hash or has not passed the caller's structural check as it lies on
+disk. The lock taken here only saves work: correctness never depends on it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import random
+import re
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+import requests
+from filelock import FileLock, Timeout
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
+
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NetworkError, NonFiniteError, ResourceError
 from dgmn2cli.files import HASH_BLOCK, hash_file, open_regular
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.zoo import cache as caching
-from dgmn2cli.zoo.drive import drive_session, opened_drive_file
-from dgmn2cli.zoo.http import Deadline, Limits, TemporaryError, new_session, opened
-from dgmn2cli.zoo.manifest import AnyEntry, Source
-from dgmn2cli.zoo.parts import Part, resume, sweep, turn
-from dgmn2cli.zoo.transfer import Progress, receive
+from dgmn2cli.zoo import drive
+from dgmn2cli.zoo.http import AGENT, Client, Limits, TemporaryError, place_of
+from dgmn2cli.zoo.manifest import AnyEntry, Source, shown
+from dgmn2cli.zoo.parts import UNTAGGED, Part, sweep
 
-logger = logging.getLogger(__name__)
-
-Verify = Callable[[Path], object]  # raises a Dgmn2Error unless the file is the entry's model, complete and finite
+# raises a Dgmn2Error unless the file is the entry's model, complete and finite; gives the sha256 of what it read
+Verify = Callable[[Path], str]
 BYTES_PER_PARAM = 15  # float32 weights and Adam's two moments, and a quarter more
 OVERHEAD = 64 << 20  # bytes a file may have beyond its tensors
-BY_HAND = (
-    "Save it with a browser from an address that `dgmn2 zoo show {key}` names, and adopt it with "
-    "`dgmn2 download {key} --from FILE`."
-)
+TURN_LIMIT = 300.0  # seconds to wait for another process that fetches the same file
+BY_HAND = "Save it with a browser (`dgmn2 zoo show {0}` has the address); then `dgmn2 download {0} --from FILE`."
 
 
 @dataclass(frozen=True)
@@ -70,115 +74,52 @@ def fetch(
     force: bool = False,
     sources: Sequence[Source] | None = None,
     limits: Limits | None = None,
-    progress: Progress | None = None,
+    observer: Observer | None = None,
 ) -> FetchedFile:
     """The entry's file in the cache, fetched if it is not there or damaged.
 
     Args:
         entry: a model or backbone.
         cache: the cache folder.
-        verify: called with the path of a file whose hash is not known; raises unless it is this entry's model.
+        verify: called with the path of a file whose hash is not known.
         offline: do not touch the network; `file` sources are still used.
         force: fetch even if a good file is there.
         sources: other sources than the entry's, tried in order.
         limits: how patient to be.
-        progress: told the bytes so far and in all, while hashing and while downloading.
+        observer: told the bytes while hashing and downloading, and what is tried next.
 
     Raises:
         NetworkError: no source gave the file, or it is not here and the network is off.
         IntegrityError, NonFiniteError: what the sources gave is not the file.
         ResourceError: disk full, no permission.
     """
-    began = time.monotonic()
-    limits = limits or Limits()
-    if not force and (ready := from_cache(entry, cache, progress, began)):
+    if not force and (ready := from_cache(entry, cache, observer)):
         return ready
-    usable = tuple(s for s in (entry.sources if sources is None else sources) if not offline or s.type == "file")
+    usable = [s for s in (entry.sources if sources is None else sources) if not offline or s.type == "file"]
     if not usable:
         raise _nothing_to_ask(entry, cache, force)
-    with turn(_parts_folder(cache), entry.key):
-        if not force and (ready := from_cache(entry, cache, progress, began)):
-            return ready
-        return _from_sources(entry, usable, cache, verify, limits, progress, began)
+    download = Download(entry, cache, verify, limits, observer)
+    with download.turn():
+        return (None if force else from_cache(entry, cache)) or download.from_sources(usable)
 
 
-def _nothing_to_ask(entry: AnyEntry, cache: Path, force: bool) -> Dgmn2Error:
-    """The error when the network is off and there is no good file, or another one was asked for."""
-    off = "the network is switched off (--offline, DGMN2_OFFLINE)"
-    get = f"dgmn2 download {entry.key}"
-    if force and (ready := from_cache(entry, cache)):
-        hint = f"Leave out --force and --source: a good file is there, {ready.path}."
-        return NetworkError("cannot download it again", where=entry.key, why=off, hint=hint)
-    hint = f"Switch the network on and run `{get}`; or fetch the file elsewhere, alone or as a bundle "
-    hint += f"(`{get} --bundle TAR`), and adopt it here with `{get} --from FILE`."
-    if found := caching.locate(entry, cache):
-        why = "it does not have the hash it must have"
-        return IntegrityError("the cached file is damaged", where=found.path, why=why, hint=hint)
-    return NetworkError("the weights are not on disk", where=entry.key, why=off, hint=hint)
-
-
-def from_cache(
-    entry: AnyEntry, cache: Path, progress: Progress | None = None, began: float | None = None
-) -> FetchedFile | None:
+def from_cache(entry: AnyEntry, cache: Path, observer: Observer | None = None) -> FetchedFile | None:
     """The entry's file if the cache holds it and its content has the hash it must have; None otherwise.
 
     Raises:
         ResourceError: it may not be read.
     """
-    began = time.monotonic() if began is None else began
+    began, observer = time.monotonic(), observer or Silent()
     found = caching.locate(entry, cache)
     if found is None:
         return None
-    done = 0
-
-    def advance(step: int) -> None:
-        nonlocal done
-        done += step
-        if progress:
-            progress(done, found.size)
-
-    if hash_file(found.path, advance) != found.sha256:
-        logger.warning("the cached file of %s is damaged: %s", entry.key, found.path)
+    observer.begin(entry.key, found.size, unit="bytes")
+    if hash_file(found.path, observer.advance) != found.sha256:
+        observer.note(f"The cached file of {entry.key} is damaged: {found.path}")
         return None
-    pin: Literal["pinned", "recorded"] = "pinned" if found.pin == "pinned" else "recorded"
+    pin: Literal["pinned", "recorded"] = "pinned" if entry.sha256 else "recorded"
     seconds = time.monotonic() - began
     return FetchedFile(entry.key, found.path, found.sha256, found.size, found.source, pin, True, seconds)
-
-
-def adopt(entry: AnyEntry, file: Path, *, cache: Path, verify: Verify, progress: Progress | None = None) -> FetchedFile:
-    """Copies a file of the user's into the cache as the entry's, after the same checks as a download.
-
-    Raises:
-        IntegrityError, NonFiniteError: it is not the entry's file.
-        ResourceError: it cannot be read, or the cache not be written.
-    """
-    with open_regular(file) as stream:
-        total = os.fstat(stream.fileno()).st_size
-        return adopt_stream(entry, stream, total, str(file.absolute()), cache=cache, verify=verify, progress=progress)
-
-
-def adopt_stream(
-    entry: AnyEntry,
-    stream: IO[bytes],
-    total: int,
-    name: str,
-    *,
-    cache: Path,
-    verify: Verify,
-    progress: Progress | None = None,
-) -> FetchedFile:
-    """As `adopt`, for the `total` bytes of an open file called `name`."""
-    began = time.monotonic()
-    source = Source("file", name)
-    part = Part(_parts_folder(cache), _stem(entry, source))
-    try:
-        _copy(entry, stream, total, part, name, progress)
-        fetched = _finish(entry, source, part, cache, verify, began)
-    except BaseException:
-        part.discard()
-        raise
-    sweep(_parts_folder(cache), entry.key)
-    return fetched
 
 
 def size_limit(entry: AnyEntry) -> int:
@@ -186,232 +127,282 @@ def size_limit(entry: AnyEntry) -> int:
     return entry.size or entry.params * BYTES_PER_PARAM + OVERHEAD
 
 
-def _from_sources(
-    entry: AnyEntry,
-    sources: Sequence[Source],
-    cache: Path,
-    verify: Verify,
-    limits: Limits,
-    progress: Progress | None,
-    began: float,
-) -> FetchedFile:
-    """The file from the first source that gives it."""
-    deadline = Deadline(limits.total)
-    failures: list[Dgmn2Error] = []
-    for number, source in enumerate(sources, 1):
-        try:
-            fetched = _from_source(entry, source, cache, verify, limits, deadline, progress, began)
-        except (NetworkError, IntegrityError, NonFiniteError) as error:
-            error.hint = error.hint or BY_HAND.format(key=entry.key)
-            failures.append(error)
-            if number < len(sources):
-                logger.warning("source %d of %s failed, trying the next: %s", number, entry.key, error)
-            continue
-        sweep(_parts_folder(cache), entry.key)
-        return fetched
-    if len(failures) == 1:
-        raise failures[0]
-    worst = next((failure for failure in failures if not isinstance(failure, NetworkError)), failures[-1])
-    raise type(worst)(
-        "no source gives the file",
-        where=entry.key,
-        why=f"{len(failures)} were tried, see above",
-        hint=BY_HAND.format(key=entry.key),
-        faults=[f"source {i}: {f}" for i, f in enumerate(failures, 1)],
-    )
+def _nothing_to_ask(entry: AnyEntry, cache: Path, force: bool) -> Dgmn2Error:
+    """The error when the network is off and there is no good file, or another one was asked for."""
+    key, off = entry.key, "the network is switched off (--offline, DGMN2_OFFLINE)"
+    found = caching.locate(entry, cache)
+    if force and found:
+        hint = f"Leave out --force and --source: a file is there, {found.path}."
+        return NetworkError("cannot download it again", where=key, why=off, hint=hint)
+    hint = f"Switch the network on and run `dgmn2 download {key}`; or fetch the file elsewhere, alone or as a bundle "
+    hint += f"(`dgmn2 download {key} --bundle TAR`), and adopt it here with `dgmn2 download {key} --from FILE`."
+    if found:
+        why = "it does not have the hash it must have"
+        return IntegrityError("the cached file is damaged", where=found.path, why=why, hint=hint)
+    return NetworkError("the weights are not on disk", where=key, why=off, hint=hint)
 
 
-def _from_source(
-    entry: AnyEntry,
-    source: Source,
-    cache: Path,
-    verify: Verify,
-    limits: Limits,
-    deadline: Deadline,
-    progress: Progress | None,
-    began: float,
-) -> FetchedFile:
-    """The file from one source: transferred with retries, checked, published."""
-    known_hash = caching.expected_sha256(entry, cache) is not None
-    part = resume(_parts_folder(cache), _stem(entry, source), _name(source))
-    try:
-        while True:
-            _transfer(entry, source, part, known_hash, limits, deadline, progress)
+class Download:
+    """One entry's file on its way into the cache; the arguments are those of `fetch`."""
+
+    def __init__(
+        self,
+        entry: AnyEntry,
+        cache: Path,
+        verify: Verify,
+        limits: Limits | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.entry, self.cache, self.parts, self.verify = entry, cache, cache / "parts", verify
+        self.limits, self.observer = limits or Limits(), observer or Silent()
+        self.known = caching.expected_sha256(entry, cache)
+        self.began = time.monotonic()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits, for a while, if another process fetches the entry; goes ahead where there is no lock to be had."""
+        lock = FileLock(self.parts / f"{self.entry.key}.lock")
+        with suppress(OSError, NotImplementedError):  # whether the cache can be written shows when it is written
+            self.parts.mkdir(parents=True, exist_ok=True)
             try:
-                return _finish(entry, source, part, cache, verify, began)
-            except (IntegrityError, NonFiniteError):
-                if not part.continued:
-                    raise
-                part.restart()  # the pieces do not belong together; once more in one piece
-    except BaseException as error:
-        _put_away(part, error, known_hash)
-        raise
-
-
-def _finish(entry: AnyEntry, source: Source, part: Part, cache: Path, verify: Verify, began: float) -> FetchedFile:
-    """Checks a complete part, publishes it and notes what it is."""
-    expected = caching.expected_sha256(entry, cache)
-    sha256 = _check(entry, source, part, expected, cache, verify)
-    size, target = part.size, caching.file_path(cache, sha256)
-    part.publish(target)
-    caching.record(entry, cache, sha256=sha256, size=size, source=source.address)
-    pin: Literal["pinned", "recorded", "new"] = "pinned" if entry.sha256 else "recorded" if expected else "new"
-    return FetchedFile(entry.key, target, sha256, size, source.address, pin, False, time.monotonic() - began)
-
-
-def _put_away(part: Part, error: BaseException, known_hash: bool) -> None:
-    """Keeps a part that the next run can go on with, removes any other."""
-    interrupted = isinstance(error, NetworkError) or not isinstance(error, Exception)
-    origin = part.origin
-    if interrupted and part.size and origin is not None and (origin.validator or known_hash):
-        part.keep()
-    else:
-        part.discard()
-
-
-def _transfer(
-    entry: AnyEntry,
-    source: Source,
-    part: Part,
-    known_hash: bool,
-    limits: Limits,
-    deadline: Deadline,
-    progress: Progress | None,
-) -> None:
-    """Fills `part` from `source`, trying again after failures that may pass."""
-    if source.type == "file":
-        _copy_file(entry, Path(source.location), part, progress)
-        return
-    for attempt in range(limits.retries + 1):
-        if part.origin is not None and part.size == part.origin.total:
-            return  # an earlier run was stopped between the last byte and the check
-        if not (part.origin is not None and (part.origin.validator or known_hash)):
-            part.restart()
+                lock.acquire(timeout=0)
+            except Timeout:
+                self.observer.note(f"Another process fetches {self.entry.key}; waiting for it.")
+                lock.acquire(timeout=min(TURN_LIMIT, self.limits.total), poll_interval=0.1)
+                self.known = caching.expected_sha256(self.entry, self.cache)
         try:
-            _request(entry, source, part, known_hash, limits, deadline, progress)
-            return
-        except TemporaryError as error:
-            pause = limits.backoff * 2**attempt * random.uniform(0.75, 1.25)
-            pause = pause if error.retry_after is None else error.retry_after
-            if attempt == limits.retries or pause >= deadline.left:
-                raise
-            logger.info("%s; trying again in %.1f s", error, pause)
-            time.sleep(pause)
+            yield
+        finally:
+            lock.release()
 
-
-def _request(
-    entry: AnyEntry,
-    source: Source,
-    part: Part,
-    known_hash: bool,
-    limits: Limits,
-    deadline: Deadline,
-    progress: Progress | None,
-) -> None:
-    """One attempt: the whole file, or the rest of it."""
-    headers: dict[str, str] = {}
-    if part.size and part.origin is not None:
-        headers["Range"] = f"bytes={part.size}-"
-        if part.origin.validator:
-            headers["If-Range"] = part.origin.validator
-    drive = source.type == "gdrive"
-    with (
-        drive_session() if drive else new_session() as session,
-        opened_drive_file(session, source.location, limits, deadline, headers)
-        if drive
-        else opened(session, source.location, limits, deadline, headers) as (response, url),
-    ):
-        receive(
-            response,
-            url,
-            part,
-            _name(source),
-            known_hash=known_hash,
-            limit=size_limit(entry),
-            deadline=deadline,
-            progress=progress,
+    def from_sources(self, sources: Sequence[Source]) -> FetchedFile:
+        """The file from the first source that gives it; errors as `fetch`."""
+        failures: list[Dgmn2Error] = []
+        for number, source in enumerate(sources, 1):
+            try:
+                return self._from_source(source)
+            except (NetworkError, IntegrityError, NonFiniteError) as error:
+                error.hint = error.hint or BY_HAND.format(self.entry.key)
+                failures.append(error)
+                if number < len(sources):
+                    self.observer.note(f"Source {number} of {self.entry.key} failed, trying the next: {error}")
+        if len(failures) == 1:
+            raise failures[0]
+        worst = next((failure for failure in failures if not isinstance(failure, NetworkError)), failures[-1])
+        raise type(worst)(
+            "no source gives the file",
+            where=self.entry.key,
+            why=f"{len(failures)} were tried, see above",
+            hint=BY_HAND.format(self.entry.key),
+            faults=[f"source {i}: {failure}" for i, failure in enumerate(failures, 1)],
         )
 
+    def adopt(self, stream: IO[bytes], total: int, name: str, stated: str = "", verified: bool = False) -> FetchedFile:
+        """Takes the `total` bytes of an open file called `name` into the cache as the entry's.
 
-def _copy_file(entry: AnyEntry, path: Path, part: Part, progress: Progress | None) -> None:
-    """Fills `part` from a `file` source, which may lie on a share that is not there now."""
-    part.restart()
-    try:
-        stream = open_regular(path)
-    except ResourceError as error:
-        raise NetworkError("cannot read the source", where=path, why=error.why) from error
-    with stream:
-        _copy(entry, stream, os.fstat(stream.fileno()).st_size, part, str(path), progress)
+        Args:
+            stream: the open file.
+            total: its bytes.
+            name: what messages and the record call it.
+            stated: the hash that whoever offers the file says it has; empty if they say none.
+            verified: content with that hash has passed the structural check.
 
-
-def _copy(entry: AnyEntry, stream: IO[bytes], total: int, part: Part, name: str, progress: Progress | None) -> None:
-    """Fills `part` with `total` bytes of `stream`."""
-    if total > size_limit(entry):
-        why = f"{total:,} bytes, at most {size_limit(entry):,} expected"
-        raise IntegrityError("the file is not the model", where=name, why=why)
-    while part.size < total:
+        Raises:
+            IntegrityError, NonFiniteError: it is not the entry's file.
+            ResourceError: it cannot be read, or the cache not be written.
+        """
+        source = Source("file", name)
+        part = Part(self.parts, self._stem(source))
         try:
-            block = stream.read(min(HASH_BLOCK, total - part.size))
-        except OSError as error:
-            raise ResourceError("cannot read the file", where=name, why=error.strerror or str(error)) from error
-        if not block:
-            raise IntegrityError("the file is cut off", where=name, why=f"{part.size:,} of {total:,} bytes are there")
-        part.append(block)
-        if progress:
-            progress(part.size, total)
+            self._copy(stream, total, part, name)
+            return self._finish(source, part, stated, verified)
+        except BaseException:
+            part.discard()
+            raise
+
+    def _stem(self, source: Source) -> str:
+        return f"{self.entry.key}@{hashlib.sha256(f'{source.type}:{source.location}'.encode()).hexdigest()[:12]}"
+
+    def _from_source(self, source: Source) -> FetchedFile:
+        """The file from one source: transferred with retries, checked, published."""
+        part = Part(self.parts, self._stem(source))
+        agent = drive.AGENT if source.type == "gdrive" else AGENT
+        try:
+            with closing(Client(self.limits, self.began + self.limits.total, agent)) as client:
+                while True:
+                    self._transfer(client, source, part)
+                    try:
+                        return self._finish(source, part)
+                    except (IntegrityError, NonFiniteError):
+                        if not part.continued:
+                            raise
+                        part.restart()  # the pieces do not belong together; once more in one piece
+        except BaseException as error:
+            interrupted = isinstance(error, NetworkError) or not isinstance(error, Exception)
+            if interrupted and part.size and self._continuable(part):
+                part.keep()
+            else:
+                part.discard()
+            raise
+
+    def _continuable(self, part: Part) -> bool:
+        """Whether a rest can be known to belong to the part: by the version's name, or by the hash of the whole."""
+        return part.tag != UNTAGGED or self.known is not None
+
+    def _transfer(self, client: Client, source: Source, part: Part) -> None:
+        """Fills `part` from `source`, trying again after failures that may pass."""
+        if source.type == "file":
+            part.restart()
+            what = "cannot read the source"
+            with open_regular(source.location, what, kind=NetworkError, unreadable=NetworkError) as file:
+                self._copy(file, os.fstat(file.fileno()).st_size, part, source.location)
+            return
+        retry = Retry(total=self.limits.retries, backoff_factor=self.limits.backoff)
+        opened = drive.opened_drive_file if source.type == "gdrive" else Client.opened
+        while True:
+            if not self._continuable(part):
+                part.restart()
+            headers = {"Range": f"bytes={part.size}-"} if part.size else {}
+            try:
+                with opened(client, source.location, headers) as (response, url):
+                    self._receive(client, response, url, part)
+                return
+            except TemporaryError as error:
+                pause = retry.get_backoff_time() * random.uniform(0.75, 1.25)
+                with suppress(InvalidHeader, ValueError, OverflowError):
+                    pause = min(60, retry.parse_retry_after(error.retry_after)) if error.retry_after else pause
+                if retry.total == 0 or pause >= client.left:
+                    raise
+                retry = retry.increment(error=error)
+                time.sleep(pause)
+
+    def _receive(self, client: Client, response: requests.Response, url: str, part: Part) -> None:
+        """Writes the body into `part`, behind what is there if the response continues it, and checks its length."""
+        place, limit = place_of(url), size_limit(self.entry)
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            why = f"it is compressed ({shown(encoding)}), which was not asked for"
+            raise NetworkError("the answer cannot be used", where=place, why=why)
+        tag, total = version_tag(response), _length(response)
+        if response.status_code == 200:
+            part.restart()
+            part.mark(tag)
+        elif fits(response, part, tag, self.known is not None):
+            total, part.continued = int(response.headers["Content-Range"].split("/")[1]), True
+        else:
+            part.restart()
+            why = "the rest offered does not fit the beginning"
+            raise TemporaryError("the download cannot be continued", where=place, why=why)
+        if total is not None and total > limit:
+            part.restart()
+            why = f"{total:,} bytes announced, at most {limit:,} expected"
+            raise NetworkError("the file is too large", where=place, why=why)
+        self._check_space((total or 0) - part.size)
+        page = response.headers.get("Content-Type", "").lower().startswith("text/html")
+        self.observer.begin(self.entry.key, total, done=part.size, unit="bytes")
+        while block := client.read(response, url):
+            if part.size == 0 and (page or looks_like_page(block[:512])):
+                why = "a login, quota or error page, most likely"
+                raise NetworkError("the server sent a web page instead of the file", where=place, why=why)
+            if part.size + len(block) > limit:
+                part.restart()
+                raise NetworkError("the file is too large", where=place, why=f"more than {limit:,} bytes came")
+            part.append(block)
+            self.observer.advance(done=part.size)
+        if total is not None and part.size != total:
+            raise TemporaryError(
+                "the download is incomplete", where=place, why=f"{part.size:,} of {total:,} bytes came"
+            )
+
+    def _check_space(self, needed: int) -> None:
+        """Refuses early what the disk cannot hold."""
+        with suppress(OSError):
+            free = shutil.disk_usage(self.parts).free
+            if needed > free:
+                why, hint = f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free", "Free some, or use --cache DIR."
+                raise ResourceError("not enough disk space", where=self.parts, why=why, hint=hint)
+
+    def _copy(self, stream: IO[bytes], total: int, part: Part, name: str) -> None:
+        """Fills `part` with `total` bytes of `stream`."""
+        if total > size_limit(self.entry):
+            why = f"{total:,} bytes, at most {size_limit(self.entry):,} expected"
+            raise IntegrityError("the file is not the model", where=name, why=why)
+        self.observer.begin(self.entry.key, total, unit="bytes")
+        while part.size < total:
+            try:
+                block = stream.read(min(HASH_BLOCK, total - part.size))
+            except OSError as error:
+                raise ResourceError("cannot read the file", where=name, why=error.strerror or str(error)) from error
+            if not block:
+                why = f"{part.size:,} of {total:,} bytes are there"
+                raise IntegrityError("the file is cut off", where=name, why=why)
+            part.append(block)
+            self.observer.advance(done=part.size)
+
+    def _finish(self, source: Source, part: Part, stated: str = "", verified: bool = False) -> FetchedFile:
+        """Checks a complete part, publishes it and notes what it is."""
+        part.sync()
+        sha256 = self._check(source, part, stated, verified)
+        size, target = part.size, caching.file_path(self.cache, sha256)
+        part.publish(target)
+        caching.record(self.entry, self.cache, sha256=sha256, size=size, source=source.address)
+        sweep(self.parts, self.entry.key)
+        pin: Literal["pinned", "recorded", "new"] = "recorded" if self.known else "new"
+        pin, seconds = "pinned" if self.entry.sha256 else pin, time.monotonic() - self.began
+        return FetchedFile(self.entry.key, target, sha256, size, source.address, pin, False, seconds)
+
+    def _check(self, source: Source, part: Part, stated: str, verified: bool) -> str:
+        """The part's hash, if the content is the entry's: by every hash that is known, else by structure."""
+        entry, where = self.entry, f"{self.entry.key} from {source.address}"
+        belong = "Check that the model's name and the file belong together."
+        what, hint = "the file is not the model", belong if source.type == "file" else BY_HAND.format(entry.key)
+        if entry.size is not None and part.size != entry.size:
+            why = f"it has {part.size:,} bytes, the manifest says {entry.size:,}"
+            raise IntegrityError(what, where=where, why=why, hint=hint)
+        sha256 = part.sha256() if self.known or stated else ""
+        if entry.sha256 is None and self.known not in (None, sha256):
+            record = caching.record_path(entry, self.cache)
+            hint = f"If the publisher replaced it, delete {record} and download again."
+            why = f"its sha256 is {sha256}, recorded here was {self.known}"
+            raise IntegrityError("the file is not the one recorded", where=where, why=why, hint=hint)
+        for wanted, says in ((entry.sha256, "the manifest says"), (stated, "it should be")):
+            if wanted and sha256 != wanted:
+                raise IntegrityError(what, where=where, why=f"its sha256 is {sha256}, {says} {wanted}", hint=hint)
+        if self.known or verified:
+            return sha256
+        try:
+            return self.verify(part.path)
+        except (IntegrityError, NonFiniteError) as error:
+            what, why = what if isinstance(error, IntegrityError) else error.what, error.why or error.what
+            raise type(error)(what, where=where, why=why, hint=hint, faults=error.faults) from error
 
 
-def _check(entry: AnyEntry, source: Source, part: Part, expected: str | None, cache: Path, verify: Verify) -> str:
-    """The part's hash, if the content is the entry's: by the known hash, else by structure."""
-    sha256 = part.seal()
-    if entry.size is not None and part.size != entry.size:
-        why = f"it has {part.size:,} bytes, the manifest says {entry.size:,}"
-        raise _not_the_file(entry, source, why)
-    if expected is not None:
-        if sha256 != expected:
-            raise _wrong_hash(entry, source, sha256, expected, cache)
-        return sha256
-    try:
-        verify(part.path)
-    except (IntegrityError, NonFiniteError) as error:
-        detail = error.why or error.what
-        raise type(error)(
-            "the file is not the model" if isinstance(error, IntegrityError) else error.what,
-            where=f"{entry.key} from {source.address}",
-            why=detail,
-            hint=_way_out(entry, source),
-            faults=error.faults,
-        ) from error
-    return sha256
+def looks_like_page(head: bytes) -> bool:
+    """Whether a file that begins with `head` is a web page."""
+    return head.lstrip()[:100].lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
 
 
-def _not_the_file(entry: AnyEntry, source: Source, why: str) -> IntegrityError:
-    where = f"{entry.key} from {source.address}"
-    return IntegrityError("the file is not the model", where=where, why=why, hint=_way_out(entry, source))
+def version_tag(response: requests.Response) -> str:
+    """A hash of what the server calls this version of its content: a strong entity tag, else the date of its change."""
+    etag, modified = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
+    name = etag if etag and not etag.startswith("W/") else modified
+    return hashlib.sha256(name.encode()).hexdigest()[:12] if name else UNTAGGED
 
 
-def _way_out(entry: AnyEntry, source: Source) -> str:
-    belong = "Check that the model's name and the file belong together."
-    return belong if source.type == "file" else BY_HAND.format(key=entry.key)
+def fits(response: requests.Response, part: Part, tag: str, known: bool) -> bool:
+    """Whether a 206 answer starts where the part ends, reaches the end, and belongs to the same content.
+
+    Where the hash of the whole is `known`, a server need not say which version it sends.
+    """
+    said = re.fullmatch(r"bytes +([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})", response.headers.get("Content-Range", ""))
+    if response.status_code != 206 or said is None:
+        return False
+    whole = int(said[1]) == part.size > 0 and int(said[2]) == int(said[3]) - 1
+    return whole and (known or tag == part.tag != UNTAGGED)
 
 
-def _wrong_hash(entry: AnyEntry, source: Source, sha256: str, expected: str, cache: Path) -> IntegrityError:
-    if entry.sha256:
-        return _not_the_file(entry, source, f"its sha256 is {sha256}, the manifest says {expected}")
-    why = f"its sha256 is {sha256}, recorded here was {expected}"
-    hint = f"If the publisher replaced it, delete {caching.record_path(entry, cache)} and download again."
-    return IntegrityError(
-        "the file is not the one recorded", where=f"{entry.key} from {source.address}", why=why, hint=hint
-    )
-
-
-def _parts_folder(cache: Path) -> Path:
-    return cache / "parts"
-
-
-def _stem(entry: AnyEntry, source: Source) -> str:
-    return f"{entry.key}@{hashlib.sha256(_name(source).encode()).hexdigest()[:12]}"
-
-
-def _name(source: Source) -> str:
-    return f"{source.type}:{source.location}"
+def _length(response: requests.Response) -> int | None:
+    """Bytes of the whole content as announced, None if they are not."""
+    chunked = response.headers.get("Transfer-Encoding", "").lower() not in ("", "identity")
+    text = response.headers.get("Content-Length", "").strip()
+    return int(text) if not chunked and re.fullmatch(r"[0-9]{1,15}", text) else None

@@ -1,21 +1,20 @@
-"""Owns looking after the cache: hashing again what is there, and pinning recorded hashes in a user's manifest."""
+"""Looking after the cache: hashing again what is there, and pinning recorded hashes in a user's manifest."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dgmn2cli.errors import ConfigError, IntegrityError
 from dgmn2cli.files import atomic_write, hash_file
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.zoo.cache import Pin, find_record, locate, pin_state
 from dgmn2cli.zoo.manifest import AnyEntry, Zoo
-from dgmn2cli.zoo.parse import read_zoo
-
-Advance = Callable[[int], object]
+from dgmn2cli.zoo.parse import load_zoo
 
 
 @dataclass(frozen=True)
@@ -39,22 +38,22 @@ class FileCheck:
     sha256: str | None
 
 
-def verify_cache(entries: Sequence[AnyEntry], cache: Path, advance: Advance | None = None) -> list[FileCheck]:
+def verify_cache(entries: Sequence[AnyEntry], cache: Path, observer: Observer | None = None) -> list[FileCheck]:
     """Hashes every entry's file again.
 
     Raises:
         ResourceError: a file may not be read.
     """
-    return [_verify(entry, cache, advance) for entry in entries]
+    return [_verify(entry, cache, observer or Silent()) for entry in entries]
 
 
-def _verify(entry: AnyEntry, cache: Path, advance: Advance | None) -> FileCheck:
-    found = locate(entry, cache)
+def _verify(entry: AnyEntry, cache: Path, observer: Observer) -> FileCheck:
+    found, record = locate(entry, cache), find_record(entry, cache)
     if found is None:
-        record = find_record(entry, cache)
         sha256 = entry.sha256 or (record.sha256 if record else None)
         return FileCheck(entry.key, "not on disk", pin_state(entry, cache), None, None, sha256)
-    good = hash_file(found.path, advance) == found.sha256
+    observer.begin(entry.key, found.size, unit="bytes")
+    good = hash_file(found.path, observer.advance) == found.sha256
     return FileCheck(entry.key, "good" if good else "damaged", found.pin, found.path, found.size, found.sha256)
 
 
@@ -65,7 +64,7 @@ def pin(
     out: Path,
     *,
     overwrite: bool = False,
-    advance: Advance | None = None,
+    observer: Observer | None = None,
 ) -> list[str]:
     """Writes a copy of the manifest in which the recorded hashes and sizes are stated.
 
@@ -75,7 +74,7 @@ def pin(
         cache: the cache folder.
         out: the manifest to write.
         overwrite: replace `out` if it exists.
-        advance: told the bytes hashed.
+        observer: told the bytes hashed.
 
     Returns:
         The keys that are pinned now and were not before.
@@ -87,26 +86,24 @@ def pin(
     if out.exists() and not overwrite:
         raise ConfigError("the manifest is not written", where=out, why="it exists", hint="Add --overwrite.")
     facts = {}
-    for entry in entries or (*zoo.segmentors, *zoo.backbones):
-        record = find_record(entry, cache)
-        if entry.sha256 is None and record is not None:
-            if _verify(entry, cache, advance).state == "damaged":
+    for entry in [entry for entry in entries or (*zoo.segmentors, *zoo.backbones) if entry.sha256 is None]:
+        if record := find_record(entry, cache):
+            if _verify(entry, cache, observer or Silent()).state == "damaged":
                 hint = f"Get it again with `dgmn2 download {entry.key}`."
                 raise IntegrityError("the hash is not pinned", where=entry.key, why="the file is damaged", hint=hint)
             facts[entry.key] = {"sha256": record.sha256, "size": record.size}
-        elif entries and entry.sha256 is None:
+        elif entries:
             hint = f"Run `dgmn2 download {entry.key}` first."
             raise ConfigError("no hash is recorded", where=entry.key, hint=hint)
     if not facts and not entries:
-        raise ConfigError(
-            "nothing to pin", where=cache, why="no hash is recorded there", hint="Download a model first."
-        )
+        why, hint = "no hash is recorded there", "Download a model first."
+        raise ConfigError("nothing to pin", where=cache, why=why, hint=hint)
     document = json.loads(zoo.path.read_text(encoding="utf-8"))
     for item in (*document["segmentors"], *document["imagenet_backbones"]):
         item.update(facts.get(item["key"], {}))
         _anchor(item["sources"], zoo.path.parent)
     atomic_write(out, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    read_zoo(out)
+    load_zoo(out)
     return list(facts)
 
 

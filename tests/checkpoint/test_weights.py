@@ -66,7 +66,7 @@ def test_meta_and_the_rest_are_kept(good: Path) -> None:
     assert checkpoint.meta == {"CLASSES": ["a"], "iter": 3}
     assert checkpoint.rest == {"optimizer": {"lr": 0.1}}
     assert checkpoint.size == good.stat().st_size
-    assert verify_checkpoint(good, Small()) == checkpoint.sha256
+    assert verify_checkpoint(good, Small()).sha256 == checkpoint.sha256
 
 
 def test_the_hash_is_checked_before_anything_is_unpickled(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,12 @@ from pretend_hosts import Host
 
 import dgmn2cli
 from dgmn2cli.cli import main
-from dgmn2cli.cli.options import Session
-from dgmn2cli.cli.weights import ensure_weights
-from dgmn2cli.errors import NetworkError
-from dgmn2cli.inference.load import build_model
+from dgmn2cli.cli.download import choose_source, collect
+from dgmn2cli.errors import ConfigError, IntegrityError, NetworkError, ResourceError
+from dgmn2cli.inference.load import build_model, ensure_weights
 from dgmn2cli.model.backbone import Classifier
-from dgmn2cli.zoo import load_zoo
+from dgmn2cli.observer import Silent
+from dgmn2cli.zoo import Source, load_zoo
 from dgmn2cli.zoo.drive import FILE_ADDRESS
 
 ROOT = Path(dgmn2cli.__file__).parents[1]
@@ -126,7 +126,7 @@ WRONG = [
     ("backbone", "flipped", 3, "the file is not the model (dgmn2_tiny from http://"),
     ("backbone", "page", 4, "a web page instead of the file"),
     ("backbone", "404", 4, "status 404: there is no such file"),
-    ("backbone", "page", 4, "with `dgmn2 download dgmn2_tiny --from FILE`"),
+    ("backbone", "page", 4, "`dgmn2 download dgmn2_tiny --from FILE`"),
 ]
 
 
@@ -171,7 +171,7 @@ def test_other_sources(call, hosts):
     urls = {"dgmn2_tiny": f"{host.url('404')} {host.url('good')}"}
     code, _, err = call("download", "dgmn2_tiny", urls=urls)
     assert code == 0
-    assert "source 1 of dgmn2_tiny failed, trying the next" in err
+    assert "Source 1 of dgmn2_tiny failed" in err
     assert call("download", "dgmn2_tiny", "--source", "1", urls=urls)[0] == 4
     assert call("download", "dgmn2_tiny", "--source", "2", urls=urls)[0] == 0
     assert call("download", "dgmn2_tiny", "--source", host.url("chunked"), urls=urls)[1].count(host.url("chunked")) == 1
@@ -296,18 +296,175 @@ def test_a_replaced_file_does_not_pass_a_pinned_manifest(call, hosts, tmp_path):
     assert cached_files() == []
 
 
-def test_weights_on_first_use(hosts, tmp_path, capsys, monkeypatch):
-    cache = tmp_path / "cache"
-    session = Session(
-        zoo_file=Path(manifest(tmp_path / "z", {"dgmn2_tiny": hosts["backbone"].url("good")})), cache=cache
-    )
-    entry = session.zoo().backbone("tiny")
-    path = ensure_weights(session, entry)
-    notice = capsys.readouterr().err
-    assert notice.startswith("The weights of dgmn2_tiny are not on disk; fetching them from 127.0.0.1:")
+class Watching(Silent):
+    """An observer that remembers what it was told."""
+
+    def __init__(self):
+        self.notes, self.tasks, self.done = [], [], 0
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def begin(self, task, total=None, *, done=0, unit=""):
+        self.tasks.append((task, total, unit))
+
+    def advance(self, parts=1, *, done=None, total=None, detail=""):
+        self.done = self.done + parts if done is None else done
+
+
+@pytest.fixture
+def publish(hosts, tmp_path, monkeypatch):
+    """Serves a host as the published source of everything on Google Drive."""
+
+    def publish(what, manner="direct"):
+        address = f"{hosts[what].base}/uc?id={manner}&real={{id}}"
+        monkeypatch.setattr("dgmn2cli.zoo.drive.FILE_ADDRESS", address)
+        hosts[what].asked.clear()
+        return hosts[what]
+
+    return publish
+
+
+def test_load_downloads_on_first_use_and_reads_the_file_once(publish, checkpoints, tmp_path, monkeypatch):
+    from dgmn2cli.checkpoint import weights
+    from dgmn2cli.inference import load as loading
+
+    host, cache, reads, watching = publish("model"), tmp_path / "cache", [], Watching()
+
+    def read(path, **settings):
+        reads.append(path)
+        return real(path, **settings)
+
+    real = weights.read_checkpoint
+    monkeypatch.setattr(weights, "read_checkpoint", read)
+    monkeypatch.setattr(loading, "read_checkpoint", read)
+    segmenter = dgmn2cli.load(device="cpu", backend="reference", cache=cache, observer=watching)
+    size = (checkpoints / "model.pth").stat().st_size
+    assert Path(segmenter.info.checkpoint).read_bytes() == host.content
+    assert Path(segmenter.info.checkpoint).parent == cache / "files"
+    assert segmenter.info.sha256 == Path(segmenter.info.checkpoint).stem
+    assert len(reads) == 1
+    assert len(watching.notes) == 1
+    assert (watching.tasks, watching.done) == ([("setr_pup-tiny", size, "bytes")], size)
     monkeypatch.setattr("dgmn2cli.zoo.fetch.fetch", None)
-    assert ensure_weights(session, entry) == path
-    assert capsys.readouterr().err == ""
-    monkeypatch.undo()
+    watching = Watching()
+    again = dgmn2cli.load(device="cpu", backend="reference", cache=cache, observer=watching, offline=True)
+    assert again.info == segmenter.info
+    assert len(reads) == 2
+    assert watching.notes == []
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_load_does_not_touch_the_network_when_told_so(publish, tmp_path, monkeypatch, how):
+    host = publish("model")
+    if how == "environment":
+        monkeypatch.setenv("DGMN2_OFFLINE", "1")
     with pytest.raises(NetworkError, match="switched off"):
-        ensure_weights(Session(cache=cache, offline=True), load_zoo().find("fpn-tiny"))
+        dgmn2cli.load(device="cpu", backend="reference", cache=tmp_path / "cache", offline=how == "argument")
+    assert not host.asked
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "manner", "kind"), [("backbone", "direct", IntegrityError), ("model", "quota", NetworkError)]
+)
+def test_load_refuses_a_wrong_file_and_leaves_nothing(publish, tmp_path, what, manner, kind):
+    publish(what, manner)
+    with pytest.raises(kind):
+        dgmn2cli.load(device="cpu", backend="reference", cache=tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+def test_load_finds_faults_before_it_downloads(publish, tmp_path):
+    host = publish("model")
+    for settings in ({"device": "nosuch"}, {"backend": "nosuch"}, {"dtype": "nosuch"}, {"name": "nosuch"}):
+        with pytest.raises((ConfigError, ResourceError)):
+            dgmn2cli.load(**{"device": "cpu", **settings}, cache=tmp_path / "cache")
+    assert not host.asked
+
+
+def test_a_backbones_weights_on_first_use(publish, tmp_path):
+    publish("backbone")
+    weights = ensure_weights(load_zoo().backbone("tiny"), tmp_path / "cache")
+    assert weights.read.sha256 == weights.sha256 == weights.path.stem
+    assert weights.read.path == weights.path
+    assert ensure_weights(load_zoo().backbone("tiny"), tmp_path / "cache", offline=True).read is None
+
+
+def test_another_manifests_download_is_not_the_published_file(call, hosts, checkpoints, tmp_path):
+    """Somebody's manifest lists the published source and one more, and is looked at once."""
+    document = json.loads(json.dumps(PUBLISHED))
+    for item in document["imagenet_backbones"]:
+        item["sources"].append({"type": "file", "path": str(checkpoints / "backbone.pth")})
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    other = ("--zoo", tmp_path / "other.json", "--offline")
+    for way in ((), ("--from", checkpoints / "backbone.pth")):
+        assert call("download", "dgmn2_tiny", *way, *other)[0] == 0
+        assert json.loads(call("zoo", "show", "dgmn2_tiny", "--json", *other)[1])["hash_state"] == "recorded"
+        shown = json.loads(call("zoo", "show", "dgmn2_tiny", "--json")[1])
+        assert (shown["hash_state"], shown["on_disk"]) == ("unknown", False)
+        assert call("download", "dgmn2_tiny", "--offline")[0] == 4
+        assert call("zoo", "pin", "dgmn2_tiny", "-o", tmp_path / "mine.json")[0] == 2
+    assert call("download", "dgmn2_tiny", "--from", checkpoints / "backbone.pth")[0] == 0
+    assert json.loads(call("zoo", "show", "dgmn2_tiny", "--json")[1])["hash_state"] == "recorded"
+
+
+def test_a_bundle_damaged_on_the_way_is_refused(call, checkpoints, tmp_path):
+    """A bit of a weight, in a file whose format has no checksums of its own: only the bundle's index knows better."""
+    old, bundle = tmp_path / "old.pth", tmp_path / "bundle.tar"
+    torch.save(torch.load(checkpoints / "backbone.pth"), old, _use_new_zipfile_serialization=False)
+    assert call("download", "dgmn2_tiny", "--from", old, "--bundle", bundle)[0] == 0
+    data = bytearray(bundle.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    bundle.write_bytes(data)
+    for keys in ((), ("dgmn2_tiny",)):
+        code, _, err = call("download", *keys, "--from", bundle, "--cache", tmp_path / "elsewhere")
+        assert code == 3
+        assert "sha256" in err
+        assert not (tmp_path / "elsewhere" / "files").exists()
+
+
+@pytest.mark.parametrize("place", ["--from", "--zoo"])
+def test_what_is_no_file_is_refused_at_once(call, tmp_path, place):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    codes = {"--from": 3, "--zoo": 2}
+    for path in (tmp_path / "pipe", tmp_path / "link", "/dev/zero", "/dev/null"):
+        for more in ((), ("--dry-run",)):
+            assert call("download", "dgmn2_tiny", place, path, "--offline", *more)[0] == codes[place]
+
+
+def test_a_failure_does_not_keep_others_from_being_done():
+    done = []
+
+    def get(entry):
+        if entry.key == "fpn-tiny":
+            raise ResourceError("cannot write the file")
+        done.append(entry.key)
+        return entry
+
+    report, error = collect([load_zoo().entry(key) for key in ("fpn-tiny", "setr_pup-tiny", "dgmn2_tiny")], get)
+    assert done == ["setr_pup-tiny", "dgmn2_tiny"]
+    assert [(f.key, f.exit_code) for f in report.failures] == [("fpn-tiny", 5)]
+    assert str(error) == "cannot write the file."
+    report, error = collect([load_zoo().find("fpn-tiny")] * 2, get)
+    assert str(error).startswith("2 of 2 downloads failed")
+    assert error.faults == ("fpn-tiny: cannot write the file.",) * 2
+
+
+def test_choosing_a_source():
+    entry = load_zoo().find("fpn-tiny")
+    assert choose_source(entry, "1") == entry.sources[0]
+    assert choose_source(entry, "https://example.org/x") == Source("https", "https://example.org/x")
+    drive = Source("gdrive", "1Fz_VgIDvX7WcrEJcdYiB85KWOUGz7qPC")
+    for url in (
+        "file/d/{}/view?usp=sharing",
+        "file/d/{}",
+        "uc?export=download&id={}",
+        "open?id={}",
+        "file/u/0/d/{}/view",
+    ):
+        assert choose_source(entry, "https://drive.google.com/" + url.format(drive.location)) == drive
+    for wrong in ("0", "2", "http://example.org/", "ftp://x/", "/etc/passwd", "", "x" * 9999):
+        with pytest.raises(ConfigError):
+            choose_source(entry, wrong)

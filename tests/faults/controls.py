@@ -1,4 +1,4 @@
-"""Owns the negative controls: the program weakened on purpose, against which the same checks must find violations."""
+"""The negative controls: the program weakened on purpose, against which the same checks must find violations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dgmn2cli import files as reports
 from dgmn2cli.checkpoint import formats, weights
 from dgmn2cli.cli import boundary
 from dgmn2cli.zoo import fetch as fetching
-from dgmn2cli.zoo import parts, transfer
+from dgmn2cli.zoo import parts
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,28 @@ def _lenient_images() -> None:
 def _trust_ranges() -> None:
     """Whatever a 206 answer says it is, it is taken for the rest."""
 
-    def trust(response: Any, part: Any, origin: Any, known_hash: bool, place: str) -> None:
-        part.describe(origin)
-        part.continued = True
+    def trust(response: Any, part: Any, tag: str, known: bool) -> bool:
+        response.headers["Content-Range"] = f"bytes 0-0/{part.size + int(response.headers.get('Content-Length', 0))}"
+        return True
 
-    transfer._check_continuation = trust
+    fetching.fits = trust
 
 
 def _take_whole_for_rest() -> None:
     """An answer with the whole file, from a server that ignored the Range, is taken for the rest of it."""
-    real = transfer.receive
+    real = fetching.Download._receive
     _trust_ranges()
 
-    def receive(response: Any, url: str, part: Any, *rest: Any, **settings: Any) -> None:
+    def receive(self: Any, client: Any, response: Any, url: str, part: Any) -> None:
         if response.status_code == 200 and part.size:
             response.status_code = 206
-        real(response, url, part, *rest, **settings)
+        real(self, client, response, url, part)
 
-    fetching.receive = receive
+    fetching.Download._receive = receive  # type: ignore[method-assign]
+
+
+def _unchecked(self: Any, source: Any, part: Any, *rest: Any) -> str:
+    return str(part.sha256())
 
 
 def _publish_in_place() -> None:
@@ -140,7 +144,9 @@ CONTROLS = {
     "keys and shapes not matched": Control("wrong tensors", 100, _replace(weights, "_match", lambda *_: None)),
     "lenient image decoding": Control("damaged picture", 200, _lenient_images),
     "published without verification": Control(
-        "misbehaving server", 150, _replace(fetching, "_check", lambda entry, source, part, *rest: part.seal())
+        "misbehaving server",
+        150,
+        _replace(fetching.Download, "_check", _unchecked),
     ),
     "wrong Content-Range trusted": Control(RESUMED, 300, _trust_ranges),
     "ignored Range not noticed": Control(RESUMED, 300, _take_whole_for_rest),

@@ -11,7 +11,7 @@ from pathlib import Path
 import mounts
 
 from dgmn2cli.zoo import cache as caching
-from dgmn2cli.zoo.offers import INDEX
+from dgmn2cli.zoo.bundle import INDEX
 from faults.bad_files import goods
 from faults.commands import DATA, SMALL, TRAIN, Setup, fill, kind_of
 from faults.sandbox import Box, Call

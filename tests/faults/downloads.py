@@ -1,4 +1,4 @@
-"""Owns downloads gone wrong: each misbehaviour of the pretend host, fresh and with an old part; kills at any moment."""
+"""Downloads gone wrong: each misbehaviour of the pretend host, fresh and with an old part; kills at any moment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import json
+import hashlib
 import os
 import random
 import shutil
@@ -19,21 +19,24 @@ from pretend_hosts import BAD, GOOD, Host
 
 from dgmn2cli import zoo
 from dgmn2cli.errors import IntegrityError
+from dgmn2cli.files import hash_file
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo.http import Limits
 from dgmn2cli.zoo.manifest import Source
 from faults.verdicts import Faults, Kind, Violation, end_child, in_child, judged, start_child
 
 CONTENT = random.Random(7).randbytes(200_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
 HASTY = Limits(connect=0.4, read=0.3, total=1.0, retries=1, backoff=0.01)
 PATIENT = Limits(connect=10, read=10, total=30, retries=2, backoff=0.01)
 OLD_PARTS = ("none", "right beginning", "another content", "complete", "flipped")
 
 
-def verify(path: Path) -> None:
+def verify(path: Path) -> str:
     """Stands for the structural check."""
     if path.read_bytes() != CONTENT:
         raise IntegrityError("this is not a checkpoint", where=path, why="another content")
+    return SHA256
 
 
 def entry_at(url: str) -> zoo.ZooEntry:
@@ -83,12 +86,11 @@ def leave_part(cache: Path, entry: zoo.ZooEntry, kind: str, length: int = 70_000
     if kind == "none":
         return
     source = entry.sources[0]
-    part = cache / "parts" / f"{fetching._stem(entry, source)}.999999999.0badcafe.part"
+    version = '"other"' if kind == "another content" else '"right"'
+    names = [hashlib.sha256(name.encode()).hexdigest()[:12] for name in (f"https:{source.location}", version)]
+    part = cache / "parts" / f"{entry.key}@{names[0]}.{names[1]}.999999999.0badcafe.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(contents[kind])
-    tag = '"other"' if kind == "another content" else '"right"'
-    note = {"source": f"https:{source.location}", "etag": tag, "modified": "", "total": len(CONTENT)}
-    part.with_name(f"{part.name}.json").write_text(json.dumps(note))
 
 
 RESUMED = (
@@ -111,7 +113,7 @@ def resumptions(rng: random.Random, folder: Path, count: int) -> Faults:
             leave_part(cache, entry, part, length)
             try:
                 return judged(
-                    lambda: fetching.fetch(entry, cache=cache, verify=lambda path: None, limits=PATIENT), set(),
+                    lambda: fetching.fetch(entry, cache=cache, verify=hash_file, limits=PATIENT), set(),
                     lambda file: file.path.read_bytes() == CONTENT,
                 )  # fmt: skip
             finally:

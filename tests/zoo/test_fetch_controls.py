@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import random
 
 import pytest
@@ -9,8 +10,9 @@ from pretend_hosts import Host
 
 from dgmn2cli import zoo
 from dgmn2cli.errors import IntegrityError, NetworkError
+from dgmn2cli.files import hash_file
 from dgmn2cli.zoo import fetch as fetching
-from dgmn2cli.zoo import http, parts, transfer
+from dgmn2cli.zoo import http, parts
 from dgmn2cli.zoo.manifest import Source
 
 CONTENT = random.Random(9).randbytes(200_000)
@@ -32,11 +34,16 @@ def publishes_only_the_right_file(host, manner, cache):
     def verify(path):
         if path.read_bytes() != CONTENT:
             raise IntegrityError("this is not a checkpoint", where=path)
+        return hash_file(path)
 
     with contextlib.suppress(IntegrityError, NetworkError):
         fetching.fetch(entry, cache=cache, verify=verify, limits=LIMITS)
     files = cache / "files"
     return all(file.read_bytes() == CONTENT for file in files.iterdir()) if files.exists() else True
+
+
+def unchecked(self, source, part, *rest):
+    return part.sha256()
 
 
 MANNERS = ("flipped", "cut", "page-as-bytes", "empty", "lfs-pointer", "changed-unheeded", "range-wrong-start")
@@ -49,31 +56,30 @@ def test_the_build_as_it_is_passes(host, tmp_path, manner):
 
 @pytest.mark.parametrize("manner", ["flipped", "cut", "empty", "lfs-pointer"])
 def test_without_the_structural_check_it_is_seen(host, tmp_path, manner, monkeypatch):
-    monkeypatch.setattr(fetching, "_check", lambda entry, source, part, *rest: part.seal())
+    monkeypatch.setattr(fetching.Download, "_check", unchecked)
     assert not publishes_only_the_right_file(host, manner, tmp_path)
 
 
 def test_a_part_of_another_content_is_seen_when_joined_unchecked(host, tmp_path, monkeypatch):
     """No comparison of tags and no structural check: old bytes and new ones make one file, and the check sees it."""
-    entry_source = f"https:{host.url('changed-unheeded')}"
-    folder = tmp_path / "parts"
-    old = parts.Part(folder, fetching._stem(zoo.find("setr_pup-tiny"), Source("https", host.url("changed-unheeded"))))
+    source = hashlib.sha256(f"https:{host.url('changed-unheeded')}".encode()).hexdigest()[:12]
+    old = parts.Part(tmp_path / "parts", f"setr_pup-tiny@{source}")
     old.append(b"\0" * 50_000)
-    old.describe(parts.Origin(entry_source, etag='"old"', total=len(CONTENT)))
+    old.mark("0123456789ab")
     old.keep()
-    monkeypatch.setattr(fetching, "_check", lambda entry, source, part, *rest: part.seal())
-    monkeypatch.setattr(parts.Origin, "same_content", lambda self, other: True)
+    monkeypatch.setattr(fetching.Download, "_check", unchecked)
+    monkeypatch.setattr(fetching, "version_tag", lambda response: "0123456789ab")
     assert not publishes_only_the_right_file(host, "changed-unheeded", tmp_path)
 
 
 def test_a_short_body_is_seen_when_lengths_are_not_compared(host, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "_check", lambda entry, source, part, *rest: part.seal())
+    monkeypatch.setattr(fetching.Download, "_check", unchecked)
 
-    def half(response, url, part, source, **settings):
+    def half(self, client, response, url, part):
         part.restart()
         part.append(response.raw.read(1000, decode_content=False))
 
-    monkeypatch.setattr(fetching, "receive", half)
+    monkeypatch.setattr(fetching.Download, "_receive", half)
     assert not publishes_only_the_right_file(host, "good", tmp_path)
 
 
@@ -90,22 +96,22 @@ def test_a_damaged_cached_file_is_seen_when_not_hashed(host, tmp_path, monkeypat
 def test_a_redirect_to_another_scheme_is_seen_when_followed(host, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(http, "url_fault", lambda url: "")
-    monkeypatch.setattr(http, "_get", _recording(http._get, asked))
+    monkeypatch.setattr(http.Client, "_get", _recording(http.Client._get, asked))
     assert publishes_only_the_right_file(host, "redirect-plain-host", tmp_path)
     assert any("192.0.2.1" in url for url in asked), "the weakened build asks where it must not"
     monkeypatch.undo()
     asked.clear()
-    monkeypatch.setattr(http, "_get", _recording(http._get, asked))
+    monkeypatch.setattr(http.Client, "_get", _recording(http.Client._get, asked))
     publishes_only_the_right_file(host, "redirect-plain-host", tmp_path)
     assert not any("192.0.2.1" in url for url in asked)
 
 
 def _recording(real, asked):
-    def get(session, url, *rest):
+    def get(client, url, *rest):
         asked.append(url)
         if "192.0.2.1" in url:
             raise NetworkError("not asked in a test")
-        return real(session, url, *rest)
+        return real(client, url, *rest)
 
     return get
 
@@ -117,14 +123,14 @@ def test_an_oversized_body_is_seen_without_the_limit(host, tmp_path, monkeypatch
         zoo.find("setr_pup-tiny"), params=1000, sources=(Source("https", host.url("no-length")),)
     )
     with pytest.raises(NetworkError, match="too large"):
-        fetching.fetch(entry, cache=tmp_path, verify=lambda path: None, limits=LIMITS)
+        fetching.fetch(entry, cache=tmp_path, verify=hash_file, limits=LIMITS)
     monkeypatch.setattr(fetching, "size_limit", lambda entry: 10**12)
-    assert fetching.fetch(entry, cache=tmp_path, verify=lambda path: None, limits=LIMITS).size == len(CONTENT)
+    assert fetching.fetch(entry, cache=tmp_path, verify=hash_file, limits=LIMITS).size == len(CONTENT)
 
 
 def test_a_web_page_is_seen_without_the_page_check(host, tmp_path, monkeypatch):
     entry = dataclasses.replace(zoo.find("setr_pup-tiny"), sources=(Source("https", host.url("page-as-bytes")),))
     with pytest.raises(NetworkError, match="web page"):
-        fetching.fetch(entry, cache=tmp_path, verify=lambda path: None, limits=LIMITS)
-    monkeypatch.setattr(transfer, "looks_like_page", lambda head: False)
-    assert fetching.fetch(entry, cache=tmp_path, verify=lambda path: None, limits=LIMITS).size < 100
+        fetching.fetch(entry, cache=tmp_path, verify=hash_file, limits=LIMITS)
+    monkeypatch.setattr(fetching, "looks_like_page", lambda head: False)
+    assert fetching.fetch(entry, cache=tmp_path, verify=hash_file, limits=LIMITS).size < 100

@@ -87,12 +87,42 @@ def test_the_manifests_hash_overrules_a_record(tmp_path, entry):
     assert zoo.locate(other, tmp_path) is None
 
 
-def test_the_same_key_from_other_sources_is_another_entry(tmp_path, entry):
+MIRROR = Source("https", "https://example.org/model.pth")
+
+
+def test_a_record_belongs_to_the_source_it_came_from(tmp_path, entry):
     put(tmp_path)
-    caching.record(entry, tmp_path, sha256=SHA256, size=len(CONTENT), source="here")
-    mirror = Source("https", "https://example.org/model.pth")
-    assert zoo.locate(dataclasses.replace(entry, sources=(mirror,)), tmp_path) is None
-    assert zoo.locate(dataclasses.replace(entry, sources=(mirror, *entry.sources)), tmp_path) is not None
+    address = entry.sources[0].address
+    caching.record(entry, tmp_path, sha256=SHA256, size=len(CONTENT), source=address)
+    assert zoo.locate(dataclasses.replace(entry, sources=(MIRROR,)), tmp_path) is None
+    assert zoo.locate(dataclasses.replace(entry, sources=(MIRROR, *entry.sources)), tmp_path).source == address
+    for stated in ("0" * 64, SHA256):
+        assert caching.find_record(dataclasses.replace(entry, sha256=stated), tmp_path) is None
+
+
+@pytest.mark.parametrize("source", [MIRROR.address, "/home/me/adopted.pth", "/home/me/bundle.tar: setr_pup-tiny"])
+@pytest.mark.parametrize("stated", [None, SHA256])
+def test_what_another_manifest_took_is_not_the_published_file(tmp_path, entry, source, stated):
+    """Its entry has the same key and lists the published source, too; the file came from elsewhere."""
+    put(tmp_path)
+    other = dataclasses.replace(entry, sources=(*entry.sources, MIRROR), sha256=stated)
+    caching.record(other, tmp_path, sha256=SHA256, size=len(CONTENT), source=source)
+    assert zoo.locate(other, tmp_path) is not None
+    assert zoo.locate(entry, tmp_path) is None
+    assert zoo.pin_state(entry, tmp_path) == "unknown"
+    caching.record(entry, tmp_path, sha256="1" * 64, size=1, source="/home/me/mine.pth")
+    assert caching.expected_sha256(other, tmp_path) == SHA256
+    assert caching.expected_sha256(entry, tmp_path) == "1" * 64
+
+
+def test_a_hash_that_another_manifest_states_is_no_record(tmp_path, entry):
+    """The same sources, but the content was verified by a hash that only the other manifest states."""
+    put(tmp_path)
+    other = dataclasses.replace(entry, sha256=SHA256)
+    for source in ("/home/me/adopted.pth", entry.sources[0].address):
+        caching.record(other, tmp_path, sha256=SHA256, size=len(CONTENT), source=source)
+        assert caching.find_record(other, tmp_path).source == source
+        assert caching.find_record(entry, tmp_path) is None
 
 
 def test_the_newest_record_counts(tmp_path, entry, monkeypatch):

@@ -1,31 +1,32 @@
-"""Owns files a user brings instead of a download: one file, a folder of them, or a bundle for a site without network.
+"""Files a user brings instead of a download, or takes away: one, a folder of them, a bundle for a site without network.
 
 A bundle is a plain tar: `dgmn2-bundle.json` first, saying which file is which entry, then `files/SHA256.pth`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, BinaryIO
 
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.files import atomic_write, check_file, hash_file, open_regular, to_json
+from dgmn2cli.observer import Observer
 from dgmn2cli.zoo.cache import RECORD_LIMIT, expected_sha256
-from dgmn2cli.zoo.fetch import FetchedFile, Verify, adopt, adopt_stream, size_limit
+from dgmn2cli.zoo.fetch import Download, FetchedFile, Verify, size_limit
 from dgmn2cli.zoo.manifest import AnyEntry, ZooEntry
-from dgmn2cli.zoo.transfer import Progress
 
 INDEX = "dgmn2-bundle.json"
 FORMAT = 1
 MAX_FILES = 1000  # files of a folder or bundle that are looked at
-_TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
-_REFUSED = (IntegrityError, NonFiniteError)
 
 VerifyFor = Callable[[AnyEntry], Verify]
 
@@ -46,7 +47,7 @@ def adopt_offered(
     all_wanted: bool,
     cache: Path,
     verify_for: VerifyFor,
-    progress: Progress | None = None,
+    observer: Observer | None = None,
 ) -> list[FetchedFile]:
     """Takes what `path` offers into the cache, each file after the same checks as a download.
 
@@ -56,26 +57,32 @@ def adopt_offered(
         all_wanted: every one of `entries` must be there; otherwise at least one.
         cache: the cache folder.
         verify_for: gives an entry's structural check.
-        progress: told the bytes of the file under way.
+        observer: told the bytes of the file under way.
 
     Raises:
         IntegrityError: an entry's file is not there, or not what it says.
         ResourceError: `path` cannot be read, or the cache not be written.
     """
+
+    def adopt(entry: AnyEntry, file: Path, checked: str = "") -> FetchedFile:
+        with open_regular(file) as stream:
+            download = Download(entry, cache, verify_for(entry), observer=observer)
+            total, name = os.fstat(stream.fileno()).st_size, str(file.absolute())
+            return download.adopt(stream, total, name, checked, verified=bool(checked))
+
     if is_bundle(path):
-        found = _from_bundle(path, entries, cache, verify_for, progress)
-    else:
-        files = _files_in(path) if path.is_dir() else [path]
-        if path.is_dir() or len(entries) > 1:
-            found = _from_files(files, entries, cache, verify_for, progress)
-        else:  # one file for one entry: its own error says most
-            found = [adopt(entries[0], path, cache=cache, verify=verify_for(entries[0]), progress=progress)]
+        found = _from_bundle(path, entries, cache, verify_for, observer)
+    elif path.is_dir() or len(entries) > 1:
+        found = [adopt(entry, file, sha256) for entry, file, sha256 in _fitting(path, entries, cache, verify_for)]
+    else:  # one file for one entry: its own error says most
+        found = [adopt(entries[0], path)]
     missing = [entry.key for entry in entries if entry.key not in {file.key for file in found}]
     if not found or (all_wanted and missing):
+        names = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         raise IntegrityError(
             "no file fits" if not found else "some files are missing",
             where=path,
-            why=f"none is a complete checkpoint of {_names(missing)}",
+            why=f"none is a complete checkpoint of {names}",
             hint="Check that the files are whole; a file saved from a web page is often the page itself.",
         )
     return found
@@ -92,62 +99,34 @@ def plan_offered(path: Path, entries: Sequence[AnyEntry], *, cache: Path, verify
         with _bundle(path) as (_, index):
             wanted = [line for line in index if line.key in {entry.key for entry in entries}]
         return [f"{line.key}: would be adopted from the bundle, {line.size:,} bytes" for line in wanted]
-    lines = []
-    left = _files_in(path) if path.is_dir() else [path]
-    for entry, file in _fitting(left, entries, cache, verify_for):
-        lines.append(f"{entry.key}: would be adopted from {file}")
-    return lines
-
-
-def _names(keys: Sequence[str]) -> str:
-    more = len(keys) - 4
-    return ", ".join(keys[:4]) + (f" and {more} more" if more > 0 else "")
-
-
-def _from_files(
-    files: list[Path], entries: Sequence[AnyEntry], cache: Path, verify_for: VerifyFor, progress: Progress | None
-) -> list[FetchedFile]:
-    """Adopts what fits."""
-    return [
-        adopt(entry, file, cache=cache, verify=verify_for(entry), progress=progress)
-        for entry, file in _fitting(files, entries, cache, verify_for)
-    ]
+    fitting = _fitting(path, entries, cache, verify_for)
+    return [f"{entry.key}: would be adopted from {file}" for entry, file, _ in fitting]
 
 
 def _fitting(
-    files: list[Path], entries: Sequence[AnyEntry], cache: Path, verify_for: VerifyFor
-) -> Iterator[tuple[AnyEntry, Path]]:
-    """For each entry the first file that fits it, files that bear its name first; a file fits one entry only."""
-    left = list(files)
+    path: Path, entries: Sequence[AnyEntry], cache: Path, verify_for: VerifyFor
+) -> Iterator[tuple[AnyEntry, Path, str]]:
+    """For each entry the first file that fits it and its hash, files that bear its name first; each file only once."""
+    left = _files_in(path) if path.is_dir() else [path]
     for entry in entries:
-        for file in sorted(left, key=lambda file: not _named_like(file, entry)):
-            if _fits(file, entry, cache, verify_for):
-                yield entry, file
+        names = (entry.key, entry.config if isinstance(entry, ZooEntry) else entry.file_name)
+        for file in sorted(left, key=lambda file: not any(name.lower() in file.name.lower() for name in names)):
+            if sha256 := _fits(file, entry, cache, verify_for):
+                yield entry, file, sha256
                 left.remove(file)
                 break
 
 
-def _fits(file: Path, entry: AnyEntry, cache: Path, verify_for: VerifyFor) -> bool:
-    """Whether the file, as it lies there, would pass as the entry's."""
+def _fits(file: Path, entry: AnyEntry, cache: Path, verify_for: VerifyFor) -> str:
+    """The file's hash if, as it lies there, it passes as the entry's; else empty."""
     try:
-        size = file.stat().st_size
-    except OSError:
-        return False
-    if not 2 * entry.params <= size <= size_limit(entry):  # 2 bytes a parameter: half precision
-        return False
-    expected = expected_sha256(entry, cache)
-    try:
-        if expected is not None:
-            return hash_file(file) == expected
-        verify_for(entry)(file)
-    except _REFUSED:
-        return False
-    return True
-
-
-def _named_like(file: Path, entry: AnyEntry) -> bool:
-    names = (entry.key, entry.config) if isinstance(entry, ZooEntry) else (entry.key, entry.file_name)
-    return any(name.lower() in file.name.lower() for name in names)
+        if not 2 * entry.params <= file.stat().st_size <= size_limit(entry):  # 2 bytes a parameter: half precision
+            return ""
+        expected = expected_sha256(entry, cache)
+        sha256 = verify_for(entry)(file) if expected is None else hash_file(file)
+    except (OSError, IntegrityError, NonFiniteError):
+        return ""
+    return sha256 if expected in (None, sha256) else ""
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -192,53 +171,88 @@ def write_bundle(files: Sequence[FetchedFile], path: Path) -> Path:
         IntegrityError: a file changed meanwhile.
         ResourceError: the bundle cannot be written.
     """
-    index = {"format": FORMAT, "files": [BundleFile(file.key, file.sha256, file.size) for file in files]}
+    index = to_json({"format": FORMAT, "files": [BundleFile(file.key, file.sha256, file.size) for file in files]})
 
     def write(target: BinaryIO) -> None:
         with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            _add(tar, INDEX, to_json(index).encode())
+            _add(tar, INDEX, len(index.encode()), io.BytesIO(index.encode()))
             for file in {file.sha256: file for file in files}.values():
-                if hash_file(file.path) != file.sha256:
-                    why = "its content is no longer what was verified"
-                    raise IntegrityError("cannot bundle the file", where=file.path, why=why)
-                member = tarfile.TarInfo(f"files/{file.sha256}.pth")
-                member.size = file.size
-                with open_regular(file.path) as stream:
-                    tar.addfile(member, stream)
+                with _unchanged(file) as content:
+                    _add(tar, f"files/{file.sha256}.pth", file.size, content)
 
     return atomic_write(path, write)
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def copy_to(file: FetchedFile, folder: Path, name: str, overwrite: bool) -> FetchedFile:
+    """Copies a verified file into a folder of the user's, hashing what is copied; an equal file there is left alone.
+
+    Raises:
+        ResourceError: another file of that name is there, or the folder cannot be written.
+        IntegrityError: the file changed meanwhile.
+    """
+    target = folder / name
+
+    def write(stream: BinaryIO) -> None:
+        with _unchanged(file) as content:
+            shutil.copyfileobj(content, stream, 1 << 20)
+
+    if overwrite or not target.exists():
+        atomic_write(target, write)
+    elif not target.is_file() or hash_file(target) != file.sha256:
+        hint = "Add --force to replace it, or choose another --dest."
+        raise ResourceError("the file is not copied", where=target, why="another file is there", hint=hint)
+    return replace(file, path=target)
+
+
+class _Hashed(io.RawIOBase):
+    """A file under reading, with the hash of what was read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        block = self.file.read(size)
+        self.digest.update(block)
+        return block
+
+
+@contextmanager
+def _unchanged(file: FetchedFile) -> Iterator[IO[bytes]]:
+    """The content of a verified file.
+
+    Raises:
+        IntegrityError: at the end, where it is not what was verified.
+    """
+    with open_regular(file.path) as stream:
+        content = _Hashed(stream)
+        same = os.fstat(stream.fileno()).st_size == file.size
+        if same:
+            yield content  # type: ignore[misc]  # reading it gives bytes
+        if not same or content.digest.hexdigest() != file.sha256:
+            raise IntegrityError("the file is no longer what was verified", where=file.path)
+
+
+def _add(tar: tarfile.TarFile, name: str, size: int, content: IO[bytes]) -> None:
     member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
+    member.size = size
+    tar.addfile(member, content)
 
 
 def _from_bundle(
-    path: Path, entries: Sequence[AnyEntry], cache: Path, verify_for: VerifyFor, progress: Progress | None
+    path: Path, entries: Sequence[AnyEntry], cache: Path, verify_for: VerifyFor, observer: Observer | None
 ) -> list[FetchedFile]:
     """The wanted entries' files out of a bundle. Member names are compared, never used as paths."""
-    wanted = {entry.key: entry for entry in entries}
     found = []
     with _bundle(path) as (tar, index):
-        by_member = {f"files/{line.sha256}.pth": line.sha256 for line in index}
         for number, member in enumerate(tar):
             if number > MAX_FILES:
                 raise _no_bundle(path, f"more than {MAX_FILES:,} members")
-            if not member.isreg() or member.name not in by_member:
-                continue
-            for line in index:
-                entry = wanted.get(line.key)
-                stream = tar.extractfile(member)
-                if entry is None or line.sha256 != by_member[member.name] or stream is None:
-                    continue
-                name = f"{path.absolute()}: {line.key}"
-                found.append(
-                    adopt_stream(
-                        entry, stream, member.size, name, cache=cache, verify=verify_for(entry), progress=progress
-                    )
-                )
+            for entry in entries:
+                stated = {line.sha256 for line in index if line.key == entry.key}
+                sha256 = next((each for each in stated if member.name == f"files/{each}.pth"), None)
+                if member.isreg() and sha256 and (stream := tar.extractfile(member)):
+                    download = Download(entry, cache, verify_for(entry), observer=observer)
+                    found.append(download.adopt(stream, member.size, f"{path.absolute()}: {entry.key}", sha256))
     return found
 
 
@@ -257,7 +271,7 @@ def _bundle(path: Path) -> Iterator[tuple[tarfile.TarFile, list[BundleFile]]]:
                 if stream is None:
                     raise _no_bundle(path, "it does not begin with an index")
                 yield tar, _read_index(stream, path)
-        except _TAR_ERRORS as error:
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             raise _no_bundle(path, f"it is damaged ({type(error).__name__})") from error
 
 

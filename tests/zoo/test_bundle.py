@@ -11,11 +11,10 @@ import pytest
 
 from dgmn2cli import zoo
 from dgmn2cli.errors import ConfigError, Dgmn2Error, IntegrityError, ResourceError
+from dgmn2cli.files import hash_file
 from dgmn2cli.zoo import cache as caching
-from dgmn2cli.zoo.downloads import choose_source, collect, copy_to
-from dgmn2cli.zoo.fetch import adopt, from_cache
-from dgmn2cli.zoo.manifest import Source
-from dgmn2cli.zoo.offers import INDEX, adopt_offered, check_bundle_target, is_bundle, write_bundle
+from dgmn2cli.zoo.bundle import INDEX, adopt_offered, check_bundle_target, copy_to, is_bundle, write_bundle
+from dgmn2cli.zoo.fetch import from_cache
 
 PARAMS = 1000
 CONTENTS = {key: random.Random(key).randbytes(4 * PARAMS + 100) for key in ("fpn-tiny", "setr_pup-tiny", "dgmn2_tiny")}
@@ -27,6 +26,7 @@ def verify_for(entry):
     def verify(path):
         if path.read_bytes() != CONTENTS[entry.key]:
             raise IntegrityError("the checkpoint does not fit the model", where=path, why="another content")
+        return hash_file(path)
 
     return verify
 
@@ -201,9 +201,21 @@ def test_an_index_that_lies_about_its_files(tmp_path):
     assert caching.find_record(ENTRIES[1], tmp_path / "cache") is None
 
 
+def test_the_indexs_hash_is_compared_whatever_the_check_says(tmp_path):
+    content = CONTENTS["fpn-tiny"]
+    name = f"files/{hashlib.sha256(content).hexdigest()}.pth"
+    for at in (0, len(content) // 2, len(content) - 1):
+        flipped = content[:at] + bytes([content[at] ^ 0x40]) + content[at + 1 :]
+        bundle = tar_with(tmp_path / "b.tar", [(name, tarfile.REGTYPE, flipped, "")])
+        cache = tmp_path / f"cache{at}"
+        with pytest.raises(IntegrityError, match="sha256"):
+            adopt_offered(bundle, ENTRIES[:1], all_wanted=True, cache=cache, verify_for=lambda entry: hash_file)
+        assert not (cache / "files").exists()
+
+
 def test_copies_for_the_user(tmp_path, folder):
     entry = ENTRIES[1]
-    file = adopt(entry, folder / "a", cache=tmp_path / "cache", verify=verify_for(entry))
+    (file,) = offer(folder / "a", [entry], tmp_path / "cache")
     copied = copy_to(file, tmp_path / "dest", entry.file_name, overwrite=False)
     assert copied.path == tmp_path / "dest" / "setr_pup_dgmn2_tiny_4x2_769x769_40k_cityscapes.pth"
     assert copied.path.read_bytes() == CONTENTS[entry.key]
@@ -213,42 +225,6 @@ def test_copies_for_the_user(tmp_path, folder):
         copy_to(file, tmp_path / "dest", entry.file_name, overwrite=False)
     assert copied.path.read_bytes() == b"mine"
     file.path.write_bytes(b"damaged")
-    with pytest.raises(IntegrityError, match="changed while it was copied"):
+    with pytest.raises(IntegrityError, match="no longer what was verified"):
         copy_to(file, tmp_path / "dest", entry.file_name, overwrite=True)
     assert copied.path.read_bytes() == b"mine"
-
-
-def test_a_failure_does_not_keep_others_from_being_done():
-    done = []
-
-    def get(entry):
-        if entry.key == "fpn-tiny":
-            raise ResourceError("cannot write the file")
-        done.append(entry.key)
-        return entry
-
-    report, error = collect(ENTRIES, get)
-    assert done == ["setr_pup-tiny", "dgmn2_tiny"]
-    assert [(f.key, f.exit_code) for f in report.failures] == [("fpn-tiny", 5)]
-    assert str(error) == "cannot write the file."
-    report, error = collect([ENTRIES[0]] * 2, get)
-    assert str(error).startswith("2 of 2 downloads failed")
-    assert error.faults == ("fpn-tiny: cannot write the file.",) * 2
-
-
-def test_choosing_a_source():
-    entry = ENTRIES[0]
-    assert choose_source(entry, "1") == entry.sources[0]
-    assert choose_source(entry, "https://example.org/x") == Source("https", "https://example.org/x")
-    drive = Source("gdrive", "1Fz_VgIDvX7WcrEJcdYiB85KWOUGz7qPC")
-    for url in (
-        "file/d/{}/view?usp=sharing",
-        "file/d/{}",
-        "uc?export=download&id={}",
-        "open?id={}",
-        "file/u/0/d/{}/view",
-    ):
-        assert choose_source(entry, "https://drive.google.com/" + url.format(drive.location)) == drive
-    for wrong in ("0", "2", "http://example.org/", "ftp://x/", "/etc/passwd", "", "x" * 9999):
-        with pytest.raises(ConfigError):
-            choose_source(entry, wrong)
