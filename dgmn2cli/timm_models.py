@@ -1,4 +1,4 @@
-"""Owns the four backbones as timm models: `import dgmn2cli.timm_models` registers `dgmn2_tiny` to `dgmn2_large`.
+"""The four backbones as timm models: `import dgmn2cli.timm_models` registers `dgmn2_tiny` to `dgmn2_large`.
 
 Importing this module is the explicit act of registration; nothing else in the package imports it.
 """
@@ -87,16 +87,11 @@ class TimmClassifier(Classifier):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of the stages `indices` (all, or the last n), `(B, C_i, H_i, W_i)` each; timm's calling form."""
+        """The maps of the stages `indices` (all, the last n, or those named), `(B, C_i, H_i, W_i)`; as in timm."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}, wanted 'NCHW'")
         stages = self.forward_stages(images)
-        if indices is None:
-            chosen = stages
-        elif isinstance(indices, int):
-            chosen = stages[-indices:]
-        else:
-            chosen = [stages[index] for index in indices]
+        chosen = [stages[index] for index in _stages(indices)]
         return chosen if intermediates_only else (stages[-1], chosen)
 
     def prune_intermediate_layers(
@@ -105,7 +100,26 @@ class TimmClassifier(Classifier):
         """Drops the head; the stages stay, whatever `indices`, because each feeds the next. Returns the stages kept."""
         if prune_head:
             self.reset_classifier(0)
-        return list(range(4))[-indices:] if isinstance(indices, int) else [index % 4 for index in indices]
+        return _stages(indices)
+
+
+def _stages(indices: int | Sequence[int] | None) -> list[int]:
+    """The stages, 0 to 3, that timm's `indices` mean: all, the last n, or those named, counted from the end if < 0.
+
+    Raises:
+        ValueError: there is no such stage.
+    """
+    count = len(STRIDES)
+    if indices is None:
+        return list(range(count))
+    if isinstance(indices, int):
+        if not 1 <= indices <= count:
+            raise ValueError(f"{indices} stages are wanted, and there are {count}")
+        indices = range(count - indices, count)
+    wrong = [index for index in indices if not -count <= index < count]
+    if wrong:
+        raise ValueError(f"out_indices {wrong} name no stage, wanted {-count} to {count - 1}")
+    return [index % count for index in indices]
 
 
 def _create(size: str, pretrained: bool, **settings: Any) -> nn.Module:

@@ -56,3 +56,19 @@ def test_another_number_of_classes() -> None:
     model = timm.create_model("dgmn2_tiny", num_classes=7, drop_path_rate=0.1)
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 7)
     assert timm.create_model("dgmn2_tiny", num_classes=0)(torch.randn(1, 3, 64, 64)).shape == (1, 512)
+
+
+@pytest.mark.parametrize("indices", [(4,), (-5,), (0, 7), 5, 0])
+def test_stages_that_are_not_there_are_refused(indices: int | tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="stage"):
+        timm.create_model("dgmn2_tiny").forward_intermediates(torch.zeros(1, 3, 64, 64), indices=indices)
+    if isinstance(indices, tuple):
+        with pytest.raises(ValueError, match="name no stage"):
+            timm.create_model("dgmn2_tiny", features_only=True, out_indices=indices)
+
+
+def test_stages_counted_from_the_end() -> None:
+    model, images = timm.create_model("dgmn2_tiny").eval(), torch.zeros(1, 3, 64, 64)
+    for indices, sides in (((-1,), [2]), ((1, 3), [8, 2]), (2, [4, 2]), (None, [16, 8, 4, 2])):
+        maps = model.forward_intermediates(images, indices=indices, intermediates_only=True)
+        assert [found.shape[2] for found in maps] == sides

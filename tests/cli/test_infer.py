@@ -162,6 +162,37 @@ def test_folders_globs_and_lists(run: Run, tmp_path: Path) -> None:
     assert made == ["a_ids.png", "c_ids.png", "deep/a_ids.png", "deep/b_ids.png"]  # in/deep/b.jpg is named twice
 
 
+def test_files_of_one_name_keep_the_folders_that_tell_them_apart(run: Run, tmp_path: Path) -> None:
+    names = [f"drive{drive}/image_02/data/0000000000.png" for drive in (1, 2)]
+    for seed, name in enumerate(names):
+        picture(tmp_path / "kitti" / name, seed=seed)
+    (tmp_path / "kitti" / "list.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(names).encode() + b"\r\n")
+    for source in (["@kitti/list.txt"], [f"kitti/{name}" for name in names], ["kitti/*/*/data/*.png"]):
+        assert run(*source, "-o", "out", "--save", "ids", "--overwrite")[0] == 0
+        made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+        assert made == [f"{name.removesuffix('.png')}_ids.png" for name in names]
+    assert run("kitti/drive1", "kitti/drive2", "-o", "both", "--save", "ids")[0] == 0
+    assert len(list((tmp_path / "both").rglob("*.png"))) == 2
+
+
+def test_a_list_may_name_anything(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / os.fsdecode(b"d\xe9.png")).write_bytes((tmp_path / "a.png").read_bytes())
+    for text, code in ((b"/\na.png\n", 6), (b"/\n", 6), (b"..\n.\na.png\n", 6), (b"d\xe9.png\n", 0), (b"a\0\n", 6)):
+        (tmp_path / "list").write_bytes(text)
+        got, out, err = run("@list", "--overwrite", "--json")
+        assert got == code, err
+        assert "unforeseen" not in err
+        assert not out or "images" in json.loads(out)
+
+
+def test_compiling_on_a_cpu_is_refused(run: Run, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    code, _, err = run("a.png", "--compile", "--device", "cpu")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--compile" in err
+
+
 def test_one_bad_file_does_not_stop_the_others(run: Run, tmp_path: Path) -> None:
     for index in range(3):
         picture(tmp_path / "in" / f"{index}.png", seed=index)
