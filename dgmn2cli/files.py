@@ -42,8 +42,9 @@ def to_plain(value: Any) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """One JSON document of a report; `NaN` never appears in it."""
-    return json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    """One JSON document of a report; `NaN` never appears in it, and bytes of names that are no UTF-8 are escaped."""
+    text = json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def open_regular(

@@ -1,4 +1,4 @@
-"""Owns what the tests of evaluations share: tiny Cityscapes trees, and a network that costs nothing.
+"""What the tests of evaluations share: tiny Cityscapes trees, and a network that costs nothing.
 
 It is a module of its own so that spawned processes can import it.
 """
@@ -8,21 +8,22 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dgmn2cli.config import InferenceConfig
+from dgmn2cli.config import Config, InferenceConfig
 from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import NonFiniteError
 from dgmn2cli.evaluate import Counted, Settings
-from dgmn2cli.evaluate.subject import Subject
-from dgmn2cli.inference.prediction import CITYSCAPES
+from dgmn2cli.inference.load import Recipe
+from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+from dgmn2cli.observer import Silent
 
 SMALL = Settings(scale=(48, 24), window=24, stride=16)
 SIZE = (24, 40)  # height, width
@@ -75,10 +76,10 @@ class Colours(nn.Module):
         return logits
 
 
-def segmenter(network: nn.Module | None = None, sha256: str = "ab" * 32) -> Segmenter:
+def segmenter(network: nn.Module | None = None, sha256: str = "ab" * 32, classes: ClassList = CITYSCAPES) -> Segmenter:
     """`network`, or `Colours`, as if it were a model of the zoo."""
     info = RunInfo("fake", "fake.pth", sha256, "cpu", "a test machine", "float32", "reference", "published")
-    return Segmenter(network or Colours(), CITYSCAPES, info, InferenceConfig())
+    return Segmenter(network or Colours(), classes, info, InferenceConfig())
 
 
 class Load:
@@ -87,7 +88,7 @@ class Load:
     def __init__(self, how: str = "well", sha256: str = "ab" * 32) -> None:
         self.how, self.sha256 = how, sha256
 
-    def __call__(self, device: str) -> Segmenter:
+    def __call__(self, *, device: str) -> Segmenter:
         """The network; the device is ignored."""
         if self.how == "broken":
             raise NonFiniteError("the weights are not finite", where="fake.pth")
@@ -105,38 +106,39 @@ class Load:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def subject(how: str = "well", load: Callable[[str], Segmenter] | None = None) -> Subject:
-    """What to evaluate."""
-    return Subject("fake", load or Load(how), InferenceConfig())
+def recipe(name: str = "fake") -> Recipe:
+    """What the fake network is called; no model of the zoo."""
+    return Recipe(Config(name), None)
 
 
-class Watcher:
-    """A stage and a watch that remember; `stop_after` pictures it raises KeyboardInterrupt."""
+class Watcher(Silent):
+    """An observer that remembers; `stop_after` images it raises KeyboardInterrupt."""
 
     def __init__(self, stop_after: int | None = None) -> None:
-        self.checked, self.parts, self.started = 0, 0.0, []
-        self.pictures: list[Counted] = []
+        self.parts, self.notes = 0.0, list[str]()
+        self.started: list[tuple[str, float | None, float]] = []
+        self.images: list[Counted] = []
         self.stop_after = stop_after
 
-    def checking(self, pictures: int) -> Callable[[], object]:
-        """Counts."""
-
-        def step() -> None:
-            self.checked += 1
-
-        return step
-
-    def evaluating(self, model: str, pictures: int, done: int) -> Watcher:
+    def note(self, message: str) -> None:
         """Remembers."""
-        self.started.append((model, pictures, done))
-        return self
+        self.notes.append(message)
 
-    def part(self, share: float) -> None:
-        """Adds up."""
-        self.parts += share
+    def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
+        """Remembers evaluations."""
+        self.parts = 0.0
+        if task.startswith("evaluating"):
+            self.started.append((task.removeprefix("evaluating "), total, done))
 
-    def picture(self, counted: Counted) -> None:
+    def advance(
+        self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
+    ) -> None:
+        """Adds up, within a task."""
+        self.parts += parts
+
+    def result(self, value: object) -> None:
         """Remembers, and stops where it should."""
-        self.pictures.append(counted)
-        if self.stop_after is not None and len(self.pictures) >= self.stop_after:
+        assert isinstance(value, Counted)
+        self.images.append(value)
+        if self.stop_after is not None and len(self.images) >= self.stop_after:
             raise KeyboardInterrupt

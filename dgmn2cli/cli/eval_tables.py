@@ -1,20 +1,19 @@
-"""Owns how evaluations look: the table of classes, the figures below it, the zoo's table, and progress."""
+"""How evaluations look: the table of classes, the figures below it, the zoo's table."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from dgmn2cli.cli.render import MISSING, make_table, notice, percent, record_table
+from dgmn2cli.cli.render import MISSING, make_table, percent, record_table
 from dgmn2cli.errors import printable
 
 if TYPE_CHECKING:
-    from dgmn2cli.cli.options import Session
-    from dgmn2cli.evaluate import Counted, EvalReport
+    from dgmn2cli.evaluate import EvalReport
     from dgmn2cli.evaluate.run import ZooReport
     from dgmn2cli.zoo import Zoo
 
@@ -24,36 +23,10 @@ def share(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-class Progress:
-    """Shows how far a run is, on one progress bar; what is taken over or slow is said on stderr."""
-
-    def __init__(self, session: Session, advance: Callable[..., None]) -> None:
-        self._session, self._advance = session, advance
-
-    def checking(self, pictures: int) -> Callable[[], object]:
-        """As `evaluate.request.Stage`."""
-        self._advance(completed=0, total=pictures, description="checking the data")
-        return self._advance
-
-    def evaluating(self, model: str, pictures: int, done: int) -> Progress:
-        """As `evaluate.request.Stage`."""
-        if done:
-            notice(self._session, f"{model}: going on after {done} of {pictures} pictures")
-        self._advance(completed=done, total=pictures, description=f"evaluating {model}")
-        return self
-
-    def part(self, share: float) -> None:
-        """As `evaluate.Watch`."""
-        self._advance(share)
-
-    def picture(self, counted: Counted) -> None:
-        """As `evaluate.Watch`."""
-
-
 def report_tables(report: EvalReport) -> list[RenderableType]:
     """The classes, the groups, and the figures."""
     scores = report.scores
-    title = f"PARTIAL: {report.data.pictures} of {report.data.of} pictures" if report.partial else None
+    title = f"PARTIAL: {report.data.images} of {report.data.of} images" if report.partial else None
     classes = make_table("class", "IoU", "accuracy", "pixels", right=("IoU", "accuracy", "pixels"), title=title)
     for entry in scores.classes:
         classes.add_row(printable(entry.name), share(entry.iou), share(entry.accuracy), f"{entry.labelled:,}")
@@ -103,7 +76,7 @@ def _about(report: EvalReport) -> list[tuple[str, str]]:
     run, data = report.run, report.data
     many = f", {report.processes} processes" if report.processes > 1 else ""
     return [
-        ("pictures", f"{data.pictures} of {data.of} in split {data.split} of {data.root}"),
+        ("images", f"{data.images} of {data.of} in split {data.split} of {data.root}"),
         ("procedure", str(report.protocol)),
         ("model", f"{run.model} ({run.dtype}, {run.form}), sha256 {run.sha256[:12]}"),
         ("ran", f"{report.seconds:.1f} s on {run.device_name}, op backend {run.backend}{many}"),
@@ -115,7 +88,7 @@ def zoo_table(report: ZooReport, zoo: Zoo, ms_flip: bool) -> list[RenderableType
     kind = "ms+flip" if ms_flip else "mIoU"
     headings = (f"published\n{kind}", f"measured\n{kind}", "difference")
     partial = next((r.data for r in report.reports if r.partial), None)
-    title = f"PARTIAL: {partial.pictures} of {partial.of} pictures" if partial else None
+    title = f"PARTIAL: {partial.images} of {partial.of} images" if partial else None
     table = make_table("key", "head", "backbone", *headings, "", right=headings, title=title)
     by_model = {entry.run.model: entry for entry in report.reports}
     failed = {failure.model for failure in report.failures}

@@ -7,7 +7,8 @@ for each: `network: NetworkOptions`, `settings: Settings`, `data: DataOptions`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,12 +16,14 @@ import click
 
 from dgmn2cli.cli.options import MEMORY, NAME, PATH, SIZE, Decorator, Session, grouped, run_options
 from dgmn2cli.cli.weights import ensure_weights
+from dgmn2cli.errors import ResourceError
+from dgmn2cli.zoo import Zoo, locate
 
 if TYPE_CHECKING:
     from dgmn2cli.config import DataConfig
-    from dgmn2cli.evaluate.subject import LoadNetwork
     from dgmn2cli.inference.load import Recipe
     from dgmn2cli.inference.plan import Settings
+    from dgmn2cli.inference.segmenter import Segmenter
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -85,8 +88,8 @@ def data_options(split: str) -> Callable[[Command], Command]:
     return add
 
 
-def data_of(recipe: Recipe | None, options: DataOptions | dict[str, Any]) -> tuple[Path, str, DataConfig]:
-    """Root, split and description of the data that `data_options` or else the user's configuration file name.
+def data_of(recipe: Recipe | None, options: DataOptions) -> tuple[Path, str, DataConfig]:
+    """Root, split and description of the data that the options or else the user's configuration file name.
 
     Args:
         recipe: which model; None, or a published one: the options' defaults hold where nothing is typed.
@@ -94,8 +97,7 @@ def data_of(recipe: Recipe | None, options: DataOptions | dict[str, Any]) -> tup
     from dgmn2cli.config import DataConfig
     from dgmn2cli.data.configured import split_name
 
-    given = options if isinstance(options, DataOptions) else DataOptions(options["data_root"], options["split"])
-    root, split = given.data_root, given.split
+    root, split = options.data_root, options.split
     if recipe is None or recipe.entry is not None:
         return root, split, DataConfig()
     data, typed = recipe.config.data, click.core.ParameterSource.COMMANDLINE
@@ -163,39 +165,50 @@ workers_option = click.option(
 )
 
 
-def network_options(command: Command) -> Command:
-    """`--checkpoint --workers --published-order` and the run options; read by `network_of`."""
-    return _add(run_options(command), [checkpoint_option, workers_option, published_order_option])
+def loader(session: Session, recipe: Recipe, network: NetworkOptions) -> Callable[..., Segmenter]:
+    """What makes the recipe's network when called with `device=NAME`; it can be sent to another process."""
+    from dgmn2cli.inference.load import assemble
 
-
-def network_of(session: Session, model: str, options: NetworkOptions | dict[str, Any]) -> LoadNetwork:
-    """The network called `model`, not loaded yet.
-
-    Raises:
-        ConfigError: no such model.
-    """
-    from dgmn2cli.evaluate.subject import LoadNetwork
-    from dgmn2cli.inference.load import resolve
-
-    given = options
-    if not isinstance(given, NetworkOptions):
-        given = NetworkOptions(**{field.name: given[field.name] for field in fields(NetworkOptions)})
-    return LoadNetwork(
-        resolve(model, zoo=session.zoo()),
-        given.checkpoint,
-        given.dtype,
-        given.backend,
-        not given.published_order,
-        given.compiled,
-        session.cache,
+    return partial(
+        assemble,
+        recipe,
+        network.checkpoint,
+        dtype=network.dtype,
+        backend=network.backend,
+        exact_algebra=not network.published_order,
+        compiled=network.compiled,
+        cache=session.cache,
     )
 
 
-def fetched(session: Session, network: LoadNetwork) -> LoadNetwork:
-    """The network, its published weights fetched where they are wanted and not on disk; errors as `ensure_weights`."""
-    if network.checkpoint is None and network.recipe.entry is not None:
-        ensure_weights(session, network.recipe.entry)
-    return network
+def require_weights(session: Session, recipe: Recipe, network: NetworkOptions) -> None:
+    """Sees to it that there are weights: published ones that are wanted and not on disk are fetched.
+
+    Raises:
+        Dgmn2Error: as `ensure_weights`; ConfigError where the model has no published weights.
+    """
+    from dgmn2cli.inference.load import weights_on_disk
+
+    if network.checkpoint is None and recipe.entry is not None:
+        ensure_weights(session, recipe.entry)
+    elif network.checkpoint is None:
+        weights_on_disk(recipe, session.cache)
+
+
+def on_disk(session: Session, zoo: Zoo) -> tuple[list[Recipe], list[str]]:
+    """Those of the zoo's models whose weights are in the cache, and the keys of the others.
+
+    Raises:
+        ResourceError: there is none.
+    """
+    from dgmn2cli.inference.load import resolve
+
+    there = [entry for entry in zoo.segmentors if locate(entry, session.cache_dir()) is not None]
+    if not there:
+        hint = "Get some with `dgmn2 download KEY`, or all with `dgmn2 download --all`."
+        raise ResourceError("no model's weights are on disk", hint=hint)
+    missing = [entry.key for entry in zoo.segmentors if entry not in there]
+    return [resolve(entry.key, zoo=zoo) for entry in there], missing
 
 
 def _make_settings(**values: Any) -> Settings:

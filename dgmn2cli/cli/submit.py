@@ -1,88 +1,89 @@
-"""Owns `dgmn2 submit`: a submission to the Cityscapes test server, made and checked."""
+"""`dgmn2 submit`: a submission to the Cityscapes test server, made and checked."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
-from dgmn2cli.cli import render
+from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import PATH, Session, model_argument, pass_session
-from dgmn2cli.cli.protocol import data_options, fetched, network_of, network_options, protocol_options, settings_of
+from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.files import check_file, check_folder
 
 if TYPE_CHECKING:
     from dgmn2cli.evaluate.submission import SubmissionReport
-    from dgmn2cli.evaluate.submission_check import ZipReport
+    from dgmn2cli.evaluate.submission_check import Expected, ZipReport
+    from dgmn2cli.inference.plan import Settings
 
 
 @click.command()
 @model_argument
-@data_options("test")
-@protocol_options
-@click.option(
-    "-o",
-    "--out",
-    type=PATH,
-    default="dgmn2-submission",
-    show_default=True,
-    metavar="DIR",
-    help="Folder for the labelId files.",
-)
+@protocol.with_data("test")
+@protocol.with_settings
+@click.option("-o", "--out", type=PATH, default="dgmn2-submission", show_default=True, help="Folder of labelId files.")
 @click.option("--zip", "target", type=PATH, metavar="FILE", help="The zip to write.  [default: the folder's name.zip]")
 @click.option("--from", "kept", type=PATH, metavar="DIR", help="Take predictions kept here; no model runs.")
 @click.option("--validate", type=PATH, metavar="ZIP", help="Only check this zip; every fault is named.")
-@network_options
+@protocol.workers_option
+@protocol.with_network
 @pass_session
-def submit(session: Session, model: str, **options: Any) -> None:
+def submit(
+    session: Session,
+    model: str,
+    data: protocol.DataOptions,
+    settings: Settings,
+    out: Path,
+    target: Path | None,
+    kept: Path | None,
+    validate: Path | None,
+    workers: int,
+    network: protocol.NetworkOptions,
+) -> None:
     """Segment the test split with MODEL and zip the labelId files, as the Cityscapes server wants them.
 
-    --validate checks a zip: against the pictures under --data-root where they are, else against the official numbers.
+    --validate checks a zip: against the images under --data-root where they are, else against the official numbers.
     """
-    from dgmn2cli.evaluate import submission_check
+    from dgmn2cli import runtime
+    from dgmn2cli.evaluate import submission, submission_check
+    from dgmn2cli.inference.load import resolve
 
-    if options["validate"] is not None:
-        checked = _validate(session, options)
-        render.emit(session, checked, lambda: render.record_table(_rows(checked)))
-    else:
-        report = _make(session, model, options)
-        checked = report.check
-        render.emit(session, report, lambda: _made(report))
-    submission_check.require_valid(checked)
+    with TerminalObserver(session) as observer:
+        if validate is not None:
+            checked = submission_check.validate_zip(validate, _expected(data), observer)
+            render.emit(session, checked, lambda: render.record_table(_rows(checked)))
+            submission_check.require_valid(checked)
+            return
+        folder = kept or out
+        target = target or folder.parent / f"{os.path.basename(os.path.realpath(folder))}.zip"
+        if kept is None:
+            check_folder(folder)
+        if not target.is_dir():  # which `make_submission` says
+            check_file(target)
+        recipe = resolve(model, zoo=session.zoo()) if kept is None else None
+        images = submission.open_test(data.data_root, data.split, observer)
+        runtime.set_threads(network.threads)
+        segmenter = None
+        if recipe is not None:
+            protocol.require_weights(session, recipe, network)
+            segmenter = protocol.loader(session, recipe, network)(device=network.device)
+        report = submission.make_submission(
+            segmenter, images, settings, folder, target, workers=workers, observer=observer
+        )
+    render.emit(session, report, lambda: _made(report))
+    submission_check.require_valid(report.check)
 
 
-def _validate(session: Session, options: dict[str, Any]) -> ZipReport:
+def _expected(data: protocol.DataOptions) -> Expected:
     from dgmn2cli.evaluate import submission, submission_check
 
-    root, split, source = options["data_root"], options["split"], click.get_current_context().get_parameter_source
-    expected = submission_check.OFFICIAL
-    if source("data_root") is not click.core.ParameterSource.DEFAULT or (root / "leftImg8bit" / split).is_dir():
-        expected = submission_check.expected_of(submission.open_test(root, split))
-    with render.progress(session, "checking the zip") as advance:
-        return submission_check.validate_zip(options["validate"], expected, lambda total: advance(total=total))
-
-
-def _make(session: Session, model: str, options: dict[str, Any]) -> SubmissionReport:
-    from dgmn2cli import runtime
-    from dgmn2cli.evaluate import submission
-
-    kept, folder, settings = options["kept"], options["kept"] or options["out"], settings_of(options)
-    target = options["target"] or folder.parent / f"{os.path.basename(os.path.realpath(folder))}.zip"
-    if kept is None:
-        check_folder(folder)
-    if not target.is_dir():  # which `make_submission` says
-        check_file(target)
-    network = network_of(session, model, options) if kept is None else None
-    with render.progress(session, "reading the pictures") as advance:
-        data = submission.open_test(options["data_root"], options["split"], lambda total: advance(total=total))
-    runtime.set_threads(options["threads"])
-    segmenter = fetched(session, network)(options["device"]) if network is not None else None
-    with render.progress(session, "segmenting", total=len(data)) as advance:
-        return submission.make_submission(
-            segmenter, data, settings, folder, target, workers=options["workers"], part=advance
-        )
+    named = click.get_current_context().get_parameter_source("data_root") is not click.core.ParameterSource.DEFAULT
+    if named or (data.data_root / "leftImg8bit" / data.split).is_dir():
+        return submission_check.expected_of(submission.open_test(data.data_root, data.split))
+    return submission_check.OFFICIAL
 
 
 def _made(report: SubmissionReport) -> Table:

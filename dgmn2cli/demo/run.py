@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,13 +19,13 @@ from dgmn2cli.demo.report import ClassFigures, DemoReport, Figures, StepDone, Wa
 from dgmn2cli.demo.request import MODEL, PHOTOGRAPH_SCALE, DemoRequest, refuse_folder, write_mark
 from dgmn2cli.demo.streets.dataset import make_dataset
 from dgmn2cli.errors import DataError
-from dgmn2cli.evaluate import Counted, EvalReport, Settings
+from dgmn2cli.evaluate import EvalReport, Settings
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run as evaluate
-from dgmn2cli.evaluate.subject import LoadNetwork
 from dgmn2cli.files import atomic_write, local_write_errors, to_json
 from dgmn2cli.inference.files import ImageFile, ImageResult, predict_files
 from dgmn2cli.inference.load import Recipe, assemble
+from dgmn2cli.observer import Silent
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_device, resolve_dtype, set_threads
 from dgmn2cli.training.folder import FolderLock, RunFolder
@@ -63,30 +64,28 @@ def demo(request: DemoRequest, watch: Watch) -> DemoReport:
         return _Course(request, watch, picture).run()
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """Shows an evaluation on a reporter; as `evaluate.request.Stage`."""
+class _Progress(Silent):
+    """Shows an evaluation on a reporter."""
 
-    reporter: Reporter
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter, self._step = reporter, _nothing
 
-    def checking(self, pictures: int) -> Callable[[], object]:
-        return self.reporter.counting("checking the data", pictures)
+    def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
+        self._step = self._reporter.counting(task, int(total or 0))
+        self._checks = task.startswith("checking")
 
-    def evaluating(self, model: str, pictures: int, done: int) -> _Evaluating:
-        return _Evaluating(self.reporter.counting("evaluating", pictures))
+    def advance(
+        self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
+    ) -> None:
+        if self._checks:
+            self._step()
+
+    def result(self, value: object) -> None:
+        self._step()
 
 
-@dataclass(frozen=True)
-class _Evaluating:
-    """As `evaluate.Watch`."""
-
-    advance: Callable[[], object]
-
-    def part(self, share: float) -> None:
-        """Ignored: the pictures are small."""
-
-    def picture(self, counted: Counted) -> None:
-        self.advance()
+def _nothing() -> object:
+    return None
 
 
 class _Course:
@@ -170,7 +169,7 @@ class _Course:
 
     def _evaluate(self, trained: TrainReport, name: str) -> Found[EvalReport]:
         request, folder = self.request, self.folder
-        network = LoadNetwork(self.recipe, trained.checkpoint, backend=request.backend)
+        load = partial(assemble, self.recipe, trained.checkpoint, backend=request.backend)
         wanted = EvalRequest(
             folder.data,
             settings=Settings(ms_flip=name == MS_FLIP),
@@ -179,7 +178,7 @@ class _Course:
             report=folder.evaluation(name),
             save_preds=folder.predictions(name),
         )
-        report = evaluate(wanted, network.subject(), _Stage(self.watch.reporter))
+        report = evaluate(wanted, self.recipe, load, _Progress(self.watch.reporter))
         scores = report.scores
         found = f"mIoU {100 * scores.mean_iou:.1f} %, {100 * scores.pixel_accuracy:.1f} % of the pixels right"
         return report, found, folder.evaluation(name)

@@ -150,6 +150,40 @@ class Group:
                 self._next(f"heard {rank}")
                 yield pickle.loads(content)
 
+    def give_up(self) -> None:
+        """Lets the others know, before they come to the next collective, that their work until then is not needed."""
+        if self.store is not None:
+            with lost_connections():
+                self.store.set(f"given up/{self._count.get('collectives', 0)}", "")
+
+    def given_up(self) -> bool:
+        """Whether another process has given up."""
+        if self.store is None:
+            return False
+        with lost_connections():
+            return bool(self.store.check([f"given up/{self._count.get('collectives', 0)}"]))
+
+    def together(self, work: Callable[[], Result], meanwhile: Callable[[], object] = lambda: None) -> Result:
+        """What `work` gives on this process; every process calls this. `meanwhile` is called while it waits for others.
+
+        Raises:
+            Dgmn2Error: what it raised on one process, on all.
+            DistributedError: a process is gone.
+        """
+        result: Any = None
+        failure = None
+        try:
+            result = work()
+        except Dgmn2Error as error:
+            failure = error
+            self.give_up()
+        for found in self.gather(failure, meanwhile):
+            if found is not None:
+                found.told = not self.main
+                raise found
+        value: Result = result
+        return value
+
     def _next(self, name: str) -> int:
         number = self._count.get(name, 0)
         self._count[name] = number + 1

@@ -1,16 +1,15 @@
-"""Owns the evaluation itself: pictures read ahead, segmented, and counted into a confusion matrix that is streamed."""
+"""The evaluation itself: images read ahead, segmented, compared with their labels, by one process or by many."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol as Interface
 from typing import TypeVar
 
 import numpy as np
@@ -19,28 +18,22 @@ from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
 from dgmn2cli.data.loaders import eval_indices
-from dgmn2cli.errors import ConfigError, Dgmn2Error, NonFiniteError
-from dgmn2cli.evaluate.collective import combine
-from dgmn2cli.evaluate.metrics import compute_scores, confusion
-from dgmn2cli.evaluate.report import (
-    DataInfo,
-    EvalReport,
-    Protocol,
-    describe_data,
-    protocol_in_force,
-    versions,
-)
-from dgmn2cli.evaluate.tally import Tally
-from dgmn2cli.inference.plan import Settings
-from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+from dgmn2cli.distributed.group import Group
+from dgmn2cli.errors import ConfigError, Dgmn2Error, DistributedError, NonFiniteError
+from dgmn2cli.evaluate.counting import Tally, confusion
+from dgmn2cli.evaluate.report import DataInfo, EvalReport, make_report
+from dgmn2cli.inference.plan import Settings, resolve_settings
+from dgmn2cli.inference.prediction import ClassList
+from dgmn2cli.inference.segmenter import Segmenter
+from dgmn2cli.observer import Observer, Silent
 
 Item = TypeVar("Item")
-BEHIND = 2  # finished pictures that may wait for their counting
+BEHIND = 2  # segmented images that may wait for their counting
 
 
 @dataclass(frozen=True)
 class Counted:
-    """One picture evaluated: its place in the data set, its name, its (N, N + 1) int64 confusion counts, seconds."""
+    """One image evaluated: its place in the data set, its name, its (N, N + 1) int64 confusion counts, seconds."""
 
     index: int
     name: str
@@ -48,31 +41,11 @@ class Counted:
     seconds: float
 
 
-class Watch(Interface):
-    """Whoever wants to know how far an evaluation is."""
-
-    def part(self, share: float) -> None:
-        """A share of one picture, 0 to 1, is done."""
-
-    def picture(self, counted: Counted) -> None:
-        """A whole picture is counted."""
-
-
-class Quiet:
-    """A watch that does nothing."""
-
-    def part(self, share: float) -> None:
-        """Ignored."""
-
-    def picture(self, counted: Counted) -> None:
-        """Ignored."""
-
-
 @dataclass(frozen=True, eq=False)
 class PredictionFolder:
     """Where predictions are kept: `trainIds/NAME_trainIds.png`, and for Cityscapes `labelIds/NAME_labelIds.png`.
 
-    Each subfolder holds one file per picture, as the official tool wants it. Files appear whole or not at all.
+    Each subfolder holds one file per image, as the official tool wants it. Files appear whole or not at all.
     """
 
     folder: Path
@@ -84,7 +57,7 @@ class PredictionFolder:
         """The folder for `data`.
 
         Raises:
-            ConfigError: a prediction would overwrite a file of the data set, or two pictures have one name.
+            ConfigError: a prediction would overwrite a file of the data set, or two images have one name.
         """
         made = cls(Path(folder), data.palette, data.kind == "cityscapes")
         inputs = {os.path.realpath(p) for pair in data.pairs for p in (pair.image, pair.label) if p is not None}
@@ -93,7 +66,7 @@ class PredictionFolder:
         if lost:
             raise ConfigError("a prediction would overwrite a file of the data set", where=folder, faults=lost)
         if len(set(targets)) < len(targets):
-            raise ConfigError("predictions of several pictures would get one name", where=data.root)
+            raise ConfigError("predictions of several images would get one name", where=data.root)
         return made
 
     @property
@@ -102,16 +75,21 @@ class PredictionFolder:
         return self.folder / "labelIds"
 
     def targets(self, name: str) -> list[Path]:
-        """The files of the picture `name`."""
+        """The files of the image `name`."""
         trained = self.folder / "trainIds" / f"{name}_trainIds.png"
         return [trained, self.label_ids / f"{name}_labelIds.png"] if self.cityscapes else [trained]
 
     def write(self, name: str, ids: np.ndarray) -> None:
-        """Keeps `ids` (H, W) uint8 class ids of the picture `name`."""
+        """Keeps `ids` (H, W) uint8 class ids of the image `name`."""
         targets = self.targets(name)
         write_png(targets[0], ids, self.palette)
         if self.cityscapes:
             write_png(targets[1], LABEL_ID_OF_TRAIN_ID[ids])
+
+
+def images_held(workers: int) -> int:
+    """The most images that `counted_images` holds at a time: read ahead, being segmented, waiting to be counted."""
+    return max(1, workers) + 1 + 1 + BEHIND + 1
 
 
 def read_ahead(read: Callable[[int], Item], indices: Sequence[int], workers: int) -> Generator[Item, None, None]:
@@ -134,27 +112,23 @@ def read_ahead(read: Callable[[int], Item], indices: Sequence[int], workers: int
 
 
 def class_ids(
-    segmenter: Segmenter,
-    picture: np.ndarray,
-    settings: Settings,
-    where: object,
-    part: Callable[[float], None] = lambda share: None,
+    segmenter: Segmenter, image: np.ndarray, settings: Settings, where: object, observer: Observer
 ) -> np.ndarray:
-    """(H, W) uint8 class ids of a picture (H, W, 3) uint8, blue green red.
+    """(H, W) uint8 class ids of an image (H, W, 3) uint8, blue green red; each window advances `observer` by its share.
 
     Raises:
-        NonFiniteError: the network gave NaN or infinity; names the picture.
+        NonFiniteError: the network gave NaN or infinity; names the image.
     """
-    plan = segmenter.plan(picture.shape[:2], settings)
+    plan = segmenter.plan(image.shape[:2], settings)
     whole = max(plan.windows, 1)
     try:
-        scores = segmenter.scores(picture, plan, lambda windows: part(windows / whole))
+        scores = segmenter.scores(image, plan, lambda windows: observer.advance(windows / whole))
     except NonFiniteError as error:
         raise NonFiniteError(error.what, where=where, why=error.why, hint=error.hint) from error
     return scores.classes()[0].numpy()
 
 
-def counted_pictures(
+def counted_images(
     segmenter: Segmenter,
     data: SegmentationSet,
     indices: Sequence[int],
@@ -162,21 +136,22 @@ def counted_pictures(
     *,
     workers: int = 1,
     keep: PredictionFolder | None = None,
-    part: Callable[[float], None] = lambda share: None,
+    observer: Observer | None = None,
 ) -> Generator[Counted, None, None]:
-    """Each picture segmented and compared with its label, in the order of `indices`.
+    """Each image segmented and compared with its label, in the order of `indices`.
 
-    While the network works on one picture, threads read the next ones and count (and save) the ones before.
+    While the network works on one image, threads read the next ones and count (and save) the ones before.
 
     Raises:
-        DataError: a picture or label cannot be read.
+        ConfigError: the network tells other classes apart than the data set.
+        DataError: an image or label cannot be read.
         NonFiniteError, ResourceError: the network failed; a prediction cannot be written.
     """
-    classes = len(data.classes)
+    matched, watcher = match_classes(segmenter.classes, data), observer or Silent()
 
     def finish(index: int, ids: np.ndarray, label: np.ndarray, seconds: float) -> Counted:
-        pair = data.pairs[index]
-        counts = confusion(ids, label, classes, where=pair.label)
+        pair, ids = data.pairs[index], matched[ids]
+        counts = confusion(ids, label, len(data.classes), where=pair.label)
         if keep is not None:
             keep.write(pair.name, ids)
         return Counted(index, pair.name, counts, seconds)
@@ -189,7 +164,7 @@ def counted_pictures(
     with closing(read_ahead(read, indices, workers)) as samples, ThreadPoolExecutor(1, "count") as pool:
         for index, image, label in samples:
             began = time.perf_counter()
-            ids = class_ids(segmenter, image, settings, data.pairs[index].image, part)
+            ids = class_ids(segmenter, image, settings, data.pairs[index].image, watcher)
             behind.append(pool.submit(finish, index, ids, label, time.perf_counter() - began))
             while behind and (behind[0].done() or len(behind) > BEHIND):
                 yield behind.popleft().result()
@@ -197,106 +172,144 @@ def counted_pictures(
             yield behind.popleft().result()
 
 
+def match_classes(classes: ClassList, data: SegmentationSet) -> np.ndarray:
+    """(N,) uint8: the data set's class for each class of the network: the one of the same name.
+
+    Where the checkpoint does not name its classes, they count as the data set's, in its order.
+
+    Raises:
+        ConfigError: there is another number of classes, or they have other names.
+    """
+    names, what = classes.names, "the model does not fit the data set"
+    if len(names) != len(data.classes):
+        why = f"the model tells {len(names)} classes apart, the data set has {len(data.classes)}"
+        raise ConfigError(what, where=data.root, why=why, hint="Use a model trained on these classes.")
+    if names != data.classes and set(names) == set(data.classes) and len(set(names)) == len(names):
+        return np.array([data.classes.index(name) for name in names], np.uint8)
+    if names != data.classes and classes.stated:
+        pairs = enumerate(zip(names, data.classes, strict=True))
+        faults = [
+            f"class {i}: the model says {mine}, the data set {other}" for i, (mine, other) in pairs if mine != other
+        ]
+        hint = "Name the data set's classes as the model does, where they are the same."
+        raise ConfigError(what, where=data.root, why="their classes have other names", faults=faults, hint=hint)
+    return np.arange(len(names), dtype=np.uint8)
+
+
+def count_together(
+    segmenter: Segmenter,
+    data: SegmentationSet,
+    settings: Settings,
+    group: Group,
+    tally: Tally,
+    done: Sequence[int],
+    *,
+    workers: int,
+    keep: PredictionFolder | None,
+    observer: Observer,
+) -> tuple[np.ndarray, float]:
+    """Counts every image that is not `done`, each on one process; the first process's tally gets them all.
+
+    They share nothing and wait for nobody until the end: each hands every image's counts to the first one, which adds
+    and notes them. So the sum is exact for any number of processes, and a killed run goes on where it was.
+
+    Args:
+        observer: advanced by 1 for each image, in parts; on the first process for all images, which are results, too.
+
+    Returns:
+        The sum, (N, N + 1) int64, and the seconds it took, on every process.
+
+    Raises:
+        Dgmn2Error: what one process raised, on all of them.
+        DistributedError: a process is gone.
+    """
+
+    def take(counted: Counted) -> None:
+        tally.add(counted.index, counted.counts)
+        observer.result(counted)
+
+    def hear() -> None:
+        for counted in group.told():
+            take(counted)
+            observer.advance()
+
+    def count() -> None:
+        mine = eval_indices(len(data), group.rank, group.world, done)
+        with closing(
+            counted_images(segmenter, data, mine, settings, workers=workers, keep=keep, observer=observer)
+        ) as images:
+            for counted in images:
+                take(counted) if group.main else group.tell(counted)
+                hear()
+                if group.given_up():
+                    return
+
+    def hear_while_waiting() -> None:
+        try:
+            hear()
+        except Dgmn2Error as error:  # raised when the others can hear of it
+            problems.append(error)
+
+    def result() -> tuple[np.ndarray, float]:
+        hear()
+        if problems:
+            raise problems[0]
+        if len(tally.done) < len(data):
+            raise DistributedError("an evaluation lost images", why=f"{len(tally.done)} of {len(data)} were counted")
+        return tally.counts, tally.seconds
+
+    problems: list[Dgmn2Error] = []
+    try:
+        group.together(count, meanwhile=hear_while_waiting)
+        return group.once(result)
+    finally:
+        tally.note()
+
+
 def evaluate(
     segmenter: Segmenter,
     data: SegmentationSet,
     settings: Settings | None = None,
     *,
-    shard: tuple[int, int] = (0, 1),
+    group: Group | None = None,
     limit: int | None = None,
     workers: int = 1,
     save_preds: str | Path | None = None,
-    watch: Watch | None = None,
+    observer: Observer | None = None,
 ) -> EvalReport:
     """Evaluates a network over a data set that was checked before (`data.check`).
 
     Args:
         segmenter: the network.
-        data: pictures and labels.
+        data: images and labels.
         settings: the test procedure; the configuration's if None.
-        shard: (rank, world). With world > 1 every process of torch.distributed's default group must call this; each
-            takes its share, none takes a picture twice, and all get the report of the whole.
-        limit: evaluate only the first pictures.
+        group: processes that share the work; every one must call this, and all get the report of the whole.
+        limit: evaluate only the first images.
         workers: threads that read ahead.
         save_preds: keep the predictions in this folder.
-        watch: told of progress.
+        observer: told of progress between windows; what it raises ends the evaluation, on all processes where it is a
+            Dgmn2Error. Each `Counted` image is a result, on the first process.
 
     Raises:
-        ConfigError: impossible settings, or the data set has another number of classes than the network.
-        DataError: a picture or label cannot be read.
+        ConfigError: impossible settings, or the data set has other classes than the network.
+        DataError: an image or label cannot be read.
         NonFiniteError: the network gave NaN or infinity.
         DistributedError: another process failed.
     """
-    settings, watch = settings or Settings(), watch or Quiet()
-    protocol = protocol_in_force(settings, segmenter.inference)
-    require_same_classes(len(segmenter.classes.names), data)
+    settings, observer = settings or Settings(), observer or Silent()
+    group = group or Group(0, 1, segmenter.device)
+    protocol = resolve_settings(settings, segmenter.inference, segmenter.device)
     used = first(data, limit)
     keep = PredictionFolder.of(save_preds, used) if save_preds is not None else None
-    tally, failure = Tally(len(data.classes)), None
-    mine = eval_indices(len(used), *shard)
-    try:
-        with closing(
-            counted_pictures(segmenter, used, mine, settings, workers=workers, keep=keep, part=watch.part)
-        ) as pictures:
-            follow(pictures, tally, watch)
-    except Dgmn2Error as error:
-        if shard[1] == 1:
-            raise
-        failure = error
-    if shard[1] > 1:
-        tally = combine(tally, failure)
-    return report_of(segmenter.info, protocol, describe_data(used, len(data)), used, tally, processes=shard[1])
-
-
-def report_of(
-    info: RunInfo,
-    protocol: Protocol,
-    about: DataInfo,
-    data: SegmentationSet,
-    tally: Tally,
-    *,
-    processes: int = 1,
-    resumed: int = 0,
-) -> EvalReport:
-    """The report of what is counted, nothing compared yet."""
-    return EvalReport(
-        run=info,
-        protocol=protocol,
-        data=about,
-        partial=about.partial,
-        scores=compute_scores(tally.counts, data.classes, data.categories),
-        confusion=tuple(tuple(int(count) for count in row) for row in tally.counts),
-        comparison=None,
-        no_comparison=(),
-        official=None,
-        processes=processes,
-        resumed=resumed,
-        seconds=tally.seconds,
-        versions=versions(),
+    observer.begin(f"evaluating {segmenter.info.model}", len(used))
+    tally = Tally(len(data.classes))
+    counts, seconds = count_together(
+        segmenter, used, settings, group, tally, (), workers=workers, keep=keep, observer=observer
     )
-
-
-def follow(pictures: Iterator[Counted], tally: Tally, watch: Watch) -> None:
-    """Adds pictures to the tally as they come; what was counted is noted also when this is interrupted."""
-    try:
-        for counted in pictures:
-            tally.add(counted.index, counted.counts)
-            watch.picture(counted)
-    finally:
-        tally.note()
+    about = DataInfo.of_set(used, len(data))
+    return make_report(segmenter.info, protocol, about, used, counts, seconds=seconds, processes=group.world)
 
 
 def first(data: SegmentationSet, limit: int | None) -> SegmentationSet:
-    """The first `limit` pictures of `data`; all if None."""
+    """The first `limit` images of `data`; all if None."""
     return data if limit is None or limit >= len(data) else replace(data, pairs=data.pairs[:limit])
-
-
-def require_same_classes(count: int, data: SegmentationSet) -> None:
-    """Raises ConfigError where a network with `count` classes cannot be evaluated on `data`."""
-    if count != len(data.classes):
-        raise ConfigError(
-            "the model does not fit the data set",
-            where=data.root,
-            why=f"the model tells {count} classes apart, the data set has {len(data.classes)}",
-            hint="Use a model trained on these classes.",
-        )

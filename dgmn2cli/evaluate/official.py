@@ -1,4 +1,4 @@
-"""Owns the cross-check by cityscapesScripts: the official tool on the saved predictions, beside our own figures."""
+"""The cross-check by cityscapesScripts: the official tool on the saved predictions, beside our own figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID, LABEL_IDS_SUFFIX, LAB
 from dgmn2cli.data.dataset import Pair, SegmentationSet
 from dgmn2cli.data.images import read_label, write_png
 from dgmn2cli.errors import CheckFailed, ConfigError, DataError, ResourceError
-from dgmn2cli.evaluate.metrics import Scores
+from dgmn2cli.evaluate.counting import Scores
 from dgmn2cli.evaluate.report import OfficialScores
 
 AGREES = 1e-12  # IoU from 0 to 1; the two sum their means in different orders
@@ -53,7 +53,7 @@ def official_scores(data: SegmentationSet, predictions: Sequence[Path], ours: Sc
     """Runs the official pixel-level evaluation.
 
     Args:
-        data: Cityscapes pictures with labels.
+        data: Cityscapes images with labels.
         predictions: the labelIds file of each of them.
         ours: what we found.
 
@@ -91,7 +91,7 @@ def _difference(mine: float, theirs: float) -> float:
 
 
 def _label_ids_file(pair: Pair) -> Path | None:
-    """The picture's official labelIds file, if there is one that the tool can read: it knows no 255."""
+    """The image's official labelIds file, if there is one that the tool can read: it knows no 255."""
     assert pair.label is not None
     path = pair.label.parent / (pair.label.name.split("_gtFine_")[0] + LABEL_IDS_SUFFIX)
     return path if path.is_file() and read_label(path).max() <= LABELS[-1].id else None

@@ -1,6 +1,6 @@
-"""Owns the comparison with the published figure: made only where both measure the same thing, else the reasons why not.
+"""The comparison with the published figure: made only where both measure the same thing, else the reasons why not.
 
-The published figures are the mean IoU on the Cityscapes val split, 500 pictures of 2048x1024, by the published test
+The published figures are the mean IoU on the Cityscapes val split, 500 images of 2048x1024, by the published test
 procedure, in percent.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import CheckFailed
-from dgmn2cli.evaluate.report import Comparison, DataInfo, EvalReport, Protocol, protocol_in_force
-from dgmn2cli.inference.plan import Settings
-from dgmn2cli.zoo import ZooEntry
+from dgmn2cli.evaluate.report import Comparison, DataInfo, EvalReport
+from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
+from dgmn2cli.zoo import ZooEntry, cache_dir, locate
 
 VAL_CITIES = {"frankfurt": 267, "lindau": 59, "munster": 174}
 VAL_SIZES = {"2048x1024": 500}
@@ -23,14 +24,14 @@ TOLERANCE = 0.1  # percent of mean IoU
 _COMPARED = ("name", "scale", "window", "stride", "ratios", "flip")
 
 
-def judged(
+def compare_with_published(
     report: EvalReport, data: SegmentationSet, entry: ZooEntry | None, known_sha256: str | None, tolerance: float
 ) -> EvalReport:
     """The report with the published figure beside it, or with the reasons why none can be there.
 
     Args:
         report: what was measured.
-        data: the pictures it was measured on.
+        data: the images it was measured on.
         entry: the zoo model; None for a configuration of the user's.
         known_sha256: the hash of its published file, where it is known.
         tolerance: difference in percent that still counts as agreement.
@@ -51,6 +52,14 @@ def judged(
     return replace(report, comparison=comparison, no_comparison=())
 
 
+def known_hash(entry: ZooEntry | None, cache: Path | None) -> str | None:
+    """The hash of the published weights: the manifest's, else the one recorded when they were downloaded."""
+    if entry is None or entry.sha256:
+        return entry.sha256 if entry else None
+    found = locate(entry, cache_dir(cache))
+    return found.sha256 if found else None
+
+
 def _model(report: EvalReport, entry: ZooEntry | None, known_sha256: str | None) -> list[str]:
     if entry is None:
         return ["the model is not in the zoo"]
@@ -66,19 +75,19 @@ def _data(info: DataInfo, data: SegmentationSet) -> list[str]:
     if info.kind != "cityscapes" or info.split != "val":
         reasons.append(f"the figure is for Cityscapes val, this is split {info.split} of a {info.kind} data set")
     elif info.partial:
-        reasons.append(f"the run is partial: {info.pictures} of {info.of} pictures")
+        reasons.append(f"the run is partial: {info.images} of {info.of} images")
     else:
         cities = Counter(pair.image.parent.name for pair in data.pairs)
         if cities != VAL_CITIES or (info.sizes and info.sizes != VAL_SIZES):
             reasons.append(
-                f"the data is not the Cityscapes val split of 500 pictures of 2048x1024: it has {info.pictures} "
+                f"the data is not the Cityscapes val split of 500 images of 2048x1024: it has {info.images} "
                 f"of {', '.join(sorted(cities)[:3])}{', ...' * (len(cities) > 3)}"
             )
     return reasons
 
 
 def _procedure(protocol: Protocol) -> list[str]:
-    wanted = protocol_in_force(Settings(ms_flip=len(protocol.ratios) > 1), InferenceConfig())
+    wanted = resolve_settings(Settings(ms_flip=len(protocol.ratios) > 1), InferenceConfig())
     values = {name: (getattr(protocol, name), getattr(wanted, name)) for name in _COMPARED}
     other = [
         f"{name} {_shown(mine)} instead of {_shown(theirs)}"
@@ -103,9 +112,9 @@ def require_verdicts(reports: Sequence[EvalReport]) -> None:
     faults = [fault for report in reports if (fault := _fault(report))]
     if not faults:
         return
-    judged_all = all(report.comparison is not None for report in reports)
-    what = "the measured mIoU is not the published one" if judged_all else "no verdict is possible"
-    hint = "" if judged_all else "The published figures are for the whole val split, its weights and its procedure."
+    compared = all(report.comparison is not None for report in reports)
+    what = "the measured mIoU is not the published one" if compared else "no verdict is possible"
+    hint = "" if compared else "The published figures are for the whole val split, its weights and its procedure."
     if len(reports) == 1:
         raise CheckFailed(what, where=reports[0].run.model, why=faults[0], hint=hint)
     faults = [f"{report.run.model}: {fault}" for report in reports if (fault := _fault(report))]

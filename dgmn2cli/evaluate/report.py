@@ -1,74 +1,19 @@
-"""Owns what an evaluation was asked for and what it found: settings, data, figures, and how they came about."""
+"""What an evaluation found: figures, settings, data, and how they came about."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-from dgmn2cli.config import InferenceConfig
-from dgmn2cli.config.schema import PROTOCOLS
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.errors import ConfigError
-from dgmn2cli.evaluate.metrics import Scores
-from dgmn2cli.inference.plan import Settings
+from dgmn2cli.evaluate.counting import Scores, compute_scores
+from dgmn2cli.inference.plan import Protocol
 from dgmn2cli.inference.segmenter import RunInfo
-from dgmn2cli.inference.sliding_window import Windowing
 from dgmn2cli.version import __version__
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """The test procedure in force.
-
-    Attributes:
-        name: `paper` or `native`.
-        scale: the pair pictures are fitted into; None: they keep their size.
-        window, stride: of the sliding window, in pixels.
-        window_batch: windows per forward pass; None: chosen by device.
-        ratios: factors of the scale that are averaged.
-        flip: mirrored pictures are averaged, too.
-    """
-
-    name: str
-    scale: tuple[int, int] | None
-    window: int
-    stride: int
-    window_batch: int | None
-    ratios: tuple[float, ...]
-    flip: bool
-
-    def __str__(self) -> str:
-        size = f"{self.scale[0]}x{self.scale[1]}" if self.scale else "the pictures' size"
-        kind = f"{len(self.ratios)} scales" if len(self.ratios) > 1 else "single scale"
-        return f"{self.name}, {kind}{' + flip' if self.flip else ''}, {size}, window {self.window}/{self.stride}"
-
-
-def protocol_in_force(settings: Settings, inference: InferenceConfig) -> Protocol:
-    """What `settings` mean on top of a configuration.
-
-    Raises:
-        ConfigError: an unknown protocol or an impossible window.
-    """
-    name = settings.protocol or inference.protocol
-    if name not in PROTOCOLS:
-        raise ConfigError("no such protocol", where=name[:60], why=f"wanted one of {', '.join(PROTOCOLS)}")
-    window = settings.window or inference.window
-    stride = settings.stride or min(inference.stride, window)
-    Windowing(window, stride)  # refuses what cannot be
-    return Protocol(
-        name=name,
-        scale=None if name == "native" else settings.scale or inference.scale,
-        window=window,
-        stride=stride,
-        window_batch=settings.window_batch,
-        ratios=inference.ratios if settings.ms_flip else (1.0,),
-        flip=settings.ms_flip and inference.flip,
-    )
 
 
 @dataclass(frozen=True)
@@ -77,24 +22,29 @@ class DataInfo:
 
     Attributes:
         root, split, kind: the data set.
-        pictures: evaluated.
-        of: pictures in the split.
-        sizes: "WIDTHxHEIGHT" -> number of pictures; empty if the data was not checked.
-        sha256: over the names and contents of all evaluated pictures and labels; empty if not computed.
+        images: evaluated.
+        of: images in the split.
+        sizes: "WIDTHxHEIGHT" -> number of images; empty if the data was not checked.
+        sha256: over the names and contents of all evaluated images and labels; empty if not computed.
     """
 
     root: str
     split: str
     kind: str
-    pictures: int
+    images: int
     of: int
     sizes: dict[str, int] = field(default_factory=dict)
     sha256: str = ""
 
+    @classmethod
+    def of_set(cls, data: SegmentationSet, of: int) -> DataInfo:
+        """`data` as evaluated, out of `of` images of its split; its files are not looked at."""
+        return cls(root=str(data.root), split=data.split, kind=data.kind, images=len(data), of=of)
+
     @property
     def partial(self) -> bool:
-        """Whether pictures of the split were left out."""
-        return self.pictures < self.of
+        """Whether images of the split were left out."""
+        return self.images < self.of
 
 
 @dataclass(frozen=True)
@@ -132,17 +82,17 @@ class EvalReport:
     """The result of one evaluation.
 
     Attributes:
-        run: model, weights with their hash, device, number format, op backend.
-        protocol: the test procedure.
+        run: model, weights with their hash, device, dtype, op backend.
+        protocol: the test procedure in force.
         data: what it was evaluated on.
-        partial: pictures of the split were left out; such figures are no result for the split.
+        partial: images of the split were left out; such figures are no result for the split.
         scores: the figures, as fractions from 0 to 1.
         confusion: rows: label, columns: prediction, the last column for predictions that are no class; pixels.
         comparison: with the published figure; None where none can be made.
         no_comparison: why not.
         official: cityscapesScripts' figures, where asked for.
         processes: how many evaluated.
-        resumed: pictures taken over from an interrupted run.
+        resumed: images taken over from an interrupted run.
         seconds: wall time of the evaluation itself, loading and checking excluded; of all runs where it was resumed.
         versions: of the program and what it computes with.
     """
@@ -162,6 +112,35 @@ class EvalReport:
     versions: dict[str, str]
 
 
+def make_report(
+    run: RunInfo,
+    protocol: Protocol,
+    about: DataInfo,
+    data: SegmentationSet,
+    counts: np.ndarray,
+    *,
+    seconds: float,
+    processes: int = 1,
+    resumed: int = 0,
+) -> EvalReport:
+    """The report of the confusion matrix `counts`, nothing compared yet."""
+    return EvalReport(
+        run=run,
+        protocol=protocol,
+        data=about,
+        partial=about.partial,
+        scores=compute_scores(counts, data.classes, data.categories),
+        confusion=tuple(tuple(int(count) for count in row) for row in counts),
+        comparison=None,
+        no_comparison=(),
+        official=None,
+        processes=processes,
+        resumed=resumed,
+        seconds=seconds,
+        versions=versions(),
+    )
+
+
 def versions() -> dict[str, str]:
     """The program and the libraries that decide its numbers."""
     return {
@@ -172,8 +151,3 @@ def versions() -> dict[str, str]:
         "opencv": cv2.__version__,
         "platform": platform.platform(),
     }
-
-
-def describe_data(data: SegmentationSet, of: int) -> DataInfo:
-    """`data` as evaluated, out of `of` pictures of its split; its files are not looked at."""
-    return DataInfo(root=str(Path(data.root)), split=data.split, kind=data.kind, pictures=len(data), of=of)

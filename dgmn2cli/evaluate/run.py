@@ -1,29 +1,37 @@
-"""Owns a whole `eval` run: one model or the zoo, from the checked data to the report on disk."""
+"""A whole `eval` run: one model or the zoo, on one process or many, from the checked data to the report on disk."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.data.loaders import eval_indices
-from dgmn2cli.distributed.group import devices_for
-from dgmn2cli.errors import Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
-from dgmn2cli.evaluate.collective import Place, joined, raise_together, torchrun_place
-from dgmn2cli.evaluate.engine import PredictionFolder, evaluate, follow, report_of, require_same_classes
+from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
+from dgmn2cli.distributed.launch import Interrupted, launch
+from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError
+from dgmn2cli.evaluate.counting import Journal, Tally, start_tally
+from dgmn2cli.evaluate.engine import PredictionFolder, count_together, match_classes
 from dgmn2cli.evaluate.official import official_scores
-from dgmn2cli.evaluate.published import judged
-from dgmn2cli.evaluate.ranks import Crew, Ready, Solo, Task
-from dgmn2cli.evaluate.report import EvalReport, protocol_in_force
-from dgmn2cli.evaluate.request import EvalData, EvalRequest, Stage, prepare
-from dgmn2cli.evaluate.subject import LoadNetwork, Subject, run_identity
-from dgmn2cli.evaluate.tally import Journal, Tally, start_tally
+from dgmn2cli.evaluate.published import compare_with_published, known_hash
+from dgmn2cli.evaluate.report import EvalReport, make_report
+from dgmn2cli.evaluate.request import EvalData, EvalRequest, prepare
 from dgmn2cli.files import atomic_write, to_json
+from dgmn2cli.inference.load import Recipe
+from dgmn2cli.inference.plan import Protocol, resolve_settings
+from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import set_threads
+
+Result = TypeVar("Result")
+Load = Callable[..., Segmenter]  # makes a recipe's network when called with `device=NAME`; can be pickled
 
 
 @dataclass(frozen=True)
@@ -49,168 +57,193 @@ class ZooReport:
     failures: tuple[ModelFailure, ...]
 
 
-def run(request: EvalRequest, subject: Subject, stage: Stage) -> EvalReport:
+def run(request: EvalRequest, recipe: Recipe, load: Load, observer: Observer | None = None) -> EvalReport:
     """Evaluates one network; writes the report, then removes the journal.
+
+    Args:
+        recipe: the model's name, configuration and zoo entry.
+        load: makes its network; picklable where there are several processes.
+        observer: told of progress; each `Counted` image is a result.
 
     Raises:
         Dgmn2Error: settings, data set or network are at fault, the journal is another run's, a process died.
     """
-    prepared = prepare(request, [subject], stage)
-    journal = journal_path(request.report) if request.report is not None else None
-    report = _evaluated(request, subject, prepared, stage, journal)
-    _finish(request.report, report, [journal] if journal is not None else [])
-    return report
+    return _on_processes(_run, request, (recipe, load), observer or Silent())
 
 
-def run_zoo(request: EvalRequest, subjects: Sequence[Subject], missing: Sequence[str], stage: Stage) -> ZooReport:
-    """Evaluates the networks one after the other; a damaged one is noted and the others are done.
+def run_zoo(
+    request: EvalRequest,
+    models: Sequence[tuple[Recipe, Load]],
+    missing: Sequence[str] = (),
+    observer: Observer | None = None,
+) -> ZooReport:
+    """Evaluates networks one after the other; a damaged one is noted and the others are done.
 
     Predictions are kept in one subfolder for each model; journals stay until all models are done.
 
     Raises:
         Dgmn2Error: as `run`, but for damaged models.
     """
-    prepared = prepare(request, subjects, stage)
-    reports, failures, journals = [], [], []
-    for subject in subjects:
-        journal = journal_path(request.report, subject.name) if request.report is not None else None
-        folder = request.save_preds / subject.name if request.save_preds is not None else None
-        try:
-            reports.append(_evaluated(replace(request, save_preds=folder), subject, prepared, stage, journal))
-        except (IntegrityError, NonFiniteError) as error:
-            failures.append(ModelFailure(subject.name, str(error)))
-        if journal is not None:
-            journals.append(journal)
-    report = ZooReport(tuple(reports), tuple(missing), tuple(failures))
-    _finish(request.report, report, journals)
+    return _on_processes(_run_zoo, request, (models, tuple(missing)), observer or Silent())
+
+
+def model_name(recipe: Recipe) -> str:
+    """Zoo key or configuration name."""
+    return recipe.entry.key if recipe.entry else recipe.config.name
+
+
+def _on_processes(
+    work: Callable[..., Result], request: EvalRequest, arguments: tuple[Any, ...], observer: Observer
+) -> Result:
+    """Runs `work` here, or on the processes that are asked for."""
+    require_devices(request.device, request.gpus)
+    if request.gpus == 1 or launched_world() > 1:
+        return _on_this_process(work, request, arguments, observer)
+    try:
+        return launch(_on_this_process, (work, request, arguments), request.gpus, observer)[0]
+    except Interrupted as interrupted:
+        signal.raise_signal(interrupted.number)  # it acts as the caller has arranged
+        raise KeyboardInterrupt from interrupted
+
+
+def _on_this_process(
+    work: Callable[..., Result], request: EvalRequest, arguments: tuple[Any, ...], observer: Observer
+) -> Result:
+    set_threads(max(1, set_threads(request.threads) // request.gpus))
+    with join(request.device, observer) as group:
+        own = replace(request, gpus=1) if group.world > 1 else request
+        return work(own, group, observer if group.main else Silent(), *arguments)
+
+
+def _run(request: EvalRequest, group: Group, observer: Observer, recipe: Recipe, load: Load) -> EvalReport:
+    prepared = group.once(partial(prepare, request, [recipe.config.inference], observer))
+    report = _evaluated(request, group, observer, prepared, recipe, load, journal_path(request.report))
+    group.once(partial(_finish, request.report, report, [""]))
     return report
 
 
-def on_disk(networks: Sequence[LoadNetwork]) -> tuple[list[Subject], list[str]]:
-    """Those of the zoo's networks whose weights are in the cache, and the names of the others.
-
-    Raises:
-        ResourceError: there is none.
-    """
-    subjects = [network.subject() for network in networks if network.on_disk()]
-    if not subjects:
-        hint = "Get some with `dgmn2 download KEY`, or all with `dgmn2 download --all`."
-        raise ResourceError("no model's weights are on disk", hint=hint)
-    return subjects, [network.name for network in networks if not network.on_disk()]
-
-
-def journal_path(report: Path, model: str = "") -> Path:
-    """Where the journal of an evaluation lies while it runs."""
-    return report.with_name(f"{report.name}{f'.{model}' if model else ''}.journal")
-
-
-def speaks() -> bool:
-    """Whether this process writes reports and answers; of those that torchrun started only the first does."""
-    place = torchrun_place()
-    return place is None or place.rank == 0
+def _run_zoo(
+    request: EvalRequest,
+    group: Group,
+    observer: Observer,
+    models: Sequence[tuple[Recipe, Load]],
+    missing: tuple[str, ...],
+) -> ZooReport:
+    prepared = group.once(partial(prepare, request, [recipe.config.inference for recipe, _ in models], observer))
+    reports, failures = [], []
+    names = [model_name(recipe) for recipe, _ in models]
+    for name, (recipe, load) in zip(names, models, strict=True):
+        folder = request.save_preds / name if request.save_preds is not None else None
+        own, journal = replace(request, save_preds=folder), journal_path(request.report, name)
+        try:
+            reports.append(_evaluated(own, group, observer, prepared, recipe, load, journal))
+        except (IntegrityError, NonFiniteError) as error:
+            failures.append(ModelFailure(name, str(error)))
+    report = ZooReport(tuple(reports), missing, tuple(failures))
+    group.once(partial(_finish, request.report, report, names))
+    return report
 
 
-def _finish(path: Path | None, report: EvalReport | ZooReport, journals: Sequence[Path]) -> None:
-    if path is not None and speaks():
+def journal_path(report: Path | None, model: str = "") -> Path | None:
+    """Where the journal of an evaluation lies while it runs; nowhere without a report."""
+    return None if report is None else report.with_name(f"{report.name}{f'.{model}' if model else ''}.journal")
+
+
+def _finish(path: Path | None, report: EvalReport | ZooReport, models: Sequence[str]) -> None:
+    if path is not None:
         atomic_write(path, to_json(report) + "\n")
-    for journal in journals:
-        journal.unlink(missing_ok=True)
+    for model in models:
+        journal = journal_path(path, model)
+        if journal is not None:
+            journal.unlink(missing_ok=True)
 
 
 def _evaluated(
-    request: EvalRequest, subject: Subject, prepared: EvalData, stage: Stage, journal: Path | None
+    request: EvalRequest,
+    group: Group,
+    observer: Observer,
+    prepared: EvalData,
+    recipe: Recipe,
+    load: Load,
+    journal: Path | None,
 ) -> EvalReport:
-    """One network's report, with the published and the official figures where they belong."""
-    data = prepared.data
-    with _predictions(request, data) as keep:
-        report = _counted(request, subject, prepared, keep, stage, journal)
+    """One network's report: every image counted once, the published and the official figures where they belong."""
+    data, name = prepared.data, model_name(recipe)
+    with _predictions(request, group, data) as keep:
+        segmenter = group.together(partial(load, device=str(group.device)))
+        match_classes(segmenter.classes, data)
+        protocol = resolve_settings(request.settings, segmenter.inference, segmenter.device)
+        tally = Tally(len(data.classes))
+
+        def begin() -> list[int]:
+            nonlocal tally
+            identity = _identity(request, name, segmenter.info, protocol, prepared)
+            noted = None if journal is None else Journal(journal, identity, request.journal_every)
+            tally = start_tally(len(data.classes), len(data), noted, resume=request.resume)
+            return sorted(tally.done)
+
+        done = group.once(begin)
+        if done:
+            observer.note(f"{name}: going on after {len(done)} of {len(data)} images")
+        observer.begin(f"evaluating {name}", len(data), done=len(done))
+        counts, seconds = count_together(
+            segmenter, data, request.settings, group, tally, done,
+            workers=request.workers, keep=keep, observer=observer,
+        )  # fmt: skip
+        report = make_report(
+            segmenter.info, protocol, prepared.info, data, counts,
+            seconds=seconds, processes=group.world, resumed=len(done),
+        )  # fmt: skip
         if request.official and keep is not None:
             files = [keep.targets(pair.name)[-1] for pair in data.pairs]
-            report = replace(report, official=official_scores(data, files, report.scores))
-    return judged(report, data, subject.entry, subject.known_sha256, request.tolerance)
+            official = group.once(partial(official_scores, data, files, report.scores))
+            report = replace(report, official=official)
+    known = known_hash(recipe.entry, request.cache)
+    return compare_with_published(report, data, recipe.entry, known, request.tolerance)
 
 
 @contextmanager
-def _predictions(request: EvalRequest, data: SegmentationSet) -> Iterator[PredictionFolder | None]:
+def _predictions(request: EvalRequest, group: Group, data: SegmentationSet) -> Iterator[PredictionFolder | None]:
     """Where predictions are kept: the user's folder, a temporary one for the official tool, or nowhere."""
-    if request.save_preds is not None:
-        yield PredictionFolder.of(request.save_preds, data)
-    elif request.official:
-        with tempfile.TemporaryDirectory(prefix="dgmn2-eval-") as folder:
-            yield PredictionFolder.of(folder, data)
-    else:
-        yield None
+    if request.save_preds is not None or not request.official:
+        yield None if request.save_preds is None else PredictionFolder.of(request.save_preds, data)
+        return
+    folder = group.once(partial(tempfile.mkdtemp, prefix="dgmn2-eval-"))
+    try:
+        group.together(partial(_require_shared, folder))
+        yield PredictionFolder.of(folder, data)
+    finally:
+        if group.main:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _counted(
-    request: EvalRequest,
-    subject: Subject,
-    prepared: EvalData,
-    keep: PredictionFolder | None,
-    stage: Stage,
-    journal: Path | None,
-) -> EvalReport:
-    """The bare report: the network loaded, on one process or several, and every picture counted once."""
-    place = torchrun_place()
-    if place is not None:
-        return _shared(request, subject, prepared, keep, stage, place)
-    data, devices = prepared.data, devices_for(request.device, request.gpus)
-    threads = max(1, set_threads(request.threads) // len(devices))
-    task = Task(subject.load, data, request.settings, request.workers, keep, threads, list(warnings.filters))
-    with Solo(task, devices[0]) if len(devices) == 1 else Crew(task, devices) as force:
-        ready = force.ready()
-        tally = _tally(request, subject, prepared, ready, journal)
-        done = tuple(tally.done)
-        watch = stage.evaluating(subject.name, len(data), len(done))
-        shares = [eval_indices(len(data), rank, len(devices), done) for rank in range(len(devices))]
-        with closing(force.count(shares, watch.part)) as pictures:
-            follow(pictures, tally, watch)
-    protocol = protocol_in_force(request.settings, subject.inference)
-    return report_of(ready.info, protocol, prepared.info, data, tally, processes=len(devices), resumed=len(done))
+def _require_shared(folder: str) -> None:
+    if not os.path.isdir(folder):
+        why, hint = "the processes are on several machines", "Add --save-preds DIR, a folder that all see."
+        raise ConfigError("--official needs kept predictions", why=why, hint=hint)
 
 
-def _shared(
-    request: EvalRequest,
-    subject: Subject,
-    prepared: EvalData,
-    keep: PredictionFolder | None,
-    stage: Stage,
-    place: Place,
-) -> EvalReport:
-    """The bare report of all that torchrun started, on each of them."""
-    set_threads(request.threads)
-    with joined():
-        segmenter, failure = None, None
-        try:
-            segmenter = subject.load(place.device(request.device))
-        except Dgmn2Error as error:
-            failure = error
-        raise_together(failure)
-        assert segmenter is not None
-        shard, folder = (place.rank, place.world), keep.folder if keep is not None else None
-        watch = stage.evaluating(subject.name, len(eval_indices(len(prepared.data), *shard)), 0)
-        report = evaluate(
-            segmenter,
-            prepared.data,
-            request.settings,
-            shard=shard,
-            workers=request.workers,
-            save_preds=folder,
-            watch=watch,
-        )
-    return replace(report, data=prepared.info, partial=prepared.info.partial)
+def _identity(
+    request: EvalRequest, model: str, info: RunInfo, protocol: Protocol, prepared: EvalData
+) -> dict[str, object]:
+    """All that the confusion matrix (and the kept predictions) depend on, by the names a user knows.
 
-
-def _tally(request: EvalRequest, subject: Subject, prepared: EvalData, ready: Ready, path: Path | None) -> Tally:
-    """From zero, or from where the journal of an interrupted run says."""
-    data = prepared.data
-    require_same_classes(ready.classes, data)
-    journal = None
-    if path is not None:
-        protocol = protocol_in_force(request.settings, subject.inference)
-        identity = run_identity(ready.info, protocol, prepared.info, subject, request.save_preds)
-        journal = Journal(path, identity, request.journal_every)
-    return start_tally(len(data.classes), len(data), journal, resume=request.resume)
+    Where the data lies and how many processes work is not in it: neither changes the matrix.
+    """
+    return {
+        "model": model,
+        "checkpoint sha256": info.sha256,
+        "device": info.device.split(":")[0],
+        "dtype": info.dtype,
+        "backend": info.backend,
+        "form": info.form,
+        "compiled": request.compiled,
+        **{f"protocol {name}": value for name, value in asdict(protocol).items()},
+        "split": prepared.info.split,
+        "images": prepared.info.images,
+        "data sha256": prepared.info.sha256,
+        "save-preds": str(request.save_preds.absolute()) if request.save_preds is not None else None,
+    }
 
 
 def require_all_sound(report: ZooReport) -> None:

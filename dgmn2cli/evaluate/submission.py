@@ -1,11 +1,11 @@
-"""Owns the making of a submission: the test pictures, their labelId files, and the zip."""
+"""The making of a submission: the test images, their labelId files, and the zip."""
 
 from __future__ import annotations
 
 import os
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,11 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.evaluate.engine import class_ids, read_ahead
-from dgmn2cli.evaluate.report import Protocol, protocol_in_force
-from dgmn2cli.evaluate.submission_check import ZipReport, expected_of, picture_of, validate_zip
+from dgmn2cli.evaluate.submission_check import ZipReport, expected_of, image_name, validate_zip
 from dgmn2cli.files import absence, atomic_write
-from dgmn2cli.inference.plan import Settings
+from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+from dgmn2cli.observer import Observer, Silent
 
 MAKERS = "`dgmn2 eval --save-preds DIR` or `dgmn2 submit MODEL` makes them."
 _DATE = (1980, 1, 1, 0, 0, 0)  # in every zip, so that the same files give the same bytes
@@ -41,23 +41,21 @@ class SubmissionReport:
     check: ZipReport
 
 
-def open_test(root: Path, split: str, step: Callable[[int], object] = lambda total: None) -> SegmentationSet:
-    """The pictures to submit, each read once to see that it can be.
-
-    Args:
-        step: called with the number of pictures after each.
+def open_test(root: Path, split: str, observer: Observer | None = None) -> SegmentationSet:
+    """The images to submit, each read once to see that it can be.
 
     Raises:
         ConfigError: the data set is not Cityscapes.
-        DataError: no pictures, unreadable ones, or names that the server does not know; all are named.
+        DataError: no images, unreadable ones, or names that the server does not know; all are named.
     """
-    data = open_dataset(root, split, labels=False)
+    data, observer = open_dataset(root, split, labels=False), observer or Silent()
     if data.kind != "cityscapes":
         raise ConfigError("submissions are for Cityscapes", where=root, why=f"this is a {data.kind} data set")
-    faults = []
-    for pair in data.pairs:
-        if picture_of(f"{pair.name}.png") != pair.name:
-            faults.append(f"{pair.image}: the name is not CITY_123456_123456_leftImg8bit.png")
+    faults = [
+        f"{pair.image}: the name is not CITY_123456_123456_leftImg8bit.png"
+        for pair in data.pairs
+        if image_name(f"{pair.name}.png") != pair.name
+    ]
 
     def fault(index: int) -> str:
         try:
@@ -66,10 +64,11 @@ def open_test(root: Path, split: str, step: Callable[[int], object] = lambda tot
             return str(error)
         return ""
 
+    observer.begin("reading the images", len(data))
     with closing(read_ahead(fault, range(len(data)), 2)) as found:
         for text in found:
             faults += [text] if text else []
-            step(len(data))
+            observer.advance()
     if faults:
         why = f"{len(faults)} fault{'s' * (len(faults) != 1)} in split {split}"
         raise DataError("the data set has faults", where=root, why=why, hint="Mend them.", faults=faults)
@@ -83,13 +82,13 @@ def predict_split(
     folder: Path,
     *,
     workers: int = 2,
-    part: Callable[[float], None] = lambda share: None,
+    observer: Observer | None = None,
 ) -> dict[str, Path]:
-    """Segments every picture of `data` and writes `NAME_labelIds.png`; the files by picture name.
+    """Segments every image of `data` and writes `NAME_labelIds.png`; the files by image name.
 
     Raises:
         ConfigError: the network's classes are not those of Cityscapes.
-        Dgmn2Error: a picture cannot be read, the network fails, a file cannot be written.
+        Dgmn2Error: a image cannot be read, the network fails, a file cannot be written.
     """
     if not segmenter.classes.cityscapes:
         raise ConfigError("this model cannot make a submission", why="its classes are not those of Cityscapes")
@@ -97,22 +96,23 @@ def predict_split(
     def read(index: int) -> tuple[int, np.ndarray]:
         return index, data.read_image(index, max_pixels=settings.max_pixels)
 
-    files = {}
-    with closing(read_ahead(read, range(len(data)), workers)) as pictures:
-        for index, picture in pictures:
+    files, watcher = {}, observer or Silent()
+    watcher.begin("segmenting", len(data))
+    with closing(read_ahead(read, range(len(data)), workers)) as images:
+        for index, image in images:
             pair = data.pairs[index]
-            ids = class_ids(segmenter, picture, settings, pair.image, part)
+            ids = class_ids(segmenter, image, settings, pair.image, watcher)
             files[pair.name] = write_png(folder / f"{pair.name}_labelIds.png", LABEL_ID_OF_TRAIN_ID[ids])
     return files
 
 
 def kept_predictions(folder: Path, data: SegmentationSet) -> dict[str, Path]:
-    """The labelIds files under `folder`, as `eval --save-preds` or others left them, by picture name.
+    """The labelIds files under `folder`, as `eval --save-preds` or others left them, by image name.
 
-    A file belongs to a picture if its name starts with the picture's, as the official tool has it.
+    A file belongs to a image if its name starts with the image's, as the official tool has it.
 
     Raises:
-        DataError: no such folder; pictures without a file, or with several (all are named).
+        DataError: no such folder; images without a file, or with several (all are named).
     """
     inner = folder / "labelIds"
     searched = inner if os.path.isdir(inner) else folder
@@ -121,12 +121,12 @@ def kept_predictions(folder: Path, data: SegmentationSet) -> dict[str, Path]:
         raise DataError("cannot read the predictions", where=folder, why=why, hint=hint)
     found: dict[str, list[Path]] = {pair.name: [] for pair in data.pairs}
     for path in sorted(searched.rglob("*.png")):
-        if picture_of(path.name) in found:
-            found[picture_of(path.name)].append(path)
+        if image_name(path.name) in found:
+            found[image_name(path.name)].append(path)
     faults = [f"{name}: no file" for name, paths in found.items() if not paths]
     faults += [f"{name}: {', '.join(map(str, paths))}" for name, paths in found.items() if len(paths) > 1]
     if faults:
-        why = f"{len(faults)} of {len(found)} pictures have no file, or several"
+        why = f"{len(faults)} of {len(found)} images have no file, or several"
         raise DataError("the predictions are not complete", where=searched, why=why, faults=faults, hint=MAKERS)
     return {name: paths[0] for name, paths in found.items()}
 
@@ -165,13 +165,13 @@ def make_submission(
     target: Path,
     *,
     workers: int = 2,
-    part: Callable[[float], None] = lambda share: None,
+    observer: Observer | None = None,
 ) -> SubmissionReport:
     """labelIds files, the zip, and its check.
 
     Args:
         segmenter: the network; None to take the predictions kept in `folder`.
-        data: the pictures, see `open_test`.
+        data: the images, see `open_test`.
         folder: where the files go, or are.
         target: the zip.
 
@@ -186,8 +186,8 @@ def make_submission(
     if segmenter is None:
         files, run, protocol = kept_predictions(folder, data), None, None
     else:
-        run, protocol = segmenter.info, protocol_in_force(settings, segmenter.inference)
-        files = predict_split(segmenter, data, settings, folder, workers=workers, part=part)
+        run, protocol = segmenter.info, resolve_settings(settings, segmenter.inference, segmenter.device)
+        files = predict_split(segmenter, data, settings, folder, workers=workers, observer=observer)
     write_zip(target, list(files.values()))
     return SubmissionReport(
         target, folder, run, protocol, time.perf_counter() - began, validate_zip(target, expected_of(data))

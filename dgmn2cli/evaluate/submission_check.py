@@ -1,13 +1,12 @@
-"""Owns the check of a submission before it is sent: names, count, sizes, one channel, legal ids; every fault named."""
+"""The check of a submission before it is sent: names, count, sizes, one channel, legal ids; every fault named."""
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from dgmn2cli.data.decoding import decode_ids
 from dgmn2cli.data.formats import Malformed, sniff
 from dgmn2cli.data.images import image_header
 from dgmn2cli.errors import CheckFailed, ResourceError
-from dgmn2cli.files import absence
+from dgmn2cli.files import open_regular
+from dgmn2cli.observer import Observer, Silent
 
 TEST_CITIES = {"berlin": 544, "bielefeld": 181, "bonn": 46, "leverkusen": 58, "mainz": 298, "munich": 398}
 OFFICIAL_SIZE = (2048, 1024)
@@ -36,8 +36,8 @@ class Expected:
     """What a submission must hold.
 
     Attributes:
-        sizes: (width, height) by picture name; empty where the pictures are not at hand, and then the official numbers
-            of pictures per city and their official size count.
+        sizes: (width, height) by image name; empty where the images are not at hand, and then the official numbers
+            of images per city and their official size count.
         against: what that is, in words.
     """
 
@@ -50,7 +50,7 @@ class Expected:
         return len(self.sizes) or sum(TEST_CITIES.values())
 
 
-OFFICIAL = Expected({}, "the official numbers of test pictures")
+OFFICIAL = Expected({}, "the official numbers of test images")
 
 
 @dataclass(frozen=True)
@@ -69,54 +69,40 @@ def expected_of(data: SegmentationSet) -> Expected:
     """What a submission for `data` must hold."""
     headers = {pair.name: image_header(pair.image) for pair in data.pairs}
     sizes = {name: (header.width, header.height) for name, header in headers.items()}
-    return Expected(sizes, f"the pictures of split {data.split} of {data.root}")
+    return Expected(sizes, f"the images of split {data.split} of {data.root}")
 
 
-def validate_zip(path: Path, expected: Expected, step: Callable[[int], object] = lambda total: None) -> ZipReport:
+def validate_zip(path: Path, expected: Expected, observer: Observer | None = None) -> ZipReport:
     """Looks at every file of a zip: names, count, sizes, one channel of 8 bits, legal ids. Nothing is unpacked to disk.
-
-    Args:
-        step: called with the number of files after each.
 
     Raises:
         ResourceError: there is no such file, or it may not be read.
     """
-    if not os.path.isfile(path):
-        raise ResourceError("cannot read the zip", where=path, why=absence(path), hint="Check the path.")
-    faults, names = _Faults(), []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            if len(members) > MOST_MEMBERS:
-                faults.add("", f"{len(members):,} files, and {expected.count:,} are wanted")
-                members = []
-            seen: Counter[int] = Counter()
-            for member in members:
-                name = picture_of(member.filename)
-                names.append(name)
-                faults.add(member.filename, _member_fault(archive, member, name, expected, seen))
-                step(len(members))
-            faults.add("", _training_ids(seen))
-    except zipfile.BadZipFile as error:
-        faults.add("", f"it is no zip file, or a damaged one ({error})")
-    except OSError as error:
-        raise ResourceError("cannot read the zip", where=path, why=error.strerror or str(error)) from error
-    for text in _count_faults([name for name in names if name], expected):
-        faults.add("", text)
+    what, observer = "cannot read the zip", observer or Silent()
+    faults: list[str] = []
+    names: list[str] = []
+    with open_regular(path, what, kind=ResourceError) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = [member for member in archive.infolist() if not member.is_dir()]
+                if len(members) > MOST_MEMBERS:
+                    faults.append(f"{len(members):,} files, and {expected.count:,} are wanted")
+                    members = []
+                observer.begin("checking the zip", len(members))
+                seen: Counter[int] = Counter()
+                for member in members:
+                    names.append(image_name(member.filename))
+                    fault = _member_fault(archive, member, names[-1], expected, seen)
+                    faults += [f"{member.filename}: {fault}"] if fault else []
+                    observer.advance()
+                faults += _training_ids(seen)
+        except zipfile.BadZipFile as error:
+            faults.append(f"it is no zip file, or a damaged one ({error})")
+        except OSError as error:
+            raise ResourceError(what, where=path, why=error.strerror or str(error)) from error
+    faults += _count_faults([name for name in names if name], expected)
     size = path.stat().st_size
-    return ZipReport(str(path), size, len(names), expected.count, expected.against, tuple(faults.lines))
-
-
-class _Faults:
-    """Fault lines, each with the file it is about."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, where: str, fault: str) -> None:
-        """Adds a fault; an empty one is none."""
-        if fault:
-            self.lines.append(f"{where}: {fault}" if where else fault)
+    return ZipReport(str(path), size, len(names), expected.count, expected.against, tuple(faults))
 
 
 def require_valid(report: ZipReport) -> None:
@@ -138,7 +124,7 @@ def _member_fault(
     if not name:
         return "the name is not CITY_123456_123456*.png"
     if expected.sizes and name not in expected.sizes:
-        return "there is no such picture"
+        return "there is no such image"
     if not expected.sizes and name.split("_")[0] not in TEST_CITIES:
         return "it is of no test city"
     try:
@@ -178,11 +164,11 @@ def _label_ids(content: bytes, size: tuple[int, int]) -> np.ndarray:
     return decode_ids(content, size[0] * size[1])
 
 
-def _training_ids(seen: Counter[int]) -> str:
-    """A word of warning where the ids of the whole submission are those of training."""
+def _training_ids(seen: Counter[int]) -> list[str]:
+    """A fault where the ids of the whole submission are those of training."""
     if seen and max(seen) < len(CLASSES) and set(seen) - _EVALUATED:
-        return f"no file holds an id above {max(seen)}: these look like training ids, and labelIds are wanted"
-    return ""
+        return [f"no file holds an id above {max(seen)}: these look like training ids, and labelIds are wanted"]
+    return []
 
 
 def _count_faults(names: Sequence[str], expected: Expected) -> Iterator[str]:
@@ -195,10 +181,10 @@ def _count_faults(names: Sequence[str], expected: Expected) -> Iterator[str]:
     cities = Counter(name.split("_")[0] for name in counts)
     for city, wanted in TEST_CITIES.items():
         if cities[city] != wanted:
-            yield f"{city}: {cities[city]} pictures, and {wanted} are wanted"
+            yield f"{city}: {cities[city]} images, and {wanted} are wanted"
 
 
-def picture_of(member: str) -> str:
+def image_name(member: str) -> str:
     """CITY_123456_123456 of a file's name, any folder before it; empty if it does not start so, or is no PNG."""
     name = member.replace("\\", "/").rpartition("/")[2]
     match = _NAME.match(name)

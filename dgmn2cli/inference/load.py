@@ -329,11 +329,12 @@ def class_list(count: int, meta: Mapping[str, Any]) -> ClassList:
     """What `count` classes are called: what the checkpoint says; if nothing, Cityscapes' names for 19, else numbers."""
     names, palette = class_names(meta)
     if names is None and count == len(CITYSCAPES.names):
-        return CITYSCAPES
+        return replace(CITYSCAPES, stated=False)
+    stated = names is not None and len(names) == count
     if names is None or len(names) != count:
         names = tuple(f"class {index}" for index in range(count))
     cityscapes = names == CITYSCAPES.names
-    return ClassList(names, _palette(palette, count, cityscapes), cityscapes)
+    return ClassList(names, _palette(palette, count, cityscapes), cityscapes, stated)
 
 
 def _palette(palette: object, count: int, cityscapes: bool) -> np.ndarray:

@@ -39,11 +39,13 @@ class ClassList:
         names: one per class id.
         palette: (N, 3) uint8, red green blue.
         cityscapes: whether they are the 19 Cityscapes classes, for which official label ids exist.
+        stated: the checkpoint or the data set says so; else the names are guessed from their number.
     """
 
     names: tuple[str, ...]
     palette: np.ndarray
     cityscapes: bool
+    stated: bool = True
 
 
 CITYSCAPES = ClassList(CLASSES, PALETTE, cityscapes=True)

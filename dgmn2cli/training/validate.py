@@ -13,13 +13,14 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
 from dgmn2cli.distributed.group import Group as Team
 from dgmn2cli.errors import Dgmn2Error
-from dgmn2cli.evaluate import Counted, EvalReport, evaluate
+from dgmn2cli.evaluate import EvalReport, evaluate
 from dgmn2cli.inference.build import build_segmentor
 from dgmn2cli.inference.prediction import ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.inference.visualize import colorize
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.fused.network import InferenceForm
+from dgmn2cli.observer import Silent
 from dgmn2cli.report.sheet import contact_sheet
 from dgmn2cli.runtime import describe_device
 
@@ -65,19 +66,21 @@ def class_list_of(data: SegmentationSet) -> ClassList:
     return ClassList(data.classes, data.palette, cityscapes=data.kind == "cityscapes")
 
 
-class _Watch:
-    """Counts pictures, and ends the evaluation when the run is to end."""
+class _Watch(Silent):
+    """Counts images, and ends the evaluation when the run is to end."""
 
     def __init__(self, advance: Callable[[], object], stopping: Callable[[], bool]) -> None:
         self._advance, self._stopping = advance, stopping
 
-    def part(self, share: float) -> None:
+    def advance(
+        self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
+    ) -> None:
         if self._stopping():
             raise Stopped("the evaluation was given up")
 
-    def picture(self, counted: Counted) -> None:
+    def result(self, value: object) -> None:
         self._advance()
-        self.part(1.0)
+        self.advance()
 
 
 def validate(
@@ -100,7 +103,7 @@ def validate(
         Dgmn2Error: as `evaluate`.
     """
     watch = _Watch(advance, stopping)
-    return evaluate(segmenter, data, shard=(team.rank, team.world), workers=max(1, workers), watch=watch)
+    return evaluate(segmenter, data, group=team, workers=max(1, workers), observer=watch)
 
 
 def write_samples(path: Path, segmenter: Segmenter, data: SegmentationSet) -> Path:

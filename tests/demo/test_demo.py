@@ -108,7 +108,7 @@ def test_the_figures_are_those_of_the_evaluations(made):
         assert written["scores"]["pixel_accuracy"] == figures.pixel_accuracy
         assert len(written["protocol"]["ratios"]) == ratios
         assert written["protocol"]["flip"] == (ratios > 1)
-        assert (written["data"]["split"], written["data"]["pictures"], written["partial"]) == ("val", 1, False)
+        assert (written["data"]["split"], written["data"]["images"], written["partial"]) == ("val", 1, False)
         assert written["comparison"] is None
     assert report.single_scale.mean_iou == report.training.mean_iou, "the final evaluation of the same weights"
     assert json.loads((report.out / "report.json").read_text())["single_scale"]["mean_iou"] == (

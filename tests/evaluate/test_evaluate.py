@@ -12,21 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streets import SMALL, Colours, Load, Watcher, make_tree, segmenter, subject
+from streets import SMALL, Colours, Load, Watcher, make_tree, recipe, segmenter
 
+from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
+from dgmn2cli.data.dataset import IdMap
 from dgmn2cli.data.images import read_label, write_png
 from dgmn2cli.data.loaders import eval_indices
 from dgmn2cli.errors import ConfigError, DataError, NonFiniteError, ResourceError
-from dgmn2cli.evaluate import Settings, counted_pictures, evaluate
-from dgmn2cli.evaluate.engine import PredictionFolder, read_ahead
+from dgmn2cli.evaluate import Settings, counted_images, evaluate
+from dgmn2cli.evaluate.counting import Journal, Tally, start_tally
+from dgmn2cli.evaluate.engine import PredictionFolder, images_held, read_ahead
 from dgmn2cli.evaluate.request import EvalRequest, fingerprint, prepare
 from dgmn2cli.evaluate.run import run
-from dgmn2cli.evaluate.tally import Journal, Tally, start_tally
 from dgmn2cli.files import to_json
+from dgmn2cli.inference.prediction import CITYSCAPES
 
 Tree = Callable[..., Path]
+GUESSED = replace(CITYSCAPES, stated=False)
 
 
 @pytest.fixture
@@ -46,11 +50,11 @@ def counted_by_hand(folder: Path, data: object) -> np.ndarray:
 
 def test_counts_are_those_of_the_kept_predictions(tree: Tree, tmp_path: Path) -> None:
     data, watcher = open_dataset(tree(3), "val"), Watcher()
-    report = evaluate(segmenter(), data, SMALL, save_preds=tmp_path / "preds", watch=watcher)
+    report = evaluate(segmenter(), data, SMALL, save_preds=tmp_path / "preds", observer=watcher)
     np.testing.assert_array_equal(np.array(report.confusion), counted_by_hand(tmp_path / "preds", data))
     assert np.array(report.confusion).sum() == report.scores.pixels > 2000
     assert 0 < report.scores.mean_iou < 1
-    assert [picture.name for picture in watcher.pictures] == [pair.name for pair in data.pairs]
+    assert [picture.name for picture in watcher.images] == [pair.name for pair in data.pairs]
     assert watcher.parts == pytest.approx(3)
     for pair in data.pairs:
         official = read_label(tmp_path / "preds" / "labelIds" / f"{pair.name}_labelIds.png")
@@ -59,7 +63,7 @@ def test_counts_are_those_of_the_kept_predictions(tree: Tree, tmp_path: Path) ->
     plain = json.loads(to_json(report))
     assert plain["run"]["sha256"] == "ab" * 32
     assert plain["data"] == {
-        "root": str(data.root), "split": "val", "kind": "cityscapes", "pictures": 3, "of": 3, "sizes": {}, "sha256": "",
+        "root": str(data.root), "split": "val", "kind": "cityscapes", "images": 3, "of": 3, "sizes": {}, "sha256": "",
     }  # fmt: skip
     assert plain["protocol"]["scale"] == [48, 24]
     assert not plain["partial"]
@@ -73,7 +77,7 @@ def test_any_number_of_shares_gives_the_identical_matrix(tree: Tree, size: int) 
         total, seen = np.zeros((19, 20), np.int64), []
         for rank in range(world):
             mine = eval_indices(size, rank, world)
-            for picture in counted_pictures(segmenter(), data, mine, SMALL, workers=1 + rank):
+            for picture in counted_images(segmenter(), data, mine, SMALL, workers=1 + rank):
                 total += picture.counts
                 seen.append(picture.index)
         assert sorted(seen) == list(range(size))
@@ -88,7 +92,7 @@ def test_multi_scale_and_limit(tree: Tree) -> None:
     single = evaluate(segmenter(), data, SMALL, limit=2)
     multi = evaluate(segmenter(), data, replace(SMALL, ms_flip=True), limit=2)
     assert single.partial
-    assert (single.data.pictures, single.data.of) == (2, 3)
+    assert (single.data.images, single.data.of) == (2, 3)
     assert single.protocol.ratios == (1.0,)
     assert multi.protocol.ratios == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     assert multi.protocol.flip
@@ -120,7 +124,7 @@ def test_a_folder_data_set_has_its_own_classes(tmp_path: Path) -> None:
         f'images = "images/{{split}}"\nlabels = "labels/{{split}}"\nclasses = [{names}]\n'
     )
     data = open_dataset(tmp_path, "val")
-    report = evaluate(segmenter(), data, SMALL, save_preds=tmp_path / "preds")
+    report = evaluate(segmenter(classes=GUESSED), data, SMALL, save_preds=tmp_path / "preds")
     assert [score.name for score in report.scores.classes][:2] == ["c0", "c1"]
     assert report.scores.categories == ()
     assert report.scores.pixels == 1200
@@ -133,10 +137,47 @@ def test_a_folder_data_set_has_its_own_classes(tmp_path: Path) -> None:
         evaluate(segmenter(), open_dataset(tmp_path, "val"), SMALL)
 
 
+def test_classes_are_matched_by_name(tree: Tree, tmp_path: Path) -> None:
+    """The same network and data with the data's classes, or the network's, in another order: the same figures."""
+    data, order = open_dataset(tree(2), "val"), np.random.default_rng(3).permutation(19)
+    straight = evaluate(segmenter(), data, SMALL)
+    turned = replace(
+        data,
+        classes=tuple(data.classes[i] for i in order),
+        palette=data.palette[order],
+        categories=tuple(data.categories[i] for i in order),
+        pairs=tuple(replace(pair, ids=reordered(pair.ids, order)) for pair in data.pairs),
+    )
+    report = evaluate(segmenter(), turned, SMALL, save_preds=tmp_path / "preds")
+    assert report.scores.mean_iou == pytest.approx(straight.scores.mean_iou, abs=1e-15)
+    assert {s.name: (s.intersection, s.labelled, s.predicted) for s in report.scores.classes} == {
+        s.name: (s.intersection, s.labelled, s.predicted) for s in straight.scores.classes
+    }
+    np.testing.assert_array_equal(np.array(report.confusion), counted_by_hand(tmp_path / "preds", turned))
+    assert evaluate(segmenter(classes=GUESSED), turned, SMALL).confusion == report.confusion, (
+        "guessed, and the same set"
+    )
+
+
+def reordered(ids: IdMap, order: np.ndarray) -> IdMap:
+    """Stored ids whose class number `order[i]` is called `i` now."""
+    place = np.append(np.argsort(order), np.full(237, 255)).astype(np.uint8)
+    return replace(ids, table=place[ids.table])
+
+
+def test_other_names_are_refused(tree: Tree) -> None:
+    data = open_dataset(tree(1), "val")
+    renamed = replace(data, classes=("street", *data.classes[1:]))
+    with pytest.raises(ConfigError, match="their classes have other names") as caught:
+        evaluate(segmenter(), renamed, SMALL)
+    assert caught.value.faults == ("class 0: the model says road, the data set street",)
+    assert evaluate(segmenter(classes=GUESSED), renamed, SMALL).scores.pixels > 0, "the checkpoint does not say"
+
+
 def test_not_a_number_names_the_picture(tree: Tree) -> None:
     data = open_dataset(tree(2), "val")
     with pytest.raises(NonFiniteError, match=r"aachen_000001_000019_leftImg8bit\.png"):
-        evaluate(Load("nan")("cpu"), data, SMALL)
+        evaluate(Load("nan")(device="cpu"), data, SMALL)
 
 
 def test_reading_ahead_keeps_order_overlaps_and_stops() -> None:
@@ -155,7 +196,7 @@ def test_reading_ahead_keeps_order_overlaps_and_stops() -> None:
         assert [next(values) for _ in range(3)] == [1, 4, 9]
         waiter.join()
     time.sleep(0.05)
-    assert len(started) <= 12, "nothing is read for a consumer that is gone"
+    assert len(started) <= 4 + images_held(3), "nothing is read for a consumer that is gone"
     with pytest.raises(ZeroDivisionError), closing(read_ahead(lambda i: 1 // (2 - i), range(5), 2)) as values:
         list(values)
     assert list(read_ahead(read, [], 2)) == []
@@ -172,37 +213,37 @@ def test_faults_of_the_data_are_all_named_before_anything_is_loaded(tree: Tree) 
     picture[4].write_bytes(b"no picture")
     request = EvalRequest(root, settings=SMALL)
     with pytest.raises(DataError, match="5 of 8 pairs") as caught:
-        run(request, subject("odd"), Watcher())
+        run(request, recipe(), Load("odd"), Watcher())
     text = "\n".join(caught.value.faults)
     assert len(caught.value.faults) == 5
     assert caught.value.exit_code == 6
-    named = dict(zip([*label[:3], *picture[3:5]], ["39x24", "colour image", "77", "cut", "not a PNG"], strict=True))
+    named = dict(zip([*label[:3], *picture[3:5]], ["39x24", "colour image", "77", "cut", "a text file"], strict=True))
     for path, why in named.items():
         assert any(path.name in fault and why in fault for fault in caught.value.faults), (path.name, text)
     label[5].unlink()
     label[6].unlink()
     with pytest.raises(DataError, match="2 of 8 pictures have no label map") as caught:
-        run(request, subject("odd"), Watcher())
+        run(request, recipe(), Load("odd"), Watcher())
     assert len(caught.value.faults) == 2
 
 
 def test_settings_are_refused_before_the_data_is_read(tmp_path: Path) -> None:
     nowhere = EvalRequest(tmp_path / "nowhere")
-    stage = Watcher()
+    watcher = Watcher()
     for request, message in [
         (replace(nowhere, settings=Settings(window=10, stride=20)), "sliding window is impossible"),
         (replace(nowhere, settings=Settings(protocol="odd")), "no such protocol"),
         (replace(nowhere, resume=True), "--resume needs --report"),
         (replace(nowhere, resume=True, report=tmp_path / "r", official=True), "kept predictions"),
         (replace(nowhere, device="cuda:1", gpus=2), "one device for several"),
-        (replace(nowhere, report=tmp_path), "it is a folder, and a file is wanted"),
+        (replace(nowhere, report=tmp_path), "the report is not written.*it is a folder"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            prepare(request, [subject()], stage)
+            prepare(request, [InferenceConfig()], watcher)
     with pytest.raises(ResourceError, match="not enough GPUs"):
-        prepare(replace(nowhere, gpus=64), [subject()], stage)
+        prepare(replace(nowhere, gpus=64), [InferenceConfig()], watcher)
     with pytest.raises(DataError, match="no such folder"):
-        prepare(nowhere, [subject()], stage)
+        prepare(nowhere, [InferenceConfig()], watcher)
 
 
 def test_predictions_never_overwrite_the_data_set(tmp_path: Path) -> None:
@@ -243,53 +284,55 @@ def test_the_fingerprint_is_of_names_and_contents(tree: Tree, tmp_path: Path) ->
 def test_an_interrupted_run_goes_on_to_the_identical_matrix(tree: Tree, tmp_path: Path, stop: int) -> None:
     report = tmp_path / "out" / "report.json"
     request = EvalRequest(tree(6), settings=SMALL, report=report, journal_every=1e9)
-    whole = run(replace(request, report=None), subject(), Watcher())
+    whole = run(replace(request, report=None), recipe(), Load(), Watcher())
     with pytest.raises(KeyboardInterrupt):
-        run(request, subject(), Watcher(stop_after=stop))
+        run(request, recipe(), Load(), Watcher(stop_after=stop))
     assert [path.name for path in report.parent.iterdir()] == ["report.json.journal"]
-    with pytest.raises(ConfigError, match=f"journal of an interrupted.*{stop} of 6 pictures"):
-        run(request, subject(), Watcher())
+    with pytest.raises(ConfigError, match=f"journal of an interrupted.*{stop} of 6 images"):
+        run(request, recipe(), Load(), Watcher())
     watcher = Watcher()
-    resumed = run(replace(request, resume=True), subject(), watcher)
+    resumed = run(replace(request, resume=True), recipe(), Load(), watcher)
     assert watcher.started == [("fake", 6, stop)]
-    assert len(watcher.pictures) == 6 - stop
+    assert len(watcher.images) == 6 - stop
     assert resumed.resumed == stop
     assert resumed.confusion == whole.confusion
     assert [path.name for path in report.parent.iterdir()] == ["report.json"]
     assert json.loads(report.read_text())["confusion"] == [list(row) for row in whole.confusion]
-    assert run(replace(request, resume=True), subject(), Watcher()).resumed == 0, "nothing to go on from: from zero"
+    assert run(replace(request, resume=True), recipe(), Load(), Watcher()).resumed == 0, (
+        "nothing to go on from: from zero"
+    )
 
 
 def test_a_journal_of_another_run_is_refused_with_the_difference(tree: Tree, tmp_path: Path) -> None:
     request = EvalRequest(tree(3), settings=SMALL, report=tmp_path / "r.json")
     with pytest.raises(KeyboardInterrupt):
-        run(request, subject(), Watcher(stop_after=1))
+        run(request, recipe(), Load(), Watcher(stop_after=1))
     again = replace(request, resume=True)
     changed = [
-        (again, subject(load=Load("well", "cd" * 32)), "checkpoint sha256: the journal has"),
-        (again, replace(subject(), how={"compiled": True}), "compiled: the journal has null, this run true"),
+        (again, Load("well", "cd" * 32), "checkpoint sha256: the journal has"),
+        (replace(again, compiled=True), Load(), "compiled: the journal has false, this run true"),
         (
             replace(again, settings=replace(SMALL, window=20)),
-            subject(),
+            Load(),
             "protocol window: the journal has 24, this run 20",
         ),
-        (replace(again, settings=replace(SMALL, ms_flip=True)), subject(), "protocol ratios"),
-        (replace(again, limit=2), subject(), "pictures: the journal has 3, this run 2"),
-        (replace(again, save_preds=tmp_path / "p"), subject(), "save-preds: the journal has null"),
+        (replace(again, settings=replace(SMALL, ms_flip=True)), Load(), "protocol ratios"),
+        (replace(again, limit=2), Load(), "images: the journal has 3, this run 2"),
+        (replace(again, save_preds=tmp_path / "p"), Load(), "save-preds: the journal has null"),
     ]
-    for other, what, line in changed:
+    for other, load, line in changed:
         with pytest.raises(ConfigError, match="another evaluation's journal") as caught:
-            run(other, what, Watcher())
+            run(other, recipe(), load, Watcher())
         assert any(fault.startswith(line) for fault in caught.value.faults), caught.value.faults
     image = next((tmp_path / "city" / "leftImg8bit").rglob("*.png"))
     kept = image.read_bytes()
     write_png(image, np.zeros((24, 40, 3), np.uint8))
     with pytest.raises(ConfigError) as caught:
-        run(again, subject(), Watcher())
+        run(again, recipe(), Load(), Watcher())
     assert len(caught.value.faults) == 1
     assert caught.value.faults[0].startswith("data sha256")
     image.write_bytes(kept)
-    assert run(again, subject(), Watcher()).resumed == 1
+    assert run(again, recipe(), Load(), Watcher()).resumed == 1
 
 
 def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
@@ -332,15 +375,15 @@ def test_a_file_that_vanishes_meanwhile_is_named_and_the_rest_is_kept(tree: Tree
     lost = open_dataset(root, "val").pairs[4].image
 
     class Vandal(Watcher):
-        def evaluating(self, model: str, pictures: int, done: int) -> Watcher:
-            lost.rename(lost.with_suffix(".away"))
-            return super().evaluating(model, pictures, done)
+        def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
+            if task.startswith("evaluating"):
+                lost.rename(lost.with_suffix(".away"))
 
     request = EvalRequest(root, settings=SMALL, report=tmp_path / "r.json", workers=1)
-    with pytest.raises(DataError, match="No such file") as caught:
-        run(request, subject(), Vandal())
+    with pytest.raises(DataError, match="no such file") as caught:
+        run(request, recipe(), Load(), Vandal())
     assert caught.value.where == str(lost)
     lost.with_suffix(".away").rename(lost)
-    report = run(replace(request, resume=True), subject(), Watcher())
+    report = run(replace(request, resume=True), recipe(), Load(), Watcher())
     assert report.resumed >= 2
-    assert report.confusion == run(replace(request, report=None), subject(), Watcher()).confusion
+    assert report.confusion == run(replace(request, report=None), recipe(), Load(), Watcher()).confusion

@@ -6,27 +6,28 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from streets import SMALL, Load, Watcher, make_tree, segmenter, subject
+from streets import SMALL, Load, Watcher, make_tree, recipe, segmenter
 
+import dgmn2cli
 from dgmn2cli.data.catalog import open_dataset
-from dgmn2cli.distributed.group import devices_for
-from dgmn2cli.errors import ConfigError, DistributedError, NonFiniteError, ResourceError
-from dgmn2cli.evaluate import evaluate, ranks
-from dgmn2cli.evaluate.ranks import Crew, Task
+from dgmn2cli.distributed import group as grouping
+from dgmn2cli.distributed.group import devices_for, join
+from dgmn2cli.errors import ConfigError, Dgmn2Error, DistributedError, NonFiniteError, ResourceError
+from dgmn2cli.evaluate import evaluate
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
+ROOT = Path(dgmn2cli.__file__).parents[1]
 
 
 def children() -> set[int]:
@@ -49,14 +50,14 @@ def test_two_processes_resume_what_one_began(tmp_path: Path) -> None:
     """7 pictures: 2 counted by one process, the other 5 by two; the predictions are all there."""
     root, before = make_tree(tmp_path / "city", 7), children()
     request = request_on(root, report=tmp_path / "r.json", save_preds=tmp_path / "preds")
-    whole = run(replace(request, report=None, save_preds=None), subject(), Watcher())
+    whole = run(replace(request, report=None, save_preds=None), recipe(), Load(), Watcher())
     with pytest.raises(KeyboardInterrupt):
-        run(request, subject(), Watcher(stop_after=2))
+        run(request, recipe(), Load(), Watcher(stop_after=2))
     watcher = Watcher()
-    report = run(replace(request, resume=True, gpus=2), subject(), watcher)
+    report = run(replace(request, resume=True, gpus=2), recipe(), Load(), watcher)
     assert report.confusion == whole.confusion
     assert (report.processes, report.resumed) == (2, 2)
-    assert sorted(picture.index for picture in watcher.pictures) == [2, 3, 4, 5, 6]
+    assert sorted(image.index for image in watcher.images) == [2, 3, 4, 5, 6]
     assert watcher.parts == 5
     assert len(list((tmp_path / "preds" / "labelIds").iterdir())) == 7
     assert children() == before
@@ -65,8 +66,8 @@ def test_two_processes_resume_what_one_began(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_process_without_pictures_is_no_trouble(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 1)
-    whole = run(request_on(root), subject(), Watcher())
-    assert run(request_on(root, gpus=2), subject(), Watcher()).confusion == whole.confusion
+    whole = run(request_on(root), recipe(), Load(), Watcher())
+    assert run(request_on(root, gpus=2), recipe(), Load(), Watcher()).confusion == whole.confusion
 
 
 @pytest.mark.slow
@@ -74,63 +75,57 @@ def test_a_process_without_pictures_is_no_trouble(tmp_path: Path) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_identical_matrix_on_real_processes(tmp_path: Path, size: int, world: int) -> None:
     root = make_tree(tmp_path / "city", size)
-    whole = run(request_on(root), subject(), Watcher())
-    assert run(request_on(root, gpus=world), subject(), Watcher()).confusion == whole.confusion
+    whole = run(request_on(root), recipe(), Load(), Watcher())
+    assert run(request_on(root, gpus=world), recipe(), Load(), Watcher()).confusion == whole.confusion
 
 
 def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     before, root = children(), make_tree(tmp_path / "city", 6)
     began = time.monotonic()
     with pytest.raises(DistributedError, match=r"process [12] of 2 died: ended by SIGKILL") as caught:
-        run(request_on(root, gpus=2), subject("killed"), Watcher())
+        run(request_on(root, gpus=2), recipe(), Load("killed"), Watcher())
     assert caught.value.exit_code == 8
     assert time.monotonic() - began < 30
     assert children() == before
 
 
+@pytest.mark.slow
 def test_what_a_process_raises_keeps_its_kind(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    before, data = children(), open_dataset(make_tree(tmp_path / "city", 2), "val")
-
-    def ready(how: str) -> None:
-        task = Task(Load(how), data, SMALL, 1, None, 1, list(warnings.filters))
-        with Crew(task, ["cpu"]) as crew:
-            crew.ready()
-
+    before, request = children(), request_on(make_tree(tmp_path / "city", 2), gpus=2)
     with pytest.raises(NonFiniteError, match="the weights are not finite"):
-        ready("broken")
-    with pytest.raises(KeyError, match="something unforeseen") as caught:
-        ready("odd")
-    assert "streets.py" in "".join(caught.value.__notes__), "the traceback travels along, for --debug"
+        run(request, recipe(), Load("broken"), Watcher())
+    with pytest.raises(NonFiniteError, match=r"_leftImg8bit\.png"):
+        run(request, recipe(), Load("nan"), Watcher())
+    with pytest.raises(Dgmn2Error, match=r"unforeseen failure.*something unforeseen"):
+        run(request, recipe(), Load("odd"), Watcher())
     assert children() == before
     assert capfd.readouterr().err == ""
 
 
 RUN = """
-import os, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from streets import SMALL, Watcher, subject
+from streets import SMALL, Load, Watcher, recipe
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run
 
 class Talking(Watcher):
-    def picture(self, counted):
-        print(counted.index, flush=True)
+    def result(self, value):
+        print(value.index, flush=True)
 
 if __name__ == "__main__":
     request = EvalRequest(
         Path({root!r}), settings=SMALL, device="cpu", gpus={gpus}, report=Path({report!r}), resume=True, workers=1,
         journal_every=0,
     )
-    run(request, subject({how!r}), Talking())
+    run(request, recipe(), Load({how!r}), Talking())
     print("done", flush=True)
 """
 
 
 def start(tmp_path: Path, root: Path, gpus: int, how: str) -> subprocess.Popen[str]:
     script = tmp_path / "script.py"
-    script.write_text(RUN.format(tests=str(TESTS), root=str(root), gpus=gpus, report=str(tmp_path / "r.json"), how=how))
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    script.write_text(RUN.format(root=str(root), gpus=gpus, report=str(tmp_path / "r.json"), how=how))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"}
     return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -150,7 +145,7 @@ def group_of(process: int) -> set[int]:
 
 def test_kill_9_leaves_no_orphans_and_the_run_goes_on(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 6)
-    whole = run(request_on(root), subject(), Watcher())
+    whole = run(request_on(root), recipe(), Load(), Watcher())
     process = start(tmp_path, root, 2, "slow")
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] != ["", ""]
@@ -167,7 +162,7 @@ def test_kill_9_leaves_no_orphans_and_the_run_goes_on(tmp_path: Path) -> None:
     assert alive == []
     done = json.loads((tmp_path / "r.json.journal").read_text())["done"]
     assert 1 <= len(done) < 6
-    report = run(request_on(root, report=tmp_path / "r.json", resume=True), subject(), Watcher())
+    report = run(request_on(root, report=tmp_path / "r.json", resume=True), recipe(), Load(), Watcher())
     assert report.resumed == len(done)
     assert report.confusion == whole.confusion
 
@@ -182,7 +177,7 @@ def _command(process: int) -> bytes:
 @pytest.mark.slow
 def test_killed_again_and_again_the_matrix_is_identical(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 24)
-    whole = run(request_on(root), subject(), Watcher())
+    whole = run(request_on(root), recipe(), Load(), Watcher())
     kills = 0
     for attempt in range(60):
         process = start(tmp_path, root, 1, "slow")
@@ -206,12 +201,12 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices_for("cpu", 3) == ["cpu"] * 3
     assert devices_for("auto", 1) == ["auto"]
     for count in (0, 1):
-        monkeypatch.setattr(ranks.torch.cuda, "is_available", lambda count=count: count > 0)
-        monkeypatch.setattr(ranks.torch.cuda, "device_count", lambda count=count: count)
+        monkeypatch.setattr(grouping.torch.cuda, "is_available", lambda count=count: count > 0)
+        monkeypatch.setattr(grouping.torch.cuda, "device_count", lambda count=count: count)
         with pytest.raises(ResourceError, match="not enough GPUs") as caught:
             devices_for("auto", 2)
         assert caught.value.exit_code == 5
-    monkeypatch.setattr(ranks.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(grouping.torch.cuda, "device_count", lambda: 4)
     assert devices_for("auto", 3) == ["cuda:0", "cuda:1", "cuda:2"]
     for device in ("cuda:1", "mps"):
         with pytest.raises(ConfigError, match="one device for several"):
@@ -222,22 +217,25 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _member(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    port = Path(folder, "port").read_text()
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     data, outcomes = open_dataset(Path(folder, "city"), "val"), []
-    for how in ("well", "nan"):
-        made = Load(how if rank else "well")("cpu")
-        try:
-            report = evaluate(made, data, SMALL, shard=(rank, 2))
-            outcomes.append({"confusion": report.confusion, "processes": report.processes})
-        except NonFiniteError as error:
-            outcomes.append({"error": str(error)})
+    with join("cpu") as group:
+        for how in ("well", "nan"):
+            made = Load(how if rank else "well")(device="cpu")
+            try:
+                report = evaluate(made, data, SMALL, group=group)
+                outcomes.append({"confusion": report.confusion, "processes": report.processes})
+            except NonFiniteError as error:
+                outcomes.append({"error": str(error)})
     Path(folder, f"{rank}.json").write_text(json.dumps(outcomes))
-    dist.destroy_process_group()
 
 
 def test_evaluation_within_a_process_group(tmp_path: Path) -> None:
     """All get the report of the whole; where one fails, all raise what it raised."""
     make_tree(tmp_path / "city", 3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "port").write_text(str(server.getsockname()[1]))
     multiprocessing.spawn(_member, (str(tmp_path),), nprocs=2)
     outcomes = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert outcomes[0] == outcomes[1]

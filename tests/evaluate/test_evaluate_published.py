@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from streets import SMALL, Colours, Load, Watcher, make_tree, scene, segmenter, subject
+from streets import SMALL, Colours, Load, Watcher, make_tree, recipe, scene, segmenter
 
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.catalog import open_dataset
@@ -23,10 +23,11 @@ from dgmn2cli.errors import CheckFailed, ConfigError, DataError, IntegrityError,
 from dgmn2cli.evaluate import EvalReport, Settings, evaluate
 from dgmn2cli.evaluate.engine import PredictionFolder
 from dgmn2cli.evaluate.official import official_scores, require_agreement, require_official
-from dgmn2cli.evaluate.published import VAL_CITIES, judged, require_verdicts
-from dgmn2cli.evaluate.report import DataInfo, protocol_in_force
+from dgmn2cli.evaluate.published import VAL_CITIES, compare_with_published, require_verdicts
+from dgmn2cli.evaluate.report import DataInfo
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import require_all_sound, run, run_zoo
+from dgmn2cli.inference.plan import resolve_settings
 from dgmn2cli.zoo import find
 
 ENTRY = find("setr_pup-tiny")
@@ -44,7 +45,7 @@ def val(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvalReport, Segmentat
     whole = replace(small, pairs=tuple(pairs))
     info = DataInfo(str(root), "val", "cityscapes", 500, 500, {"2048x1024": 500}, "00")
     report = evaluate(segmenter(), small, SMALL)
-    return replace(report, data=info, protocol=protocol_in_force(Settings(), InferenceConfig())), whole
+    return replace(report, data=info, protocol=resolve_settings(Settings(), InferenceConfig())), whole
 
 
 def measured(report: EvalReport, percent: float) -> EvalReport:
@@ -56,7 +57,7 @@ def test_a_whole_published_run_is_compared(val: Any) -> None:
     assert ENTRY.miou is not None
     assert ENTRY.miou_ms_flip is not None
     for off, within in [(0.0, True), (0.0999, True), (-0.0999, True), (0.11, False), (-3.0, False)]:
-        found = judged(measured(report, ENTRY.miou + off), data, ENTRY, HASH, 0.1)
+        found = compare_with_published(measured(report, ENTRY.miou + off), data, ENTRY, HASH, 0.1)
         assert found.comparison is not None
         assert found.no_comparison == ()
         assert found.comparison.within is within
@@ -68,14 +69,14 @@ def test_a_whole_published_run_is_compared(val: Any) -> None:
             with pytest.raises(CheckFailed, match=r"not the published one.*off by") as caught:
                 require_verdicts([found])
             assert caught.value.exit_code == 1
-    loose = judged(measured(report, ENTRY.miou + 2), data, ENTRY, HASH, 3)
+    loose = compare_with_published(measured(report, ENTRY.miou + 2), data, ENTRY, HASH, 3)
     assert loose.comparison is not None
     assert loose.comparison.within
-    multi = replace(report, protocol=protocol_in_force(Settings(ms_flip=True), InferenceConfig()))
-    found = judged(measured(multi, ENTRY.miou_ms_flip), data, ENTRY, HASH, 0.1)
+    multi = replace(report, protocol=resolve_settings(Settings(ms_flip=True), InferenceConfig()))
+    found = compare_with_published(measured(multi, ENTRY.miou_ms_flip), data, ENTRY, HASH, 0.1)
     assert found.comparison is not None
     assert found.comparison.published == ENTRY.miou_ms_flip
-    nothing = judged(measured(report, float("nan")), data, ENTRY, HASH, 0.1)
+    nothing = compare_with_published(measured(report, float("nan")), data, ENTRY, HASH, 0.1)
     assert nothing.comparison is not None
     assert not nothing.comparison.within
 
@@ -85,7 +86,7 @@ def _with(report: EvalReport, **changes: object) -> EvalReport:
 
 
 def _procedure(report: EvalReport, **settings: object) -> EvalReport:
-    return replace(report, protocol=protocol_in_force(Settings(**settings), InferenceConfig()))
+    return replace(report, protocol=resolve_settings(Settings(**settings), InferenceConfig()))
 
 
 REASONS: list[tuple[str, Callable[[EvalReport], EvalReport], dict[str, object], str]] = [
@@ -93,7 +94,7 @@ REASONS: list[tuple[str, Callable[[EvalReport], EvalReport], dict[str, object], 
     ("unknown hash", lambda r: r, {"known_sha256": None}, "hash of the published weights is not known"),
     ("other hash", lambda r: r, {"known_sha256": "cd" * 32}, "not the published one .sha256 ababababab"),
     ("no figure", lambda r: r, {"entry": replace(ENTRY, miou=None)}, "no figure is published"),
-    ("partial", lambda r: _with(r, pictures=10), {}, "partial: 10 of 500"),
+    ("partial", lambda r: _with(r, images=10), {}, "partial: 10 of 500"),
     ("split", lambda r: _with(r, split="train"), {}, "split train of a cityscapes data set"),
     ("kind", lambda r: _with(r, kind="folder"), {}, "split val of a folder data set"),
     ("size", lambda r: _with(r, sizes={"1024x512": 500}), {}, "not the Cityscapes val split"),
@@ -110,7 +111,7 @@ REASONS: list[tuple[str, Callable[[EvalReport], EvalReport], dict[str, object], 
 def test_anything_else_is_not(val: Any, change: Any, settings: dict[str, Any], reason: str) -> None:
     report, data = val
     arguments = {"entry": ENTRY, "known_sha256": HASH, "tolerance": 100.0, **settings}
-    found = judged(measured(change(report), 78), data, **arguments)
+    found = compare_with_published(measured(change(report), 78), data, **arguments)
     assert found.comparison is None
     assert len(found.no_comparison) == 1
     with pytest.raises(CheckFailed, match=f"no verdict is possible.*{reason}"):
@@ -120,14 +121,14 @@ def test_anything_else_is_not(val: Any, change: Any, settings: dict[str, Any], r
 def test_500_pictures_of_other_cities_are_not_cityscapes(val: Any) -> None:
     report, data = val
     pairs = [replace(pair, image=Path("seefeld", pair.image.name)) for pair in data.pairs]
-    found = judged(report, replace(data, pairs=tuple(pairs)), ENTRY, HASH, 0.1)
+    found = compare_with_published(report, replace(data, pairs=tuple(pairs)), ENTRY, HASH, 0.1)
     assert "500 of seefeld" in found.no_comparison[0]
 
 
 def test_several_verdicts(val: Any) -> None:
     report, data = val
     assert ENTRY.miou is not None
-    good, bad = (judged(measured(report, ENTRY.miou - off), data, ENTRY, HASH, 0.1) for off in (0, 5))
+    good, bad = (compare_with_published(measured(report, ENTRY.miou - off), data, ENTRY, HASH, 0.1) for off in (0, 5))
     with pytest.raises(CheckFailed, match="1 of 2 models") as caught:
         require_verdicts([good, bad])
     assert len(caught.value.faults) == 1
@@ -172,7 +173,7 @@ def test_the_official_tool_finds_the_kept_predictions(tmp_path: Path) -> None:
 
 def test_the_whole_run_asks_the_official_tool(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = make_tree(tmp_path / "city", 2)
-    report = run(EvalRequest(root, settings=SMALL, official=True), subject(), Watcher())
+    report = run(EvalRequest(root, settings=SMALL, official=True), recipe(), Load(), Watcher())
     assert report.official is not None
     assert report.official.difference < 1e-12
     assert report.official.mean_iou == pytest.approx(report.scores.mean_iou)
@@ -181,7 +182,7 @@ def test_the_whole_run_asks_the_official_tool(tmp_path: Path, capfd: pytest.Capt
     stored = LABEL_ID_OF_TRAIN_ID[scene(1)[1]]
     stored[:2] = 255  # ignored by us, unknown to the tool
     write_png(label, stored)
-    report = run(EvalRequest(root, settings=SMALL, official=True), subject(), Watcher())
+    report = run(EvalRequest(root, settings=SMALL, official=True), recipe(), Load(), Watcher())
     assert report.official is not None
     assert (report.official.converted_labels, report.official.difference < 1e-12) == (1, True)
 
@@ -201,7 +202,7 @@ def test_the_official_tool_may_be_missing(monkeypatch: pytest.MonkeyPatch, tmp_p
     name = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ResourceError, match=r"dgmn2cli\[cityscapes\]") as caught:
-        run(EvalRequest(make_tree(tmp_path / "city", 1), official=True), subject("odd"), Watcher())
+        run(EvalRequest(make_tree(tmp_path / "city", 1), official=True), recipe(), Load("odd"), Watcher())
     assert caught.value.exit_code == 5
 
 
@@ -211,9 +212,9 @@ def test_the_official_tool_may_be_missing(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_damaged_model_does_not_stop_the_others(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 2)
     names = {"one": "well", "two": "nan", "three": "broken", "four": "well"}
-    subjects = [replace(subject(how), name=name) for name, how in names.items()]
+    models = [(recipe(name), Load(how)) for name, how in names.items()]
     request = EvalRequest(root, settings=SMALL, report=tmp_path / "zoo.json", save_preds=tmp_path / "preds")
-    report = run_zoo(request, subjects, ["five"], Watcher())
+    report = run_zoo(request, models, ["five"], Watcher())
     assert len(report.reports) == 2
     assert [failure.model for failure in report.failures] == ["two", "three"]
     assert report.missing == ("five",)
@@ -226,16 +227,16 @@ def test_a_damaged_model_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_the_zoo_goes_on_where_it_was(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 3)
-    subjects = [replace(subject(), name=name) for name in ("one", "two")]
+    models = [(recipe(name), Load()) for name in ("one", "two")]
     request = EvalRequest(root, settings=SMALL, report=tmp_path / "zoo.json")
     with pytest.raises(KeyboardInterrupt):
-        run_zoo(request, subjects, [], Watcher(stop_after=4))
+        run_zoo(request, models, [], Watcher(stop_after=4))
     watcher = Watcher()
-    report = run_zoo(replace(request, resume=True), subjects, [], watcher)
+    report = run_zoo(replace(request, resume=True), models, [], watcher)
     assert watcher.started == [("one", 3, 3), ("two", 3, 1)]
     assert [found.resumed for found in report.reports] == [3, 1]
-    whole = run(replace(request, report=None), subject(), Watcher())
+    whole = run(replace(request, report=None), recipe(), Load(), Watcher())
     assert all(found.confusion == whole.confusion for found in report.reports)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["zoo.json"]
     with pytest.raises(NonFiniteError):
-        run(request, subject(load=Load("broken")), Watcher())
+        run(request, recipe(), Load("broken"), Watcher())

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from streets import SMALL, Colours, make_tree, segmenter
+from streets import SMALL, Colours, Watcher, make_tree, segmenter
 
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
@@ -24,14 +24,14 @@ from dgmn2cli.evaluate.submission_check import (
     TEST_CITIES,
     Expected,
     expected_of,
-    picture_of,
+    image_name,
     require_valid,
     validate_zip,
 )
 from dgmn2cli.inference.prediction import ClassList
 
 NAMES = ["aachen_000001_000019", "aachen_000003_000019", "ulm_000000_000019", "ulm_000002_000019"]
-EXPECTED = Expected(dict.fromkeys(NAMES, (40, 24)), "four pictures")
+EXPECTED = Expected(dict.fromkeys(NAMES, (40, 24)), "four images")
 
 
 def encoded(pixels: np.ndarray) -> bytes:
@@ -56,9 +56,9 @@ def good() -> dict[str, bytes]:
 
 
 def test_a_submission_from_a_model(tmp_path: Path) -> None:
-    root, watched = make_tree(tmp_path / "city", 4, split="test", ids=()), []
-    data = submission.open_test(root, "test", lambda total: watched.append(total))
-    assert watched == [4] * 4
+    root, watcher = make_tree(tmp_path / "city", 4, split="test", ids=()), Watcher()
+    data = submission.open_test(root, "test", watcher)
+    assert watcher.parts == 4
     made = submission.make_submission(segmenter(), data, SMALL, tmp_path / "out", tmp_path / "out.zip")
     assert made.check.faults == ()
     assert (made.check.files, made.check.expected, made.check.bytes) == (4, 4, made.zip.stat().st_size)
@@ -83,7 +83,7 @@ def test_kept_predictions_must_be_complete(tmp_path: Path) -> None:
         write_png(folder / f"{name}_pred.png", label())
     write_png(folder / "deeper" / f"{NAMES[0]}.png", label())
     write_png(folder / "unrelated.png", label())
-    with pytest.raises(DataError, match="2 of 4 pictures") as caught:
+    with pytest.raises(DataError, match="2 of 4 images") as caught:
         submission.make_submission(None, data, SMALL, folder, tmp_path / "x.zip")
     assert [fault.split(":")[0] for fault in caught.value.faults] == [NAMES[3], NAMES[0]]
     assert not (tmp_path / "x.zip").exists()
@@ -117,9 +117,9 @@ def test_other_classes_cannot_be_submitted(tmp_path: Path) -> None:
 
 def test_names() -> None:
     for name in ("bonn_000001_000019.png", "a/b/bonn_000001_000019_x.PNG", "c\\bonn_000001_000019_labelIds.png"):
-        assert picture_of(name) == "bonn_000001_000019"
+        assert image_name(name) == "bonn_000001_000019"
     for name in ("bonn_000001_000019.jpg", "bonn_1_2.png", "._bonn_000001_000019.png", "bonn_000001_0000190.png", ""):
-        assert picture_of(name) == ""
+        assert image_name(name) == ""
 
 
 def test_a_good_zip(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_palette_indices_are_ids(tmp_path: Path) -> None:
 FAULTS: list[tuple[str, Callable[[dict[str, bytes]], object], str]] = [
     ("missing", lambda m: m.pop(f"{NAMES[1]}_labelIds.png"), f"{NAMES[1]}: no file"),
     ("twice", lambda m: m.update({f"b/{NAMES[1]}.png": encoded(label())}), f"{NAMES[1]}: 2 files"),
-    ("stranger", lambda m: m.update({"bonn_000001_000019.png": encoded(label())}), "there is no such picture"),
+    ("stranger", lambda m: m.update({"bonn_000001_000019.png": encoded(label())}), "there is no such image"),
     ("text", lambda m: m.update({"readme.txt": b"hello"}), "readme.txt: the name is not CITY_123456_123456*.png"),
     ("size", lambda m: m.update({f"{NAMES[0]}_labelIds.png": encoded(label()[:, 1:])}), "it is 39x24, and 40x24"),
     (
@@ -176,7 +176,7 @@ def test_each_fault_is_named(tmp_path: Path, spoil: Callable[[dict[str, bytes]],
     report = validate_zip(zipped(tmp_path / "a.zip", members), EXPECTED)
     assert len(report.faults) == 1, report.faults
     assert fault in report.faults[0]
-    with pytest.raises(CheckFailed, match="1 fault, checked against four pictures") as caught:
+    with pytest.raises(CheckFailed, match="1 fault, checked against four images") as caught:
         require_valid(report)
     assert caught.value.exit_code == 1
 
@@ -210,8 +210,8 @@ def test_the_official_numbers_without_the_pictures(tmp_path: Path) -> None:
     assert "bonn:" not in text
     assert "ulm_000000_000019.png: it is of no test city" in text
     assert "mainz_000000_000019.png: it is 40x24, and 2048x1024 is wanted" in text
-    assert "berlin: 0 pictures, and 544 are wanted" in text
-    assert "mainz: 1 pictures, and 298 are wanted" in text
+    assert "berlin: 0 images, and 544 are wanted" in text
+    assert "mainz: 1 images, and 298 are wanted" in text
     assert len(report.faults) == 2 + 5
 
 

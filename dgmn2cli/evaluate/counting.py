@@ -1,0 +1,277 @@
+"""The confusion matrix: counted image by image, kept in a journal, and the IoU and accuracies computed from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dgmn2cli.errors import ConfigError, DataError
+from dgmn2cli.files import atomic_write, read_bounded, to_plain
+
+EVERY = 2.0  # seconds between two entries of a journal; what a kill can cost, beside the images under way
+SIZE_LIMIT = 64 << 20  # bytes of a journal; 255 classes and a million images stay below
+_VERSION = 1
+_DAMAGED = "cannot use the journal of an interrupted evaluation"
+_ANEW = "Delete it to start the evaluation anew."
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class; areas in pixels whose label is not ignored. `iou` and `accuracy` are NaN where undefined."""
+
+    name: str
+    iou: float
+    accuracy: float
+    intersection: int
+    labelled: int
+    predicted: int
+
+
+@dataclass(frozen=True)
+class CategoryScore:
+    """One group of classes; confusion within the group is no error. NaN where the group is absent."""
+
+    name: str
+    iou: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found.
+
+    Attributes:
+        pixel_accuracy: all intersections over all labelled pixels (aAcc).
+        mean_iou: mean of the classes' IoU (mIoU), of unrounded values, undefined ones left out.
+        mean_accuracy: mean of the classes' accuracy (mAcc), likewise.
+        mean_category_iou: mean over the groups; NaN without groups.
+        classes, categories: in the order given.
+        absent: names of the classes that are not in the labels; their accuracy is undefined, and their IoU, too, unless
+            they were predicted (then it is 0 and counts).
+        pixels: labelled pixels.
+    """
+
+    pixel_accuracy: float
+    mean_iou: float
+    mean_accuracy: float
+    mean_category_iou: float
+    classes: tuple[ClassScore, ...]
+    categories: tuple[CategoryScore, ...]
+    absent: tuple[str, ...]
+    pixels: int
+
+
+def confusion(
+    prediction: np.ndarray, label: np.ndarray, num_classes: int, ignore: int = 255, where: object = ""
+) -> np.ndarray:
+    """The counts of (label, prediction) pairs in one image.
+
+    Args:
+        prediction: (H, W) integer class ids; any value outside the classes counts as wrong.
+        label: (H, W) integer class ids, or `ignore`.
+        where: what to name in an error.
+
+    Returns:
+        (N, N + 1) int64; row: label, column: prediction, the last column for predictions outside 0..N-1.
+
+    Raises:
+        DataError: the sizes differ, or the label holds an id that is neither a class nor `ignore`.
+    """
+    what = "cannot compare the prediction with its label"
+    if prediction.shape != label.shape:
+        sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (prediction, label)]
+        raise DataError(what, where=where, why=f"the prediction is {sizes[0]}, the label {sizes[1]}")
+    valid = label != ignore
+    truth, guess = label[valid].astype(np.int64), prediction[valid].astype(np.int64)
+    if truth.size and (truth.min() < 0 or truth.max() >= num_classes):
+        wrong = sorted({int(i) for i in np.unique(truth) if not 0 <= i < num_classes})
+        why = f"the label holds {wrong[:5]}, and the classes are 0 to {num_classes - 1} ({ignore}: ignored)"
+        raise DataError(what, where=where, why=why, hint="Check the data set's id map with `dgmn2 data check`.")
+    guess[(guess < 0) | (guess >= num_classes)] = num_classes
+    counts = np.bincount(truth * (num_classes + 1) + guess, minlength=num_classes * (num_classes + 1))
+    return counts.reshape(num_classes, num_classes + 1)
+
+
+def compute_scores(counts: np.ndarray, names: Sequence[str], categories: Sequence[str] = ()) -> Scores:
+    """IoU = intersection / union, accuracy = intersection / label area, per class and on average.
+
+    Args:
+        counts: (N, N + 1) int64, sums of what `confusion` gives.
+        names: N class names.
+        categories: N names of the groups the classes belong to, or none.
+
+    The groups follow the Cityscapes benchmark: a pixel of one class predicted as another of its group is right.
+    """
+    inner = counts[:, : len(names)]
+    intersection, labelled, predicted = np.diag(inner), counts.sum(axis=1), inner.sum(axis=0)
+    iou = _ratio(intersection, labelled + predicted - intersection)
+    accuracy = _ratio(intersection, labelled)
+    classes = tuple(
+        ClassScore(name, float(iou[i]), float(accuracy[i]), int(intersection[i]), int(labelled[i]), int(predicted[i]))
+        for i, name in enumerate(names)
+    )
+    groups = tuple(
+        CategoryScore(group, _group_iou(counts, [i for i, other in enumerate(categories) if other == group]))
+        for group in dict.fromkeys(categories)
+    )
+    return Scores(
+        pixel_accuracy=float(_ratio(intersection.sum(), labelled.sum())),
+        mean_iou=_mean(iou),
+        mean_accuracy=_mean(accuracy),
+        mean_category_iou=_mean(np.array([group.iou for group in groups])),
+        classes=classes,
+        categories=groups,
+        absent=tuple(score.name for score in classes if not score.labelled),
+        pixels=int(labelled.sum()),
+    )
+
+
+def _group_iou(counts: np.ndarray, members: list[int]) -> float:
+    intersection = counts[np.ix_(members, members)].sum()
+    union = counts[members].sum() + counts[:, members].sum() - intersection
+    return float(_ratio(intersection, union))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole in float64, NaN where `whole` is 0."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(part, np.float64) / np.asarray(whole, np.float64)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of the values that are not NaN; NaN where there is none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A file that says how far an evaluation is.
+
+    Attributes:
+        path: the file; written whole or not at all, with a digest of its content.
+        identity: all that the matrix depends on; a run goes on only from a journal with the same.
+        every: seconds between two entries.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+    every: float = EVERY
+
+
+class Tally:
+    """What is counted so far.
+
+    Attributes:
+        counts: (N, N + 1) int64, the sum of what `confusion` gave.
+        done: places in the data set of the images in it.
+    """
+
+    def __init__(self, classes: int, journal: Journal | None = None, seconds: float = 0.0) -> None:
+        self.counts = np.zeros((classes, classes + 1), np.int64)
+        self.done: set[int] = set()
+        self.journal, self._earlier = journal, seconds
+        self._began = self._noted = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on what is counted, earlier runs included."""
+        return self._earlier + time.monotonic() - self._began
+
+    def add(self, index: int, counts: np.ndarray) -> None:
+        """Adds the image at `index`; notes it in the journal if the last entry is old enough.
+
+        Raises:
+            ValueError: it is in already.
+            ResourceError: the journal cannot be written.
+        """
+        if index in self.done:
+            raise ValueError(f"image {index} is counted already")
+        self.counts += counts
+        self.done.add(index)
+        if self.journal is not None and time.monotonic() - self._noted >= self.journal.every:
+            self.note()
+
+    def note(self) -> None:
+        """Writes the journal, where there is one and something to write.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        if self.journal is None or not self.done:
+            return
+        body = {
+            "version": _VERSION,
+            "identity": to_plain(self.journal.identity),
+            "done": sorted(self.done),
+            "counts": self.counts.tolist(),
+            "seconds": self.seconds,
+        }
+        atomic_write(self.journal.path, json.dumps({**body, "digest": _digest(body)}) + "\n")
+        self._noted = time.monotonic()
+
+
+def start_tally(classes: int, images: int, journal: Journal | None, *, resume: bool) -> Tally:
+    """A tally for `images` images, from zero or from where the journal says.
+
+    Args:
+        journal: where to note progress; None: nowhere.
+        resume: go on from the journal's content; from zero where there is none yet.
+
+    Raises:
+        ConfigError: the journal is of another run (the differences are shown), or there is one and `resume` is False.
+        DataError: the journal is damaged.
+    """
+    if journal is None or not journal.path.exists():
+        return Tally(classes, journal)
+    body = _read(journal.path)
+    if not resume:
+        why = f"{len(body['done'])} of {images} images are counted"
+        hint = "Go on with --resume, or delete it to start anew."
+        raise ConfigError("there is the journal of an interrupted evaluation", where=journal.path, why=why, hint=hint)
+    old, new = body["identity"], to_plain(journal.identity)
+    differences = [
+        f"{key}: the journal has {json.dumps(old.get(key))}, this run {json.dumps(new.get(key))}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+    if differences:
+        raise ConfigError(
+            "cannot go on with another evaluation's journal",
+            where=journal.path,
+            why=f"{len(differences)} settings differ",
+            faults=differences,
+            hint="Use the same settings, or delete the journal to start anew.",
+        )
+    tally = Tally(classes, journal, float(body["seconds"]))
+    counts, done = np.array(body["counts"], np.int64), set(body["done"])
+    if counts.shape != tally.counts.shape or not done <= set(range(images)):
+        raise DataError(_DAMAGED, where=journal.path, why="its counts do not fit the data set", hint=_ANEW)
+    tally.counts, tally.done = counts, done
+    return tally
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    why = ""
+    try:
+        body = json.loads(read_bounded(path, SIZE_LIMIT, _DAMAGED, kind=DataError, hint=_ANEW))
+    except (ValueError, RecursionError):
+        body, why = None, "it is no JSON document"
+    if not why and (not isinstance(body, dict) or body.pop("digest", None) != _digest(body)):
+        why = "its digest does not fit its content"
+    elif not why and body.get("version") != _VERSION:
+        why = f"its version is {str(body.get('version'))[:20]}, this program writes {_VERSION}"
+    if why:
+        raise DataError(_DAMAGED, where=path, why=why, hint=_ANEW)
+    found: dict[str, Any] = body
+    return found
