@@ -1,5 +1,6 @@
 """The `dgmn2` command: signals are answered before anything else is imported."""
 
+import atexit
 import os
 import signal
 import sys
@@ -16,11 +17,18 @@ def _stop(number: int, frame: FrameType | None) -> None:
         os._exit(128 + number)
 
 
+def _ignore() -> None:
+    """Python puts the default handlers back while it ends, which would replace the exit code of work that is done."""
+    for number in _WORDS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def main() -> int:
     """Runs the command line of this process and returns its exit code."""
     for number in _WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+    atexit.register(_ignore)  # the first registered runs last
     from dgmn2cli.cli import main as run
 
     return run()

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 FAULTS_SHOWN = 20
 LONGEST = 600  # characters of a name, a reason or a fault that are shown
+
+
+def is_exhaustion(error: BaseException | None) -> bool:
+    """Whether memory or file descriptors ran out: the machine's or the process's limit, and no file's fault."""
+    number = getattr(error, "errno", None)
+    return isinstance(error, MemoryError) or number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def printable(text: object) -> str:

@@ -16,7 +16,7 @@ from types import FrameType
 
 import click
 
-from dgmn2cli.errors import ConfigError, Dgmn2Error, ResourceError
+from dgmn2cli.errors import ConfigError, Dgmn2Error, ResourceError, is_exhaustion
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -88,7 +88,8 @@ def _outcome(run: Callable[[], None], debug: bool) -> int:
         usage = _usage_error(error)
         return _report(usage, usage.exit_code, debug)
     except Dgmn2Error as error:
-        known = _scarce(error)
+        cause = error.__cause__  # a file "cannot be read" also because descriptors ran out
+        known = _local_resource(cause) if cause is not None and is_exhaustion(cause) else None
         return _report(known or error, (known or error).exit_code, debug)
     except Exception as error:  # noqa: BLE001  # this is the one place where everything unforeseen ends
         known = _local_resource(error)
@@ -183,13 +184,6 @@ def _limit(name: str, words: str) -> str:
     except (ImportError, AttributeError, OSError):
         return ""
     return "" if value == resource.RLIM_INFINITY else f"the limit of {words} is {value:,}"
-
-
-def _scarce(error: Dgmn2Error) -> ResourceError | None:
-    """What was really short where a file "cannot be read" because descriptors or memory ran out."""
-    cause = error.__cause__
-    short = isinstance(cause, MemoryError) or getattr(cause, "errno", None) in (*_FILES_EXHAUSTED, errno.ENOMEM)
-    return _local_resource(cause) if cause is not None and short else None
 
 
 def _unforeseen(error: Exception, debug: bool) -> Dgmn2Error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dgmn2cli.data.files import SUFFIXES, comparable, distinct_names, find_files, find_matches
 from dgmn2cli.data.images import image_header, read_image
-from dgmn2cli.errors import ConfigError, DataError
+from dgmn2cli.errors import ConfigError, DataError, is_exhaustion
 from dgmn2cli.files import absence, check_folder, read_bounded
 from dgmn2cli.inference.plan import SAVE_BYTES, Protocol, Settings, resolve_settings
 from dgmn2cli.inference.prediction import ClassShare, Prediction, check_outputs, output_path
@@ -247,6 +247,8 @@ def predict_files(
                 segmenter.require_room(settings, needed, f"decoding {file.path}")
             image = read_image(file.path, settings.max_pixels, observer)
         except DataError as error:
+            if is_exhaustion(error.__cause__):
+                raise
             failures.append(Failure(file.path, str(error)))
             continue
         plan = segmenter.plan(image.shape[:2], settings, result_bytes)

@@ -1,15 +1,23 @@
 """The error boundary: every way a command can end has its exit code and one last line on stderr."""
 
+import io
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
+from rich.console import Console
+from rich.text import Text
 
-from dgmn2cli.cli import boundary
+import dgmn2cli
+from dgmn2cli.cli import boundary, render
 from dgmn2cli.errors import DataError, DistributedError, IntegrityError, NetworkError, NonFiniteError
+
+ROOT = Path(dgmn2cli.__file__).parents[1]
 
 
 def ending(capsys, error, debug=False):
@@ -107,3 +115,86 @@ def test_signals_clean_up_and_say_so(number, code):
     assert (process.returncode, out) == (code, "cleaned up\n")
     assert err.count("\n") == 1
     assert err.startswith("Error: ")
+
+
+def test_what_ran_out_is_named_and_no_file_is_blamed(capsys):
+    wrapped = DataError("cannot read the image", where="a.png", why="too many open files")
+    wrapped.__cause__ = OSError(24, "Too many open files", "a.png")
+    cases = [
+        (OSError(24, "Too many open files"), "too many open files: the limit of open files (ulimit -n) is "),
+        (OSError(23, "Too many open files in system", "x.png"), "too many open files"),
+        (wrapped, "too many open files"),
+        (OSError(12, "Cannot allocate memory"), "out of memory"),
+        (ImportError("libfoo.so: failed to map segment from shared object"), "out of memory"),
+        (RuntimeError("std::bad_alloc"), "out of memory"),
+        (RuntimeError("can't start new thread"), "cannot start a thread"),
+    ]
+    for error, said in cases:
+        code, lines = ending(capsys, error)
+        assert (code, len(lines)) == (5, 1), error
+        assert said in lines[0]
+        assert "standard output" not in lines[0]
+
+
+def test_the_limit_of_memory_is_named():
+    code = "import resource, sys\nresource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+    code += "from dgmn2cli.cli.boundary import guarded\ndef run():\n    bytes(1 << 31)\nsys.exit(guarded(run))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 5
+    assert "the limit of address space (ulimit -v) is 1,073,741,824" in done.stderr
+
+
+SWALLOWS = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.{name})
+    import json
+except BaseException:
+    pass
+"""
+IMPORTS = """
+import sys, time
+from dgmn2cli.cli.boundary import guarded
+def run():
+    import swallows
+    time.sleep(30)
+sys.exit(guarded(run))
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_signals_during_imports_are_neither_lost_nor_taken_for_failures(tmp_path, name, code):
+    (tmp_path / "swallows.py").write_text(SWALLOWS.format(name=name))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1)
+    assert done.stderr.startswith("Error: ")
+    early = "import os, signal, dgmn2cli.cli as c, dgmn2cli.__main__ as m\n"
+    early += f"c.main = lambda: os.kill(os.getpid(), signal.{name})\nm.main()"
+    done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1)
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    code = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    code += "from dgmn2cli.cli.boundary import guarded\n"
+    code += "sys.exit(guarded(lambda: os.kill(os.getpid(), signal.SIGINT)))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0
+
+
+HOSTILE = "road\x1b]0;PWNED\x07\x1b[2J\u202e"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_escape_sequence_of_a_name_reaches_the_terminal(capsys, terminal):
+    table = render.make_table("class", title=HOSTILE)
+    table.add_row(HOSTILE)
+    for part in (HOSTILE, f"one\n{HOSTILE}", Text(HOSTILE), table):
+        stream = io.StringIO()
+        render.print_to(Console(file=stream, force_terminal=terminal, color_system=None, width=200), part)
+        shown = stream.getvalue() + capsys.readouterr().out
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown
+        assert "\\x1b]0;PWNED" in shown
+        assert len(shown.splitlines()) == 1 + (isinstance(part, str) and "\n" in part) + 3 * (part is table)
