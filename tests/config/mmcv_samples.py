@@ -83,3 +83,56 @@ def flat_text(head: str = "setr_pup", size: str = "tiny") -> str:
 
 def config_name(head: str, size: str) -> str:
     return f"{head}_dgmn2_{size}_4x2_769x769_40k_cityscapes"
+
+
+V1 = """
+default_scope = 'mmseg'
+env_cfg = dict(cudnn_benchmark=True, dist_cfg=dict(backend='nccl'))
+visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+log_processor = dict(by_epoch=False)
+log_level = 'INFO'
+load_from = None
+resume = False
+crop_size = (769, 769)
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+data_preprocessor = dict(type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True, pad_val=0, seg_pad_val=255, size=crop_size)
+model = dict(type='EncoderDecoder', data_preprocessor=data_preprocessor, pretrained=None,
+    backbone=dict(type='dgmn2_{size}', norm_cfg=norm_cfg{output},
+        init_cfg=dict(type='Pretrained', checkpoint='pretrained/dgmn2_{size}_model.pth')), {neck}
+    decode_head={head}, train_cfg=dict(),
+    test_cfg=dict(mode='slide', crop_size=(769, 769), stride=(513, 513)))
+train_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=(2049, 1025), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75), dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'), dict(type='PackSegInputs')]
+test_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(2049, 1025), keep_ratio=True),
+    dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+train_dataloader = dict(batch_size=2, num_workers=2, persistent_workers=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(type='CityscapesDataset', data_root='data/cityscapes/', pipeline=train_pipeline,
+        data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train')))
+val_dataloader = dict(batch_size=1, num_workers=4, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='CityscapesDataset', data_root='data/cityscapes/', pipeline=test_pipeline,
+        data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val')))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator
+optimizer = dict(type='AdamW', lr=0.0001, weight_decay=0.0001)
+optim_wrapper = dict(type='OptimWrapper', optimizer=optimizer, clip_grad=None)
+param_scheduler = [dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, end=40000, by_epoch=False)]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=40000, val_interval=4000)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+default_hooks = dict(timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=50),
+    param_scheduler=dict(type='ParamSchedulerHook'), sampler_seed=dict(type='DistSamplerSeedHook'),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4000))
+"""
+
+
+def v1_text(head: str = "setr_pup", size: str = "tiny") -> str:
+    """One published configuration in MMSegmentation's 1.x format."""
+    neck = NECK if head == "fpn" else ""
+    return V1.format(size=size, output=OUTPUTS.get(head, ""), neck=neck, head=HEAD_TEXTS[head])

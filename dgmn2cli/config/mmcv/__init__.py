@@ -29,12 +29,14 @@ class MmcvDocument:
         values: the resolved top-level keys.
         used: top-level names that serve other lines of their file, such as `norm_cfg`.
         notes: what was odd, and which base files were absent and supplied from knowledge of the published ones.
+        absent: these base files.
         faults: what could not be read; empty in a document that is handed out.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
@@ -92,7 +94,7 @@ class _Walk:
         below = self.bases(values.pop(BASE, []), label, folder, chain)
         faults = [*below.faults, *parsed.faults]
         merged = merge(values, below.values, label, faults)
-        return MmcvDocument(merged, below.used | parsed.used, [*below.notes, *parsed.notes], faults)
+        return MmcvDocument(merged, below.used | parsed.used, [*below.notes, *parsed.notes], below.absent, faults)
 
     def bases(self, named: Any, label: str, folder: Path | None, chain: tuple[Path, ...]) -> MmcvDocument:
         """The bases of one file side by side; as in mmcv, no key may come from two of them."""
@@ -107,6 +109,7 @@ class _Walk:
             result.values.update(base.values)
             result.used |= base.used
             result.notes += base.notes
+            result.absent += base.absent
             result.faults += base.faults
         return result
 
@@ -121,8 +124,10 @@ class _Walk:
         stock = stock_file(place)
         if stock is None:
             return MmcvDocument(faults=[f"{label}: {BASE}: {show(name)}: no such file: {place}"])
-        note = f"{label}: {name} is absent; the published file of that name is known, and taken as it was"
-        return MmcvDocument(stock, notes=[note])
+        found = self.document(stock, name, None, chain)
+        found.notes.append(f"{label}: {name} is absent; the published file of that name is known, and taken as it was")
+        found.absent.append(name)
+        return found
 
 
 def merge(child: dict[Any, Any], base: dict[Any, Any], label: str, faults: list[str], path: str = "") -> dict[Any, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from dgmn2cli.config.mmcv import MmcvDocument, one_of, same
 from dgmn2cli.config.mmcv.data import map_data
 from dgmn2cli.config.mmcv.node import Mapped, Node, side
+from dgmn2cli.config.mmcv.v1 import marks_of, place_in_v1, to_v0
 from dgmn2cli.config.schema import BACKBONES, SECTIONS, WRONG
 from dgmn2cli.validation import MAX_HINTS, raise_faults, show
 
@@ -59,6 +60,8 @@ def map_mmcv(raw: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], tuple[s
 
 def map_config(document: MmcvDocument) -> Mapped:
     """What a merged mmcv-style configuration means here, with everything that has no counterpart named."""
+    if marks := marks_of(document.values):
+        return _map_v1(document, marks)
     mapped = Mapped(notes=list(document.notes))
     top = Node(document.values, "", mapped)
     _map_model(top)
@@ -73,6 +76,22 @@ def map_config(document: MmcvDocument) -> Mapped:
     if path := top.text("load_from"):
         mapped.put("train.init", path, "load_from")
     _name_the_rest(top, document)
+    return mapped
+
+
+def _map_v1(document: MmcvDocument, marks: list[str]) -> Mapped:
+    """As `map_config`, for the 1.x format: read where it says what the 0.x format could say, else one line more."""
+    form = f"this is MMSegmentation's 1.x format ({', '.join(marks)})"
+    if document.absent:
+        return Mapped(faults=[f"{form}; its base files must lie beside it, absent: {', '.join(document.absent)}"])
+    mapped = map_config(to_v0(document))
+    mapped.origins = {key: place_in_v1(origin) for key, origin in mapped.origins.items()}
+    mapped.notes = [place_in_v1(note) for note in mapped.notes]
+    tables = ("train_dataloader", "val_dataloader", "test_dataloader", "optim_wrapper", "train_cfg", "default_hooks")
+    given = {key: document.values[key] for key in tables if document.values.get(key) is not None}
+    faults = [f"{key}: {show(value)}, wanted a dict" for key, value in given.items() if not isinstance(value, dict)]
+    faults += [place_in_v1(fault) for fault in mapped.faults]
+    mapped.faults = [f"{form}; what it says beyond the 0.x format, or beyond these models:", *faults] if faults else []
     return mapped
 
 

@@ -19,6 +19,11 @@ MAX_STRING = 100_000  # characters of a text put together with +
 MAX_RANGE = 4096
 _EXECUTES_NOTHING = "this reader executes nothing; wanted names, literals and dict(...)"
 _TEMPLATE = re.compile(r"\{\{\s*[A-Za-z_][\w.]*\s*\}\}")
+_READ_BASE = re.compile(r"^[ \t]*with\s+read_base\s*\(", re.MULTILINE)
+_PYTHON_STYLE = (
+    "this is MMSegmentation's 1.x format in MMEngine's Python style, whose imports would have to be run; wanted the "
+    "style with _base_ = [...], which MMEngine's Config.dump writes"
+)
 _CALLS = ("dict", "list", "tuple", "range")
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: lambda a, b: a + b,
@@ -85,6 +90,8 @@ def parse(text: str, label: str) -> Parsed:
 
 def _unfit(text: str) -> str:
     """What bars a text from being parsed at all, as `line: reason`; empty if nothing does."""
+    if style := _READ_BASE.search(text):
+        return f"{text.count(chr(10), 0, style.start()) + 1}: {_PYTHON_STYLE}"
     depth = 0
     for number, line in enumerate(text.split("\n"), 1):
         if match := _TEMPLATE.search(line):
