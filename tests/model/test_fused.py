@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
 from dgmn2cli.model.filled import filled_state
-from dgmn2cli.model.fused import layers
+from dgmn2cli.model.fused import layers, packing_available
 from dgmn2cli.model.fused.network import InferenceForm
 from dgmn2cli.model.segmentor import HEADS, Segmentor
 
@@ -54,6 +57,64 @@ def test_without_prepacked_weights(head: str, monkeypatch: pytest.MonkeyPatch) -
     form = InferenceForm(model)
     assert not any(getattr(module, "packed", False) for module in form.modules())
     assert_same(model, form, torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(5)))
+
+
+HIDDEN = ["_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise"]
+
+
+class Hidden:
+    """`torch.ops.mkldnn` of a release without one of its private names, or where it means something else."""
+
+    def __init__(self, name: str, replacement: object = None) -> None:
+        self.name, self.replacement = name, replacement
+
+    def __getattr__(self, name: str) -> object:
+        if name != self.name:
+            return getattr(torch.ops._dgmn2_test_mkldnn, name)
+        if self.replacement is None:
+            raise AttributeError(f"'_OpNamespace' 'mkldnn' object has no attribute '{name}'")
+        return self.replacement
+
+
+@pytest.fixture
+def probe_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    layers._packing_fault.cache_clear()
+    monkeypatch.setattr(torch.ops, "_dgmn2_test_mkldnn", torch.ops.mkldnn, raising=False)
+    yield monkeypatch
+    layers._packing_fault.cache_clear()
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_pytorch_without_the_private_names(
+    name: str, probe_again: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = network("tiny", "setr_naive")
+    probe_again.setattr(torch.ops, "mkldnn", Hidden(name))
+    with caplog.at_level(logging.WARNING, logger="dgmn2cli"):
+        form = InferenceForm(model)
+        InferenceForm(model)
+    usable, reason = packing_available()
+    assert not usable
+    assert name in reason
+    assert sum(name in record.getMessage() for record in caplog.records) == 1
+    assert not any(getattr(module, "packed", False) for module in form.modules())
+    assert_same(model, form, torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(5)))
+
+
+def test_private_names_that_changed_their_meaning(probe_again: pytest.MonkeyPatch) -> None:
+    probe_again.setattr(torch.ops, "mkldnn", Hidden("_convolution_pointwise", lambda x, *_: x * 2))
+    assert packing_available() == (False, "wrong results of Conv2d")
+    layers._packing_fault.cache_clear()
+    probe_again.setattr(torch.ops, "mkldnn", Hidden("_linear_pointwise", lambda x: x))
+    assert "TypeError" in packing_available()[1]
+
+
+def test_packing_is_available_here() -> None:
+    """Every x86 build of the tested versions of PyTorch has it."""
+    expected, before = torch.backends.mkldnn.is_available(), torch.random.get_rng_state()
+    layers._packing_fault.cache_clear()
+    assert packing_available() == (expected, "" if expected else "this build of PyTorch has no oneDNN")
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_weights_are_prepacked_where_that_is_possible() -> None:

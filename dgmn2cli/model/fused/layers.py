@@ -1,4 +1,4 @@
-"""Owns the layers an inference form is made of: folded, prepacked for the CPU's matrix units, fused with what follows.
+"""The layers an inference form is made of: folded, prepacked for the CPU's matrix units, fused with what follows.
 
 Prepacked weights and fused activations are oneDNN's, through the operators PyTorch's own compiler emits for frozen
 weights. Where they are absent (another device, another build) the same numbers come from PyTorch's plain layers.
@@ -6,7 +6,9 @@ weights. Where they are absent (another device, another build) the same numbers 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from dgmn2cli.ops import deform_attention, resample_table
 from dgmn2cli.ops.resample import resize_rows
 from dgmn2cli.ops.upsampled import TAPS, can_convolve, convolve_upsampled
 
+LOGGER = logging.getLogger("dgmn2cli")
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 CHUNK_ELEMENTS = 1 << 19  # hidden activations of an MLP kept at a time, so that they stay in the cache
 BAND_ELEMENTS = 1 << 22  # resized features computed at a time where a convolution follows
@@ -26,13 +29,54 @@ QKV_CHUNK = 1024  # tokens projected to queries, keys and values at a time
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN's prepacked operators serve this weight's device and type."""
-    if weight.device.type != "cpu" or weight.dtype not in PACKED_DTYPES or not torch.backends.mkldnn.is_available():
-        return False
-    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    wanted = ("_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise")
-    return all(hasattr(torch.ops.mkldnn, name) for name in wanted)
+    """Whether oneDNN's prepacked operators serve this weight's device and dtype."""
+    packable = weight.device.type == "cpu" and weight.dtype in PACKED_DTYPES
+    return packable and packing_available(weight.dtype)[0]
+
+
+def packing_available(dtype: torch.dtype = torch.float32) -> tuple[bool, str]:
+    """Whether this PyTorch's prepacked operators work on the CPU, tried once per process, and why they do not.
+
+    They are private names (`torch.ops.mkldnn`): a release may drop or change them. Then the inference form runs on
+    PyTorch's plain layers, slower, with the same results up to rounding; a line in the log says so.
+    """
+    reason = _packing_fault(dtype)
+    return not reason, reason
+
+
+@lru_cache
+def _packing_fault(dtype: torch.dtype) -> str:
+    reason = _try_packing(dtype)
+    if reason:
+        LOGGER.warning("weights are not prepacked (%s): inference on the CPU is slower", reason)
+    return reason
+
+
+def _try_packing(dtype: torch.dtype) -> str:
+    """What is wrong with the prepacked operators; empty where they give the plain layers' results."""
+    if not torch.backends.mkldnn.is_available():
+        return "this build of PyTorch has no oneDNN"
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return "oneDNN has no bfloat16 on this CPU"
+        linear, conv = nn.Linear(8, 8, device="meta"), nn.Conv2d(8, 8, 1, device="meta")  # no random numbers
+        for layer in (linear, conv):
+            weight = torch.linspace(-1, 1, 64, device="cpu", dtype=dtype)
+            layer.weight, layer.bias = nn.Parameter(weight.view(layer.weight.shape)), nn.Parameter(weight[:8].clone())
+        x = torch.ones(1, 8, 2, 2, device="cpu", dtype=dtype)
+        with torch.no_grad():
+            pairs = (
+                (FusedLinear(linear, packed=True), linear, x.flatten(2).mT.contiguous()),
+                (FusedConv(conv, packed=True), conv, x),
+            )
+            wrong = [type(plain).__name__ for fused, plain, given in pairs if not _close(fused(given), plain(given))]
+    except (AttributeError, RuntimeError, TypeError) as error:  # no such name, or another signature
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    return f"wrong results of {', '.join(wrong)}" if wrong else ""
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.allclose(ours.float(), theirs.float(), atol=0.05 if ours.dtype == torch.bfloat16 else 1e-4)
 
 
 def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -66,13 +110,13 @@ class _Packed(nn.Module):
 
 
 class FusedLinear(_Packed):
-    """A Linear layer with an optional exact GELU, or with a tensor added to its result."""
+    """A Linear layer with an optional exact GELU, or with a tensor added to its result; `packed` None: where it can."""
 
-    def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
+    def __init__(self, linear: nn.Linear, *, gelu: bool = False, packed: bool | None = None) -> None:
         super().__init__()
         self.inputs = linear.in_features
         self.activation = "gelu" if gelu else "none"
-        self.packed = can_pack(linear.weight)
+        self.packed = can_pack(linear.weight) if packed is None else packed
         weight = linear.weight.detach()
         self.weight = self.pack(weight)
         self.bias = linear.bias.detach() if linear.bias is not None else None
@@ -100,9 +144,12 @@ class FusedConv(_Packed):
         conv: the convolution, any stride and padding.
         norm: batch norm that follows it, if any.
         relu: whether a ReLU follows.
+        packed: whether to prepack the weight; None where that can be done.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, *, relu: bool = False) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, *, relu: bool = False, packed: bool | None = None
+    ) -> None:
         super().__init__()
         weight = conv.weight.detach()
         bias = conv.bias.detach() if conv.bias is not None else None
@@ -111,7 +158,7 @@ class FusedConv(_Packed):
         self.out_channels = conv.out_channels
         self.inputs = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]  # of one output
         self.stride, self.padding, self.relu = list(conv.stride), [int(side) for side in conv.padding], relu
-        self.packed = can_pack(weight)
+        self.packed = can_pack(weight) if packed is None else packed
         self.weight = self.pack(weight)
         self.bias = bias
 
