@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,8 @@ from dgmn2cli.checkpoint.recognise import Recognised, recognise
 from dgmn2cli.checkpoint.weights import Checkpoint, read_checkpoint
 from dgmn2cli.config import load_config_text
 from dgmn2cli.errors import ConfigError
+from dgmn2cli.validation import parse_toml
 
-MAX_DOTS = 400  # per line of TOML, whose reader takes quadratic time over a dotted key
 MAX_CONFIG = 1_000_000  # characters
 _SHOWN = 60  # characters of one value
 _CONFIG_KEYS = ("config", "cfg")
@@ -184,8 +184,10 @@ def _about_config(text: str, path: Path) -> TrainingConfig:
     lines = text.count("\n") + 1
     if len(text) > MAX_CONFIG:
         return TrainingConfig("unknown", lines, fault=f"it is longer than {MAX_CONFIG:,} characters")
-    if (document := _as_toml(text)) is not None:
-        return TrainingConfig("dgmn2 TOML", lines, _toml_summary(document))
+    with suppress(ValueError, RecursionError):
+        document = parse_toml(text)
+        if isinstance(document.get("model"), dict):
+            return TrainingConfig("dgmn2 TOML", lines, _toml_summary(document))
     try:
         config = load_config_text(text, f"meta of {path.name}")
     except ConfigError as error:
@@ -193,17 +195,6 @@ def _about_config(text: str, path: Path) -> TrainingConfig:
     model, train = config.model, config.train
     words = f"{model.head}-{model.backbone}, {model.num_classes} classes, {train.iters} iterations"
     return TrainingConfig("MMSegmentation", lines, f"{words}, crop {config.augment.crop}, lr {config.optim.lr:g}")
-
-
-def _as_toml(text: str) -> dict[str, Any] | None:
-    """The document, if the text is one that `dgmn2 train` writes."""
-    if any(line.count(".") > MAX_DOTS for line in text.split("\n")):
-        return None
-    try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document.get("model"), dict) else None
 
 
 def _toml_summary(document: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 from dgmn2cli.checkpoint.contents import Unfit
 from dgmn2cli.checkpoint.formats import Format, read_content
 from dgmn2cli.checkpoint.unwrap import unwrap
-from dgmn2cli.errors import Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
-from dgmn2cli.files import atomic_write
+from dgmn2cli.errors import Dgmn2Error, IntegrityError, NonFiniteError
+from dgmn2cli.files import atomic_write, open_regular
 
 MAX_BYTES = 8 << 30
-_CHUNK = 1 << 22
 _SHOWN = 5
 _NOT_A_CHECKPOINT = (
     (b"\x89PNG", "it is a PNG image"),
@@ -81,10 +79,11 @@ def read_checkpoint(
         NonFiniteError: a weight is NaN or infinite.
     """
     path = Path(path)
-    with _open_regular(path) as file:
+    hint = "Check the path, or download the model with `dgmn2 download`."
+    with open_regular(path, "cannot open the checkpoint", hint=hint) as file:
         size = os.fstat(file.fileno()).st_size
         _refuse_foreign(path, file, size)
-        digest = _hash(file)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
         if sha256 is not None and digest != sha256.lower():
             raise IntegrityError(
                 "the checkpoint is not the file it should be",
@@ -113,27 +112,9 @@ def read_checkpoint(
     )
 
 
-def _open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file; a FIFO or a device would block or never end."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ResourceError(
-            "cannot open the checkpoint", where=path, why=reason, hint="Check the path, or download the model."
-        ) from error
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "not a regular file"
-        raise IntegrityError(
-            "this is not a checkpoint", where=path, why=f"it is {kind}", hint="Give the path of a .pth file."
-        )
-    return os.fdopen(descriptor, "rb")
-
-
 def _refuse_foreign(path: Path, file: BinaryIO, size: int) -> None:
     head = file.read(512)
+    file.seek(0)
     why = next((why for magic, why in _NOT_A_CHECKPOINT if head.startswith(magic)), "")
     if size == 0:
         why = "it is empty"
@@ -148,14 +129,6 @@ def _refuse_foreign(path: Path, file: BinaryIO, size: int) -> None:
             why=why,
             hint="Give a .pth or .safetensors file; `dgmn2 download` gets the published ones.",
         )
-
-
-def _hash(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    file.seek(0)
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:

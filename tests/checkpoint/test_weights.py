@@ -138,7 +138,7 @@ def test_folders_pipes_and_missing_files(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "pipe")
     with pytest.raises(IntegrityError, match="folder"):
         read_checkpoint(tmp_path)
-    with pytest.raises(ResourceError, match="No such file"):
+    with pytest.raises(ResourceError, match="no such file"):
         read_checkpoint(tmp_path / "absent.pth")
 
 
