@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from dgmn2cli import files as reports
 from dgmn2cli.checkpoint import formats, weights
 from dgmn2cli.cli import boundary
+from dgmn2cli.data import description
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo import parts
 
@@ -147,6 +149,9 @@ CONTROLS = {
         "misbehaving server",
         150,
         _replace(fetching.Download, "_check", _unchecked),
+    ),
+    "TOML parsed without limits": Control(
+        "malformed description", 300, _replace(description, "parse_toml", tomllib.loads)
     ),
     "wrong Content-Range trusted": Control(RESUMED, 300, _trust_ranges),
     "ignored Range not noticed": Control(RESUMED, 300, _take_whole_for_rest),

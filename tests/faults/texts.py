@@ -1,14 +1,16 @@
-"""Owns malformed manifests and configurations of both languages: read faithfully or refused, never executed."""
+"""Malformed manifests, data set descriptions and configurations: read faithfully or refused, never executed."""
 
 from __future__ import annotations
 
 import json
 import random
+import tomllib
 from pathlib import Path
 
 from dgmn2cli import resources
 from dgmn2cli.config import Config, config_to_toml, load_config
 from dgmn2cli.config.load import published_names
+from dgmn2cli.data import description
 from dgmn2cli.zoo import Zoo
 from dgmn2cli.zoo.parse import read_zoo
 from faults import canary
@@ -17,8 +19,10 @@ from faults.verdicts import Faults, Kind, Violation, judged
 WORDS = (
     b"nan", b"-1", b"[", b"]", b"(", b"{", b"'", b'"', b"=", b",", b"\n", b"\0", b"None", b"true", b"1e999", b"[]",
     b"__import__('faults.canary').canary.fire()", b"import faults.canary\nfaults.canary.fire()\n",
-    b"_base_ = 'mine.py'\n",
-    b"base = 'mine.toml'\n", b"**", b"dict(", b"9" * 400, b"\xff", "\u202e".encode(), b"[" * 3000, b"a.b" * 300,
+    b"_base_ = 'mine.py'\n", b"base = 'mine.toml'\n", b"{split.nope}", b"{split:>9999999999}", b"{0}",
+    b"x = " + b"[" * 3000 + b"]" * 3000 + b"\n", b"a" + b".a" * 20000 + b" = 1\n", b"0x" + b"f" * 5000, b"x" * 20000,
+    b"\\u001b[31m", b"train_dataloader = dict()\n", b"**", b"dict(", b"9" * 400, b"\xff", "\u202e".encode(),
+    b"[" * 3000, b"a.b" * 300,
 )  # fmt: skip
 
 
@@ -49,6 +53,49 @@ def manifests(rng: random.Random, folder: Path, count: int) -> Faults:
         def judge(content: bytes = content) -> str:
             target.write_bytes(content)
             return judged(lambda: read_zoo(target), {2}, faithful)
+
+        yield f"{index}", judge
+
+
+DESCRIPTION = b"""classes = ["road", "sky", "tree"]
+images = "images/{split}"
+labels = "labels/{split}/ids"
+image_suffix = ".jpg"
+label_suffix = "_ids.png"
+palette = [[128, 64, 128], [70, 130, 180], [107, 142, 35]]
+ignore = [254, 65535]
+unlisted = "ignore"
+categories = ["flat", "sky", "nature"]
+[id_map]
+7 = "road"
+300 = "sky"
+21 = "tree"
+0 = "ignore"
+"""
+
+
+def descriptions(rng: random.Random, folder: Path, count: int) -> Faults:
+    """Damaged data set descriptions: exit code 2, or exactly what the TOML says."""
+    target = folder / description.DESCRIPTION
+
+    def faithful(found: description.FolderDescription) -> bool:
+        document = tomllib.loads(target.read_bytes().decode("utf-8-sig"))
+        ignore = document.get("ignore", 255)
+        said = (
+            document["classes"], document.get("images", "images/{split}"), document.get("labels", "labels/{split}"),
+            {int(stored): name for stored, name in document.get("id_map", {}).items()},
+            ignore if isinstance(ignore, list) else [ignore],
+        )  # fmt: skip
+        folders = (found.images, found.labels)
+        plain = all("{" not in name.replace(description.SPLIT, "") for name in folders)
+        return plain and said == (list(found.classes), *folders, dict(found.id_map), list(found.ignore))
+
+    for index in range(count):
+        content = damaged(DESCRIPTION, rng)
+
+        def judge(content: bytes = content) -> str:
+            target.write_bytes(content)
+            return judged(lambda: description.load_description(target), {2}, faithful)
 
         yield f"{index}", judge
 
@@ -88,5 +135,6 @@ def configurations(rng: random.Random, folder: Path, count: int) -> Faults:
 
 KINDS = (
     Kind("malformed manifest", manifests, 1500, 60, patience=10),
+    Kind("malformed description", descriptions, 1000, 60, patience=10),
     Kind("malformed configuration", configurations, 2000, 80, patience=10),
 )

@@ -1,4 +1,4 @@
-"""Owns what the data part of an mmcv-style configuration means here: data sets, training and test pipelines."""
+"""What the data part of an mmcv-style configuration means here: data sets, training and test pipelines."""
 
 from __future__ import annotations
 
@@ -12,16 +12,8 @@ from dgmn2cli.config.mmcv.stock import CITYSCAPES_CLASSES
 from dgmn2cli.validation import show
 
 _TRAIN_STEPS = (
-    "LoadImageFromFile",
-    "LoadAnnotations",
-    "Resize",
-    "RandomCrop",
-    "RandomFlip",
-    "PhotoMetricDistortion",
-    "Normalize",
-    "Pad",
-    "DefaultFormatBundle",
-    "Collect",
+    *("LoadImageFromFile", "LoadAnnotations", "Resize", "RandomCrop", "RandomFlip", "PhotoMetricDistortion"),
+    *("Normalize", "Pad", "DefaultFormatBundle", "Collect"),
 )
 _TEST_STEPS = ("Resize", "RandomFlip", "Normalize", "ImageToTensor", "Collect")
 _OPTIONAL = ("RandomFlip", "PhotoMetricDistortion", "ImageToTensor")
@@ -221,8 +213,7 @@ def _map_train_pipeline(node: Node) -> None:
         elif kind == "Normalize":
             _check_normalize(step)
         elif kind == "Pad":
-            step.expect("size_divisor", (None,))
-            step.expect("pad_val", (0,))
+            step.fixed(size_divisor=None, pad_val=0)
             step.give("seg_pad_val", "data.ignore_index", default=255)
             if (length := side(step, "size")) is not None:
                 node.mapped.put_once("augment.crop", length, step.place("size"))
@@ -242,8 +233,7 @@ def _map_train_pipeline(node: Node) -> None:
 
 def _map_scale(step: Node) -> None:
     """The random scale: one scale pair times a ratio."""
-    step.expect("multiscale_mode", ("range",))
-    step.expect("keep_ratio", (True,))
+    step.fixed(multiscale_mode="range", keep_ratio=True)
     for key, ours in (("img_scale", "augment.scale"), ("ratio_range", "augment.ratio")):
         value = step.get(key)
         if pair(value) is None:
@@ -263,16 +253,13 @@ def _map_photometric(step: Node) -> None:
 
 
 def _check_load(step: Node) -> None:
-    step.expect("to_float32", (False,))
-    step.expect("color_type", ("color",))
-    step.expect("imdecode_backend", ("cv2",))
+    step.fixed(to_float32=False, color_type="color", imdecode_backend="cv2")
     step.harmless("file_client_args")
 
 
 def _check_normalize(step: Node) -> None:
-    step.expect("mean", (_MEAN,), default=None)
-    step.expect("std", (_STD,), default=None)
-    step.expect("to_rgb", (True,))
+    step.required(mean=_MEAN, std=_STD)
+    step.fixed(to_rgb=True)
 
 
 def _map_test_pipeline(node: Node) -> None:
@@ -294,9 +281,7 @@ def _map_test_pipeline(node: Node) -> None:
     inner = Node({}, wrapper.path, node.mapped)
     for kind, step in _steps(inner, _TEST_STEPS, wrapper.get("transforms")).items():
         if kind == "Resize":
-            step.expect("keep_ratio", (True,))
-            step.expect("img_scale", (None,))
-            step.expect("ratio_range", (None,))
+            step.fixed(keep_ratio=True, img_scale=None, ratio_range=None)
         elif kind == "Normalize":
             _check_normalize(step)
         elif kind == "RandomFlip":

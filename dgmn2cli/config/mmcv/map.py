@@ -1,4 +1,4 @@
-"""Owns what an mmcv-style configuration means here: model, optimiser and schedule; what has no counterpart is named."""
+"""What an mmcv-style configuration means here: model, optimiser and schedule; what has no counterpart is named."""
 
 from __future__ import annotations
 
@@ -15,30 +15,13 @@ from dgmn2cli.config.schema import BACKBONES, SECTIONS, WRONG
 from dgmn2cli.validation import MAX_HINTS, raise_faults, show
 
 _STAGE_CHANNELS = [64, 128, 320, 512]
-_FPN_CHANNELS = [256, 256, 256, 256]
 _HARMLESS = (
-    "log_config",
-    "dist_params",
-    "log_level",
-    "workflow",
-    "cudnn_benchmark",
-    "work_dir",
-    "gpu_ids",
-    "custom_imports",
-    "find_unused_parameters",
-    "resume_from",
-    "auto_resume",
+    *("log_config", "dist_params", "log_level", "workflow", "cudnn_benchmark", "work_dir", "gpu_ids", "custom_imports"),
+    *("find_unused_parameters", "resume_from", "auto_resume"),
 )
 _HELPERS = (
-    "norm_cfg",
-    "img_norm_cfg",
-    "crop_size",
-    "dataset_type",
-    "data_root",
-    "train_pipeline",
-    "test_pipeline",
-    "classes",
-    "palette",
+    *("norm_cfg", "img_norm_cfg", "crop_size", "dataset_type", "data_root", "train_pipeline", "test_pipeline"),
+    *("classes", "palette"),
 )
 
 
@@ -68,8 +51,7 @@ def map_config(document: MmcvDocument) -> Mapped:
     map_data(top)
     _map_optimizer(top)
     _map_schedule(top)
-    top.expect("fp16", (None,))
-    top.expect("custom_hooks", (None, []))
+    top.fixed(fp16=None, custom_hooks=[])
     if top.has("seed"):
         top.give("seed", "train.seed")
     top.harmless("seed")
@@ -124,10 +106,8 @@ def _map_model(top: Node) -> None:
     head = _map_head(model)
     if head != "fpn":
         model.expect("neck", (None,))
-    model.expect("auxiliary_head", (None, []))
-    model.expect("train_cfg", (None, {}))
-    model.expect("init_cfg", (None,))
-    top.expect("train_cfg", (None, {}))
+    model.fixed(auxiliary_head=[], train_cfg={}, init_cfg=None)
+    top.fixed(train_cfg={})
     _map_pretrained(model, size)
     _map_window(top, model)
     model.done()
@@ -141,8 +121,7 @@ def _map_backbone(model: Node) -> str:
     if size:
         model.mapped.put("model.backbone", size, backbone.place("type"))
     backbone.give("drop_path_rate", "model.drop_path")
-    backbone.expect("pretrained", (None,))
-    backbone.expect("init_cfg", (None,))
+    backbone.fixed(pretrained=None, init_cfg=None)
     backbone.harmless("output")
     _map_norm(backbone, required=False)
     backbone.done()
@@ -173,9 +152,7 @@ def _map_norm(node: Node, *, required: bool) -> None:
         return
     norm = node.child("norm_cfg")
     kind = norm.expect("type", ("SyncBN", "BN"), default=None)
-    norm.expect("requires_grad", (True,))
-    norm.expect("eps", (1e-5,))
-    norm.expect("momentum", (0.1,))
+    norm.fixed(requires_grad=True, eps=1e-5, momentum=0.1)
     norm.done()
     if kind:
         node.mapped.put_once("train.sync_bn", kind == "SyncBN", norm.place("type"))
@@ -205,10 +182,7 @@ def _map_head(model: Node) -> str:
     head.give("num_classes", "model.num_classes")
     head.give("ignore_index", "data.ignore_index", default=255)
     head.expect("align_corners", (True,), default=False)
-    head.expect("conv_cfg", (None,))
-    head.expect("act_cfg", ({"type": "ReLU"},))
-    head.expect("sampler", (None,))
-    head.expect("init_cfg", (None,))
+    head.fixed(conv_cfg=None, act_cfg={"type": "ReLU"}, sampler=None, init_cfg=None)
     _map_norm(head, required=name in ("fpn", "setr_pup", "setr_mla"))
     _map_loss(head)
     head.done()
@@ -225,64 +199,44 @@ def _output(model: Node, allowed: tuple[str, ...]) -> None:
 def _check_fpn(model: Node, head: Node) -> None:
     _output(model, ("neck",))
     neck = model.child("neck")
-    neck.expect("type", ("FPN",), default=None)
-    neck.expect("in_channels", (_STAGE_CHANNELS,), default=None)
-    neck.expect("out_channels", (256,), default=None)
-    neck.expect("num_outs", (4,), default=None)
-    neck.expect("start_level", (0,))
-    neck.expect("end_level", (-1,))
-    neck.expect("upsample_cfg", ({"mode": "nearest"},))
-    for key in ("add_extra_convs", "extra_convs_on_inputs", "relu_before_extra_convs", "no_norm_on_lateral"):
-        neck.expect(key, (False,))
-    for key in ("conv_cfg", "norm_cfg", "act_cfg"):
-        neck.expect(key, (None,))
+    neck.required(type="FPN", in_channels=_STAGE_CHANNELS, out_channels=256, num_outs=4)
+    neck.fixed(
+        start_level=0, end_level=-1, upsample_cfg={"mode": "nearest"}, conv_cfg=None, norm_cfg=None, act_cfg=None
+    )
+    neck.fixed(add_extra_convs=False, extra_convs_on_inputs=False, relu_before_extra_convs=False)
+    neck.fixed(no_norm_on_lateral=False)
     neck.done()
-    head.expect("in_channels", (_FPN_CHANNELS,))
     head.expect("in_index", ([0, 1, 2, 3],), default=-1)
-    head.expect("feature_strides", ([4, 8, 16, 32],))
-    head.expect("channels", (128,))
-    head.expect("dropout_ratio", (0.1,), default=0.1)
-    head.expect("input_transform", ("multiple_select",))
+    head.fixed(in_channels=[256, 256, 256, 256], feature_strides=[4, 8, 16, 32], channels=128, dropout_ratio=0.1)
+    head.fixed(input_transform="multiple_select")
 
 
 def _check_up_head(model: Node, head: Node, name: str) -> None:
     """SETR-Naive and SETR-PUP: both see stage 4 only, at stride 8; neither applies the dropout it may be given."""
     _output(model, ("decode_head",))
-    head.expect("in_channels", (512,))
     head.expect("embed_dim", (512,), default=1024)
     head.expect("in_index", (0, 1, -1))  # one map comes out, and the published files count it in both ways
-    head.expect("input_transform", (None,))
-    head.expect("upsampling_method", ("bilinear",))
+    head.fixed(in_channels=512, input_transform=None, upsampling_method="bilinear")
     if name == "setr_pup":
-        head.expect("channels", (256,))
-        head.expect("num_upsampe_layer", (4,))
+        head.fixed(channels=256, num_upsampe_layer=4)
         head.harmless("img_size", "conv3x3_conv1x1")
     else:
-        head.expect("channels", (512,))
-        head.expect("img_size", (769,))
-        head.expect("conv3x3_conv1x1", (False,))
+        head.fixed(channels=512, img_size=769, conv3x3_conv1x1=False)
         head.harmless("num_upsampe_layer")
     head.harmless("dropout_ratio")
 
 
 def _check_mla(model: Node, head: Node) -> None:
     _output(model, ("decode_head_multi",))
-    head.expect("in_channels", (512,))
-    head.expect("channels", (512,))
-    head.expect("img_size", (769,))
+    head.fixed(in_channels=512, channels=512, img_size=769, mlahead_channels=128)
     head.expect("mla_channels", (_STAGE_CHANNELS,), default=256)
-    head.expect("mlahead_channels", (128,))
     head.harmless("dropout_ratio", "in_index", "input_transform")
 
 
 def _map_loss(head: Node) -> None:
     loss = head.child("loss_decode")
-    loss.expect("type", ("CrossEntropyLoss",))
-    loss.expect("use_sigmoid", (False,))
-    loss.expect("use_mask", (False,))
-    loss.expect("loss_weight", (1.0,))
-    loss.expect("reduction", ("mean",))
-    loss.expect("avg_non_ignore", (False,))
+    loss.fixed(type="CrossEntropyLoss", use_sigmoid=False, use_mask=False, loss_weight=1.0, reduction="mean")
+    loss.fixed(avg_non_ignore=False)
     loss.harmless("loss_name")
     if loss.has("class_weight"):
         loss.give("class_weight", "train.class_weights")
@@ -311,15 +265,12 @@ def _map_optimizer(top: Node) -> None:
         optimizer.expect("type", ("AdamW",), default=None)
         for key, default in (("lr", 1e-3), ("betas", (0.9, 0.999)), ("eps", 1e-8), ("weight_decay", 1e-2)):
             optimizer.give(key, f"optim.{key}", default)
-        optimizer.expect("amsgrad", (False,))
-        optimizer.expect("paramwise_cfg", (None, {}))
-        optimizer.expect("constructor", ("DefaultOptimizerConstructor",))
+        optimizer.fixed(amsgrad=False, paramwise_cfg={}, constructor="DefaultOptimizerConstructor")
         optimizer.done()
     else:
         top.note("optimizer", "absent; the published AdamW holds")
     hook = top.child("optimizer_config")
-    hook.expect("type", ("OptimizerHook",))
-    hook.expect("grad_clip", (None,))
+    hook.fixed(type="OptimizerHook", grad_clip=None)
     hook.done()
 
 

@@ -1,4 +1,4 @@
-"""Owns the bookkeeping of a mapping: which keys of a foreign configuration were understood, and what became of them."""
+"""The bookkeeping of a mapping: which keys of a foreign configuration were understood, and what became of them."""
 
 from __future__ import annotations
 
@@ -95,6 +95,16 @@ class Node:
         seen = show(value) if key in self.values else f"absent, which means {show(value)}"
         self.fault(key, f"{seen}, wanted {' or '.join(_literal(item) for item in allowed)}")
         return None
+
+    def fixed(self, **wanted: Any) -> None:
+        """Keys that must have these values where they are given; an empty list or dict may also be None."""
+        for key, value in wanted.items():
+            self.expect(key, (value, None) if value in ([], {}) else (value,))
+
+    def required(self, **wanted: Any) -> None:
+        """Keys that must be there with these values."""
+        for key, value in wanted.items():
+            self.expect(key, (value,), default=None)
 
     def text(self, key: str) -> str | None:
         """A text, None if it is absent or None; anything else is a fault."""
