@@ -19,6 +19,7 @@ import torch
 from dgmn2cli import resources
 from dgmn2cli.config import load_config
 from dgmn2cli.errors import Dgmn2Error, ResourceError
+from dgmn2cli.model.fused.layers import packing_available
 from dgmn2cli.ops import available_backends, deform_attention, deform_unfold
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import describe_device, resolve_device
@@ -34,6 +35,7 @@ REQUIRED = (
     "requests",
     "urllib3",
     "gdown",
+    "filelock",
     "safetensors",
     "opencv-python-headless",
     "simplejpeg",
@@ -91,6 +93,7 @@ def examine(zoo: Zoo, cache: Path, device: str = "auto") -> Examination:
         _guarded(f"device {device}", lambda: _try_device(device)),
         *_gpus(),
         *_backends(device),
+        _packing(),
         _guarded("models", lambda: _models(zoo)),
         *_shared_memory(),
         _cache_folder(cache),
@@ -176,6 +179,14 @@ def _backends(device: str) -> Iterator[Finding]:
             )
         else:
             yield Finding(f"op backend {name}", "note", f"not available: {availability.reason}")
+
+
+def _packing() -> Finding:
+    """Whether inference on the CPU can use oneDNN's prepacked weights."""
+    works, why = packing_available()
+    return Finding(
+        "prepacked weights", "ok" if works else "note", "yes" if works else f"no: {why}; inference is slower"
+    )
 
 
 def self_test(backend: str, device: str) -> str:

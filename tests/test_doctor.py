@@ -115,6 +115,14 @@ def test_little_shared_memory_is_noted(free, verdict, monkeypatch, tmp_path):
     assert list(doctor._shared_memory()) == []
 
 
+def test_plain_layers_instead_of_prepacked_ones_are_noted(monkeypatch):
+    assert doctor._packing().verdict == "ok" or not torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(doctor, "packing_available", lambda: (False, "no such operator"))
+    found = doctor._packing()
+    assert found.verdict == "note"
+    assert "no such operator" in found.value
+
+
 def test_it_works_without_proc(monkeypatch, tmp_path):
     """As on macOS."""
     hidden = []

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from dgmn2cli.bench.implementations import Implementation, NetworkSpec, build, compare, random_images
 from dgmn2cli.bench.macs import count_executed, count_macs, count_parameters
-from dgmn2cli.bench.report import ProfileRow, Report, Row
+from dgmn2cli.bench.report import PartRow, Report, Row
 from dgmn2cli.bench.request import Request
 from dgmn2cli.bench.timing import Step, alternate, best_gflops, matrix_probes
 from dgmn2cli.model.shapes import shapes_only
@@ -206,14 +206,14 @@ def profile_network(spec: NetworkSpec, used: Implementation, request: Request, r
     total = sum(seconds for seconds, _ in operators) or 1.0
     for seconds, event in operators[:SHOWN]:
         calls = event.count // runs
-        report.rows.append(ProfileRow(spec.name, event.key, calls, seconds, seconds / total, "all operators"))
+        report.rows.append(PartRow(spec.name, event.key, seconds, seconds / total, "all operators", calls=calls))
     for name, seconds in parts.items():
-        report.rows.append(ProfileRow(spec.name, name, 1, seconds, seconds / sum(parts.values()), "all parts"))
+        report.rows.append(PartRow(spec.name, name, seconds, seconds / sum(parts.values()), "all parts"))
     op = next((event for _, event in operators if event.key == COMPILED_OP), None)
     if op is not None and "backbone" in parts:  # which alone calls it
         seconds = op.cpu_time_total / 1e6 / runs
-        share = seconds / parts["backbone"]
-        report.rows.append(ProfileRow(spec.name, "deform_attention", op.count // runs, seconds, share, "the backbone"))
+        share, calls = seconds / parts["backbone"], op.count // runs
+        report.rows.append(PartRow(spec.name, "deform_attention", seconds, share, "the backbone", calls=calls))
 
 
 def _name_parts(network: nn.Module) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dgmn2cli.bench.implementations import Implementation, NetworkSpec, build
-from dgmn2cli.bench.report import Report, StageRow
+from dgmn2cli.bench.report import PartRow, Report
 from dgmn2cli.bench.request import Request
 from dgmn2cli.bench.timing import quantile, synchronize
 from dgmn2cli.config import InferenceConfig
@@ -43,7 +43,9 @@ def measure_pipeline(
     Raises:
         CheckFailed: the staged way and the ordinary path give different masks.
     """
-    segmenter = stand_in_segmenter(spec, used, inference)
+    name = describe_device(torch.device(used.device))
+    info = RunInfo(spec.name, "stand-in weights", "", used.device, name, used.dtype, used.backend, used.form)
+    segmenter = Segmenter(build(spec, used), CITYSCAPES, info, inference)
     staged: list[dict[str, float]] = []
     whole: list[float] = []
     with tempfile.TemporaryDirectory(prefix="dgmn2-benchmark-") as folder:
@@ -68,22 +70,7 @@ def measure_pipeline(
     for stage, samples in series.items():
         p50, p95 = quantile(samples, 0.5), quantile(samples, 0.95)
         rate = 1 / p50 if stage in ("sum", "wall") else None
-        report.rows.append(StageRow(spec.name, stage, p50, p95, p50 / in_all, rate))
-
-
-def stand_in_segmenter(spec: NetworkSpec, used: Implementation, inference: InferenceConfig) -> Segmenter:
-    """A segmenter on stand-in weights."""
-    info = RunInfo(
-        model=spec.name,
-        checkpoint="stand-in weights",
-        sha256="",
-        device=used.device,
-        device_name=describe_device(torch.device(used.device)),
-        dtype=used.dtype,
-        backend=used.backend,
-        form=used.form,
-    )
-    return Segmenter(build(spec, used), CITYSCAPES, info, inference)
+        report.rows.append(PartRow(spec.name, stage, p50, p50 / in_all, "file to mask", p95, per_second=rate))
 
 
 def synthetic_image(width: int, height: int) -> np.ndarray:

@@ -155,48 +155,33 @@ class Row:
 
 
 @dataclass(frozen=True)
-class StageRow:
-    """One stage on an image's way from file to mask.
+class PartRow:
+    """One part of a whole: a stage on an image's way from file to mask, or an operator or part of a profiled network.
 
     Attributes:
         name: the model.
-        stage: `decode`, `preprocess`, `windows`, `stitch`, `argmax`, `encode`; then `sum`, and `wall`, the
-            same work by the ordinary path, untimed inside.
-        p50, p95: seconds an image.
-        share: of the sum's p50, 0 to 1.
+        part: `decode`, `preprocess`, `windows`, `stitch`, `argmax`, `encode`, their `sum`, and `wall`, the same work by
+            the ordinary path, untimed inside; or PyTorch's name of an operator, `backbone`, `neck`, `head`, or
+            `deform_attention`.
+        seconds: of one run (the median); of an operator in itself, operators it called excluded.
+        share: of what `of` names, 0 to 1.
+        of: `file to mask`, `all operators`, `all parts` or `the backbone`.
+        p95: seconds that 95 % of the runs kept to.
+        calls: in one run.
         per_second: images a second, of `sum` and `wall`.
     """
 
     name: str
-    stage: str
-    p50: float
-    p95: float
-    share: float
-    per_second: float | None = None
-
-
-@dataclass(frozen=True)
-class ProfileRow:
-    """One operator or part of a network in a profile.
-
-    Attributes:
-        name: the model.
-        part: PyTorch's name of the operator; or `backbone`, `neck`, `head`, or `deform_attention`.
-        calls: in one run.
-        seconds: of one run; of an operator in itself, operators it called excluded.
-        share: of what `of` names, 0 to 1.
-        of: `all operators`, `all parts` or `the backbone`.
-    """
-
-    name: str
     part: str
-    calls: int
     seconds: float
     share: float
     of: str
+    p95: float | None = None
+    calls: int | None = None
+    per_second: float | None = None
 
 
-AnyRow = Row | StageRow | ProfileRow
+AnyRow = Row | PartRow
 
 
 @dataclass

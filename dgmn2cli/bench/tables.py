@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from dgmn2cli.bench import RATIO_HEADING
-from dgmn2cli.bench.report import Report, Row, StageRow
+from dgmn2cli.bench.report import AnyRow, PartRow, Report, Row
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.files import to_plain
 from dgmn2cli.report.charts import ORANGE, Bar, BarGroup
 
 MISSING = "-"
 # headings of columns without numbers
-WORDS = ("implementation", "how", "pass", "stage", "part", "of")
+WORDS = ("implementation", "how", "pass", "part")
 TextTable = tuple[str, list[dict[str, str]]]  # a title, and the rows: heading -> cell
 
 
 def tables(report: Report) -> list[TextTable]:
     """The report's figures: per model, op or image one table of each kind of row."""
     made = []
-    for (name, kind), group in groupby(report.rows, key=lambda row: (row.name, getattr(row, "of", ""))):
+    for (name, whole), group in groupby(report.rows, key=lambda row: (row.name, getattr(row, "of", ""))):
         rows = list(group)
         first = rows[0]
         if not isinstance(first, Row):
-            title = f"of {kind}" if kind else "from file to mask"
-            made.append((f"{name}, {title}", [_other_cells(row) for row in rows]))
+            made.append((f"{name}, of {whole}", _part_cells(rows)))
             continue
         columns, title = _COLUMNS.get(report.bench, _NETWORK), f"{name}, {first.width} x {first.height}"
         if report.bench == "op":
@@ -88,11 +87,10 @@ def bar_groups(report: Report) -> list[BarGroup]:
         if len(held) > 1:
             bars = [Bar(_label(row), ratio, _note(ratio, f"{peak / 1e6:.0f} MB")) for row, ratio, peak in held]
             groups.append(BarGroup(f"{name}, {task}: peak memory above the weights", bars, ORANGE))
-    stages = [row for row in report.rows if isinstance(row, StageRow) and row.stage not in ("sum", "wall")]
+    stages = [row for row in report.rows if isinstance(row, PartRow) and report.bench == "e2e"]
     for name, found in groupby(stages, key=lambda row: row.name):
-        groups.append(
-            BarGroup(f"{name}: from file to mask", [Bar(row.stage, row.p50, _seconds(row.p50)) for row in found])
-        )
+        bars = [Bar(row.part, row.seconds, _seconds(row.seconds)) for row in found if row.part not in ("sum", "wall")]
+        groups.append(BarGroup(f"{name}: from file to mask", bars))
     if not groups:
         raise ConfigError("nothing to draw", where=f"--bench {report.bench}", why="it has no times to compare")
     return groups
@@ -159,10 +157,12 @@ _DECODE: Columns = {
 _COLUMNS = {"op": _OP, "decode": _DECODE}
 
 
-def _other_cells(row: object) -> dict[str, str]:
-    """A row of another kind as it is: shares in percent, other fractions as seconds."""
-    cells = to_plain(row)
-    del cells["name"]
-    cells["share"] = f"{100 * cells['share']:.1f} %"
-    cells = {heading: f"{value:.3g}" if isinstance(value, float) else value for heading, value in cells.items()}
-    return {heading.replace("_", " "): MISSING if cell is None else str(cell) for heading, cell in cells.items()}
+def _part_cells(rows: Sequence[AnyRow]) -> list[dict[str, str]]:
+    """The fields that a row of the group has, seconds as they are and shares in percent."""
+    plain = [{**to_plain(row), "share": f"{100 * row.share:.1f} %"} for row in rows if isinstance(row, PartRow)]
+    used = [key for key in plain[0] if key not in ("name", "of") and any(row[key] is not None for row in plain)]
+
+    def cell(value: object) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value or MISSING)
+
+    return [{key.replace("_", " "): cell(row[key]) for key in used} for row in plain]

@@ -12,8 +12,8 @@ import torch
 
 from dgmn2cli.bench import RATIO_HEADING
 from dgmn2cli.bench.implementations import Agreement, Implementation, compare
-from dgmn2cli.bench.report import Machine, ProfileRow, Report, Row, StageRow, describe_machine, write_csv
-from dgmn2cli.bench.tables import footer, tables
+from dgmn2cli.bench.report import Machine, PartRow, Report, Row, describe_machine, write_csv
+from dgmn2cli.bench.tables import bar_groups, footer, tables
 from dgmn2cli.bench.timing import Rate
 from dgmn2cli.files import to_json
 
@@ -70,14 +70,18 @@ def test_one_table_per_model(report: Report) -> None:
 
 
 def test_other_rows_have_tables_too(report: Report, tmp_path: Path) -> None:
-    stages = Report("e2e", report.machine, [StageRow("m", "decode", 0.001, 0.002, 0.25, None)])
-    cells = {"stage": "decode", "p50": "0.001", "p95": "0.002", "share": "25.0 %", "per second": "-"}
-    assert tables(stages) == [("m, from file to mask", [cells])]
-    operator = ProfileRow("m", "aten::mm", 3, 0.5, 0.75, "all operators")
-    profile = Report("profile", report.machine, [operator, ProfileRow("m", "backbone", 1, 0.75, 0.5, "all parts")])
+    decode = PartRow("m", "decode", 0.001, 0.25, "file to mask", 0.002)
+    whole = PartRow("m", "wall", 0.004, 1.0, "file to mask", 0.004, per_second=250.0)
+    cells = {"part": "decode", "seconds": "0.001", "share": "25.0 %", "p95": "0.002", "per second": "-"}
+    last = {"part": "wall", "seconds": "0.004", "share": "100.0 %", "p95": "0.004", "per second": "250"}
+    stages = Report("e2e", report.machine, [decode, whole])
+    assert tables(stages) == [("m, of file to mask", [cells, last])]
+    assert [bar.label for group in bar_groups(stages) for bar in group.bars] == ["decode"]
+    operator = PartRow("m", "aten::mm", 0.5, 0.75, "all operators", calls=3)
+    profile = Report("profile", report.machine, [operator, PartRow("m", "backbone", 0.75, 0.5, "all parts")])
     first, second = tables(profile)
-    assert list(first[1][0].values()) == ["aten::mm", "3", "0.5", "75.0 %", "all operators"]
-    assert list(second[1][0].values()) == ["backbone", "1", "0.75", "50.0 %", "all parts"]
+    assert first == ("m, of all operators", [{"part": "aten::mm", "seconds": "0.5", "share": "75.0 %", "calls": "3"}])
+    assert second == ("m, of all parts", [{"part": "backbone", "seconds": "0.75", "share": "50.0 %"}])
     with write_csv(profile, tmp_path / "p.csv").open(newline="") as file:
         assert [line["part"] for line in csv.DictReader(file)] == ["aten::mm", "backbone"]
 
