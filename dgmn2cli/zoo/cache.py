@@ -157,25 +157,26 @@ def record(entry: AnyEntry, cache: Path, *, sha256: str, size: int, source: str)
     Raises:
         ResourceError: the cache cannot be written.
     """
-    now = datetime.now(UTC).isoformat(timespec="microseconds")
-    note = Record(entry.key, _origins(entry), entry.sha256, sha256, size, source, now)
     listed = source in [place.address for place in entry.sources]
-    owner = "\n".join((source if listed else "", *(() if listed else note.sources), str(note.stated)))
-    name = f"{entry.key}@{hashlib.sha256(owner.encode()).hexdigest()[:12]}.json"
-    atomic_write(cache / "index" / name, to_json(asdict(note)) + "\n")
+    owner = "\n".join(("source", source) if listed else ("adopted", *_origins(entry))) + f"\n{entry.sha256}"
+    path = cache / "index" / f"{entry.key}@{hashlib.sha256(owner.encode()).hexdigest()[:12]}.json"
+    old, now = _read_record(path), datetime.now(UTC).isoformat(timespec="microseconds")
+    first = old.time if old and old.sha256 == sha256 else now
+    note = Record(entry.key, _origins(entry), entry.sha256, sha256, size, source, first)
+    atomic_write(path, to_json(asdict(note)) + "\n")
     return note
 
 
 def record_path(entry: AnyEntry, cache: Path) -> Path | None:
     """The file of the record in force for `entry`."""
     records = _records(entry, cache)
-    return records[-1][1] if records else None
+    return records[0][1] if records else None
 
 
 def find_record(entry: AnyEntry, cache: Path) -> Record | None:
-    """The newest record of `entry`."""
+    """The oldest record of `entry`: what was verified first is what later content is compared with."""
     records = _records(entry, cache)
-    return records[-1][2] if records else None
+    return records[0][2] if records else None
 
 
 def _records(entry: AnyEntry, cache: Path) -> list[tuple[str, Path, Record]]:

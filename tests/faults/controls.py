@@ -17,6 +17,7 @@ from dgmn2cli import files as reports
 from dgmn2cli.checkpoint import formats, weights
 from dgmn2cli.cli import boundary
 from dgmn2cli.data import description
+from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo import parts
 
@@ -152,6 +153,11 @@ CONTROLS = {
     ),
     "TOML parsed without limits": Control(
         "malformed description", 300, _replace(description, "parse_toml", tomllib.loads)
+    ),
+    "records told apart by their key only": Control(
+        "cache of several manifests",
+        50,
+        _replace(caching.Record, "holds_for", lambda self, entry: self.key == entry.key),
     ),
     "wrong Content-Range trusted": Control(RESUMED, 300, _trust_ranges),
     "ignored Range not noticed": Control(RESUMED, 300, _take_whole_for_rest),

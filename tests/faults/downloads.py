@@ -20,12 +20,14 @@ from pretend_hosts import BAD, GOOD, Host
 from dgmn2cli import zoo
 from dgmn2cli.errors import IntegrityError
 from dgmn2cli.files import hash_file
+from dgmn2cli.zoo import bundle
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo.http import Limits
 from dgmn2cli.zoo.manifest import Source
 from faults.verdicts import Faults, Kind, Violation, end_child, in_child, judged, start_child
 
 CONTENT = random.Random(7).randbytes(200_000)
+FOREIGN = random.Random(8).randbytes(200_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 HASTY = Limits(connect=0.4, read=0.3, total=1.0, retries=1, backoff=0.01)
 PATIENT = Limits(connect=10, read=10, total=30, retries=2, backoff=0.01)
@@ -198,9 +200,70 @@ def _fetching(entry: zoo.ZooEntry, cache: Path, locks: bool = True) -> Callable[
     return run
 
 
+def several_manifests(rng: random.Random, folder: Path, count: int) -> Faults:
+    """Another manifest takes another file under the same key, in any way: the published entry has nothing from it."""
+    (folder / "own").write_bytes(CONTENT)
+    (folder / "foreign").write_bytes(FOREIGN)
+    own, foreign = Source("file", str(folder / "own")), Source("file", str(folder / "foreign"))
+    entry = dataclasses.replace(zoo.find("setr_pup-tiny"), params=10_000, sources=(own,))
+    for index in range(count):
+        stated = rng.choice((None, hashlib.sha256(FOREIGN).hexdigest()))
+        lists = [(own, foreign), (foreign, own), (foreign,), *([(own,)] if stated else [])]
+        other = dataclasses.replace(entry, sources=rng.choice(lists), sha256=stated)
+        how, before = rng.choice(("source", "--source", "file", "folder", "bundle")), rng.random() < 0.3
+
+        def judge(
+            index: int = index, other: zoo.ZooEntry = other, how: str = how, before: bool = before
+        ) -> str:  # fmt: skip
+            cache = folder / f"cache{index}"
+            if before:
+                fetching.fetch(entry, cache=cache, verify=hash_file)
+            try:
+                _take(other, how, folder, cache)
+            except IntegrityError:
+                if not (before and own in other.sources and other.sha256 is None):
+                    raise
+                return "refused 3"  # the source that both list gave another file before
+            found = zoo.locate(entry, cache)
+            if (found is not None) != before or (found and found.path.read_bytes() != CONTENT):
+                raise Violation("another manifest's file counts as the published one")
+            outcome = judged(
+                lambda: fetching.fetch(entry, cache=cache, verify=hash_file), set(),
+                lambda file: file.path.read_bytes() == CONTENT,
+            )  # fmt: skip
+            theirs = zoo.locate(other, cache)
+            if theirs is None or theirs.path.read_bytes() != FOREIGN:
+                raise Violation("the other manifest lost its file")
+            shutil.rmtree(cache)
+            return outcome
+
+        yield f"{index} {how}, hash {'stated' if other.sha256 else 'not stated'}, {len(other.sources)} sources", judge
+
+
+def _take(other: zoo.ZooEntry, how: str, folder: Path, cache: Path) -> None:
+    """The foreign file comes into the cache as `other`."""
+    source = Source("file", str(folder / "foreign"))
+    if how in ("source", "--source"):
+        sources = (source,) if how == "source" else (Source("file", str(folder / "foreign" / ".." / "foreign")),)
+        fetching.fetch(other, cache=cache, verify=hash_file, sources=(source, *sources), force=True)
+        return
+    offered = folder / "offered"
+    shutil.rmtree(offered, ignore_errors=True)
+    offered.mkdir()
+    shutil.copy(folder / "foreign", offered / "model.pth")
+    path = {"file": offered / "model.pth", "folder": offered, "bundle": offered / "bundle.tar"}[how]
+    if how == "bundle":
+        (file,) = bundle.adopt_offered(
+            offered, [other], all_wanted=True, cache=offered / "cache", verify_for=lambda _: hash_file
+        )
+        bundle.write_bundle([file], path)
+    bundle.adopt_offered(path, [other], all_wanted=True, cache=cache, verify_for=lambda _: hash_file)
+
+
 KINDS = (
     Kind("misbehaving server", misbehaviours, (len(GOOD) + len(BAD)) * len(OLD_PARTS), 60, patience=20),
     Kind("resumed download, nothing checked behind it", resumptions, 800, 30, patience=20),
     Kind("kill -9 during a download", kills, 240, 5, patience=40),
+    Kind("cache of several manifests", several_manifests, 200, 20, patience=20),
     Kind("eight processes at once", crowds, 60, 2, patience=60),
 )

@@ -121,11 +121,21 @@ def test_a_hash_that_another_manifest_states_is_no_record(tmp_path, entry):
     other = dataclasses.replace(entry, sha256=SHA256)
     for source in ("/home/me/adopted.pth", entry.sources[0].address):
         caching.record(other, tmp_path, sha256=SHA256, size=len(CONTENT), source=source)
-        assert caching.find_record(other, tmp_path).source == source
+        assert caching.find_record(other, tmp_path).sha256 == SHA256
         assert caching.find_record(entry, tmp_path) is None
 
 
-def test_the_newest_record_counts(tmp_path, entry, monkeypatch):
+def test_the_record_of_what_was_verified_first_counts(tmp_path, entry):
+    """A mirror that another manifest lists, too, must not change what is known here."""
+    both = dataclasses.replace(entry, sources=(*entry.sources, MIRROR))
+    caching.record(both, tmp_path, sha256=SHA256, size=1, source=MIRROR.address)
+    caching.record(entry, tmp_path, sha256="1" * 64, size=1, source=entry.sources[0].address)
+    caching.record(both, tmp_path, sha256=SHA256, size=1, source=MIRROR.address)
+    assert caching.expected_sha256(both, tmp_path) == SHA256
+    assert caching.expected_sha256(entry, tmp_path) == "1" * 64
+
+
+def test_a_new_record_from_the_same_source_replaces_the_old(tmp_path, entry):
     caching.record(entry, tmp_path, sha256="1" * 64, size=1, source="old")
     path = caching.record_path(entry, tmp_path)
     caching.record(entry, tmp_path, sha256=SHA256, size=1, source="new")
