@@ -15,8 +15,8 @@ from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.cli.render import MISSING, billions, emit, make_table, megabytes, millions, percent, record_table
 from dgmn2cli.errors import CheckFailed, ConfigError, printable
 from dgmn2cli.zoo import AnyEntry, ZooEntry, locate, pin_state
+from dgmn2cli.zoo.cache import FileCheck, pin, verify_cache
 from dgmn2cli.zoo.manifest import shown
-from dgmn2cli.zoo.upkeep import FileCheck, pin, verify_cache
 
 PIN_MEANING = {
     "pinned": "pinned (the manifest states the hash)",

@@ -13,7 +13,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -29,15 +29,6 @@ FORMAT = 1
 MAX_FILES = 1000  # files of a folder or bundle that are looked at
 
 VerifyFor = Callable[[AnyEntry], Verify]
-
-
-@dataclass(frozen=True)
-class BundleFile:
-    """One line of a bundle's index."""
-
-    key: str
-    sha256: str
-    size: int
 
 
 def adopt_offered(
@@ -66,8 +57,8 @@ def adopt_offered(
 
     def adopt(entry: AnyEntry, file: Path, checked: str = "") -> FetchedFile:
         with open_regular(file) as stream:
-            download = Download(entry, cache, verify_for(entry), observer=observer)
             total, name = os.fstat(stream.fileno()).st_size, str(file.absolute())
+            download = Download(entry, cache, verify_for(entry), observer)
             return download.adopt(stream, total, name, checked, verified=bool(checked))
 
     if is_bundle(path):
@@ -97,8 +88,8 @@ def plan_offered(path: Path, entries: Sequence[AnyEntry], *, cache: Path, verify
     """
     if is_bundle(path):
         with _bundle(path) as (_, index):
-            wanted = [line for line in index if line.key in {entry.key for entry in entries}]
-        return [f"{line.key}: would be adopted from the bundle, {line.size:,} bytes" for line in wanted]
+            wanted = [line for line in index if line[0] in {entry.key for entry in entries}]
+        return [f"{key}: would be adopted from the bundle, {size:,} bytes" for key, _, size in wanted]
     fitting = _fitting(path, entries, cache, verify_for)
     return [f"{entry.key}: would be adopted from {file}" for entry, file, _ in fitting]
 
@@ -171,7 +162,8 @@ def write_bundle(files: Sequence[FetchedFile], path: Path) -> Path:
         IntegrityError: a file changed meanwhile.
         ResourceError: the bundle cannot be written.
     """
-    index = to_json({"format": FORMAT, "files": [BundleFile(file.key, file.sha256, file.size) for file in files]})
+    lines = [{"key": file.key, "sha256": file.sha256, "size": file.size} for file in files]
+    index = to_json({"format": FORMAT, "files": lines})
 
     def write(target: BinaryIO) -> None:
         with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -248,17 +240,17 @@ def _from_bundle(
             if number > MAX_FILES:
                 raise _no_bundle(path, f"more than {MAX_FILES:,} members")
             for entry in entries:
-                stated = {line.sha256 for line in index if line.key == entry.key}
+                stated = [line[1] for line in index if line[0] == entry.key]
                 sha256 = next((each for each in stated if member.name == f"files/{each}.pth"), None)
                 if member.isreg() and sha256 and (stream := tar.extractfile(member)):
-                    download = Download(entry, cache, verify_for(entry), observer=observer)
+                    download = Download(entry, cache, verify_for(entry), observer)
                     found.append(download.adopt(stream, member.size, f"{path.absolute()}: {entry.key}", sha256))
     return found
 
 
 @contextmanager
-def _bundle(path: Path) -> Iterator[tuple[tarfile.TarFile, list[BundleFile]]]:
-    """The open tar, and its index.
+def _bundle(path: Path) -> Iterator[tuple[tarfile.TarFile, list[tuple[str, str, int]]]]:
+    """The open tar, and of its index key, sha256 and size of each file.
 
     Raises:
         IntegrityError: it is no bundle, or damaged.
@@ -275,10 +267,10 @@ def _bundle(path: Path) -> Iterator[tuple[tarfile.TarFile, list[BundleFile]]]:
             raise _no_bundle(path, f"it is damaged ({type(error).__name__})") from error
 
 
-def _read_index(stream: IO[bytes], path: Path) -> list[BundleFile]:
+def _read_index(stream: IO[bytes], path: Path) -> list[tuple[str, str, int]]:
     try:
         index = json.loads(stream.read(RECORD_LIMIT).decode())
-        lines = [BundleFile(str(f["key"]), str(f["sha256"]), int(f["size"])) for f in index["files"]]
+        lines = [(str(f["key"]), str(f["sha256"]), int(f["size"])) for f in index["files"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _no_bundle(path, "its index cannot be read") from error
     if index.get("format") != FORMAT or len(lines) > MAX_FILES:

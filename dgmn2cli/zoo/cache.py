@@ -13,14 +13,17 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from dgmn2cli.errors import Dgmn2Error, ResourceError
-from dgmn2cli.files import atomic_write, read_bounded, to_json
-from dgmn2cli.zoo.manifest import AnyEntry
+from dgmn2cli.errors import ConfigError, Dgmn2Error, IntegrityError, ResourceError
+from dgmn2cli.files import atomic_write, hash_file, read_bounded, to_json
+from dgmn2cli.observer import Observer, Silent
+from dgmn2cli.zoo.manifest import AnyEntry, Zoo
+from dgmn2cli.zoo.parse import load_zoo
 
 RECORD_LIMIT = 100_000  # bytes; a record has about 500
 Pin = Literal["pinned", "recorded", "unknown"]
@@ -28,21 +31,13 @@ Pin = Literal["pinned", "recorded", "unknown"]
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A file of the cache as the index knows it; its content is not yet checked.
-
-    Attributes:
-        path: where it is.
-        sha256: the hash it must have.
-        size: its bytes on disk now.
-        pin: `pinned` if the manifest states the hash, `recorded` if it was noted after the first verified download.
-        source: where it came from, in words; empty if only the manifest is known.
-    """
+    """A file of the cache as the index knows it; its content is not yet checked."""
 
     path: Path
-    sha256: str
-    size: int
-    pin: Pin
-    source: str
+    sha256: str  # the hash it must have
+    size: int  # its bytes on disk now
+    pin: Literal["pinned", "recorded"]  # the manifest states the hash, or it was noted after a verified download
+    source: str  # where it came from, in words; empty if only the manifest is known
 
 
 @dataclass(frozen=True)
@@ -51,24 +46,15 @@ class Record:
 
     It holds for entries that have the source it came from, and for the very entry that a file of the user's was adopted
     for; another manifest's entry of the same key, or one that states another hash or none, has nothing from it.
-
-    Attributes:
-        key: the entry's key.
-        sources: the entry's sources at that time.
-        stated: the hash its manifest stated, None if it stated none and the content was verified by structure.
-        sha256: hash of the verified content.
-        size: its bytes.
-        source: the address or file it came from.
-        time: when, UTC, ISO 8601.
     """
 
     key: str
-    sources: tuple[str, ...]
-    stated: str | None
+    sources: tuple[str, ...]  # the entry's at that time
+    stated: str | None  # the hash its manifest stated; None if the content was verified by structure
     sha256: str
     size: int
-    source: str
-    time: str
+    source: str  # the address or file it came from
+    time: str  # UTC, ISO 8601
 
     def holds_for(self, entry: AnyEntry) -> bool:
         """Whether this is a record of `entry`, whatever manifest it stands in."""
@@ -115,10 +101,8 @@ def file_path(cache: Path, sha256: str) -> Path:
 
 def expected_sha256(entry: AnyEntry, cache: Path) -> str | None:
     """The hash the entry's file must have: the manifest's, else the recorded one, else None."""
-    if entry.sha256:
-        return entry.sha256
     record = find_record(entry, cache)
-    return record.sha256 if record else None
+    return entry.sha256 or (record.sha256 if record else None)
 
 
 def pin_state(entry: AnyEntry, cache: Path) -> Pin:
@@ -204,3 +188,91 @@ def _read_record(path: Path) -> Record | None:
 
 def _origins(entry: AnyEntry) -> tuple[str, ...]:
     return tuple(f"{source.type}:{source.location}" for source in entry.sources)
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """What hashing an entry's file again showed."""
+
+    key: str
+    state: Literal["good", "damaged", "not on disk"]
+    pin: Pin
+    path: Path | None  # None if it is not there
+    size: int | None
+    sha256: str | None  # the hash it must have, None if not known
+
+
+def verify_cache(entries: Sequence[AnyEntry], cache: Path, observer: Observer | None = None) -> list[FileCheck]:
+    """Hashes every entry's file again.
+
+    Raises:
+        ResourceError: a file may not be read.
+    """
+    return [_verify(entry, cache, observer or Silent()) for entry in entries]
+
+
+def _verify(entry: AnyEntry, cache: Path, observer: Observer) -> FileCheck:
+    found = locate(entry, cache)
+    if found is None:
+        sha256 = expected_sha256(entry, cache)
+        return FileCheck(entry.key, "not on disk", pin_state(entry, cache), None, None, sha256)
+    observer.begin(entry.key, found.size, unit="bytes")
+    good = hash_file(found.path, observer.advance) == found.sha256
+    return FileCheck(entry.key, "good" if good else "damaged", found.pin, found.path, found.size, found.sha256)
+
+
+def pin(
+    zoo: Zoo,
+    entries: Sequence[AnyEntry],
+    cache: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> list[str]:
+    """Writes a copy of the manifest in which the recorded hashes and sizes are stated.
+
+    Args:
+        zoo: the manifest in force.
+        entries: whose hashes; all that are recorded if empty.
+        cache: the cache folder.
+        out: the manifest to write.
+        overwrite: replace `out` if it exists.
+        observer: told the bytes hashed.
+
+    Returns:
+        The keys that are pinned now and were not before.
+
+    Raises:
+        ConfigError: `out` exists, or nothing is recorded (of an entry named).
+        IntegrityError: a file on disk no longer has its recorded hash.
+    """
+    if out.exists() and not overwrite:
+        raise ConfigError("the manifest is not written", where=out, why="it exists", hint="Add --overwrite.")
+    facts = {}
+    for entry in [entry for entry in entries or (*zoo.segmentors, *zoo.backbones) if entry.sha256 is None]:
+        if record := find_record(entry, cache):
+            if _verify(entry, cache, observer or Silent()).state == "damaged":
+                hint = f"Get it again with `dgmn2 download {entry.key}`."
+                raise IntegrityError("the hash is not pinned", where=entry.key, why="the file is damaged", hint=hint)
+            facts[entry.key] = {"sha256": record.sha256, "size": record.size}
+        elif entries:
+            hint = f"Run `dgmn2 download {entry.key}` first."
+            raise ConfigError("no hash is recorded", where=entry.key, hint=hint)
+    if not facts and not entries:
+        why, hint = "no hash is recorded there", "Download a model first."
+        raise ConfigError("nothing to pin", where=cache, why=why, hint=hint)
+    document = json.loads(zoo.path.read_text(encoding="utf-8"))
+    for item in (*document["segmentors"], *document["imagenet_backbones"]):
+        item.update(facts.get(item["key"], {}))
+        _anchor(item["sources"], zoo.path.parent)
+    atomic_write(out, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    load_zoo(out)
+    return list(facts)
+
+
+def _anchor(sources: list[dict[str, Any]], folder: Path) -> None:
+    """Makes relative paths of `file` sources absolute: the copy may lie elsewhere."""
+    for source in sources:
+        if source["type"] == "file":
+            source["path"] = os.path.join(folder.absolute(), source["path"])

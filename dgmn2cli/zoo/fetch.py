@@ -42,26 +42,15 @@ BY_HAND = "Save it with a browser (`dgmn2 zoo show {0}` has the address); then `
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """An entry's file, its hash just computed.
-
-    Attributes:
-        key: the entry.
-        path: the file in the cache.
-        sha256: hash of its content.
-        size: bytes.
-        source: where it came from, in words.
-        pin: `pinned`: it has the manifest's hash; `recorded`: the hash noted earlier; `new`: its hash was noted now.
-        cached: it was there already.
-        seconds: time taken.
-    """
+    """An entry's file in the cache, its hash just computed."""
 
     key: str
     path: Path
     sha256: str
-    size: int
-    source: str
-    pin: Literal["pinned", "recorded", "new"]
-    cached: bool
+    size: int  # bytes
+    source: str  # where it came from, in words
+    pin: Literal["pinned", "recorded", "new"]  # its hash is the manifest's, the one noted earlier, or noted now
+    cached: bool  # it was there already
     seconds: float
 
 
@@ -98,7 +87,7 @@ def fetch(
     usable = [s for s in (entry.sources if sources is None else sources) if not offline or s.type == "file"]
     if not usable:
         raise _nothing_to_ask(entry, cache, force)
-    download = Download(entry, cache, verify, limits, observer)
+    download = Download(entry, cache, verify, observer, limits)
     with download.turn():
         return (None if force else from_cache(entry, cache)) or download.from_sources(usable)
 
@@ -117,9 +106,8 @@ def from_cache(entry: AnyEntry, cache: Path, observer: Observer | None = None) -
     if hash_file(found.path, observer.advance) != found.sha256:
         observer.note(f"The cached file of {entry.key} is damaged: {found.path}")
         return None
-    pin: Literal["pinned", "recorded"] = "pinned" if entry.sha256 else "recorded"
     seconds = time.monotonic() - began
-    return FetchedFile(entry.key, found.path, found.sha256, found.size, found.source, pin, True, seconds)
+    return FetchedFile(entry.key, found.path, found.sha256, found.size, found.source, found.pin, True, seconds)
 
 
 def size_limit(entry: AnyEntry) -> int:
@@ -146,12 +134,7 @@ class Download:
     """One entry's file on its way into the cache; the arguments are those of `fetch`."""
 
     def __init__(
-        self,
-        entry: AnyEntry,
-        cache: Path,
-        verify: Verify,
-        limits: Limits | None = None,
-        observer: Observer | None = None,
+        self, entry: AnyEntry, cache: Path, verify: Verify, observer: Observer | None, limits: Limits | None = None
     ) -> None:
         self.entry, self.cache, self.parts, self.verify = entry, cache, cache / "parts", verify
         self.limits, self.observer = limits or Limits(), observer or Silent()
@@ -169,7 +152,6 @@ class Download:
             except Timeout:
                 self.observer.note(f"Another process fetches {self.entry.key}; waiting for it.")
                 lock.acquire(timeout=min(TURN_LIMIT, self.limits.total), poll_interval=0.1)
-                self.known = caching.expected_sha256(self.entry, self.cache)
         try:
             yield
         finally:
@@ -342,6 +324,7 @@ class Download:
     def _finish(self, source: Source, part: Part, stated: str = "", verified: bool = False) -> FetchedFile:
         """Checks a complete part, publishes it and notes what it is."""
         part.sync()
+        self.known = caching.expected_sha256(self.entry, self.cache)  # another process may have been quicker
         sha256 = self._check(source, part, stated, verified)
         size, target = part.size, caching.file_path(self.cache, sha256)
         part.publish(target)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from urllib.parse import urljoin, urlsplit
 
@@ -24,15 +25,6 @@ AGENT = f"dgmn2cli/{__version__}"
 BLOCK = 1 << 16  # bytes of a body read at a time
 MAX_REDIRECTS = 10
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
-MEANING = {
-    204: "there is no content",
-    401: "it wants a password",
-    403: "access is refused",
-    404: "there is no such file",
-    410: "the file is gone",
-    429: "too many requests",
-    **dict.fromkeys((301, 302, 303, 307, 308), "it leads on, but not where to"),
-}
 GO_ON = "Run it again; it goes on where it stopped if the server allows."
 # what requests, urllib3 and http.client raise on a server that misbehaves
 NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
@@ -201,7 +193,8 @@ def _check_status(response: requests.Response, url: str) -> None:
     status = response.status_code
     if status in (200, 206, 416):
         return
-    why = f"status {status}" + (f": {MEANING[status]}" if status in MEANING else "")
+    phrase = HTTPStatus(status).phrase.lower() if status in list(HTTPStatus) else "no known status"
+    why = f"status {status}: {phrase}"
     if status in TEMPORARY:
         error = TemporaryError("the server refuses", where=place_of(url), why=why, hint="Try again later.")
         error.retry_after = response.headers.get("Retry-After", "")

@@ -23,18 +23,10 @@ UNTAGGED = "-"  # the server did not say which version it sent
 
 
 class Part:
-    """A part file of this process, open for appending.
+    """A part file of this process, open for appending: `size` bytes so far of the version `tag`.
 
-    Args:
-        folder: created if it is not there.
-        stem: which entry from which source; the new part begins with the longest abandoned part of that stem, and the
-            others are removed.
-
-    Attributes:
-        path: where it is.
-        size: bytes so far.
-        tag: which version of the source's content it is the beginning of.
-        continued: whether its content came in more than one piece, so that the pieces may not belong together.
+    It begins with the longest abandoned part of `stem` (which entry from which source); the others are removed.
+    `continued` says that its content came in more than one piece, so that the pieces may not belong together.
 
     Raises:
         ResourceError: the folder cannot be written.

@@ -125,7 +125,7 @@ WRONG = [
     ("backbone", "cut", 3, "the file is not the model (dgmn2_tiny from http://"),
     ("backbone", "flipped", 3, "the file is not the model (dgmn2_tiny from http://"),
     ("backbone", "page", 4, "a web page instead of the file"),
-    ("backbone", "404", 4, "status 404: there is no such file"),
+    ("backbone", "404", 4, "status 404"),
     ("backbone", "page", 4, "`dgmn2 download dgmn2_tiny --from FILE`"),
 ]
 
