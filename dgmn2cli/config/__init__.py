@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dgmn2cli.config.load import is_path, load_config, load_config_text, published_names
 from dgmn2cli.config.mmcv import read_mmcv_file, read_mmcv_text
-from dgmn2cli.config.mmcv.map import map_mmcv
 from dgmn2cli.config.schema import (
     AugmentConfig,
     Config,
@@ -34,7 +33,6 @@ __all__ = [
     "is_path",
     "load_config",
     "load_config_text",
-    "map_mmcv",
     "published_names",
     "read_mmcv_file",
     "read_mmcv_text",

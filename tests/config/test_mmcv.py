@@ -13,10 +13,8 @@ from dgmn2cli.config import (
     config_difference,
     load_config,
     load_config_text,
-    map_mmcv,
     published_names,
     read_mmcv_file,
-    read_mmcv_text,
 )
 from dgmn2cli.config.mmcv.stock import CITYSCAPES_CLASSES, stock_file
 from dgmn2cli.config.mmcv.syntax import parse
@@ -281,16 +279,6 @@ def test_harmless_keys_and_unused_names_are_notes(published_tree: Path):
     assert any(note.startswith("evaluation.metric") for note in notes)
 
 
-def test_map_mmcv_gives_sections_and_notes():
-    values, notes = map_mmcv(read_mmcv_text(flat_text("fpn", "large"), "text").values)
-    assert values["model"] == {"backbone": "large", "head": "fpn", "num_classes": 19}
-    assert values["optim"]["lr"] == 1e-4
-    assert any("ImageNet" in note for note in notes)
-    with pytest.raises(ConfigError) as caught:
-        map_mmcv({"model": {"type": "Other"}})
-    assert "model.type: 'Other', wanted 'EncoderDecoder'" in caught.value.faults
-
-
 def test_merging_is_mmcvs(tmp_path: Path):
     (tmp_path / "base.py").write_text("a = dict(b=dict(c=1, d=[1, 2]), e=2)\nf = [dict(g=1)]\nh = (1, 2)\n")
     (tmp_path / "other.py").write_text("i = 'x' 'y'\nj = 2 * 3 + 4 / 8 - 2 ** 3 // 3 % 4\nk = -1.5e3\n")
@@ -341,35 +329,35 @@ def test_bases_that_cannot_be_had_are_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("import os", "top.py:1: the import of 'os' is not read: this reader executes nothing"),
-        ("\n\nfrom os import system", "top.py:3: the import of 'system'"),
-        ("x = __import__('os').system('touch {proof}')", "a call of the attribute '.system'"),
-        ("x = open('{proof}', 'w')", "a call of 'open'"),
-        ("x = eval('1')", "a call of 'eval'"),
-        ("x = (lambda: 1)()", "a call of a lambda"),
+        ("import os", "top.py:1: 'import os' is not read: this reader executes nothing"),
+        ("\n\nfrom os import system", "top.py:3: 'from os import system' is not read"),
+        ("x = __import__('os').system('touch {proof}')", "top.py:1: '__import__('os').system("),
+        ("x = open('{proof}', 'w')", "'open('"),
+        ("x = eval('1')", "'eval('1')' is not read"),
+        ("x = (lambda: 1)()", "'(lambda: 1)()' is not read"),
         ("open('{proof}', 'w')", "is not read"),
-        ("x = [open('{proof}', 'w') for i in (1,)]", "a comprehension"),
-        ("x = f\"{open('{proof}', 'w')}\"", "an f-string"),
-        ("@open\ndef f(x=open('{proof}', 'w')): pass", "a function"),
-        ("class A(metaclass=open): pass", "a class"),
-        ("x = dict.fromkeys('a')", "the attribute '.fromkeys'"),
-        ("x = 1\nx.y = 2", "top.py:2: an assignment to the attribute '.y'"),
-        ("x = dict(a=1)\nx['a'] = 2", "an assignment to a subscript"),
-        ("a, b = 1, 2", "an assignment to a tuple"),
-        ("x: int = 3", "an annotated assignment"),
-        ("x = 1\nx += 1", "an assignment in place"),
-        ("dict = 3", "an assignment to 'dict'"),
+        ("x = [open('{proof}', 'w') for i in (1,)]", "'[open("),
+        ("x = f\"{open('{proof}', 'w')}\"", "'f"),
+        ("@open\ndef f(x=open('{proof}', 'w')): pass", "top.py:2: 'def f("),
+        ("class A(metaclass=open): pass", "'class A(metaclass=open): pass' is not read"),
+        ("x = dict.fromkeys('a')", "'dict.fromkeys('a')' is not read"),
+        ("x = 1\nx.y = 2", "top.py:2: 'x.y = 2' is not read: it assigns to no plain name"),
+        ("x = dict(a=1)\nx['a'] = 2", "top.py:2: 'x['a'] = 2' is not read"),
+        ("a, b = 1, 2", "'a, b = 1, 2' is not read"),
+        ("x: int = 3", "'x: int = 3' is not read"),
+        ("x = 1\nx += 1", "top.py:2: 'x += 1' is not read"),
+        ("dict = 3", "'dict = 3' is not read"),
         ("del x", "is not read"),
         ("if True:\n    x = 1", "is not read"),
-        ("x = [1, 2][0]", "a subscript"),
-        ("x = 1 if True else 2", "a conditional expression"),
-        ("x = not 1", "an operation"),
+        ("x = [1, 2][0]", "'[1, 2][0]' is not read"),
+        ("x = 1 if True else 2", "'1 if True else 2' is not read"),
+        ("x = not 1", "'not 1' is not read"),
         ("x = 1 < 2", "is not read"),
-        ("x = {1, 2}", "a set is not read"),
-        ("x = b'bytes'", "a bytes is not read"),
-        ("x = 1j", "a complex is not read"),
+        ("x = {1, 2}", "'{1, 2}' is not read"),
+        ("x = b'bytes'", "'b'bytes'' is not read"),
+        ("x = 1j", "'1j' is not read"),
         ("x = ...", "is not read"),
-        ("x = [*'ab']", "a * expression"),
+        ("x = [*'ab']", "'*'ab']' is not read"),
         ("x = dict([('a', 1)])", "keywords only"),
         ("x = dict(a=1, a=2)", "'a' is given twice"),
         ("x = dict(a=1, **dict(a=2))", "'a' is given twice"),

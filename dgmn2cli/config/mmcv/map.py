@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any
 
 from dgmn2cli.config.mmcv import MmcvDocument, one_of, same
 from dgmn2cli.config.mmcv.data import map_data
 from dgmn2cli.config.mmcv.node import Mapped, Node, side
 from dgmn2cli.config.mmcv.v1 import marks_of, place_in_v1, to_v0
-from dgmn2cli.config.schema import BACKBONES, SECTIONS, WRONG
-from dgmn2cli.validation import MAX_HINTS, raise_faults, show
+from dgmn2cli.config.schema import BACKBONES
+from dgmn2cli.validation import MAX_HINTS, show
 
 _STAGE_CHANNELS = [64, 128, 320, 512]
 _HARMLESS = (
@@ -23,22 +21,6 @@ _HELPERS = (
     *("norm_cfg", "img_norm_cfg", "crop_size", "dataset_type", "data_root", "train_pipeline", "test_pipeline"),
     *("classes", "palette"),
 )
-
-
-def map_mmcv(raw: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
-    """Our settings, by section, that a merged mmcv-style configuration gives, and notes on what has no counterpart.
-
-    Raises:
-        ConfigError: keys that would change results and have no counterpart; all of them at once.
-    """
-    mapped = map_config(MmcvDocument(dict(raw)))
-    if mapped.faults:
-        raise_faults(WRONG, mapped.faults, "mmcv configuration")
-    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    for key, value in mapped.values.items():
-        section, _, name = key.partition(".")
-        sections[section][name] = value
-    return {section: values for section, values in sections.items() if values}, tuple(mapped.notes)
 
 
 def map_config(document: MmcvDocument) -> Mapped:

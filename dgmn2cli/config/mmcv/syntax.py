@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dgmn2cli.validation import show
+from dgmn2cli.validation import MAX_HINTS, show
 
 MAX_DEPTH = 50  # of brackets, and of values in values
 MAX_VALUES = 200_000  # counted as if every name were written out
@@ -82,7 +82,7 @@ def parse(text: str, label: str) -> Parsed:
     except ValueError as error:
         parsed.faults.append(f"{label}: not Python: {error}")
     else:
-        reader = _Reader(parsed, label)
+        reader = _Reader(parsed, label, text)
         for statement in tree.body:
             reader.statement(statement)
     return parsed
@@ -106,8 +106,8 @@ def _unfit(text: str) -> str:
 class _Reader:
     """Takes statements one by one and keeps the names they assign."""
 
-    def __init__(self, parsed: Parsed, label: str) -> None:
-        self.parsed, self.label = parsed, label
+    def __init__(self, parsed: Parsed, label: str, text: str) -> None:
+        self.parsed, self.label, self.text = parsed, label, text.split("\n")
         self.lines: dict[str, int] = {}
         self.sizes: dict[str, int] = {}
         self.depths: dict[str, int] = {}
@@ -119,12 +119,11 @@ class _Reader:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             return
         if not isinstance(node, ast.Assign):
-            self.fault(node.lineno, f"{_describe(node)} is not read: {_EXECUTES_NOTHING}")
+            self.fault(node.lineno, f"{self.code(node)} is not read: {_EXECUTES_NOTHING}")
             return
         names = [target.id for target in node.targets if isinstance(target, ast.Name)]
         if len(names) != len(node.targets) or set(names) & set(_CALLS):
-            what = f"an assignment to {_describe(node.targets[0])}"
-            self.fault(node.lineno, f"{what} is not read: {_EXECUTES_NOTHING}")
+            self.fault(node.lineno, f"{self.code(node)} is not read: it assigns to no plain name")
             return
         before, self.deepest = self.count, 0
         try:
@@ -151,6 +150,13 @@ class _Reader:
     def fault(self, line: int, text: str) -> None:
         self.parsed.faults.append(f"{self.label}:{line}: {text}")
 
+    def code(self, node: ast.stmt | ast.expr) -> str:
+        """A piece of the text as a message shows it."""
+        if len(self.parsed.faults) >= MAX_HINTS:  # finding it takes a while in long lines
+            return "this"
+        line = self.text[node.lineno - 1].encode("utf-8", "replace")[node.col_offset :]
+        return show(line[:200].decode("utf-8", "replace"))
+
     def value(self, node: ast.expr, level: int) -> Any:
         """The value of an expression `level` brackets deep.
 
@@ -161,7 +167,7 @@ class _Reader:
         if isinstance(node, ast.Constant):
             if node.value is None or isinstance(node.value, (str, int, float)):
                 return self.number(node, node.value)
-            raise _Refused(node, f"{_describe(node)} is not read; wanted a text, a number, True, False or None")
+            raise _Refused(node, f"{self.code(node)} is not read; wanted a text, a number, True, False or None")
         if isinstance(node, ast.Name):
             return self.name(node, level)
         if isinstance(node, (ast.List, ast.Tuple)):
@@ -177,7 +183,7 @@ class _Reader:
                 return -operand if isinstance(node.op, ast.USub) else operand
         if isinstance(node, ast.BinOp):
             return self.arithmetic(node, level)
-        raise _Refused(node, f"{_describe(node)} is not read: {_EXECUTES_NOTHING}")
+        raise _Refused(node, f"{self.code(node)} is not read: {_EXECUTES_NOTHING}")
 
     def grow(self, node: ast.expr, size: int, depth: int) -> None:
         """Counts values and depth, so that a few lines cannot stand for a billion values."""
@@ -219,7 +225,7 @@ class _Reader:
     def call(self, node: ast.Call, level: int) -> Any:
         """`dict(...)`, `list(...)`, `tuple(...)`, `range(...)`; no other call."""
         if not isinstance(node.func, ast.Name) or node.func.id not in _CALLS:
-            raise _Refused(node, f"a call of {_describe(node.func)} is not read: {_EXECUTES_NOTHING}")
+            raise _Refused(node, f"{self.code(node)} is not read: {_EXECUTES_NOTHING}")
         given = [self.value(item, level + 1) for item in node.args]
         if node.func.id == "dict":
             if given:
@@ -276,7 +282,7 @@ class _Reader:
                 return self.number(node, _ARITHMETIC[type(node.op)](left, right))
         except ArithmeticError as error:
             raise _Refused(node, f"the sum cannot be done: {error}") from error
-        raise _Refused(node, f"the operator {_describe(node.op)} is not read")
+        raise _Refused(node, f"the operator in {self.code(node)} is not read")
 
     def number(self, node: ast.expr, value: Any) -> Any:
         """`value`, refused if it is a number out of all proportion."""
@@ -296,31 +302,3 @@ def _power(base: Any, exponent: Any) -> Any:
     if isinstance(base, int) and isinstance(exponent, int) and abs(exponent) > 64:
         raise OverflowError("a power of more than 64")
     return base**exponent
-
-
-def _describe(node: ast.AST) -> str:
-    """A piece of syntax as a message names it."""
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        return f"the import of '{node.names[0].name[:60]}'"
-    if isinstance(node, ast.Name):
-        return f"'{node.id[:60]}'"
-    if isinstance(node, ast.Attribute):
-        return f"the attribute '.{node.attr[:60]}'"
-    if isinstance(node, ast.Constant):
-        return f"a {type(node.value).__name__}"
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(node).__name__).lower()
-    known = {
-        "joined str": "an f-string",
-        "starred": "a * expression",
-        "if exp": "a conditional expression",
-        "list comp": "a comprehension",
-        "dict comp": "a comprehension",
-        "set comp": "a comprehension",
-        "function def": "a function",
-        "class def": "a class",
-        "ann assign": "an annotated assignment",
-        "aug assign": "an assignment in place",
-        "bin op": "an operation",
-        "unary op": "an operation",
-    }
-    return known.get(name, f"{'an' if name[0] in 'aeiou' else 'a'} {name}")
