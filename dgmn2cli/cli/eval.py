@@ -72,12 +72,12 @@ def evaluate(
         if recipe is None:
             _refuse_one_model(click.get_current_context())
             found, missing = protocol.on_disk(session, zoo)
-            models = [(one, protocol.loader(session, one, network)) for one in found]
+            models = [(one, protocol.loader(session, one, network, settings)) for one in found]
             answer = run.run_zoo(request, models, missing, observer)
         else:
             open_data(request, [recipe.config.inference])  # refused before a download, if at all
             protocol.require_weights(session, recipe, network)
-            single = run.run(request, recipe, protocol.loader(session, recipe, network), observer)
+            single = run.run(request, recipe, protocol.loader(session, recipe, network, settings), observer)
     if launched_rank() > 0:  # of those that torchrun started the first one speaks
         return
     if recipe is None:

@@ -1,4 +1,4 @@
-"""Owns what commands share on the command line: the session of global options, the model name, the run options."""
+"""What commands share on the command line: the session of global options, the model name, the run options."""
 
 from __future__ import annotations
 
@@ -361,32 +361,21 @@ class RunOptions:
     compiled: bool
 
 
-def run_options(command: Command) -> Command:
-    """`--device --dtype --backend --threads --compile`, as `device`, `dtype`, `backend`, `threads`, `compiled`."""
-    options = [
-        device_option,
-        click.option(
-            "--dtype",
-            type=click.Choice(DTYPES),
-            default="float32",
-            show_default=True,
-            help="Of weights and activations.",
-        ),
-        click.option(
-            "--backend",
-            type=click.Choice(BACKENDS),
-            default="auto",
-            show_default=True,
-            help="Implementation of the attention op; a named one never falls back.",
-        ),
-        click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads.  [default: torch's]"),
-        click.option(
-            "--compile", "compiled", is_flag=True, help="Run the published order through torch.compile (NVIDIA GPUs)."
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-with_run = grouped("run", RunOptions, run_options)  # a command gets `run: RunOptions`
+RUN_OPTIONS: tuple[Decorator, ...] = (
+    device_option,
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of weights and activations."
+    ),
+    click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        show_default=True,
+        help="Implementation of the attention op; a named one never falls back.",
+    ),
+    click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads.  [default: torch's]"),
+    click.option(
+        "--compile", "compiled", is_flag=True, help="Run the published order through torch.compile (NVIDIA GPUs)."
+    ),
+)
+with_run = grouped("run", RunOptions, *RUN_OPTIONS)  # a command gets `run: RunOptions`

@@ -6,15 +6,15 @@ for each: `network: NetworkOptions`, `settings: Settings`, `data: DataOptions`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dgmn2cli.cli.options import MEMORY, NAME, PATH, SIZE, Decorator, Session, grouped, run_options
+from dgmn2cli.cli.options import MEMORY, NAME, PATH, RUN_OPTIONS, SIZE, Decorator, Session, grouped
 from dgmn2cli.cli.weights import ensure_weights
 from dgmn2cli.errors import ResourceError
 from dgmn2cli.zoo import Zoo, locate
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from dgmn2cli.inference.plan import Settings
     from dgmn2cli.inference.segmenter import Segmenter
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_SETTINGS = ("ms_flip", "protocol", "scale", "window", "stride", "window_batch", "max_pixels", "max_memory")
 _SIDE = click.IntRange(1, 8192)
 
 
@@ -52,40 +49,22 @@ class DataOptions:
     split: str
 
 
-def _add(command: Command, options: Sequence[Callable[[Any], Any]]) -> Command:
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def data_options(split: str) -> Callable[[Command], Command]:
-    """`--data-root --split`, as `data_root` and `split`."""
-
-    def add(command: Command) -> Command:
-        return _add(
-            command,
-            [
-                click.option(
-                    "--data-root",
-                    type=PATH,
-                    metavar="DIR",
-                    envvar="CITYSCAPES_DATASET",
-                    default="data/cityscapes",
-                    show_default=True,
-                    help="Cityscapes tree, or a folder with a dataset.toml.",
-                ),
-                click.option(
-                    "--split",
-                    type=NAME,
-                    default=split,
-                    show_default=True,
-                    metavar="NAME",
-                    help="Split of the data set.",
-                ),
-            ],
-        )
-
-    return add
+def with_data(split: str) -> Decorator:
+    """`--data-root --split`; the command gets `data: DataOptions`."""
+    return grouped(
+        "data",
+        DataOptions,
+        click.option(
+            "--data-root",
+            type=PATH,
+            metavar="DIR",
+            envvar="CITYSCAPES_DATASET",
+            default="data/cityscapes",
+            show_default=True,
+            help="Cityscapes tree, or a folder with a dataset.toml.",
+        ),
+        click.option("--split", type=NAME, default=split, show_default=True, metavar="NAME", help="Of the data set."),
+    )
 
 
 def data_of(recipe: Recipe | None, options: DataOptions) -> tuple[Path, str, DataConfig]:
@@ -109,63 +88,53 @@ def data_of(recipe: Recipe | None, options: DataOptions) -> tuple[Path, str, Dat
     )
 
 
-def protocol_options(command: Command) -> Command:
-    """`--ms-flip` to `--max-memory`, the test procedure; read by `settings_of`."""
-    return _add(
-        command,
-        [
-            click.option("--ms-flip", is_flag=True, help="Average six scales and their mirror images."),
-            click.option(
-                "--protocol",
-                type=click.Choice(["paper", "native"]),
-                help="Published resize, or the picture's own size.",
-            ),
-            click.option(
-                "--scale", type=SIZE, metavar="WxH", help="Size pictures are fitted into.  [default: 2049x1025]"
-            ),
-            click.option("--window", type=_SIDE, metavar="N", help="Side of a window.  [default: 769]"),
-            click.option("--stride", type=_SIDE, metavar="N", help="Step between windows.  [default: 513]"),
-            click.option(
-                "--window-batch",
-                type=click.IntRange(1, 256),
-                metavar="N",
-                help="Windows at a time.  [default: by device]",
-            ),
-            click.option(
-                "--max-pixels",
-                type=click.IntRange(1),
-                default=100_000_000,
-                show_default=True,
-                metavar="N",
-                help="Largest picture.",
-            ),
-            click.option(
-                "--max-memory",
-                type=MEMORY,
-                metavar="SIZE",
-                help="Keep memory (of the process; on a GPU, of the GPU) below this, such as 3G.  [default: no limit]",
-            ),
-        ],
-    )
-
-
-def settings_of(options: dict[str, Any]) -> Settings:
-    """The test procedure that `protocol_options` describe."""
+def _make_settings(**values: Any) -> Settings:
     from dgmn2cli.inference.plan import Settings
 
-    return Settings(**{name: options[name] for name in _SETTINGS})
+    return Settings(**values)
 
 
-checkpoint_option = click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones.")
-published_order_option = click.option(
-    "--published-order", is_flag=True, help="Run the operations as published, not their exact equal."
+with_settings = grouped(  # a command gets `settings: Settings`
+    "settings",
+    _make_settings,
+    click.option("--ms-flip", is_flag=True, help="Average six scales and their mirror images."),
+    click.option(
+        "--protocol", type=click.Choice(["paper", "native"]), help="Published resize, or the image's own size."
+    ),
+    click.option("--scale", type=SIZE, metavar="WxH", help="Size images are fitted into.  [default: 2049x1025]"),
+    click.option("--window", type=_SIDE, metavar="N", help="Side of a window.  [default: 769]"),
+    click.option("--stride", type=_SIDE, metavar="N", help="Step between windows.  [default: 513]"),
+    click.option(
+        "--window-batch", type=click.IntRange(1, 256), metavar="N", help="Windows at a time.  [default: by device]"
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=100_000_000,
+        show_default=True,
+        metavar="N",
+        help="Largest image.",
+    ),
+    click.option(
+        "--max-memory",
+        type=MEMORY,
+        metavar="SIZE",
+        help="Keep memory (of the process; on a GPU, of the GPU) below this, such as 3G.  [default: no limit]",
+    ),
+)
+with_network = grouped(  # a command gets `network: NetworkOptions`
+    "network",
+    NetworkOptions,
+    click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones."),
+    click.option("--published-order", is_flag=True, help="Run the operations as published, not their exact equal."),
+    *RUN_OPTIONS,
 )
 workers_option = click.option(
     "--workers", type=click.IntRange(0, 64), default=2, show_default=True, metavar="N", help="Threads that read ahead."
 )
 
 
-def loader(session: Session, recipe: Recipe, network: NetworkOptions) -> Callable[..., Segmenter]:
+def loader(session: Session, recipe: Recipe, network: NetworkOptions, settings: Settings) -> Callable[..., Segmenter]:
     """What makes the recipe's network when called with `device=NAME`; it can be sent to another process."""
     from dgmn2cli.inference.load import assemble
 
@@ -178,6 +147,7 @@ def loader(session: Session, recipe: Recipe, network: NetworkOptions) -> Callabl
         exact_algebra=not network.published_order,
         compiled=network.compiled,
         cache=session.cache,
+        max_memory=settings.max_memory,
     )
 
 
@@ -185,10 +155,14 @@ def require_weights(session: Session, recipe: Recipe, network: NetworkOptions) -
     """Sees to it that there are weights: published ones that are wanted and not on disk are fetched.
 
     Raises:
-        Dgmn2Error: as `ensure_weights`; ConfigError where the model has no published weights.
+        Dgmn2Error: as `ensure_weights`; ConfigError where the model has no published weights, or cannot be compiled.
     """
+    from dgmn2cli import runtime
     from dgmn2cli.inference.load import weights_on_disk
 
+    device = runtime.resolve_device(network.device)  # refused before a download, if at all
+    if network.compiled:
+        runtime.require_compilable(device)
     if network.checkpoint is None and recipe.entry is not None:
         ensure_weights(session, recipe.entry)
     elif network.checkpoint is None:
@@ -209,18 +183,3 @@ def on_disk(session: Session, zoo: Zoo) -> tuple[list[Recipe], list[str]]:
         raise ResourceError("no model's weights are on disk", hint=hint)
     missing = [entry.key for entry in zoo.segmentors if entry not in there]
     return [resolve(entry.key, zoo=zoo) for entry in there], missing
-
-
-def _make_settings(**values: Any) -> Settings:
-    from dgmn2cli.inference.plan import Settings
-
-    return Settings(**values)
-
-
-def with_data(split: str) -> Decorator:
-    """`--data-root --split`; the command gets `data: DataOptions`."""
-    return grouped("data", DataOptions, data_options(split))
-
-
-with_settings = grouped("settings", _make_settings, protocol_options)  # a command gets `settings: Settings`
-with_network = grouped("network", NetworkOptions, checkpoint_option, published_order_option, run_options)

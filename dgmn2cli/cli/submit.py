@@ -69,7 +69,7 @@ def submit(
         segmenter = None
         if recipe is not None:
             protocol.require_weights(session, recipe, network)
-            segmenter = protocol.loader(session, recipe, network)(device=network.device)
+            segmenter = protocol.loader(session, recipe, network, settings)(device=network.device)
         report = submission.make_submission(
             segmenter, images, settings, folder, target, workers=workers, observer=observer
         )

@@ -16,18 +16,20 @@ import numpy as np
 
 from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.data.images import write_png
+from dgmn2cli.data.images import image_header, write_png
 from dgmn2cli.data.loaders import eval_indices
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import ConfigError, Dgmn2Error, DistributedError, NonFiniteError
 from dgmn2cli.evaluate.counting import Tally, confusion
 from dgmn2cli.evaluate.report import DataInfo, EvalReport, make_report
-from dgmn2cli.inference.plan import Settings, resolve_settings
+from dgmn2cli.inference.plan import DECODE_BYTES, Settings, resolve_settings
 from dgmn2cli.inference.prediction import ClassList
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.observer import Observer, Silent
+from dgmn2cli.runtime import in_use
 
 Item = TypeVar("Item")
+HELD_BYTES = 4  # per pixel of an image and its label that are in memory
 BEHIND = 2  # segmented images that may wait for their counting
 
 
@@ -87,9 +89,35 @@ class PredictionFolder:
             write_png(targets[1], LABEL_ID_OF_TRAIN_ID[ids])
 
 
-def images_held(workers: int) -> int:
-    """The most images that `counted_images` holds at a time: read ahead, being segmented, waiting to be counted."""
-    return max(1, workers) + 1 + 1 + BEHIND + 1
+@dataclass(frozen=True)
+class MemoryRoom:
+    """What counts as in use under a memory limit while threads read ahead and count.
+
+    Attributes:
+        before: bytes in use before the first image is read.
+        workers: threads that read; each may be decoding.
+    """
+
+    before: int
+    workers: int
+
+    @classmethod
+    def of(cls, segmenter: Segmenter, path: Path, settings: Settings, workers: int) -> MemoryRoom | None:
+        """Measured before threads begin to read, `path` being the first image; None without a limit for this process.
+
+        Raises:
+            ResourceError: no image of this size can be segmented within the limit.
+        """
+        if settings.max_memory is None or segmenter.device.type != "cpu":
+            return None
+        header = image_header(path, settings.max_pixels)
+        segmenter.plan((header.height, header.width), settings)  # a window is measured while no thread disturbs
+        return cls(in_use(segmenter.device), max(1, workers))
+
+    def used(self, pixels: int) -> int:
+        """Bytes, where the images have `pixels` each: some being decoded, others held with their labels."""
+        held = self.workers + 2 + BEHIND + 1  # read ahead, being segmented, waiting to be counted
+        return self.before + pixels * (self.workers * DECODE_BYTES + held * HELD_BYTES)
 
 
 def read_ahead(read: Callable[[int], Item], indices: Sequence[int], workers: int) -> Generator[Item, None, None]:
@@ -112,14 +140,20 @@ def read_ahead(read: Callable[[int], Item], indices: Sequence[int], workers: int
 
 
 def class_ids(
-    segmenter: Segmenter, image: np.ndarray, settings: Settings, where: object, observer: Observer
+    segmenter: Segmenter,
+    image: np.ndarray,
+    settings: Settings,
+    where: object,
+    observer: Observer,
+    room: MemoryRoom | None = None,
 ) -> np.ndarray:
     """(H, W) uint8 class ids of an image (H, W, 3) uint8, blue green red; each window advances `observer` by its share.
 
     Raises:
         NonFiniteError: the network gave NaN or infinity; names the image.
     """
-    plan = segmenter.plan(image.shape[:2], settings)
+    used = room.used(image.shape[0] * image.shape[1]) if room is not None else None
+    plan = segmenter.plan(image.shape[:2], settings, used=used)
     whole = max(plan.windows, 1)
     try:
         scores = segmenter.scores(image, plan, lambda windows: observer.advance(windows / whole))
@@ -160,16 +194,18 @@ def counted_images(
         sample = data.read(index, max_pixels=settings.max_pixels)
         return index, sample.image, sample.label
 
+    room = MemoryRoom.of(segmenter, data.pairs[indices[0]].image, settings, workers) if len(indices) else None
     behind: deque[Future[Counted]] = deque()
     with closing(read_ahead(read, indices, workers)) as samples, ThreadPoolExecutor(1, "count") as pool:
         for index, image, label in samples:
             began = time.perf_counter()
-            ids = class_ids(segmenter, image, settings, data.pairs[index].image, watcher)
+            ids = class_ids(segmenter, image, settings, data.pairs[index].image, watcher, room)
             behind.append(pool.submit(finish, index, ids, label, time.perf_counter() - began))
             while behind and (behind[0].done() or len(behind) > BEHIND):
                 yield behind.popleft().result()
         while behind:
             yield behind.popleft().result()
+    segmenter.require_room(settings, 0, "evaluating")
 
 
 def match_classes(classes: ClassList, data: SegmentationSet) -> np.ndarray:

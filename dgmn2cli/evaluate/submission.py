@@ -18,7 +18,7 @@ from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
-from dgmn2cli.evaluate.engine import class_ids, read_ahead
+from dgmn2cli.evaluate.engine import MemoryRoom, class_ids, read_ahead
 from dgmn2cli.evaluate.submission_check import ZipReport, expected_of, image_name, validate_zip
 from dgmn2cli.files import absence, atomic_write
 from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
@@ -88,7 +88,7 @@ def predict_split(
 
     Raises:
         ConfigError: the network's classes are not those of Cityscapes.
-        Dgmn2Error: a image cannot be read, the network fails, a file cannot be written.
+        Dgmn2Error: an image cannot be read, the network fails, a file cannot be written.
     """
     if not segmenter.classes.cityscapes:
         raise ConfigError("this model cannot make a submission", why="its classes are not those of Cityscapes")
@@ -97,19 +97,21 @@ def predict_split(
         return index, data.read_image(index, max_pixels=settings.max_pixels)
 
     files, watcher = {}, observer or Silent()
+    room = MemoryRoom.of(segmenter, data.pairs[0].image, settings, workers) if len(data) else None
     watcher.begin("segmenting", len(data))
     with closing(read_ahead(read, range(len(data)), workers)) as images:
         for index, image in images:
             pair = data.pairs[index]
-            ids = class_ids(segmenter, image, settings, pair.image, watcher)
+            ids = class_ids(segmenter, image, settings, pair.image, watcher, room)
             files[pair.name] = write_png(folder / f"{pair.name}_labelIds.png", LABEL_ID_OF_TRAIN_ID[ids])
+    segmenter.require_room(settings, 0, "segmenting")
     return files
 
 
 def kept_predictions(folder: Path, data: SegmentationSet) -> dict[str, Path]:
     """The labelIds files under `folder`, as `eval --save-preds` or others left them, by image name.
 
-    A file belongs to a image if its name starts with the image's, as the official tool has it.
+    A file belongs to an image if its name starts with the image's, as the official tool has it.
 
     Raises:
         DataError: no such folder; images without a file, or with several (all are named).

@@ -14,14 +14,13 @@ from dgmn2cli.data.files import SUFFIXES, comparable, distinct_names, find_files
 from dgmn2cli.data.images import image_header, read_image
 from dgmn2cli.errors import ConfigError, DataError, is_exhaustion
 from dgmn2cli.files import absence, check_folder, read_bounded
-from dgmn2cli.inference.plan import SAVE_BYTES, Protocol, Settings, resolve_settings
+from dgmn2cli.inference.plan import DECODE_BYTES, SAVE_BYTES, Protocol, Settings, resolve_settings
 from dgmn2cli.inference.prediction import ClassShare, Prediction, check_outputs, output_path
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import highest_use
 
 PROBS_BYTES = 10  # per pixel and class, while probabilities are made, halved and compressed
-DECODE_BYTES = 12  # per pixel, while an image is decoded, turned and put into the order of colours
 HINT = "Give files, folders, globs or @list.txt."
 LIST_LIMIT = 16 << 20  # bytes of a list file
 

@@ -17,6 +17,7 @@ from dgmn2cli.runtime import highest_use, in_use
 WINDOW_BATCH = {"cpu": 1}  # measured on two cores: batches gain nothing on a CPU and cost memory
 WINDOW_BATCH_GPU = 4
 
+DECODE_BYTES = 12  # per pixel, while an image is decoded, turned and put into the order of colours
 RESULT_BYTES = 5  # per pixel: class id and confidence
 SAVE_BYTES = 16  # per pixel, while images of the result are made and encoded; at most 12 were measured
 SLACK_BYTES = 64 << 20  # what the system's allocator keeps beyond what is asked of it
@@ -235,7 +236,7 @@ def fitted(plan: Plan, machine: Machine, result_bytes: int = SAVE_BYTES) -> Plan
         "the memory limit is too small",
         where=f"{width}x{height} pixels",
         why=f"the limit is {gigabytes(machine.limit)}, the least would be {gigabytes(least)}: "
-        f"{gigabytes(machine.in_use)} are in use already, and one window takes {gigabytes(machine.window)}",
+        f"{gigabytes(machine.in_use)} are in use or read ahead, and one window takes {gigabytes(machine.window)}",
         hint="Raise --max-memory, or use a smaller --window.",
     )
 

@@ -142,7 +142,7 @@ class Segmenter:
         size: tuple[int, ...],
         settings: Settings | None = None,
         result_bytes: int = SAVE_BYTES,
-        beside: int = 0,
+        used: int | None = None,
     ) -> Plan:
         """What `settings` mean for an image of `size` (height, width): its views and the windows of each.
 
@@ -152,7 +152,7 @@ class Segmenter:
             size: the image's; it must be in memory already where that is limited.
             settings: the test procedure; the configuration's if None.
             result_bytes: per pixel, for what is done with the result.
-            beside: bytes that other threads may come to hold while the image is segmented.
+            used: bytes that count as in use, with what other threads may come to hold; measured if None.
 
         Raises:
             ConfigError: an impossible setting.
@@ -162,9 +162,9 @@ class Segmenter:
         plan = Plan.of(resolve_settings(settings, self.inference, self.device), size)
         if settings.max_memory is None:
             return plan
-        self.require_room(settings, beside, "reading the image")
-        window = self._measured(plan.largest_window)
-        used, apart = in_use(self.device) + beside, self.device.type != "cpu"
+        self.require_room(settings, 0, "reading the image")
+        window, apart = self._measured(plan.largest_window), self.device.type != "cpu"
+        used = in_use(self.device) if used is None else used
         machine = Machine(settings.max_memory, used, window, len(self.classes.names), apart)
         return fitted(plan, machine, result_bytes)
 

@@ -13,7 +13,16 @@ import pytest
 import dgmn2cli
 from dgmn2cli import zoo as zoo_api
 from dgmn2cli.cli import COMMANDS, dgmn2, main
-from dgmn2cli.cli.options import DEVICE, SIZE, Session, attach_global_options, model_argument, pass_session, run_options
+from dgmn2cli.cli.options import (
+    DEVICE,
+    SIZE,
+    RunOptions,
+    Session,
+    attach_global_options,
+    model_argument,
+    pass_session,
+    with_run,
+)
 
 ROOT = Path(dgmn2cli.__file__).parents[1]
 
@@ -235,15 +244,15 @@ def test_model_argument_and_option(monkeypatch):
 
 
 def test_run_options():
-    command, seen = probe(run_options)
+    command, seen = probe(with_run)
     command.main([], standalone_mode=False)
     session = seen.pop("session")
-    assert seen == {"device": "auto", "dtype": "float32", "backend": "auto", "threads": None, "compiled": False}
+    assert seen == {"run": RunOptions("auto", "float32", "auto", None, compiled=False)}
     assert session == Session(cache=session.cache, offline=session.offline)
     line = "--device CUDA:1 --dtype bfloat16 --backend native --threads 2 --compile --json -vv --debug"
     command.main(line.split(), standalone_mode=False)
     session = seen.pop("session")
-    assert seen == {"device": "cuda:1", "dtype": "bfloat16", "backend": "native", "threads": 2, "compiled": True}
+    assert seen == {"run": RunOptions("cuda:1", "bfloat16", "native", 2, compiled=True)}
     assert (session.json, session.verbose, session.debug, session.quiet) == (True, 2, True, False)
     for wrong in ("--device=tpu", "--device=cuda:x", "--dtype=int8", "--backend=fast", "--threads=0"):
         with pytest.raises(click.BadParameter):

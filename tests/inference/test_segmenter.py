@@ -122,7 +122,7 @@ def test_a_limit_covers_what_was_and_what_will_be_in_use(tmp_path: Path) -> None
     with pytest.raises(ResourceError, match="loading the model"):
         assemble(resolve("setr_naive-tiny"), tmp_path / "none.pth", device="cpu", max_memory=used + 10**7)
     with pytest.raises(ResourceError, match="limit is too small"):
-        segmenter().plan((40, 64), Settings(max_memory=highest + 10**9), beside=2 * 10**9)
+        segmenter().plan((40, 64), Settings(max_memory=highest + 10**9), used=highest + 2 * 10**9)
 
 
 def test_compiling_is_refused_where_it_cannot_work() -> None:
