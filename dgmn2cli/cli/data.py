@@ -1,15 +1,21 @@
-"""Owns `dgmn2 data`: checking a data set, and making a synthetic one."""
+"""`dgmn2 data`: checking a data set, and making a synthetic one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import RenderableType
+from rich.text import Text
 
 from dgmn2cli.cli.options import NAME, PATH, SIZE, Session, pass_session
-from dgmn2cli.cli.render import emit, make_table, notice, progress
+from dgmn2cli.cli.progress import TerminalObserver
+from dgmn2cli.cli.render import emit, make_table, notice
+from dgmn2cli.errors import printable
+
+if TYPE_CHECKING:
+    from dgmn2cli.data.check import DataReport
 
 WORKERS = click.IntRange(1, 256)
 
@@ -19,12 +25,12 @@ def data() -> None:
     """Check a data set, or make a synthetic one."""
 
 
-@data.command(short_help="Look at every pair of picture and label map.")
+@data.command(short_help="Look at every pair of image and label map.")
 @click.argument("folder", type=PATH, metavar="DIR")
 @click.option(
     "--split", "splits", type=NAME, multiple=True, metavar="NAME", help="Splits to check.  [default: all labelled]"
 )
-@click.option("--quick", is_flag=True, help="Check the pictures' containers, but do not decode them.")
+@click.option("--quick", is_flag=True, help="Look at the images' headers, but do not decode them.")
 @click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N", help="Threads.")
 @pass_session
 def check(session: Session, folder: Path, splits: tuple[str, ...], quick: bool, workers: int) -> None:
@@ -33,8 +39,8 @@ def check(session: Session, folder: Path, splits: tuple[str, ...], quick: bool, 
     from dgmn2cli.data.check import check_dataset, require_sound
 
     sets = [open_dataset(folder, split) for split in splits or find_splits(folder) or ("train",)]
-    with progress(session, "checking", total=sum(map(len, sets))) as advance:
-        reports = [check_dataset(found, thorough=not quick, workers=workers, step=advance) for found in sets]
+    with TerminalObserver(session) as observer:
+        reports = [check_dataset(found, thorough=not quick, workers=workers, observer=observer) for found in sets]
     emit(session, reports, lambda: [part for report in reports for part in _report(report)])
     for report in reports:
         for note in report.notes:
@@ -43,22 +49,23 @@ def check(session: Session, folder: Path, splits: tuple[str, ...], quick: bool, 
         require_sound(report)
 
 
-def _report(report: Any) -> list[RenderableType]:
+def _report(report: DataReport) -> list[RenderableType]:
     heading = f"{report.root}, {report.split}: {report.pairs} pairs, {len(report.faults)} faulty"
     right = ("pixels", "share %", "images", "weight")
     table = make_table("class", *right, right=right)
     for entry in report.classes:
         share, weight = f"{100 * entry.share:.2f}", f"{entry.weight:.3f}"
-        table.add_row(entry.name, f"{entry.pixels:,}", share, str(entry.images), weight)
+        table.add_row(Text(printable(entry.name)), f"{entry.pixels:,}", share, str(entry.images), weight)
     sizes = ", ".join(f"{size} ({count})" for size, count in list(report.sizes.items())[:5]) or "none"
-    return [heading, table, f"sizes: {sizes}; ignored: {100 * report.ignored_share:.2f} % of all pixels\n"]
+    ignored = f"sizes: {sizes}; ignored: {100 * report.ignored_share:.2f} % of all pixels\n"
+    return [Text(printable(heading)), table, ignored]
 
 
 @data.command(short_help="Make synthetic streets as a Cityscapes tree.")
 @click.argument("folder", type=PATH, metavar="DIR")
-@click.option("--images", type=int, default=80, show_default=True, metavar="N", help="Pictures in all.")
+@click.option("--images", type=int, default=80, show_default=True, metavar="N", help="Images in all.")
 @click.option("--val", type=int, metavar="N", help="How many of them go to val.  [default: one in five, at least one]")
-@click.option("--size", type=SIZE, default=(512, 256), metavar="WxH", help="Size of a picture.  [default: 512x256]")
+@click.option("--size", type=SIZE, default=(512, 256), metavar="WxH", help="Size of an image.  [default: 512x256]")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
 @click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N", help="Threads.")
 @pass_session
@@ -69,8 +76,9 @@ def synth(
     from dgmn2cli.demo.streets.dataset import make_dataset
 
     held_out = max(1, images // 5) if val is None else val
-    with progress(session, "drawing", total=images) as advance:
+    with TerminalObserver(session) as observer:
+        observer.begin("drawing", images)
         made = {"train": images - held_out, "val": held_out}
-        report = make_dataset(folder, **made, size=size, seed=seed, workers=workers, step=advance)
+        report = make_dataset(folder, **made, size=size, seed=seed, workers=workers, step=observer.advance)
     shown = [f"{count} in {split} ({len(report.classes[split])} classes)" for split, count in report.images.items()]
     emit(session, report, lambda: f"{report.root}: {', '.join(shown)}")

@@ -1,4 +1,4 @@
-"""Owns the opening of a data set, whichever kind lies under a path."""
+"""Opening a data set, whichever kind lies under a path."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from dgmn2cli.data.cityscapes import IMAGE_SUFFIX, SPLITS, is_cityscapes, open_cityscapes
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.description import DESCRIPTION, find_description, load_description
+from dgmn2cli.data.files import is_litter
 from dgmn2cli.data.folder import open_folder
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import absence
@@ -17,11 +18,11 @@ def open_dataset(root: str | Path, split: str, *, labels: bool = True) -> Segmen
     """One split of the data set at `root`: a Cityscapes tree, or a folder with (or path of) a `dataset.toml`.
 
     Args:
-        labels: False to use the pictures only.
+        labels: False to use the images only.
 
     Raises:
         ConfigError: a wrong description.
-        DataError: nothing of the kind is there, or pictures lack their labels (all are named).
+        DataError: nothing of the kind is there, or images lack their labels (all are named).
     """
     root = Path(root)
     description = find_description(root)
@@ -43,9 +44,7 @@ def find_splits(root: str | Path) -> tuple[str, ...]:
     description = find_description(root)
     if description is None:
         found = {
-            path.name
-            for path in (root / "gtFine").glob("*")
-            if any((root / "leftImg8bit" / path.name).glob(f"*/*{IMAGE_SUFFIX}"))
+            name for name in _folders(root / "gtFine") if any((root / "leftImg8bit" / name).glob(f"*/*{IMAGE_SUFFIX}"))
         }
     else:
         images = load_description(description).images
@@ -53,9 +52,19 @@ def find_splits(root: str | Path) -> tuple[str, ...]:
             return ("all",)
         before, _, after = images.partition("{split}")
         folder, prefix = (description.parent / (before + "x")).parent, before.rpartition("/")[2]
-        found = {
-            path.name.removeprefix(prefix)
-            for path in folder.glob(f"{prefix}*")
-            if (description.parent / (before + path.name.removeprefix(prefix) + after)).is_dir()
+        suffix = after.partition("/")[0]
+        splits = {
+            name[len(prefix) : len(name) - len(suffix)]
+            for name in _folders(folder)
+            if name.startswith(prefix) and name.endswith(suffix) and len(name) > len(prefix) + len(suffix)
         }
+        found = {split for split in splits if os.path.isdir(description.parent / (before + split + after))}
     return tuple(split for split in (*SPLITS, *sorted(found - set(SPLITS))) if split in found)
+
+
+def _folders(parent: Path) -> list[str]:
+    """Names of the folders in `parent` that nobody hid; none where there is no such folder."""
+    try:
+        return [name for name in os.listdir(parent) if not is_litter(name) and os.path.isdir(parent / name)]
+    except (OSError, ValueError):
+        return []

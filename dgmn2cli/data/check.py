@@ -1,18 +1,27 @@
-"""Owns the check of a data set before anything is computed from it: every fault named, every class counted."""
+"""The check of a data set before anything is computed from it: every fault named, every class counted."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dgmn2cli.data.dataset import IGNORE, SegmentationSet, check_sizes
-from dgmn2cli.data.images import MAX_PIXELS, image_header
+from dgmn2cli.data.dataset import IdMap, Pair, SegmentationSet, check_sizes, count_ids
+from dgmn2cli.data.description import IGNORE
+from dgmn2cli.data.images import MAX_PIXELS, decode_file, image_header
+from dgmn2cli.data.remembered import Remembered
 from dgmn2cli.errors import DataError
+from dgmn2cli.files import hash_file
+from dgmn2cli.observer import Observer, Silent
 
+_SHOWN = 5  # notes of a kind
 _WEIGHT_OFFSET = 1.02
 
 
@@ -34,7 +43,7 @@ class DataReport:
     Attributes:
         faults: one line per broken pair, naming the file.
         notes: what is odd but harms nothing.
-        sizes: "WIDTHxHEIGHT" -> number of pictures.
+        sizes: "WIDTHxHEIGHT" -> number of images.
         ignored_share: share of all pixels that is ignored.
     """
 
@@ -54,6 +63,8 @@ class _PairFacts:
     fault: str
     size: tuple[int, int]
     counts: np.ndarray  # (256,) int64: pixels of each class id and of IGNORE
+    orientation: int = 1
+    notes: tuple[str, ...] = ()
 
 
 def check_dataset(
@@ -62,17 +73,29 @@ def check_dataset(
     thorough: bool = True,
     workers: int = 2,
     max_pixels: int = MAX_PIXELS,
-    step: Callable[[], object] = lambda: None,
+    observer: Observer = Silent(),
+    memory: Path | None = None,
+    anew: bool = False,
 ) -> DataReport:
-    """Reads every pair: sizes, ids, damage. Nothing is written, nothing is kept but the counts.
+    """Reads every pair: sizes, ids, damage. Nothing is kept but the counts.
 
     Args:
-        thorough: decode the pictures; otherwise only their containers are checked (sizes, checksums, cuts).
+        thorough: decode the images; otherwise only their headers are looked at, and a PNG's checksums.
         workers: threads; decoding runs outside Python's lock.
-        step: called after each pair.
+        max_pixels: the largest image allowed.
+        observer: is told of each pair.
+        memory: the folder that remembers what was found in files that have not changed since; None: nothing does.
+        anew: look at every file, whatever is remembered.
     """
+    remembered = Remembered(data.root, memory if thorough else None, anew=anew)
+    observer.begin(f"checking {data.split}", len(data))
+    facts: list[_PairFacts] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        facts = list(_counted(pool.map(lambda i: _look(data, i, thorough, max_pixels), range(len(data))), step))
+        for fact in pool.map(lambda pair: _look(pair, remembered, thorough, max_pixels), data.pairs):
+            facts.append(fact)
+            observer.advance()
+    observer.end()
+    remembered.save()
     counts = np.sum([fact.counts for fact in facts], axis=0)
     occurrences = np.sum([fact.counts > 0 for fact in facts], axis=0)
     sizes = Counter(f"{fact.size[1]}x{fact.size[0]}" for fact in facts if not fact.fault)
@@ -88,11 +111,30 @@ def check_dataset(
         kind=data.kind,
         pairs=len(data),
         faults=tuple(fact.fault for fact in facts if fact.fault),
-        notes=_notes(data, classes),
+        notes=(*_file_notes(data, facts), *_class_notes(data, classes)),
         sizes=dict(sizes.most_common()),
         classes=classes,
         ignored_share=float(counts[IGNORE] / max(int(counts.sum()), 1)),
     )
+
+
+def fingerprint(data: SegmentationSet, workers: int = 1, memory: Path | None = None) -> str:
+    """SHA-256 over the names and contents of all images and labels, in order; not over where they lie.
+
+    Args:
+        data: the data set.
+        workers: threads.
+        memory: the folder that remembers the hashes of files that have not changed since; None: nothing does.
+
+    Raises:
+        ResourceError: a file is gone.
+    """
+    remembered = Remembered(data.root, memory)
+    files = [path for pair in data.pairs for path in (pair.image, pair.label) if path is not None]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        hashes = list(pool.map(lambda path: remembered.recall(path, "sha256", lambda: hash_file(path)), files))
+    remembered.save()
+    return hashlib.sha256(json.dumps([[pair.name for pair in data.pairs], hashes]).encode()).hexdigest()
 
 
 def require_sound(report: DataReport) -> DataReport:
@@ -121,36 +163,75 @@ def class_weights(pixels: np.ndarray) -> np.ndarray:
     return weights
 
 
-def _counted(facts: Iterable[_PairFacts], step: Callable[[], object]) -> Iterable[_PairFacts]:
-    for fact in facts:
-        step()
-        yield fact
-
-
-def _look(data: SegmentationSet, index: int, thorough: bool, max_pixels: int) -> _PairFacts:
+def _look(pair: Pair, remembered: Remembered, thorough: bool, max_pixels: int) -> _PairFacts:
     """What one pair is like; its first fault, if any."""
-    pair = data.pairs[index]
+    counts = np.zeros(256, np.int64)
     try:
         if thorough:
-            size: tuple[int, ...] = data.read_image(index, max_pixels=max_pixels).shape[:2]
+            height, width, orientation, notes = remembered.recall(
+                pair.image, "image", lambda: _image_facts(pair.image, max_pixels)
+            )
+            if height * width > max_pixels:  # remembered from a run with another limit
+                image_header(pair.image, max_pixels)
         else:
             header = image_header(pair.image, max_pixels)
-            size = (header.height, header.width)
-        label = data.read_label(index, max_pixels=max_pixels)
-        check_sizes(size, label.shape, pair)
+            height, width, orientation, notes = header.height, header.width, header.orientation, []
+        if pair.label is None:
+            raise DataError("the image has no label map", where=pair.image, hint="Use a split that has labels.")
+        size, ids = remembered.recall(pair.label, _label_kind(pair.ids), lambda: _label_facts(pair, max_pixels))
+        stored = dict(ids)
+        pair.ids.check(stored, pair.label)
+        check_sizes((height, width), tuple(size), pair)
     except DataError as error:
-        return _PairFacts(str(error), (0, 0), np.zeros(256, np.int64))
-    return _PairFacts("", (size[0], size[1]), np.bincount(label.ravel(), minlength=256))
+        return _PairFacts(str(error), (0, 0), counts)
+    np.add.at(counts, pair.ids.table[list(stored)], list(stored.values()))
+    return _PairFacts("", (height, width), counts, orientation, tuple(f"{pair.image}: {note}" for note in notes))
 
 
-def _notes(data: SegmentationSet, classes: tuple[ClassCount, ...]) -> tuple[str, ...]:
-    notes = [f"{path}: no picture belongs to this label map" for path in data.unmatched]
+def _image_facts(path: Path, max_pixels: int) -> list[Any]:
+    """Displayed height and width, orientation, notes."""
+    _, header, notes = decode_file(path, max_pixels)
+    return [header.height, header.width, header.orientation, notes]
+
+
+def _label_facts(pair: Pair, max_pixels: int) -> list[Any]:
+    """Height and width; pixels of each stored id."""
+    assert pair.label is not None
+    stored = pair.ids.read(pair.label, max_pixels)
+    return [list(stored.shape), list(count_ids(stored).items())]
+
+
+def _label_kind(ids: IdMap) -> str:
+    """What the findings about a label map depend on, besides the file."""
+    if ids.colours is None:
+        return "ids"
+    return "colours " + hashlib.sha256(ids.colours.tobytes() + ids.legal.tobytes()).hexdigest()[:16]
+
+
+def _file_notes(data: SegmentationSet, facts: list[_PairFacts]) -> Iterator[str]:
+    """What is odd about the files, at most a few lines for each kind."""
+    yield from data.notes
+    yield from _some([f"{path}: no image belongs to this label map" for path in data.unmatched], "label maps")
+    yield from _some([note for fact in facts for note in fact.notes], "notes")
+    turned = [pair for pair, fact in zip(data.pairs, facts, strict=True) if fact.orientation != 1]
+    if turned:
+        more = f" and {len(turned) - 1} more" if len(turned) > 1 else ""
+        yield (
+            f"{turned[0].image}{more}: the EXIF orientation turns what is displayed, but no label map is turned; "
+            "where labels were drawn on the pixels as stored, remove the tag (`exiftool -Orientation= FILE`)"
+        )
+
+
+def _some(lines: list[str], what: str) -> list[str]:
+    return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"{len(lines) - _SHOWN} more such {what}"]
+
+
+def _class_notes(data: SegmentationSet, classes: tuple[ClassCount, ...]) -> Iterator[str]:
     telltale = data.pairs[0].ids.telltale
     if telltale and all(pair.ids.telltale for pair in data.pairs) and any(entry.pixels for entry in classes):
         beyond = {int(target) for target in data.pairs[0].ids.table[telltale:]} - {IGNORE}
         if not any(classes[target].pixels for target in beyond):
-            notes.append(f"no label map holds an id from {telltale} on: are they training ids under a wrong name?")
+            yield f"no label map holds an id from {telltale} on: are they training ids under a wrong name?"
     absent = [entry.name for entry in classes if not entry.pixels]
     if absent:
-        notes.append(f"classes without a pixel: {', '.join(absent)}")
-    return tuple(notes)
+        yield f"classes without a pixel: {', '.join(absent)}"

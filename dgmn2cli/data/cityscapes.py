@@ -1,4 +1,4 @@
-"""Owns Cityscapes: its labels, their training ids, colours and categories, and the layout of its folders."""
+"""Cityscapes: its labels, their training ids, colours and categories, and the layout of its folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, missing_labels
+from dgmn2cli.data.dataset import IdMap, Pair, SegmentationSet, missing_labels
+from dgmn2cli.data.description import IGNORE
+from dgmn2cli.data.files import Found, comparable, find_files
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import absence
 
@@ -107,39 +109,41 @@ def is_cityscapes(root: Path) -> bool:
 def open_cityscapes(root: str | Path, split: str = "val", *, labels: bool = True) -> SegmentationSet:
     """One split of a tree `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`, `gtFine/SPLIT/CITY/*_gtFine_label*.png`.
 
-    A picture's `labelTrainIds` file is used where there is one, otherwise its `labelIds` file, mapped when read.
+    An image's `labelTrainIds` file is used where there is one, otherwise its `labelIds` file, mapped when read.
 
     Args:
         labels: False for a split whose labels are not published; label files are then not looked for.
 
     Raises:
-        DataError: no such folder, no pictures, or pictures without a label file (all are named).
+        DataError: no such folder, no images, or images without a label file (all are named).
     """
     root = Path(root)
-    pictures_dir, labels_dir = root / "leftImg8bit" / split, root / "gtFine" / split
-    pictures = sorted(pictures_dir.glob(f"*/*{IMAGE_SUFFIX}"), key=lambda path: path.relative_to(root).as_posix())
-    if not pictures:
-        hint = f"Expected {pictures_dir}/CITY/*{IMAGE_SUFFIX}; name the folder that holds leftImg8bit and gtFine."
-        why = "there are no pictures" if os.path.isdir(pictures_dir) else absence(pictures_dir, "folder")
-        raise DataError("cannot open the Cityscapes data set", where=pictures_dir, why=why, hint=hint)
-    present = set(labels_dir.glob("*/*_gtFine_label*Ids.png")) if labels else set()
+    images_dir, labels_dir = root / "leftImg8bit" / split, root / "gtFine" / split
+    is_there = os.path.isdir(images_dir)
+    found = find_files(images_dir, (IMAGE_SUFFIX,)) if is_there else Found((), ())
+    if not found.files:
+        hint = f"Expected {images_dir}/CITY/*{IMAGE_SUFFIX}; name the folder that holds leftImg8bit and gtFine."
+        why = "there are no images" if is_there else absence(images_dir, "folder")
+        raise DataError("cannot open the Cityscapes data set", where=images_dir, why=why, hint=hint)
+    there = Found((), ())
+    if labels and os.path.isdir(labels_dir):
+        there = find_files(labels_dir, (TRAIN_IDS_SUFFIX, LABEL_IDS_SUFFIX), name_others=False)
+    label_of = {comparable(file.relative_to(labels_dir)): file for file in there.files}
     pairs, faults = [], []
-    for picture in pictures:
-        stem = picture.relative_to(pictures_dir).as_posix().removesuffix(IMAGE_SUFFIX)
-        trained, official = labels_dir / (stem + TRAIN_IDS_SUFFIX), labels_dir / (stem + LABEL_IDS_SUFFIX)
-        if labels and trained not in present and official not in present:
-            faults.append(f"{picture}: neither {trained.name} nor {official.name} is in {trained.parent}")
-        name = stem.split("/")[-1]
-        if not labels:
-            pairs.append(Pair(name, picture, None, TRAIN_IDS))
-        elif trained in present:
-            pairs.append(Pair(name, picture, trained, TRAIN_IDS))
-        else:
-            pairs.append(Pair(name, picture, official, LABEL_IDS))
+    for image in found.files:
+        stem = comparable(image.relative_to(images_dir))[: -len(IMAGE_SUFFIX)]
+        trained, official = label_of.get(stem + TRAIN_IDS_SUFFIX), label_of.get(stem + LABEL_IDS_SUFFIX)
+        if labels and trained is None and official is None:
+            name = stem.split("/")[-1]
+            wanted = f"neither {name}{TRAIN_IDS_SUFFIX} nor {name}{LABEL_IDS_SUFFIX}"
+            faults.append(f"{image}: {wanted} is in {(labels_dir / stem).parent}")
+        ids = LABEL_IDS if trained is None and official is not None else TRAIN_IDS
+        pairs.append(Pair(stem.split("/")[-1], image, trained or official, ids))
     if faults:
-        raise missing_labels("Cityscapes", root, faults, len(pictures))
+        raise missing_labels("Cityscapes", root, faults, len(found.files))
     used = {pair.label.name.split("_gtFine_")[0] for pair in pairs if pair.label}
-    unmatched = tuple(sorted(path for path in present if path.name.split("_gtFine_")[0] not in used))
+    unmatched = tuple(file for file in there.files if file.name.split("_gtFine_")[0] not in used)
+    notes = (*found.notes, *there.notes)
     return SegmentationSet(
-        root, split, tuple(pairs), CLASSES, PALETTE, CATEGORY_OF_CLASS, kind="cityscapes", unmatched=unmatched
+        root, split, tuple(pairs), CLASSES, PALETTE, CATEGORY_OF_CLASS, "cityscapes", unmatched=unmatched, notes=notes
     )

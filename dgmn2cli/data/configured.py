@@ -10,8 +10,8 @@ import numpy as np
 
 from dgmn2cli.config import DataConfig
 from dgmn2cli.data.catalog import open_dataset
-from dgmn2cli.data.dataset import IGNORE, IdMap, SegmentationSet
-from dgmn2cli.data.description import DESCRIPTION, find_description
+from dgmn2cli.data.dataset import IdMap, SegmentationSet
+from dgmn2cli.data.description import DESCRIPTION, IGNORE, find_description
 from dgmn2cli.data.folder import chosen_palette, find_pairs
 from dgmn2cli.errors import ConfigError, DataError
 
@@ -31,7 +31,7 @@ def open_configured(settings: DataConfig, split: str, root: Path | None = None) 
 
     Raises:
         ConfigError: wrong classes or colours, or a wrong `dataset.toml`.
-        DataError: nothing of the kind is there, or pictures lack their labels (all are named).
+        DataError: nothing of the kind is there, or images lack their labels (all are named).
     """
     root = Path(settings.root) if root is None else root
     if is_described(settings):
@@ -50,9 +50,8 @@ def open_configured(settings: DataConfig, split: str, root: Path | None = None) 
         raise ConfigError("data.palette does not fit the data set", where=data.root, why=why)
     if settings.ignore_index == IGNORE:
         return data
-    return replace(
-        data, pairs=tuple(replace(pair, ids=_ignoring(pair.ids, settings.ignore_index)) for pair in data.pairs)
-    )
+    ignoring = {id(ids): _ignoring(ids, settings.ignore_index) for ids in {pair.ids for pair in data.pairs}}
+    return replace(data, pairs=tuple(replace(pair, ids=ignoring[id(pair.ids)]) for pair in data.pairs))
 
 
 def split_name(settings: DataConfig, part: str) -> str:
@@ -71,8 +70,11 @@ def _unlike(settings: DataConfig, data: SegmentationSet) -> list[str]:
 
 
 def _ignoring(ids: IdMap, ignored: int) -> IdMap:
-    """`ids` with one class ignored, too."""
-    return replace(ids, table=np.where(ids.table == ignored, IGNORE, ids.table).astype(np.uint8))
+    """`ids` with one class ignored, too; above the classes' 255, with one stored id ignored."""
+    table, legal = np.where(ids.table == ignored, IGNORE, ids.table).astype(np.uint8), ids.legal.copy()
+    if ignored > IGNORE:
+        table[ignored], legal[ignored] = IGNORE, True
+    return replace(ids, table=table, legal=legal)
 
 
 def _open_described(settings: DataConfig, root: Path, split: str) -> SegmentationSet:
@@ -84,9 +86,9 @@ def _open_described(settings: DataConfig, root: Path, split: str) -> Segmentatio
         why = f"the configuration describes train and val, not {split!r}"
         raise DataError("cannot open the data set", where=root, why=why, hint="Choose one of these splits.")
     suffixes = (settings.image_suffix, settings.label_suffix)
-    pairs, unmatched = find_pairs(root, root, folders[split], suffixes, described_ids(settings))
+    pairs, unmatched, notes = find_pairs(root, root, folders[split], suffixes, described_ids(settings))
     palette = np.array(settings.palette, np.uint8) if settings.palette else chosen_palette(len(settings.classes))
-    return SegmentationSet(root, split, pairs, settings.classes, palette, unmatched=unmatched)
+    return SegmentationSet(root, split, pairs, settings.classes, palette, unmatched=unmatched, notes=notes)
 
 
 def described_ids(settings: DataConfig) -> IdMap:
@@ -97,9 +99,11 @@ def described_ids(settings: DataConfig) -> IdMap:
     mapped, meaning = dict(settings.id_map), {}
     for stored in sorted({*range(256), *mapped, settings.ignore_index}):
         value = mapped.get(stored, stored)
-        if settings.reduce_zero_label and value != IGNORE:
-            value = value - 1 if value else IGNORE
-        if value in (IGNORE, settings.ignore_index):
+        if value == IGNORE or (settings.reduce_zero_label and value == 0):
+            meaning[stored] = IGNORE
+            continue
+        value -= settings.reduce_zero_label
+        if value == settings.ignore_index != IGNORE:
             meaning[stored] = IGNORE
         elif value < len(settings.classes):
             meaning[stored] = value

@@ -1,4 +1,4 @@
-"""Owns what a data set is to the program: named pairs of picture and label, the classes, and reading one pair."""
+"""What a data set is to the program: named pairs of image and label map, the classes, and reading one pair."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dgmn2cli.data.description import IGNORE as IGNORE
-from dgmn2cli.data.images import MAX_PIXELS, read_image, read_label
+from dgmn2cli.data.description import IGNORE
+from dgmn2cli.data.images import MAX_PIXELS, image_header, read_image, read_label, read_label_colours
 from dgmn2cli.data.transforms import Sample
 from dgmn2cli.errors import DataError
+
+STORED_IDS = 1 << 16  # label maps have 16 bits at most
+UNKNOWN_COLOUR = STORED_IDS - 1  # stands for a colour that is no class's
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,10 +23,11 @@ class IdMap:
 
     Attributes:
         name: what the stored ids are called in messages, e.g. "labelIds".
-        table: (256,) uint8: the class of each stored id, or `IGNORE`.
-        legal: (256,) bool: the stored ids that may occur.
+        table: (65536,) uint8: the class of each stored id, or `IGNORE`.
+        legal: (65536,) bool: the stored ids that may occur.
         hint: what to say when another one does.
         telltale: where 255 occurs, an id from this one on must occur, too; otherwise the file holds other ids.
+        colours: (N, 3) uint8 red green blue: the files hold these, in place of the ids 0 to N-1.
     """
 
     name: str
@@ -31,37 +35,77 @@ class IdMap:
     legal: np.ndarray
     hint: str = ""
     telltale: int = 0
+    colours: np.ndarray | None = None
 
     @classmethod
-    def of(cls, name: str, classes: Mapping[int, int], hint: str = "", telltale: int = 0) -> IdMap:
+    def of(
+        cls,
+        name: str,
+        classes: Mapping[int, int],
+        hint: str = "",
+        telltale: int = 0,
+        colours: np.ndarray | None = None,
+    ) -> IdMap:
         """The map that allows the keys of `classes` and gives each its value."""
-        table, legal = np.full(256, IGNORE, np.uint8), np.zeros(256, bool)
-        for stored, target in classes.items():
-            table[stored], legal[stored] = target, True
-        return cls(name, table, legal, hint, telltale)
+        table, legal = np.full(STORED_IDS, IGNORE, np.uint8), np.zeros(STORED_IDS, bool)
+        stored = np.fromiter(classes, np.int64, len(classes))
+        table[stored], legal[stored] = np.fromiter(classes.values(), np.int64, len(classes)), True
+        return cls(name, table, legal, hint, telltale, colours)
 
-    def apply(self, stored: np.ndarray, where: object) -> np.ndarray:
-        """(H, W) uint8 classes of (H, W) uint8 stored ids.
+    def read(self, path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """The stored ids of a file, (H, W) uint8 or uint16; of colours the positions.
 
         Raises:
-            DataError: an id occurs that is not legal, or the file seems to hold other ids altogether.
+            DataError: it cannot be read, or holds a colour that is no class's and not ignored.
         """
-        present = np.bincount(stored.ravel(), minlength=256) > 0
-        wrong = np.flatnonzero(present & ~self.legal)
-        why = ""
-        if wrong.size:
-            some = ", ".join(str(i) for i in wrong[:5]) + (", ..." if wrong.size > 5 else "")
-            why = f"it holds {some}, which {'is' if wrong.size == 1 else 'are'} not among the {self.name}"
-        elif self.telltale and present[255] and not present[self.telltale : 255].any():
+        if self.colours is None:
+            return read_label(path, max_pixels)
+        colours = self.colours.astype(np.int32) @ [1 << 16, 1 << 8, 1]
+        order = np.argsort(colours)
+        pixels = read_label_colours(path, max_pixels).astype(np.int32) @ [1 << 16, 1 << 8, 1]
+        found = order[np.searchsorted(colours[order], pixels).clip(max=len(order) - 1)]
+        known = colours[found] == pixels
+        if not self.legal[UNKNOWN_COLOUR] and not known.all():
+            wrong = np.unique(pixels[~known])
+            some = ", ".join(f"[{code >> 16}, {code >> 8 & 255}, {code & 255}]" for code in wrong[:3])
+            why = f"it holds {wrong.size} colours that are no class's: {some}{', ...' if wrong.size > 3 else ''}"
+            hint = 'Add them to the palette, or say unlisted = "ignore".'
+            raise DataError("the label map is wrong", where=path, why=why, hint=hint)
+        return np.where(known, found, UNKNOWN_COLOUR).astype(np.uint16)
+
+    def check(self, counts: Mapping[int, int], where: object) -> None:
+        """Refuses a file with ids that are not legal, or that seems to hold other ids altogether.
+
+        Args:
+            counts: pixels by stored id.
+
+        Raises:
+            DataError: as said.
+        """
+        wrong, why = sorted(stored for stored in counts if not self.legal[stored]), ""
+        if wrong:
+            some = ", ".join(str(stored) for stored in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+            why = f"it holds {some}, which {'is' if len(wrong) == 1 else 'are'} not among the {self.name}"
+        elif self.telltale and 255 in counts and not any(self.telltale <= stored < 255 for stored in counts):
             why = f"it holds 255 and no id from {self.telltale} on, which is not what {self.name} look like"
         if why:
             raise DataError("the label map is wrong", where=where, why=why, hint=self.hint)
+
+    def apply(self, stored: np.ndarray, where: object) -> np.ndarray:
+        """(H, W) uint8 classes of (H, W) stored ids; errors as `check`."""
+        self.check(count_ids(stored), where)
         return self.table[stored]
+
+
+def count_ids(stored: np.ndarray) -> dict[int, int]:
+    """Pixels by stored id, of those that occur."""
+    counts = np.bincount(stored.ravel())
+    return {int(stored): int(counts[stored]) for stored in np.flatnonzero(counts)}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its label map (None: the split has no labels), and what the ids in that map mean."""
+    """An image and its label map (None: the split has no labels), and what the ids in that map mean."""
 
     name: str
     image: Path
@@ -81,7 +125,8 @@ class SegmentationSet:
         palette: (N, 3) uint8, red green blue.
         categories: N names of the groups the classes belong to; empty where there are none.
         kind: "cityscapes" or "folder".
-        unmatched: label files that no picture belongs to.
+        unmatched: label files that no image belongs to.
+        notes: what was left out or is odd about the files' names.
     """
 
     root: Path
@@ -92,12 +137,13 @@ class SegmentationSet:
     categories: tuple[str, ...] = ()
     kind: str = "folder"
     unmatched: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def read_image(self, index: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """The picture (H, W, 3) uint8, blue green red; errors as `images.read_image`."""
+        """The image (H, W, 3) uint8, blue green red; errors as `images.read_image`."""
         return read_image(self.pairs[index].image, max_pixels)
 
     def read_label(self, index: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -108,11 +154,11 @@ class SegmentationSet:
         """
         pair = self.pairs[index]
         if pair.label is None:
-            raise DataError("the picture has no label map", where=pair.image, hint="Use a split that has labels.")
-        return pair.ids.apply(read_label(pair.label, max_pixels), pair.label)
+            raise DataError("the image has no label map", where=pair.image, hint="Use a split that has labels.")
+        return pair.ids.apply(pair.ids.read(pair.label, max_pixels), pair.label)
 
     def read(self, index: int, *, max_pixels: int = MAX_PIXELS) -> Sample:
-        """Picture and label.
+        """Image and label.
 
         Raises:
             DataError: as `read_image` and `read_label`; also where their sizes differ.
@@ -124,13 +170,23 @@ class SegmentationSet:
 
 
 def check_sizes(image: tuple[int, ...], label: tuple[int, ...], pair: Pair) -> None:
-    """Raises DataError where a picture (height, width) and its label differ in size."""
-    if image != label:
-        why = f"it is {label[1]}x{label[0]}, its picture is {image[1]}x{image[0]}"
-        raise DataError("the label map does not fit", where=pair.label, why=why, hint="Export the pair again.")
+    """Raises DataError where an image (height, width) and its label map differ in size."""
+    if tuple(image) == tuple(label):
+        return
+    why = f"it is {label[1]}x{label[0]}, its image is {image[1]}x{image[0]}"
+    hint = "Export both from the same source, without resizing or cropping either."
+    orientation = image_header(pair.image).orientation if tuple(image) == tuple(label[::-1]) else 1
+    if orientation >= 5:
+        why += f" as displayed: the image's EXIF orientation ({orientation}) turns it, and not the label map"
+        hint = (
+            "If the labels were drawn on the pixels as stored, remove the tag from the images "
+            "(`exiftool -Orientation= FILE`); otherwise turn the label maps."
+        )
+    raise DataError("the label map does not fit", where=pair.label, why=why, hint=hint)
 
 
-def missing_labels(kind: str, root: Path, faults: list[str], pictures: int) -> DataError:
-    """The error for pictures without label maps; `faults` has a line for each."""
-    why = f"{len(faults)} of {pictures} pictures have no label map"
-    return DataError(f"the {kind} data set is not complete", where=root, why=why, faults=faults)
+def missing_labels(kind: str, root: Path, faults: list[str], images: int) -> DataError:
+    """The error for images without label maps; `faults` has a line for each."""
+    why = f"{len(faults)} of {images} images have no label map"
+    hint = "Add them, or remove these images; label maps are found by their names."
+    return DataError(f"the {kind} data set is not complete", where=root, why=why, faults=faults, hint=hint)

@@ -48,15 +48,20 @@ def comparable(name: str | Path) -> str:
 def ends_with(name: str, suffixes: Sequence[str]) -> str:
     """The first of `suffixes` that `name` ends in, in any case and Unicode form; empty if there is none."""
     folded = comparable(name).lower()
-    return next((suffix for suffix in suffixes if folded.endswith(comparable(suffix).lower())), "")
+    return next((suffix for suffix in suffixes if folded.endswith(unicodedata.normalize("NFC", suffix).lower())), "")
 
 
-def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> Found:
+def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, name_others: bool = True) -> Found:
     """The files below `folder` whose names end in one of `suffixes`, in any case.
 
     Links to files and folders are followed, but not in circles. Left out, and named in a note: what is hidden or left
     by a desktop, folders that are named like images, folders that may not be read, files of other names.
     What is no regular file but named like one (a pipe, a link that leads nowhere) is found: reading it says what it is.
+
+    Args:
+        folder: where to search, with its subfolders.
+        suffixes: what the names end in.
+        name_others: whether files of other names are noted.
 
     Raises:
         DataError: there is no such folder, or links lead to more than 100,000 folders.
@@ -94,7 +99,7 @@ def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> Found:
                 pending.append((name, (*above, real)))
             elif matches:
                 found.append((comparable(name), Path(folder, name)))
-            else:
+            elif name_others:
                 left_out.setdefault("of another suffix", []).append(name)
     notes = tuple(_note(folder, kind, names) for kind, names in sorted(left_out.items()))
     return Found(tuple(path for _, path in sorted(found)), notes)

@@ -70,5 +70,5 @@ def _foreign(head: bytes) -> tuple[str, str]:
     if text.startswith((b"<?xml", b"<svg")):
         return "an XML or SVG document", "Draw it as PNG."
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
-        return "a text file", "Give an image; a list of images is given as @FILE."
+        return "a text file", "Fetch or export the image itself; this may be a list or a pointer to it."
     return "of an unknown format", "Check what wrote the file."

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dgmn2cli.config import DataConfig, InferenceConfig
-from dgmn2cli.data.check import check_dataset, require_sound
+from dgmn2cli.data.check import check_dataset, fingerprint, require_sound
 from dgmn2cli.data.configured import open_configured
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import require_devices
@@ -21,9 +18,10 @@ from dgmn2cli.evaluate.engine import PredictionFolder, first
 from dgmn2cli.evaluate.official import require_official
 from dgmn2cli.evaluate.published import TOLERANCE
 from dgmn2cli.evaluate.report import DataInfo
-from dgmn2cli.files import absence, check_file, check_folder, hash_file, open_regular
+from dgmn2cli.files import absence, check_file, check_folder, open_regular
 from dgmn2cli.inference.plan import Settings, resolve_settings
 from dgmn2cli.observer import Observer
+from dgmn2cli.zoo.cache import checks_dir
 
 
 @dataclass(frozen=True)
@@ -128,22 +126,8 @@ def prepare(request: EvalRequest, inferences: Sequence[InferenceConfig], observe
         DataError: the data set has faults; all are named.
     """
     whole = open_data(request, inferences)
-    data, workers = first(whole, request.limit), max(1, request.workers)
-    observer.begin("checking the data", len(data))
-    report = check_dataset(data, workers=workers, max_pixels=request.settings.max_pixels, step=observer.advance)
-    require_sound(report)
-    info = replace(DataInfo.of_set(data, len(whole)), sizes=report.sizes, sha256=fingerprint(data, workers))
+    data, workers, memory = first(whole, request.limit), max(1, request.workers), checks_dir()
+    limit = request.settings.max_pixels
+    report = require_sound(check_dataset(data, workers=workers, max_pixels=limit, observer=observer, memory=memory))
+    info = replace(DataInfo.of_set(data, len(whole)), sizes=report.sizes, sha256=fingerprint(data, workers, memory))
     return EvalData(data, info)
-
-
-def fingerprint(data: SegmentationSet, workers: int = 1) -> str:
-    """SHA-256 over the names and contents of all images and labels, in order; not over where they lie.
-
-    Raises:
-        ResourceError: a file is gone.
-    """
-    files = [path for pair in data.pairs for path in (pair.image, pair.label) if path is not None]
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        hashes = list(pool.map(hash_file, files))
-    names = [pair.name for pair in data.pairs]
-    return hashlib.sha256(json.dumps([names, hashes]).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,11 @@ from dgmn2cli.data.transforms import (
     Transform,
 )
 from dgmn2cli.errors import ConfigError
+from dgmn2cli.observer import Silent
 from dgmn2cli.training.folder import RunFolder
 from dgmn2cli.training.report import Reporter
 from dgmn2cli.training.start import class_weights_from, find_first_weights
+from dgmn2cli.zoo.cache import checks_dir
 
 RESUME_NEWEST = "auto"
 
@@ -98,7 +101,7 @@ def prepare(request: TrainRequest, reporter: Reporter, *, need_first_weights: bo
     if config.model.num_classes != len(train.classes):
         notes.append(_refuse_or_adapt(request, train))
         config = replace(config, model=replace(config.model, num_classes=len(train.classes)))
-    reports = [_checked(data, config.data.workers, reporter) for data in (train, val)]
+    reports = [_checked(data, request, reporter) for data in (train, val)]
     for report in reports:
         notes += [f"{report.split}: {note}" for note in report.notes]
     if config.train.class_weights_from:
@@ -137,9 +140,22 @@ def _refuse_or_adapt(request: TrainRequest, data: SegmentationSet) -> str:
     return f"model.num_classes: {request.config.model.num_classes} -> {count}, the data set's."
 
 
-def _checked(data: SegmentationSet, workers: int, reporter: Reporter) -> DataReport:
-    step = reporter.counting(f"checking {data.split}", len(data))
-    return require_sound(check_dataset(data, workers=max(1, workers), step=step))
+class _Counting(Silent):
+    """Hands each pair that was checked to the reporter."""
+
+    def __init__(self, step: Callable[[], object]) -> None:
+        self._step = step
+
+    def advance(
+        self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
+    ) -> None:
+        self._step()
+
+
+def _checked(data: SegmentationSet, request: TrainRequest, reporter: Reporter) -> DataReport:
+    observer = _Counting(reporter.counting(f"checking {data.split}", len(data)))
+    workers = max(1, request.config.data.workers)
+    return require_sound(check_dataset(data, workers=workers, observer=observer, memory=checks_dir(request.cache)))
 
 
 def augmentation(config: Config) -> TrainTransform:

@@ -75,6 +75,14 @@ def cache_dir(explicit: str | Path | None = None) -> Path:
     return _user_cache() / "dgmn2"
 
 
+def checks_dir(explicit: str | Path | None = None) -> Path | None:
+    """Where checks of data sets are remembered, in the cache; None for a user without a home."""
+    try:
+        return cache_dir(explicit) / "checks"
+    except ResourceError:
+        return None
+
+
 def offline_wanted() -> bool:
     """Whether the environment switches the network off (`DGMN2_OFFLINE`)."""
     return os.environ.get("DGMN2_OFFLINE", "").strip().lower() in ("1", "t", "true", "y", "yes", "on")

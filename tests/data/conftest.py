@@ -15,7 +15,7 @@ SIZE = (24, 40)
 
 
 def scene(seed: int, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and its label in training ids, all 19 and some ignored pixels."""
+    """An image and its label in training ids, all 19 and some ignored pixels."""
     rng = np.random.default_rng(seed)
     label = rng.permutation(np.arange(size[0] * size[1]) % 20).reshape(size).astype(np.uint8)
     label[label == 19] = 255

@@ -57,7 +57,7 @@ def test_missing_labels_are_all_named(make_cityscapes: Callable[..., Path]) -> N
     gone = sorted((root / "gtFine").rglob("*.png"))[:2]
     for path in gone:
         path.unlink()
-    with pytest.raises(DataError, match="2 of 4 pictures have no label map") as caught:
+    with pytest.raises(DataError, match="2 of 4 images have no label map") as caught:
         open_cityscapes(root, "val")
     assert len(caught.value.faults) == 2
     assert all(path.name in fault for path, fault in zip(gone, caught.value.faults, strict=True))
@@ -97,7 +97,7 @@ def test_a_label_of_another_size_is_refused(make_cityscapes: Callable[..., Path]
     label = data.pairs[1].label
     assert label is not None
     write_png(label, read_label(label)[:, :-1])
-    with pytest.raises(DataError, match="39x24, its picture is 40x24"):
+    with pytest.raises(DataError, match="39x24, its image is 40x24"):
         data.read(1)
 
 
@@ -111,5 +111,5 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path, make_cityscapes: Callabl
     with pytest.raises(DataError, match="no such folder"):
         open_dataset(root, "nosuch")
     (root / "leftImg8bit" / "empty").mkdir()
-    with pytest.raises(DataError, match="there are no pictures"):
+    with pytest.raises(DataError, match="there are no images"):
         open_dataset(root, "empty")

@@ -70,7 +70,7 @@ def test_faults_of_a_described_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="describes train and val, not 'test'"):
         open_configured(described(tmp_path), "test")
     (tmp_path / "t/{l}/sub/a_mask.png").unlink()
-    with pytest.raises(DataError, match="1 of 1 pictures have no label map"):
+    with pytest.raises(DataError, match="1 of 1 images have no label map"):
         open_configured(described(tmp_path), "train")
     with pytest.raises(DataError, match=r"neither data.classes nor a dataset.toml"):
         open_configured(DataConfig(kind="folder", root=str(tmp_path)), "train")

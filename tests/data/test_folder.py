@@ -52,7 +52,7 @@ def test_folders_without_split_palette_and_suffixes(tmp_path: Path) -> None:
         categories = ["x", "x", "y"]
     """
     root = make(tmp_path, text, suffix=".jpg", split="")
-    (root / "images" / "readme.txt").write_text("not a picture")
+    (root / "images" / "readme.txt").write_text("not an image")
     data = open_dataset(root, "val")
     assert find_splits(root) == ("all",)
     assert len(data) == 2
@@ -94,7 +94,7 @@ def test_ids_beyond_the_classes_are_refused(tmp_path: Path) -> None:
 
 def test_missing_labels_are_all_named(tmp_path: Path) -> None:
     root = make(tmp_path, 'classes = ["a", "b", "c"]\nlabel_suffix = "_mask.png"')
-    with pytest.raises(DataError, match="2 of 2 pictures") as caught:
+    with pytest.raises(DataError, match="2 of 2 images") as caught:
         open_dataset(root, "train")
     assert "two_mask.png" in caught.value.faults[0]
     assert len(open_dataset(root, "train", labels=False)) == 2
@@ -102,7 +102,7 @@ def test_missing_labels_are_all_named(tmp_path: Path) -> None:
         open_dataset(root, "val")
 
 
-def test_label_maps_without_pictures_are_noticed(tmp_path: Path) -> None:
+def test_label_maps_without_images_are_noticed(tmp_path: Path) -> None:
     root = make(tmp_path, 'classes = ["a", "b", "c"]')
     extra = write_png(root / "labels/train/extra.png", IDS)
     assert open_dataset(root, "train").unmatched == (extra,)

@@ -366,7 +366,7 @@ def test_labels_that_are_no_label_maps_are_refused(tmp_path: Path) -> None:
             read_label(put(tmp_path, encode(image, kind)))
 
 
-def test_interlaced_labels_and_pictures(tmp_path: Path) -> None:
+def test_interlaced_labels_and_images(tmp_path: Path) -> None:
     ids = RNG.integers(0, 256, (3, 2), dtype=np.uint8)
     passes = [ids[0:1, 0:1], ids[2:3, 0:1], ids[0:3:2, 1:2], ids[1:2, 0:2]]
     # Adam7 passes of a 2x3 image: 1 (0,0); 2, 3, 4 are empty; 5 row 2 column 0; 6 column 1 of rows 0, 2; 7 row 1

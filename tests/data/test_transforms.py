@@ -141,7 +141,7 @@ def test_normalised_values_and_order() -> None:
     np.testing.assert_allclose(got[:, 1, 2], expected, rtol=1e-6)
 
 
-def test_a_small_picture_is_padded_with_the_mean_colour_and_ignored() -> None:
+def test_a_small_image_is_padded_with_the_mean_colour_and_ignored() -> None:
     sample = Sample(IMAGE[:20, :30], LABEL[:20, :30])
     image, label = NormalizeAndPad((40, 50))(RandomCrop((40, 50))(sample, np.random.RandomState(0)))
     assert image.shape == (3, 40, 50)

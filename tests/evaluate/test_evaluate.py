@@ -16,6 +16,7 @@ from streets import SMALL, Colours, Load, Watcher, make_tree, recipe, segmenter
 
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.catalog import open_dataset
+from dgmn2cli.data.check import fingerprint
 from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
 from dgmn2cli.data.dataset import IdMap
 from dgmn2cli.data.images import read_label, write_png
@@ -24,7 +25,7 @@ from dgmn2cli.errors import ConfigError, DataError, NonFiniteError, ResourceErro
 from dgmn2cli.evaluate import Settings, counted_images, evaluate
 from dgmn2cli.evaluate.counting import Journal, Tally, start_tally
 from dgmn2cli.evaluate.engine import PredictionFolder, images_held, read_ahead
-from dgmn2cli.evaluate.request import EvalRequest, fingerprint, prepare
+from dgmn2cli.evaluate.request import EvalRequest, prepare
 from dgmn2cli.evaluate.run import run
 from dgmn2cli.files import to_json
 from dgmn2cli.inference.prediction import CITYSCAPES
@@ -222,7 +223,7 @@ def test_faults_of_the_data_are_all_named_before_anything_is_loaded(tree: Tree) 
         assert any(path.name in fault and why in fault for fault in caught.value.faults), (path.name, text)
     label[5].unlink()
     label[6].unlink()
-    with pytest.raises(DataError, match="2 of 8 pictures have no label map") as caught:
+    with pytest.raises(DataError, match="2 of 8 images have no label map") as caught:
         run(request, recipe(), Load("odd"), Watcher())
     assert len(caught.value.faults) == 2
 
