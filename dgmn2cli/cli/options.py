@@ -108,11 +108,6 @@ def _show_log(session: Session) -> None:
     logger.propagate = session.debug
 
 
-def _global_option(*declarations: str, **settings: Any) -> click.Option:
-    """An option that is stored in the session, wherever on the command line it stands."""
-    return click.Option(declarations, expose_value=False, is_eager=True, callback=_store, **settings)
-
-
 def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     root = context.find_root()
     session = root.obj if isinstance(root.obj, Session) else Session()
@@ -122,35 +117,30 @@ def _store(context: click.Context, parameter: click.Parameter, value: Any) -> No
 
 
 def _global_parameters(environment: bool, hidden: bool) -> list[click.Option]:
-    """The global options; for a subcommand without environment variables, which would override the group's options."""
-    path = PATH
+    """The global options, stored in the session wherever on the command line they stand.
 
-    def variable(name: str) -> str | None:
-        return name if environment else None
+    For a subcommand they are without environment variables, which would override the group's options.
+    """
 
-    common: dict[str, Any] = {"hidden": hidden}
+    def option(*names: str, variable: str | None = None, **settings: Any) -> click.Option:
+        settings |= {"envvar": variable if environment else None, "hidden": hidden}
+        return click.Option(names, expose_value=False, is_eager=True, callback=_store, **settings)
+
     return [
-        _global_option("--json", is_flag=True, help="Print one JSON document on stdout, nothing else.", **common),
-        _global_option("-v", "--verbose", count=True, help="Say more (-vv: still more).", **common),
-        _global_option("-q", "--quiet", is_flag=True, help="Only answers and errors.", **common),
-        _global_option("--color/--no-color", default=True, help="Colours on a terminal.", **common),
-        _global_option("--zoo", "zoo_file", type=path, metavar="FILE", help="Use another model manifest.", **common),
-        _global_option(
+        option("--json", is_flag=True, help="Print one JSON document on stdout, nothing else."),
+        option("-v", "--verbose", count=True, help="Say more (-vv: still more)."),
+        option("-q", "--quiet", is_flag=True, help="Only answers and errors."),
+        option("--color/--no-color", default=True, help="Colours on a terminal."),
+        option("--zoo", "zoo_file", type=PATH, metavar="FILE", help="Use another model manifest."),
+        option(
             "--cache",
-            type=path,
+            type=PATH,
             metavar="DIR",
-            envvar=variable("DGMN2_CACHE"),
+            variable="DGMN2_CACHE",
             help="Folder for downloaded files (DGMN2_CACHE).",
-            **common,
         ),
-        _global_option(
-            "--offline",
-            is_flag=True,
-            envvar=variable("DGMN2_OFFLINE"),
-            help="Never touch the network (DGMN2_OFFLINE).",
-            **common,
-        ),
-        _global_option("--debug", is_flag=True, help="Show tracebacks and the libraries' warnings.", **common),
+        option("--offline", is_flag=True, variable="DGMN2_OFFLINE", help="Never touch the network (DGMN2_OFFLINE)."),
+        option("--debug", is_flag=True, help="Show tracebacks and the libraries' warnings."),
     ]
 
 
@@ -256,17 +246,6 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
-class NameType(click.ParamType):
-    """A text that is not empty."""
-
-    name = "name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not value:
-            self.fail("the name is empty", param, ctx)
-        return str(value)
-
-
 class NumberType(click.FloatRange):
     """A number in a range; NaN, which compares with nothing, is in none."""
 
@@ -277,77 +256,72 @@ class NumberType(click.FloatRange):
         return number
 
 
-class DeviceType(click.ParamType):
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; whether it exists is found out by whoever uses it."""
+class ParsedType(click.ParamType):
+    """A value that a function makes of the text, or refuses with a ValueError that says why."""
 
-    name = "device"
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name, self.parse = name, parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value).lower()
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", text):
-            self.fail(f"'{text[:60]}' is none of auto, cpu, cuda, cuda:N, mps", param, ctx)
-        return text
-
-
-class SizeType(click.ParamType):
-    """`WxH` in pixels, as a tuple (width, height)."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"([0-9]{1,6})[xX,]([0-9]{1,6})", str(value))
-        sides = (int(match[1]), int(match[2])) if match else (0, 0)
-        if not all(1 <= side <= MAX_SIDE for side in sides):
-            self.fail(f"'{str(value)[:60]}' is not WIDTHxHEIGHT in pixels, such as 2049x1025", param, ctx)
-        return sides
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.parse(value) if isinstance(value, str) else value  # a default may be no text
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
-class SecondsType(click.ParamType):
-    """`TOTAL` or `CONNECT,READ,TOTAL`, positive numbers of seconds."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        numbers = str(value).split(",")
-        valid = len(numbers) in (1, 3) and all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", n) for n in numbers)
-        if not valid or min(map(float, numbers)) <= 0:
-            self.fail(f"'{str(value)[:60]}' is neither TOTAL nor CONNECT,READ,TOTAL in seconds", param, ctx)
-        seconds = tuple(map(float, numbers))
-        return seconds if len(seconds) == 3 else (min(10.0, *seconds), min(30.0, *seconds), *seconds)
+def _parse_name(text: str) -> str:
+    if not text:
+        raise ValueError("the name is empty")
+    return text
 
 
-class MemoryType(click.ParamType):
-    """`3G`, `800M`, `2.5GB`, `2GiB`: bytes, with units of 1000 or, where an i is in them, 1024."""
+def _parse_device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", text.lower()):
+        raise ValueError(f"'{text[:60]}' is none of auto, cpu, cuda, cuda:N, mps")
+    return text.lower()
 
-    name = "memory"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([kmgt])(i?)b?", str(value).lower())
-        if not match or float(match[1]) <= 0:
-            self.fail(f"'{str(value)[:60]}' is no amount of memory, such as 3G or 800M", param, ctx)
-        return int(float(match[1]) * (1024 if match[3] else 1000) ** ("kmgt".index(match[2]) + 1))
+def _parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of `WxH`, in pixels."""
+    match = re.fullmatch(r"([0-9]{1,6})[xX,]([0-9]{1,6})", text)
+    sides = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not all(1 <= side <= MAX_SIDE for side in sides):
+        raise ValueError(f"'{text[:60]}' is not WIDTHxHEIGHT in pixels, such as 2049x1025")
+    return sides
+
+
+def _parse_seconds(text: str) -> tuple[float, ...]:
+    """(connect, read, total) of `TOTAL` or `CONNECT,READ,TOTAL`."""
+    numbers = text.split(",")
+    valid = len(numbers) in (1, 3) and all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", n) for n in numbers)
+    if not valid or min(map(float, numbers)) <= 0:
+        raise ValueError(f"'{text[:60]}' is neither TOTAL nor CONNECT,READ,TOTAL in seconds")
+    seconds = tuple(map(float, numbers))
+    return seconds if len(seconds) == 3 else (min(10.0, *seconds), min(30.0, *seconds), *seconds)
+
+
+def _parse_memory(text: str) -> int:
+    """Bytes of `3G`, `800M`, `2.5GB`, `2GiB`: units of 1000 or, where an i is in them, 1024."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([kmgt])(i?)b?", text.lower())
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"'{text[:60]}' is no amount of memory, such as 3G or 800M")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** ("kmgt".index(match[2]) + 1))
 
 
 PATH = PathType(path_type=Path)
-NAME = NameType()
-DEVICE = DeviceType()
-MEMORY = MemoryType()
-SIZE = SizeType()
-SECONDS = SecondsType()
-
-
-def device_option(command: Command) -> Command:
-    """`--device auto|cpu|cuda[:N]|mps`."""
-    return click.option(
-        "--device",
-        type=DEVICE,
-        default="auto",
-        show_default=True,
-        metavar="auto|cpu|cuda[:N]|mps",
-        help="Where to compute.",
-    )(command)
+NAME = ParsedType("name", _parse_name)
+DEVICE = ParsedType("device", _parse_device)
+MEMORY = ParsedType("memory", _parse_memory)
+SIZE = ParsedType("size", _parse_size)
+SECONDS = ParsedType("seconds", _parse_seconds)
+device_option = click.option(
+    "--device",
+    type=DEVICE,
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:N]|mps",
+    help="Where to compute.",
+)
 
 
 @dataclass(frozen=True)

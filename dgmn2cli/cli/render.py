@@ -107,12 +107,6 @@ def notice(session: Session, message: str) -> None:
         click.echo(printable(message), err=True)
 
 
-def detail(session: Session, message: str) -> None:
-    """Says something on stderr with `-v`."""
-    if session.verbose:
-        notice(session, message)
-
-
 def make_table(*headings: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
     """An empty table; columns named in `right` hold numbers. Cells are never cut, at most folded."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
