@@ -19,7 +19,7 @@ from dgmn2cli.version import __version__
 # name -> (module:attribute, help line); the help line stands here so that `dgmn2 --help` imports no command
 COMMANDS = {
     "demo": ("dgmn2cli.cli.demo:demo", "See it all in minutes: draw streets, train, evaluate, segment, look."),
-    "infer": ("dgmn2cli.cli.infer:infer", "Segment pictures: masks, overlays, class shares."),
+    "infer": ("dgmn2cli.cli.infer:infer", "Segment images: masks, overlays, class shares."),
     "eval": ("dgmn2cli.cli.eval:evaluate", "Measure a model on a labelled data set, the published figure beside it."),
     "train": ("dgmn2cli.cli.train:train", "Train or fine-tune a model, on one process or many."),
     "submit": ("dgmn2cli.cli.submit:submit", "Make or check a submission to the Cityscapes test server."),
