@@ -9,7 +9,7 @@ import difflib
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -35,13 +35,18 @@ _BOUNDS = (("from", "minimum"), ("above", "exclusiveMinimum"), ("to", "maximum")
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden", "invalid_key")
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("wanted a text without control characters")
-    return text
+def must(holds: Callable[[Any], object], wanted: str) -> AfterValidator:
+    """A condition on a value of the right type; `wanted` is what a message says where it does not hold."""
+
+    def checked(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(wanted)
+        return value
+
+    return AfterValidator(checked)
 
 
-Printable = Annotated[StrictStr, AfterValidator(_printable)]
+Printable = Annotated[StrictStr, must(str.isprintable, "wanted a text without control characters")]
 Byte = Annotated[StrictInt, Field(ge=0, le=255)]
 
 

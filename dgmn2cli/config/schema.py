@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
 
-from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from dgmn2cli.validation import STRICT, Byte, Fault, Printable, faults_of, in_words, raise_faults, schema_of, show
+from dgmn2cli.validation import STRICT, Byte, Fault, Printable, faults_of, in_words, must, raise_faults, schema_of, show
 
 Backbone = Literal["tiny", "small", "medium", "large"]
 Head = Literal["fpn", "setr_naive", "setr_pup", "setr_mla"]
@@ -29,55 +29,23 @@ WRONG = "the configuration is wrong"
 C = TypeVar("C")
 
 
-def _rising(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] > pair[1]:
-        raise ValueError("wanted the smaller first")
-    return pair
-
-
-def _not_blank(wanted: str) -> AfterValidator:
-    def check(text: str) -> str:
-        if not text.strip():
-            raise ValueError(f"wanted {wanted}")
-        return text
-
-    return AfterValidator(check)
-
-
-def _run_name(text: str) -> str:
-    if not text.strip(". ") or set("/\\") & set(text):
-        raise ValueError("wanted a name with no slash, and not only dots")
-    return text
-
-
-def class_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuses a single class, and a name given twice."""
-    if len(set(names)) < len(names):
-        raise ValueError("wanted every name once")
-    if len(names) == 1:
-        raise ValueError(ONE_CLASS)
-    return names
-
-
-def _keys_once(pairs: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    if len({stored for stored, _ in pairs}) < len(pairs):
-        raise ValueError("wanted every file value once")
-    return pairs
-
-
-def _weights(weights: tuple[float, ...]) -> tuple[float, ...]:
-    if weights and not any(weights):
-        raise ValueError("wanted at least one above 0")
-    return weights
-
-
 ONE_CLASS = (
     "one class teaches nothing, as every pixel would be it; wanted two or more: "
     "name the rest, such as ['background', 'road'], and ignore only pixels that should not count"
 )
+RISING = must(lambda pair: pair[0] <= pair[1], "wanted the smaller first")
+RUN_NAME = must(
+    lambda text: text.strip(". ") and not set("/\\") & set(text), "wanted a name with no slash, and not only dots"
+)
+NAMES_ONCE = must(lambda names: len(set(names)) == len(names), "wanted every name once")
+SEVERAL = must(lambda names: len(names) != 1, ONE_CLASS)
+KEYS_ONCE = must(lambda pairs: len({stored for stored, _ in pairs}) == len(pairs), "wanted every file value once")
+NOT_ALL_0 = must(lambda weights: not weights or any(weights), "wanted at least one above 0")
+FOLDER = must(str.strip, "wanted a folder; '.' is the working folder")
+FIRST_WEIGHTS = must(str.strip, "wanted 'imagenet', 'scratch' or a path")
 Text = Annotated[Printable, Field(max_length=4096)]
 ClassName = Annotated[Printable, Field(min_length=1, max_length=MAX_NAME, pattern=r"\S")]
-ClassNames = Annotated[tuple[ClassName, ...], Field(max_length=MAX_LIST), AfterValidator(class_names)]
+ClassNames = Annotated[tuple[ClassName, ...], Field(max_length=MAX_LIST), NAMES_ONCE, SEVERAL]
 Color = tuple[Byte, Byte, Byte]
 StoredId = Annotated[StrictInt, Field(ge=0, le=65535)]
 Pixels = Annotated[StrictInt, Field(ge=1, le=MAX_SIDE)]
@@ -144,7 +112,7 @@ class DataConfig:
     kind: Literal["cityscapes", "folder"] = setting(
         "cityscapes", "Layout of the data set: Cityscapes' own, or plain folders."
     )
-    root: Annotated[Text, _not_blank("a folder; '.' is the working folder")] = setting(
+    root: Annotated[Text, FOLDER] = setting(
         "data/cityscapes", "Folder of the data set; a relative one starts at the working folder."
     )
     train_split: Text = setting("train", "Split to train on, in Cityscapes or under a dataset.toml.")
@@ -161,7 +129,7 @@ class DataConfig:
     )
     ignore_index: StoredId = setting(255, "Label value of pixels that count neither in loss nor score.")
     reduce_zero_label: StrictBool = setting(False, "Folder: label 0 is ignored and every other id is lowered by one.")
-    id_map: Annotated[tuple[tuple[StoredId, Byte], ...], Field(max_length=65536), AfterValidator(_keys_once)] = setting(
+    id_map: Annotated[tuple[tuple[StoredId, Byte], ...], Field(max_length=65536), KEYS_ONCE] = setting(
         (), "Folder: pairs [value in the file, class id], applied before anything else; other values stay."
     )
     workers: StrictInt = setting(
@@ -176,7 +144,7 @@ class AugmentConfig:
     scale: tuple[Pixels, Pixels] = setting(
         (2049, 1025), "Sides, in pixels, an image is fitted into at ratio 1, its shape kept."
     )
-    ratio: Annotated[tuple[Factor, Factor], AfterValidator(_rising)] = setting(
+    ratio: Annotated[tuple[Factor, Factor], RISING] = setting(
         (0.5, 2.0), "The scale's factor is drawn from this range."
     )
     crop: StrictInt = setting(769, "Side, in pixels, of the square training crop.", ge=1, le=16384)
@@ -186,12 +154,8 @@ class AugmentConfig:
     flip_prob: StrictFloat = setting(0.5, "Probability of mirroring left to right.", ge=0, le=1)
     photometric: StrictBool = setting(True, "Distort the colours: each step with probability one half.")
     brightness: StrictFloat = setting(32.0, "Added to every channel, at most, of 0 to 255.", ge=0, le=255)
-    contrast: Annotated[tuple[Gain, Gain], AfterValidator(_rising)] = setting(
-        (0.5, 1.5), "Range of the contrast factor."
-    )
-    saturation: Annotated[tuple[Gain, Gain], AfterValidator(_rising)] = setting(
-        (0.5, 1.5), "Range of the saturation factor."
-    )
+    contrast: Annotated[tuple[Gain, Gain], RISING] = setting((0.5, 1.5), "Range of the contrast factor.")
+    saturation: Annotated[tuple[Gain, Gain], RISING] = setting((0.5, 1.5), "Range of the saturation factor.")
     hue: StrictInt = setting(18, "Hue shift: from -hue to hue - 1, 180 being the full circle.", ge=1, le=90)
 
 
@@ -223,14 +187,14 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", "dtype of the forward pass; the weights stay float32."
     )
-    init: Annotated[Text, _not_blank("'imagenet', 'scratch' or a path")] = setting(
+    init: Annotated[Text, FIRST_WEIGHTS] = setting(
         "imagenet", "First weights: 'imagenet' (the published backbone), 'scratch', or a checkpoint's path."
     )
     freeze_backbone: StrictBool = setting(False, "Train the head only.")
     sync_bn: StrictBool = setting(True, "Synchronise batch norm statistics when several processes train.")
     ema: StrictBool = setting(False, "Keep a moving average of the weights and evaluate that.")
     ema_decay: Decay = setting(0.999, "Decay of the moving average per step.")
-    class_weights: Annotated[tuple[Weight, ...], Field(max_length=MAX_LIST), AfterValidator(_weights)] = setting(
+    class_weights: Annotated[tuple[Weight, ...], Field(max_length=MAX_LIST), NOT_ALL_0] = setting(
         (), "Loss weight of each class; empty: all 1."
     )
     class_weights_from: Text = setting(
@@ -274,7 +238,7 @@ class Config:
         notes: what a reader of another format thought worth saying; no setting.
     """
 
-    name: Annotated[Printable, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_run_name)]
+    name: Annotated[Printable, Field(min_length=1, max_length=MAX_NAME), RUN_NAME]
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)

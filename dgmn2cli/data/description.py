@@ -7,13 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StrictBool, TypeAdapter, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, TypeAdapter, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
-from dgmn2cli.config.schema import ClassName, Color, StoredId, Text, class_names, setting
+from dgmn2cli.config.schema import NAMES_ONCE, SEVERAL, ClassName, Color, StoredId, Text, setting
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.files import read_text
-from dgmn2cli.validation import STRICT, check, parse_toml, raise_faults, schema_of, show
+from dgmn2cli.validation import STRICT, check, must, parse_toml, raise_faults, schema_of, show
 
 IGNORE = 255  # the id of ignored pixels in every label this program hands on
 DESCRIPTION = "dataset.toml"
@@ -22,18 +22,6 @@ MAX_CLASSES = IGNORE  # ids 0..254
 MAX_ID = 65535
 MAX_BYTES = 1 << 20
 _WHAT = "cannot use the data set's description"
-
-
-def _folder(text: str) -> str:
-    if set("{}") & set(text.replace(SPLIT, "")):
-        raise ValueError(f"wanted a folder, {SPLIT} its only placeholder")
-    return text
-
-
-def _no_ignore(names: tuple[str, ...]) -> tuple[str, ...]:
-    if "ignore" in names:
-        raise ValueError("wanted other names than 'ignore', which stands for no class")
-    return names
 
 
 def _pairs(value: Any) -> Any:
@@ -53,7 +41,11 @@ _ID_MAP = {
     "additionalProperties": {"type": "string"},
     "$comment": f'a table such as 7 = "road", ids from 0 to {MAX_ID}',
 }
-Folder = Annotated[Text, AfterValidator(_folder)]
+Folder = Annotated[
+    Text,
+    must(lambda text: not set("{}") & set(text.replace(SPLIT, "")), f"wanted a folder, {SPLIT} its only placeholder"),
+]
+NO_IGNORE = must(lambda names: "ignore" not in names, "wanted other names than 'ignore', which stands for no class")
 Names = Annotated[tuple[ClassName, ...], Field(max_length=MAX_CLASSES)]
 Ids = Annotated[
     tuple[StoredId, ...],
@@ -67,7 +59,7 @@ IdMapping = Annotated[tuple[tuple[StoredId, Text], ...], BeforeValidator(_pairs)
 class FolderDescription:
     """What `dataset.toml` says; paths are relative to it, and `{split}` in them stands for the split's name."""
 
-    classes: Annotated[Names, Field(min_length=1), AfterValidator(class_names), AfterValidator(_no_ignore)] = Field(
+    classes: Annotated[Names, Field(min_length=1), NAMES_ONCE, SEVERAL, NO_IGNORE] = Field(
         description="The class names; class ids are their positions."
     )
     images: Folder = setting("images/{split}", "Folder of the images, searched with its subfolders.")

@@ -1,4 +1,4 @@
-"""Owns what the configuration tests share: the faults of a refused file, and a folder of all models' mmcv files."""
+"""What the configuration tests share: the faults of a refused file, and a folder of all models' mmcv files."""
 
 from __future__ import annotations
 

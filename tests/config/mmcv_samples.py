@@ -1,4 +1,4 @@
-"""Owns miniature files in the mmcv language: the published configuration of every head and backbone, in pieces."""
+"""Miniature files in the mmcv language: the published configuration of every head and backbone, in pieces."""
 
 from __future__ import annotations
 

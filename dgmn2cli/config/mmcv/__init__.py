@@ -1,4 +1,4 @@
-"""Owns reading mmcv-style configuration files with their bases into one plain dict, merged as mmcv merges them."""
+"""Reading mmcv-style configuration files with their bases into one plain dict, merged as mmcv merges them."""
 
 from __future__ import annotations
 
@@ -133,12 +133,7 @@ class _Walk:
 def merge(child: dict[Any, Any], base: dict[Any, Any], label: str, faults: list[str], path: str = "") -> dict[Any, Any]:
     """`child` over `base` as mmcv merges: dicts key by key, `_delete_=True` replaces one, all else is replaced.
 
-    Args:
-        child: the values of the file.
-        base: the values of its bases.
-        label: the file, for messages.
-        faults: takes a line for each dict that would replace something else.
-        path: the key that leads to these dicts.
+    A dict that would replace something else is a fault, whose line has the file's `label` and the key `path`.
     """
     result = dict(base)
     for key, value in child.items():

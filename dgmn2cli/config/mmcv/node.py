@@ -77,15 +77,9 @@ class Node:
         return Node({} if value is None else value, self.place(key), self.mapped)
 
     def expect(self, key: str, allowed: Sequence[Any], default: Any = ABSENT) -> Any:
-        """A value that must be one of `allowed`.
+        """A value that must be one of `allowed`; None if it is absent or a fault.
 
-        Args:
-            key: the key.
-            allowed: the values with a counterpart here; the first is the one to recommend.
-            default: what the foreign system takes where the key is absent; if not given, absence is all right.
-
-        Returns:
-            The value, or None if it was absent or a fault.
+        `default` is what the foreign system takes where the key is absent; without it, absence is all right.
         """
         value = self.get(key, default)
         if value is ABSENT:
@@ -115,13 +109,7 @@ class Node:
         return None
 
     def give(self, key: str, ours: str, default: Any = ABSENT) -> None:
-        """A value that is one of our settings as it stands.
-
-        Args:
-            key: the key.
-            ours: our setting.
-            default: what the foreign system takes where the key is absent; if not given, our default holds.
-        """
+        """A value that is our setting `ours` as it stands; `default` is the foreign system's where it is absent."""
         value = self.get(key, default)
         if value is not ABSENT:
             self.mapped.put_once(ours, value, self.place(key if key in self.values else f"{key} (absent)"))

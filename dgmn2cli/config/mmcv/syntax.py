@@ -1,4 +1,4 @@
-"""Owns the mmcv config language: Python text to plain values through the syntax tree. Nothing is ever executed."""
+"""The mmcv config language: Python text to plain values through the syntax tree. Nothing is ever executed."""
 
 from __future__ import annotations
 
