@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dgmn2cli.cli.options import MEMORY, NAME, PATH, RUN_OPTIONS, SIZE, Decorator, Session, grouped
-from dgmn2cli.cli.weights import ensure_weights
+from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import ResourceError
 from dgmn2cli.zoo import Zoo, locate
 
@@ -148,6 +148,7 @@ def loader(session: Session, recipe: Recipe, network: NetworkOptions, settings: 
         compiled=network.compiled,
         cache=session.cache,
         max_memory=settings.max_memory,
+        offline=session.offline,
     )
 
 
@@ -158,15 +159,14 @@ def require_weights(session: Session, recipe: Recipe, network: NetworkOptions) -
         Dgmn2Error: as `ensure_weights`; ConfigError where the model has no published weights, or cannot be compiled.
     """
     from dgmn2cli import runtime
-    from dgmn2cli.inference.load import weights_on_disk
+    from dgmn2cli.inference.load import ensure_weights, published
 
     device = runtime.resolve_device(network.device)  # refused before a download, if at all
     if network.compiled:
         runtime.require_compilable(device)
-    if network.checkpoint is None and recipe.entry is not None:
-        ensure_weights(session, recipe.entry)
-    elif network.checkpoint is None:
-        weights_on_disk(recipe, session.cache)
+    if network.checkpoint is None:
+        with TerminalObserver(session) as observer:
+            ensure_weights(published(recipe), session.cache_dir(), offline=session.offline, observer=observer)
 
 
 def on_disk(session: Session, zoo: Zoo) -> tuple[list[Recipe], list[str]]:

@@ -18,7 +18,7 @@ from torch import nn
 from dgmn2cli.checkpoint.unwrap import class_names
 from dgmn2cli.checkpoint.weights import Checkpoint, load_weights, read_checkpoint, verify_checkpoint
 from dgmn2cli.config import Config, load_config
-from dgmn2cli.errors import ConfigError, ResourceError, printable
+from dgmn2cli.errors import ConfigError, printable
 from dgmn2cli.inference.build import build_segmentor
 from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
@@ -170,24 +170,6 @@ class StructuralCheck:
         self.read = None
         self.read = verify_checkpoint(path, network)
         return self.read.sha256
-
-
-def weights_on_disk(recipe: Recipe, cache: Path | None = None) -> tuple[Path, str]:
-    """The recipe's published weights in the cache: path and the hash the file must have.
-
-    Raises:
-        ResourceError: they are not there; says how to get them.
-        ConfigError: the recipe is a configuration file, which has no published weights.
-    """
-    entry = published(recipe)
-    found = locate(entry, cache_dir(cache))
-    if found is None:
-        raise ResourceError(
-            "the weights are not on disk",
-            where=entry.key,
-            hint=f"Get them with `dgmn2 download {entry.key}`, or name a file with --checkpoint FILE.",
-        )
-    return found.path, found.sha256
 
 
 def published(recipe: Recipe) -> ZooEntry:
