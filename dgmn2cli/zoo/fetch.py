@@ -348,9 +348,12 @@ class Download:
             hint = f"If the publisher replaced it, delete {record} and download again."
             why = f"its sha256 is {sha256}, recorded here was {self.known}"
             raise IntegrityError("the file is not the one recorded", where=where, why=why, hint=hint)
-        for wanted, says in ((entry.sha256, "the manifest says"), (stated, "it should be")):
-            if wanted and sha256 != wanted:
-                raise IntegrityError(what, where=where, why=f"its sha256 is {sha256}, {says} {wanted}", hint=hint)
+        if entry.sha256 and sha256 != entry.sha256:
+            why = f"its sha256 is {sha256}, the manifest says {entry.sha256}"
+            raise IntegrityError(what, where=where, why=why, hint=hint)
+        if stated and sha256 != stated:
+            why, hint = f"its sha256 is {sha256}, it should be {stated}", "It was damaged on the way; copy it again."
+            raise IntegrityError("the file is damaged", where=where, why=why, hint=hint)
         if self.known or verified:
             return sha256
         try:

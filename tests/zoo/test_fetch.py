@@ -215,6 +215,8 @@ def test_a_part_of_a_version_not_known_is_not_continued(tmp_path, host, entry, n
 def test_a_part_in_use_is_left_alone(tmp_path, host, entry):
     mine = parts.Part(tmp_path / "parts", stem(entry))
     mine.append(b"mine")
+    elsewhere = mine.path.with_name(mine.path.name.replace(f".{os.getpid()}.", ".999999999."))
+    mine.path = mine.path.rename(elsewhere)  # as another container's process is called here
     fetched = fetch(entry, cache=tmp_path, verify=verify, limits=PATIENT)
     assert fetched.path.read_bytes() == CONTENT
     assert mine.path.read_bytes() == b"mine"
