@@ -59,5 +59,5 @@ def demo(session: Session, **options: Any) -> None:
     try:
         report = run.demo(DemoRequest(**options), watch)
     finally:
-        watch.reporter.done()
+        watch.observer.end()
     render.emit(session, report, lambda: report_table(report))

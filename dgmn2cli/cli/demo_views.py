@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
-from dgmn2cli.cli import render, train_views
+from dgmn2cli.cli import render
 from dgmn2cli.cli.options import Session
+from dgmn2cli.cli.progress import TerminalObserver
+from dgmn2cli.cli.train_views import evaluated
 from dgmn2cli.demo.report import duration
+from dgmn2cli.training.report import Evaluated
 
 if TYPE_CHECKING:
     from dgmn2cli.demo.report import DemoReport, StepDone
@@ -20,7 +23,7 @@ class Console:
 
     def __init__(self, session: Session, out: Path) -> None:
         self.session, self.out = session, out
-        self.reporter = train_views.Console(session)
+        self.observer = TerminalObserver(session, notices={Evaluated: evaluated})
 
     def begin(self, number: int, count: int, what: str) -> None:
         """A heading; before the first one, what this is going to be."""

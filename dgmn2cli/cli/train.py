@@ -1,8 +1,8 @@
-"""Owns `dgmn2 train`: train or fine-tune a model."""
+"""`dgmn2 train`: train or fine-tune a model."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import click
 
@@ -18,6 +18,7 @@ from dgmn2cli.cli.options import (
     model_argument,
     pass_session,
 )
+from dgmn2cli.cli.progress import TerminalObserver
 
 _COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
 
@@ -34,18 +35,18 @@ _COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/NAME]")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Processes here.")
 @click.option("--max-iters", type=click.IntRange(1, 10**9), metavar="N", help="Optimiser steps.")
-@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Pictures per process and forward pass.")
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images per process and forward pass.")
 @click.option("--accumulate", type=click.IntRange(1), metavar="N", help="Forward passes per optimiser step.")
 @click.option("--crop", type=_SIDE, metavar="N", help="Side of the training crop.")
-@click.option("--scale", type=SIZE, metavar="WxH", help="Size pictures are fitted into, in training and evaluation.")
+@click.option("--scale", type=SIZE, metavar="WxH", help="Size images are fitted into, in training and evaluation.")
 @click.option("--window", type=_SIDE, metavar="N", help="Side of a window of the evaluation.")
 @click.option("--stride", type=_SIDE, metavar="N", help="Step between its windows.")
 @click.option(
     "--resume", type=NAME, is_flag=False, flag_value="auto", metavar="[auto|PATH]", help="Go on with the run in --out."
 )
-@click.option("--force", is_flag=True, help="Resume although the configuration differs.")
+@click.option("--force", is_flag=True, help="Resume although settings, data or software differ.")
 @click.option("--from", "init", metavar="imagenet|scratch|FILE", help="First weights.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Number format of the forward pass.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the forward pass.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Seed of everything random.")
 @click.option("--deterministic", is_flag=True, default=None, help="Refuse what depends on the run (on GPUs).")
 @click.option("--val-every", type=_COUNT, metavar="N", help="Evaluate after N steps; 0: only at the end.")
@@ -66,7 +67,38 @@ _COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Attention op.")
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads per process.")
 @pass_session
-def train(session: Session, model: str, **options: Any) -> None:
+def train(
+    session: Session,
+    model: str,
+    data_root: Path | None,
+    out: Path | None,
+    gpus: int,
+    max_iters: int | None,
+    batch_size: int | None,
+    accumulate: int | None,
+    crop: int | None,
+    scale: tuple[int, int] | None,
+    window: int | None,
+    stride: int | None,
+    resume: str | None,
+    force: bool,
+    init: str | None,
+    dtype: str | None,
+    seed: int | None,
+    deterministic: bool | None,
+    val_every: int | None,
+    save_every: int | None,
+    keep: int | None,
+    ema: bool | None,
+    freeze_backbone: bool | None,
+    class_weights: str | None,
+    workers: int | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    device: str,
+    backend: str,
+    threads: int | None,
+) -> None:
     """Train MODEL: a zoo key, a published configuration's name, or a configuration file.
 
     The run folder gets the resolved configuration, a log (JSONL, TensorBoard), curves, sample predictions, checkpoints
@@ -74,35 +106,59 @@ def train(session: Session, model: str, **options: Any) -> None:
     Settings that no option names are the configuration's: for a published model, its published recipe.
     """
     from dgmn2cli.cli import train_views as views
-    from dgmn2cli.training import plan, request, run
+    from dgmn2cli.distributed.group import launched_rank
+    from dgmn2cli.training.plan import plan_training
+    from dgmn2cli.training.report import Evaluated
+    from dgmn2cli.training.request import TrainRequest
+    from dgmn2cli.training.run import train as run_training
 
-    recipe, out = views.recipe(session, model, options, views.overrides(options))
-    named = any(text.strip().startswith("model.num_classes") for text in options["overrides"])
-    wanted = request.TrainRequest(
+    settings: dict[str, object] = {
+        "data.root": None if data_root is None else str(data_root),
+        "data.workers": workers,
+        "train.iters": max_iters,
+        "train.batch_size": batch_size,
+        "train.accumulate": accumulate,
+        "train.init": init,
+        "train.dtype": dtype,
+        "train.seed": seed,
+        "train.deterministic": deterministic,
+        "train.val_every": val_every,
+        "train.save_every": save_every,
+        "train.keep": keep,
+        "train.ema": ema,
+        "train.freeze_backbone": freeze_backbone,
+        "train.class_weights_from": class_weights,
+        "train.class_weights": None if class_weights is None else [],  # those a resumed run has counted or read before
+        "augment.crop": crop,
+        "augment.scale": scale,
+        "inference.scale": scale,
+        "inference.window": window,
+        "inference.stride": stride,
+    }
+    recipe, folder = views.recipe(session, model, settings, overrides, out, resumes=bool(resume))
+    request = TrainRequest(
         recipe.config,
-        out,
+        folder,
         recipe.entry.key if recipe.entry else recipe.config.name,
-        adapt_classes=recipe.entry is not None and not named,
-        processes=options["gpus"],
-        device=options["device"],
-        backend=options["backend"],
-        threads=options["threads"],
-        resume=options["resume"] or "",
-        force=options["force"],
+        adapt_classes=recipe.entry is not None
+        and not any(t.strip().startswith("model.num_classes") for t in overrides),
+        processes=gpus,
+        device=device,
+        backend=backend,
+        threads=threads,
+        resume=resume or "",
+        force=force,
         zoo_file=session.zoo_file,
         cache=session.cache,
     )
-    watch = views.Console(session)
-    try:
-        if options["dry_run"]:
-            planned = plan.plan_training(wanted, watch)
+    with TerminalObserver(session, notices={Evaluated: views.evaluated}) as observer:
+        if dry_run:
+            plan = plan_training(request, observer)
         else:
-            report = run.train(wanted, watch)
-    finally:
-        watch.done()
-    if not run.speaks():
+            report = run_training(request, observer)
+    if launched_rank() != 0:
         return
-    if options["dry_run"]:
-        render.emit(session, planned, lambda: views.plan_table(planned))
+    if dry_run:
+        render.emit(session, plan, lambda: views.plan_table(plan))
     else:
         render.emit(session, report, lambda: views.report_table(report))

@@ -1,21 +1,27 @@
-"""Owns the order of training and evaluation: which sample comes when, from which random numbers, on which process.
+"""The order of training and evaluation: which sample comes when, from which random numbers, read by which process.
 
-Training is one endless stream of samples, numbered from 0 over all processes. Sample t shows the picture at place
+Training is one endless stream of samples, numbered from 0 over all processes. Sample t shows the image at place
 t mod n of the permutation of pass t div n, and its augmentation draws from a generator seeded with (seed, t). So the
 stream depends on nothing but the seed: not on the number of processes or workers, nor on where a run was interrupted.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import MAX_PIXELS
@@ -24,11 +30,13 @@ from dgmn2cli.errors import Dgmn2Error, ResourceError
 from dgmn2cli.runtime import end_with_parent
 
 _ORDER, _AUGMENT = 0, 1  # the two uses of the seed, kept apart
+LOOK = 1.0  # seconds between two looks at the workers while a batch is waited for
+FILES = 32, 12  # that a process opens while it trains, and more for each of its workers
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """Consecutive samples of one process: images (B, 3, H, W) float32, labels (B, H, W) uint8, the pictures' names."""
+    """Consecutive samples of one process: images (B, 3, H, W) float32, labels (B, H, W) uint8, the images' names."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -45,7 +53,7 @@ def _generator(seed: int, use: int, number: int) -> np.random.RandomState:
 
 
 def pass_order(size: int, seed: int, number: int) -> np.ndarray:
-    """(size,) int64: the order of the pictures in pass `number` over the data."""
+    """(size,) int64: the order of the images in pass `number` over the data."""
     return _generator(seed, _ORDER, number).permutation(size)
 
 
@@ -56,7 +64,7 @@ def sample_draws(seed: int, position: int) -> np.random.RandomState:
 
 @dataclass(frozen=True)
 class StreamPlace:
-    """A place in the training stream: its number, and the picture that stands there."""
+    """A place in the training stream: its number, and the image that stands there."""
 
     position: int
     index: int
@@ -100,59 +108,65 @@ class _TrainSamples(Dataset[Any]):
     def __getitem__(self, place: StreamPlace) -> tuple[np.ndarray, np.ndarray, str] | Dgmn2Error:
         try:
             sample = self.data.read(place.index, max_pixels=self.max_pixels)
+            image, label = self.augment(sample, sample_draws(self.seed, place.position))
         except Dgmn2Error as error:
             return error
-        image, label = self.augment(sample, sample_draws(self.seed, place.position))
+        except MemoryError:
+            return _died("it ran out of memory")
         return image, label, self.data.pairs[place.index].name
 
 
 def _collate(samples: Sequence[tuple[np.ndarray, np.ndarray, str] | Dgmn2Error]) -> TrainBatch | Dgmn2Error:
+    """One batch; a worker puts it into shared memory here, where a lack of that can still be reported."""
     good = []
     for sample in samples:
         if isinstance(sample, Dgmn2Error):
             return sample
         good.append(sample)
     images, labels, names = zip(*good, strict=True)
-    return TrainBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), names)
+    try:
+        batch = TrainBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), names)
+        if get_worker_info() is not None:
+            batch.images.share_memory_()
+            batch.labels.share_memory_()
+    except MemoryError:
+        return _died("it ran out of memory")
+    except (RuntimeError, OSError) as error:  # torch says in words what the system refused
+        return _no_shared_memory(error)
+    return batch
+
+
+def _no_shared_memory(error: Exception) -> ResourceError:
+    hint = "Enlarge it (Docker: --shm-size 1g), or use --workers 0."
+    what = "a data worker cannot hand over its batch"
+    return ResourceError(what, where="/dev/shm", why=f"{shared_memory()}; {_first_line(error)}", hint=hint)
+
+
+def shared_memory() -> str:
+    """The size of /dev/shm and what is free of it, in words."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return "there is no /dev/shm"
+    total, free = (found.f_frsize * blocks / 2**20 for blocks in (found.f_blocks, found.f_bavail))
+    return f"{free:,.1f} of {total:,.1f} MiB are free"
+
+
+def _died(why: str) -> ResourceError:
+    return ResourceError("a data worker died", why=why, hint="Use fewer --workers, or 0; --resume goes on.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _start_worker(number: int) -> None:
-    """A worker does one thing at a time, and leaves Ctrl-C to the main process, which ends it, even by its death."""
+    """A worker does one thing at a time and leaves signals to the main process, which ends it, even by its death."""
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group, they would end it too early
+        signal.signal(ignored, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-
-
-def _unwrapped(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's values; faults that came as values are raised.
-
-    Whatever ends it, torch's iterator is let go first: found later by the garbage collector, together with the queues
-    it would say goodbye through, it waits five seconds for its workers.
-    """
-    batches = iter(loader)
-    try:
-        while True:
-            batch = _next_or_fault(batches)
-            if isinstance(batch, Dgmn2Error):
-                raise batch
-            if batch is None:
-                return
-            yield batch
-    finally:
-        del batches
-
-
-def _next_or_fault(batches: Iterator[Any]) -> Any:
-    """The next value, None at the end, or the fault that a dead worker is."""
-    try:
-        return next(batches, None)
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
-            raise
-    why = "the system ended it, most often for want of memory or shared memory"
-    return ResourceError("a data worker died", why=why, hint="Use fewer --workers, or 0.")
 
 
 def train_batches(
@@ -163,16 +177,18 @@ def train_batches(
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
     pin_memory: bool = False,
-) -> Iterator[TrainBatch]:
-    """The endless batches of one process, from `stream.start_step` on.
+    check: Callable[[], object] = lambda: None,
+) -> Generator[TrainBatch, None, None]:
+    """The endless batches of one process, from `stream.start_step` on; close it to end its workers.
 
     Args:
         augment: as `transforms.train_transforms` gives.
         workers: processes that read ahead; the batches do not depend on it.
+        check: called about once a second while it waits for a worker; what it raises ends the waiting.
 
     Raises:
         DataError: a pair cannot be read (any more).
-        ResourceError: a worker was killed.
+        ResourceError: a worker died, /dev/shm is too small, or too few files may be open.
     """
     loader: DataLoader[Any] = DataLoader(
         _TrainSamples(data, augment, stream.seed, max_pixels),
@@ -183,8 +199,81 @@ def train_batches(
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its own, so that starting a loader draws nothing from the global one
         pin_memory=pin_memory,
+        timeout=LOOK if workers else 0,
     )
-    return _unwrapped(loader)
+    batches, started = _started(loader, workers)
+    try:
+        while True:
+            batch = _next(batches, check)
+            if isinstance(batch, Dgmn2Error):
+                raise batch
+            yield batch
+    finally:
+        for worker in started:
+            worker.kill()  # torch would wait for what each is doing
+        # let go first: found later by the garbage collector, together with the queues it would say goodbye through,
+        # torch's iterator waits five seconds for its workers
+        del batches
+
+
+def _started(loader: DataLoader[Any], workers: int) -> tuple[Iterator[Any], list[BaseProcess]]:
+    """The loader's iterator and its worker processes.
+
+    torch would raise an error wherever the main thread is when a worker dies; its handler is taken back, since the
+    death is noticed here, where the next batch is waited for.
+    """
+    before = set(active_children())
+    handler = signal.getsignal(signal.SIGCHLD)
+    _require_files(workers)
+    try:
+        batches = iter(loader)
+    except OSError as error:
+        for worker in set(active_children()) - before:
+            worker.kill()
+        if error.errno == errno.ENOSPC:  # no room for a lock
+            raise _no_shared_memory(error) from error
+        why = error.strerror or str(error)
+        raise ResourceError("the data workers cannot be started", why=why, hint="Use fewer --workers, or 0.") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+    return batches, list(set(active_children()) - before)
+
+
+def _require_files(workers: int) -> None:
+    """A worker that cannot open the connection for its batch would be waited for without end."""
+    limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], FILES[0] + FILES[1] * workers
+    if workers and limit != resource.RLIM_INFINITY and limit < needed:
+        raise _too_few_files(needed)
+
+
+def _too_few_files(needed: int) -> ResourceError:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    wanted = f", the data workers need {needed}" if needed else ""
+    hint = f"Run `ulimit -n {max(needed, 1024)}` before, or use --workers 0."
+    return ResourceError(
+        "too few files may be open at a time", why=f"the limit is {limit} (ulimit -n){wanted}", hint=hint
+    )
+
+
+def _next(batches: Iterator[Any], check: Callable[[], object]) -> Any:
+    """The next batch, or the fault that came instead."""
+    while True:
+        try:
+            return next(batches)
+        except (OSError, EOFError) as error:  # the connection that hands over a batch ended with its worker
+            check()
+            raise _died(_first_line(error)) from error
+        except RuntimeError as error:
+            check()
+            text = str(error)
+            if "timed out" in text:
+                continue
+            if "Too many open files" in text or "items of ancdata" in text:
+                raise _too_few_files(0) from error
+            if "DataLoader worker (pid" not in text:
+                raise
+            why = "the system ended it, most often for want of memory or shared memory"
+            raise _died(f"{why}; /dev/shm: {shared_memory()}") from error
 
 
 def eval_indices(size: int, rank: int = 0, world: int = 1, done: Sequence[int] = ()) -> list[int]:

@@ -17,7 +17,7 @@ from dgmn2cli.inference.visualize import class_shares, colorize, draw_text, lege
 from dgmn2cli.report import html
 from dgmn2cli.report.charts import training_curves
 from dgmn2cli.report.sheet import contact_sheet
-from dgmn2cli.training.runlog import read_log
+from dgmn2cli.training.logs import read_log
 
 SHOWN = 6  # scenes
 TILE = 512  # pixels across, on the sheet
@@ -90,7 +90,7 @@ def write_page(report: DemoReport, scenes: Sequence[ShownScene], photograph: Pat
     Raises:
         ResourceError: an image is gone, or the page cannot be written.
     """
-    curves = training_curves(read_log(report.run / "log.jsonl"), scenes[0].truth.with_name("curves.svg"))
+    curves = training_curves(read_log(report.run / "log.jsonl")[0], scenes[0].truth.with_name("curves.svg"))
     values = {"report": report, "scenes": scenes, "curves": curves, "photograph": photograph, "credit": credit}
     return html.write_page(report.page, "demo.html", **values, commands=commands(report), duration=duration)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from dgmn2cli.inference.files import ImageResult
-from dgmn2cli.training.report import Reporter, TrainReport
+from dgmn2cli.observer import Observer
+from dgmn2cli.training.report import TrainReport
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Watch(Protocol):
     """Whoever watches a demonstration."""
 
     @property
-    def reporter(self) -> Reporter:
+    def observer(self) -> Observer:
         """Told of the progress within a step."""
 
     def begin(self, number: int, count: int, what: str) -> None:

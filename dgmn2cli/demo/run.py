@@ -25,11 +25,10 @@ from dgmn2cli.evaluate.run import run as evaluate
 from dgmn2cli.files import atomic_write, local_write_errors, to_json
 from dgmn2cli.inference.files import ImageFile, ImageResult, predict_files
 from dgmn2cli.inference.load import Recipe, assemble
-from dgmn2cli.observer import Silent
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_device, resolve_dtype, set_threads
 from dgmn2cli.training.folder import FolderLock, RunFolder
-from dgmn2cli.training.report import Reporter, TrainReport
+from dgmn2cli.training.report import TrainReport
 from dgmn2cli.training.request import RESUME_NEWEST, TrainRequest
 from dgmn2cli.training.run import train
 
@@ -62,30 +61,6 @@ def demo(request: DemoRequest, watch: Watch) -> DemoReport:
             request.folder.clear()
         write_mark(request)
         return _Course(request, watch, picture).run()
-
-
-class _Progress(Silent):
-    """Shows an evaluation on a reporter."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter, self._step = reporter, _nothing
-
-    def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
-        self._step = self._reporter.counting(task, int(total or 0))
-        self._checks = task.startswith("checking")
-
-    def advance(
-        self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
-    ) -> None:
-        if self._checks:
-            self._step()
-
-    def result(self, value: object) -> None:
-        self._step()
-
-
-def _nothing() -> object:
-    return None
 
 
 class _Course:
@@ -122,7 +97,7 @@ class _Course:
         try:
             result, found, where = work()
         finally:
-            self.watch.reporter.done()
+            self.watch.observer.end()
         done = StepDone(what, time.monotonic() - began, found, where)
         self.steps.append(done)
         self.watch.end(done)
@@ -137,7 +112,7 @@ class _Course:
         if folder.data.exists():  # interrupted; the same seed draws the same scenes again
             with local_write_errors(folder.data):
                 shutil.rmtree(folder.data)
-        advance = self.watch.reporter.counting("drawing", request.scenes + request.held_out)
+        self.watch.observer.begin("drawing", request.scenes + request.held_out)
         made = make_dataset(
             folder.data,
             train=request.scenes,
@@ -145,7 +120,7 @@ class _Course:
             size=request.size,
             seed=request.seed,
             workers=SYNTH_THREADS,
-            step=advance,
+            step=self.watch.observer.advance,
         )
         atomic_write(folder.drawn, to_json(made) + "\n")
         return None, about, folder.data
@@ -162,7 +137,7 @@ class _Course:
                 threads=request.threads,
                 resume=RESUME_NEWEST if run.exists() else "",
             ),
-            self.watch.reporter,
+            self.watch.observer,
         )
         self.resumed = self.resumed or report.resumed_at > 0
         return report, f"checkpoints, log and curves of {report.iterations} steps", run
@@ -178,7 +153,7 @@ class _Course:
             report=folder.evaluation(name),
             save_preds=folder.predictions(name),
         )
-        report = evaluate(wanted, self.recipe, load, _Progress(self.watch.reporter))
+        report = evaluate(wanted, self.recipe, load, self.watch.observer)
         scores = report.scores
         found = f"mIoU {100 * scores.mean_iou:.1f} %, {100 * scores.pixel_accuracy:.1f} % of the pixels right"
         return report, found, folder.evaluation(name)

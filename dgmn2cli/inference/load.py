@@ -50,21 +50,24 @@ class Recipe:
     entry: ZooEntry | None
 
 
-def resolve(name: str, overrides: Sequence[str] = (), zoo: Zoo | None = None) -> Recipe:
+def resolve(
+    name: str, overrides: Sequence[str] = (), zoo: Zoo | None = None, values: Mapping[str, object] | None = None
+) -> Recipe:
     """The recipe behind a zoo key, a published configuration's name, or the path of a configuration file.
 
     Args:
         name: what the user typed.
         overrides: settings such as `optim.lr=5e-5`.
         zoo: the manifest; the published one if None.
+        values: settings by dotted key, such as `{"optim.lr": 5e-5}`; overrides come after them.
 
     Raises:
         ConfigError: no such model, or the configuration is wrong.
     """
     if _is_path(name):
-        return Recipe(load_config(Path(name), overrides), None)
+        return Recipe(load_config(Path(name), overrides, values), None)
     entry = (zoo or load_zoo()).find(name)
-    return Recipe(load_config(entry.config, overrides), entry)
+    return Recipe(load_config(entry.config, overrides, values), entry)
 
 
 def _is_path(name: str) -> bool:

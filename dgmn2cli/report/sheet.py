@@ -9,9 +9,11 @@ import numpy as np
 
 from dgmn2cli.inference.visualize import draw_text, stack
 
+TALLEST = 3  # times the width of a tile
+
 
 def contact_sheet(rows: Sequence[Sequence[tuple[str, np.ndarray]]], tile_width: int = 480) -> np.ndarray:
-    """Rows of titled images on one sheet; each image is scaled to `tile_width`, its shape kept.
+    """Rows of titled images on one sheet; each is scaled to `tile_width` (less if it is very high), its shape kept.
 
     Args:
         rows: pairs of title and image `(H, W, 3)` uint8; masks must come in colors, and are shrunk by averaging, too.
@@ -29,12 +31,13 @@ def contact_sheet(rows: Sequence[Sequence[tuple[str, np.ndarray]]], tile_width: 
         for index, (title, image) in enumerate(fitted):
             left = gap + index * (tile_width + gap)
             draw_text(band[:, : left + tile_width], title, left, 3 * height // 2, height, bold=True)
-            band[3 * height : 3 * height + image.shape[0], left : left + tile_width] = image
+            band[3 * height : 3 * height + image.shape[0], left : left + image.shape[1]] = image
         bands.append(band)
     return stack(bands)
 
 
 def _fit(image: np.ndarray, width: int) -> np.ndarray:
-    height = max(1, round(image.shape[0] * width / image.shape[1]))
-    method = cv2.INTER_AREA if image.shape[1] > width else cv2.INTER_NEAREST
-    return cv2.resize(image, (width, height), interpolation=method)
+    """`image` scaled to `width`; to less where it would be more than `TALLEST` times as high."""
+    scale = min(width / image.shape[1], TALLEST * width / image.shape[0])
+    fitted = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, fitted, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)

@@ -1,4 +1,4 @@
-"""Owns batch norm over the batches of all processes: PyTorch's own on GPUs, the same mathematics through gloo on CPUs.
+"""Batch norm over the batches of all processes: PyTorch's own on GPUs, the same mathematics through gloo on CPUs.
 
 PyTorch's `SyncBatchNorm` runs on GPUs only. `SyncedBatchNorm` here is its equal for any device whose process group can
 add tensors: the mean and the variance are those of the whole batch, and so is the gradient.

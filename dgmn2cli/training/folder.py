@@ -1,4 +1,4 @@
-"""Owns the folder of a run: what lies where in it, and that only one training writes to it."""
+"""The folder of a run: what lies where in it, and that only one training writes to it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from types import TracebackType
 import torch
 
 from dgmn2cli.config import Config, config_difference, config_to_toml, load_config
-from dgmn2cli.distributed.group import Group as Team
-from dgmn2cli.errors import ResourceError
+from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.evaluate.report import versions
 from dgmn2cli.files import atomic_write, local_write_errors, open_in_place, to_json
+from dgmn2cli.observer import Observer
 from dgmn2cli.report.charts import training_curves
 from dgmn2cli.runtime import describe_device
-from dgmn2cli.training.runlog import read_log
-from dgmn2cli.training.state import Shelf
+from dgmn2cli.training.logs import RunLogs, read_log
+from dgmn2cli.training.state import CheckpointStore, TrainState
+
+FREE = ("data.root: ", "data.workers: ", "train.keep: ")  # settings that change no number
 
 
 @dataclass(frozen=True)
@@ -42,24 +44,9 @@ class RunFolder:
         return self.path / "config.toml"
 
     @property
-    def environment(self) -> Path:
-        """The machine, the versions and the number of processes."""
-        return self.path / "environment.json"
-
-    @property
     def log(self) -> Path:
         """One line per step and evaluation; the same for interrupted and unbroken runs."""
         return self.path / "log.jsonl"
-
-    @property
-    def events(self) -> Path:
-        """What depends on the clock: starts, stops, seconds."""
-        return self.path / "events.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's files."""
-        return self.path / "tensorboard"
 
     @property
     def curves(self) -> Path:
@@ -75,52 +62,78 @@ class RunFolder:
         """Sample predictions of the evaluation after `iteration` steps."""
         return self.path / "samples" / f"iter_{iteration:09d}.png"
 
-    def shelf(self, keep: int) -> Shelf:
-        """The checkpoints."""
-        return Shelf(self.path / "checkpoints", keep)
+    def checkpoints(self, keep: int = 0) -> CheckpointStore:
+        """The checkpoints, of which `keep` numbered ones stay (0: all)."""
+        return CheckpointStore(self.path / "checkpoints", keep)
+
+    def logs(self, state: TrainState | None, observer: Observer) -> RunLogs:
+        """Opens the records, the log where it was when `state` was saved."""
+        start, length = (state.iteration, state.log_bytes) if state else (0, 0)
+        return RunLogs(self.log, self.path / "events.jsonl", self.path / "tensorboard", start, length, observer)
+
+    def require_ours(self) -> None:
+        """Refuses a folder with somebody's files: ours has a lock or checkpoints, or nothing in it yet.
+
+        Raises:
+            ConfigError: it holds other files.
+            ResourceError: it cannot be read.
+        """
+        if os.path.lexists(self.path / "lock") or any(self.checkpoints().folder.glob("*.pth")):
+            return
+        with local_write_errors(self.path):
+            found = sorted(name for name in os.listdir(self.path) if not name.startswith("."))
+        if found:
+            why = f"{', '.join(found[:3])}{', ...' * (len(found) > 3)} would lie among the run's files"
+            hint = "Choose a new or empty folder with --out."
+            raise ConfigError("the folder holds other files", where=self.path, why=why, hint=hint)
 
     def differences(self, config: Config) -> list[str]:
         """The settings in which `config` differs from those the run was started with; none for a new run.
 
-        Where the data lies, how many processes read it and how many checkpoints stay changes no number.
-
         Raises:
             ConfigError: the run's own configuration is damaged.
         """
-        if not self.config.exists():
-            return []
-        free = ("data.root: ", "data.workers: ", "train.keep: ")
-        return [line for line in config_difference(load_config(self.config), config) if not line.startswith(free)]
+        return differences(load_config(self.config), config) if self.config.exists() else []
 
-    def write_start(self, config: Config, team: Team, backend: str, extra: Mapping[str, object]) -> None:
+    def write_start(
+        self, config: Config, device: torch.device, environment: Mapping[str, object], extra: Mapping[str, object]
+    ) -> None:
         """Writes configuration and environment; a former, different configuration stays beside the new one.
 
         Raises:
-            ResourceError: a file cannot be written.
+            ResourceError: a file or the folder of the checkpoints cannot be written.
         """
+        checkpoints = self.checkpoints().folder
+        with local_write_errors(checkpoints):
+            checkpoints.mkdir(parents=True, exist_ok=True)
         if self.differences(config):
             atomic_write(self.path / "config.previous.toml", self.config.read_bytes())
         atomic_write(self.config, config_to_toml(config))
-        environment = {
+        about = {
             **versions(),
             "machine": platform.node(),
-            "device": str(team.device),
-            "device_name": describe_device(team.device),
-            "processes": team.world,
-            "threads": torch.get_num_threads(),
-            "op_backend": backend,
+            "device_name": describe_device(device),
+            **environment,
+            "op_backend": environment["backend"],
             "command": sys.argv,
             **extra,
         }
-        atomic_write(self.environment, to_json(environment) + "\n")
+        atomic_write(self.path / "environment.json", to_json(about) + "\n")
 
-    def draw_curves(self, title: str) -> None:
-        """Draws the curves from the log.
+    def draw_curves(self, title: str) -> int:
+        """Draws the curves from the log; returns how many of its lines are damaged.
 
         Raises:
             ResourceError: the image cannot be written.
         """
-        training_curves(read_log(self.log), self.curves, title)
+        records, damaged = read_log(self.log)
+        training_curves(records, self.curves, title)
+        return damaged
+
+
+def differences(before: Config, after: Config) -> list[str]:
+    """The settings that differ, one line each; where the data lies, who reads it and what is kept change no number."""
+    return [line for line in config_difference(before, after) if not line.startswith(FREE)]
 
 
 class FolderLock:

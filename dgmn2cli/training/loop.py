@@ -1,10 +1,10 @@
-"""Owns the course of a training: steps, evaluations, saves, and the end, whichever comes first."""
+"""The course of a training: steps, saves, evaluations, and the end, whichever comes first."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,51 +14,37 @@ from torch import Tensor
 
 from dgmn2cli.checkpoint.weights import Checkpoint, load_weights
 from dgmn2cli.config import config_to_toml
-from dgmn2cli.data.loaders import TrainStream, train_batches
-from dgmn2cli.distributed.group import Group as Team
+from dgmn2cli.data.loaders import TrainBatch, TrainStream, train_batches
+from dgmn2cli.distributed.group import Group
 from dgmn2cli.distributed.signals import StopRequest
+from dgmn2cli.errors import Dgmn2Error
 from dgmn2cli.evaluate import EvalReport
 from dgmn2cli.files import atomic_write, hash_file, to_json
-from dgmn2cli.training.board import Board
+from dgmn2cli.inference.segmenter import Segmenter
+from dgmn2cli.observer import Observer
 from dgmn2cli.training.folder import RunFolder
+from dgmn2cli.training.logs import RunLogs
 from dgmn2cli.training.optim import MovingAverage
-from dgmn2cli.training.report import Best, Reporter, StepReport
-from dgmn2cli.training.request import Prepared, augmentation, effective_batch
-from dgmn2cli.training.runlog import RunLog
-from dgmn2cli.training.state import Shelf, TrainState, restore_optimizer
+from dgmn2cli.training.prepare import Training
+from dgmn2cli.training.report import Best, Evaluated, StepResult
+from dgmn2cli.training.request import augmentation, effective_batch
+from dgmn2cli.training.state import CheckpointStore, TrainState, restore_optimizer
 from dgmn2cli.training.step import Stepper
 from dgmn2cli.training.validate import Stopped, snapshot, validate, write_samples
 from dgmn2cli.version import __version__
 
 
-@dataclass(frozen=True)
-class Records:
-    """What the first process writes to.
-
-    Attributes:
-        folder: the run's.
-        log: the record of steps and evaluations.
-        events: what depends on the clock.
-        board: TensorBoard.
-    """
-
-    folder: RunFolder
-    log: RunLog
-    events: RunLog
-    board: Board
-
-
 class Loop:
-    """A training on one process of a team.
+    """A training on one process of a group.
 
     Args:
-        prepared: configuration and data.
-        team: the processes.
+        training: configuration and data.
+        group: the processes.
         stepper: network and optimiser.
-        backend: the op backend's name.
-        reporter: whoever watches.
+        observer: whoever watches.
         stop: whether the run is to end.
-        records: on the first process; None on the others.
+        folder: the run's.
+        logs: its records, on the first process; None on the others.
 
     Attributes:
         iteration: optimiser steps done.
@@ -69,25 +55,26 @@ class Loop:
 
     def __init__(
         self,
-        prepared: Prepared,
-        team: Team,
+        training: Training,
+        group: Group,
         stepper: Stepper,
-        backend: str,
-        reporter: Reporter,
+        observer: Observer,
         stop: StopRequest,
-        records: Records | None,
+        folder: RunFolder,
+        logs: RunLogs | None,
     ) -> None:
-        self.prepared, self.config, self.team = prepared, prepared.config, team
-        self.stepper, self.backend, self.reporter, self.stop, self.records = stepper, backend, reporter, stop, records
+        self.training, self.config, self.group, self.stepper = training, training.config, group, stepper
+        self.observer, self.stop, self.folder, self.logs = observer, stop, folder, logs
         settings = self.config.train
         self.average = MovingAverage(stepper.model, settings.ema_decay) if settings.ema else None
-        self.iteration, self.validated = 0, True
+        self.iteration, self.validated = 0, True  # the evaluation due after this step, if any, is done
         self.best: Best | None = None
-        self.last_step: StepReport | None = None
+        self.last_step: StepResult | None = None
         self.evaluation: EvalReport | None = None
+        self._saved: tuple[int, bool] | None = (0, True)
 
-    def restore(self, state: TrainState, path: Path) -> None:
-        """Takes over a saved state.
+    def restore(self, state: TrainState, path: Path, *, own: bool) -> None:
+        """Takes over a saved state; one of another run is saved in this folder, too, when the training begins.
 
         Raises:
             IntegrityError: the state in the file `path` is another network's.
@@ -99,40 +86,81 @@ class Loop:
         if state.scaler:
             self.stepper.scaler.load_state_dict(state.scaler)
         self.iteration, self.best, self.validated = state.iteration, state.best, state.validated
+        self._saved = (state.iteration, state.validated) if own else None
 
-    def run(self) -> bool:
-        """Trains to the end (True), or to the next step boundary after a stop was asked for (False); saved either way.
+    def run(self) -> None:
+        """Trains to the end; whatever ends it between two steps, the state is saved first.
 
         Raises:
+            Stopped: a stop was asked for.
             NonFiniteError, DataError, ResourceError, DistributedError: what ends a training early.
         """
-        if not self.validated:
-            if not self._validate():
-                return False
-            self._save()
-        settings, team = self.config.train, self.team
+        with closing(self._batches()) as batches:
+            self._begin()
+            while True:
+                ready = self._fetch(batches)
+                self._between_steps(ready)
+                if not isinstance(ready, list):
+                    return
+                self._took(self.stepper.step(self.iteration, ready))
+
+    def _begin(self) -> None:
+        self.observer.begin("training", self.config.train.iters, done=self.iteration, unit="steps")
+
+    def _batches(self) -> Generator[TrainBatch, None, None]:
+        settings, group = self.config.train, self.group
         start = self.iteration * settings.accumulate
-        stream = TrainStream(len(self.prepared.train), settings.seed, settings.batch_size, team.rank, team.world, start)
-        batches = train_batches(
-            self.prepared.train,
+        stream = TrainStream(
+            len(self.training.train), settings.seed, settings.batch_size, group.rank, group.world, start
+        )
+        return train_batches(
+            self.training.train,
             augmentation(self.config),
             stream,
             workers=self.config.data.workers,
-            pin_memory=team.device.type == "cuda",
+            pin_memory=group.device.type == "cuda",
+            check=self._check_stop,
         )
-        while self.iteration < settings.iters:
-            step = self.stepper.step(self.iteration, batches)
-            self._took(step)
-            stopping = self._stopping()
-            if not stopping and not self.validated:
-                stopping = not self._validate()
-            if stopping or self._saves_now():
-                self._save()
-            if stopping:
-                return False
-        return True
 
-    def _took(self, step: StepReport) -> None:
+    def _check_stop(self) -> None:
+        if self.stop.number is not None:
+            raise Stopped("the training was told to stop")
+
+    def _fetch(self, batches: Generator[TrainBatch, None, None]) -> list[TrainBatch] | Dgmn2Error | None:
+        """The next step's batches, all before any of them changes the network; None when all steps are done."""
+        if self.iteration == self.config.train.iters:
+            return None
+        try:
+            return [next(batches) for _ in range(self.config.train.accumulate)]
+        except Dgmn2Error as error:
+            return error
+
+    def _between_steps(self, ready: list[TrainBatch] | Dgmn2Error | None) -> None:
+        """Saves and evaluates what is due; ends the training if any process must, on all of them.
+
+        Raises:
+            Stopped: a stop was asked for.
+            Dgmn2Error: the next batches cannot be read.
+        """
+        fault = ready if isinstance(ready, Dgmn2Error) and not isinstance(ready, Stopped) else None
+        stopped, failed = self.group.mean([float(self.stop.number is not None), float(fault is not None)])
+        if stopped or failed or self._numbers_now() or not self.validated or self._saved is None:
+            self._save()  # before the evaluation, which may fail
+        if failed:
+            faults = self.group.gather(fault)
+            first = next(rank for rank, found in enumerate(faults) if found is not None)
+            error = faults[first]
+            assert error is not None
+            error.told = not self.group.main
+            raise error
+        if stopped:
+            raise Stopped("the training was told to stop")
+        if not self.validated:
+            self._validate()
+            self._save()
+            self._begin()
+
+    def _took(self, step: StepResult) -> None:
         """Notes a step."""
         settings = self.config.train
         self.iteration, self.last_step, self.evaluation = step.iteration, step, None
@@ -140,23 +168,15 @@ class Loop:
             self.average.update(self.stepper.model)
         every = settings.val_every
         self.validated = not (step.iteration == settings.iters or (every and step.iteration % every == 0))
-        if self.records is not None:
-            record = {"iter": step.iteration, "loss": step.loss, "acc": step.accuracy, "lr": step.lr}
-            self.records.log.write(record)
-            self.records.board.step(step)
-        self.reporter.step(step, settings.iters)
-
-    def _stopping(self) -> bool:
-        """Whether any process was asked to stop; the same answer on all."""
-        return self.team.mean([float(self.stop.number is not None)])[0] > 0
+        if self.logs is not None:
+            self.logs.step(step)
+        facts = f"loss {step.loss:.4f}, accuracy {step.accuracy:.1f} %, lr {step.lr:.3g}"
+        self.observer.advance(done=step.iteration, detail=facts)
+        self.observer.result(step)
 
     def _numbers_now(self) -> bool:
         every = self.config.train.save_every
         return bool(every) and self.iteration % every == 0
-
-    def _saves_now(self) -> bool:
-        """Whether a save is due: at its own interval, and after each evaluation."""
-        return self._numbers_now() or self.evaluation is not None
 
     def _usable(self) -> Mapping[str, Tensor]:
         return self.stepper.model.state_dict() if self.average is None else self.average.state
@@ -168,61 +188,68 @@ class Loop:
             Stopped: it was given up because the run is to end.
             Dgmn2Error: as `evaluate`.
         """
-        data = self.prepared.val
-        name = f"after {self.iteration} steps"
+        data, name = self.training.val, f"after {self.iteration} steps"
         weights = self._usable()
         if not self.config.train.sync_bn:  # each process has running statistics of its own; the first one's are saved
-            weights = self.team.once(lambda: _on_cpu(dict(self._usable())))
-        segmenter = snapshot(self.config, weights, data, self.team, self.backend, name)
-        share = -(-len(data) // self.team.world)
-        advance = self.reporter.counting(f"evaluating {name}", share)
-        self.evaluation = validate(
-            segmenter,
-            data,
-            self.team,
-            workers=self.config.data.workers,
-            advance=advance,
-            stopping=lambda: self.stop.number is not None,
-        )
-        if self.records is not None:
-            write_samples(self.records.folder.sample(self.iteration), segmenter, data)
+            weights = self.group.once(lambda: _on_cpu(dict(self._usable())))
+        backend = str(self.training.environment["backend"])
+        segmenter = snapshot(self.config, weights, data, self.group, backend, name)
+        workers = self.config.data.workers
+        self.evaluation = validate(segmenter, data, self.group, workers, self.observer, self._check_stop)
+        if self.group.main:
+            self._show(partial(self._write_samples, segmenter))
         return self.evaluation
 
-    def _validate(self) -> bool:
-        """Evaluates and notes the figures; False where that was given up."""
-        try:
-            scores = self.evaluate().scores
-        except Stopped:
-            return False
+    def _validate(self) -> None:
+        """Evaluates and notes the figures.
+
+        Raises:
+            Stopped: it was given up because the run is to end.
+        """
+        report = self.evaluate()
+        scores = report.scores
         miou = scores.mean_iou if scores.mean_iou == scores.mean_iou else 0.0  # NaN: no class was there
         better = self.best is None or miou > self.best.miou
         if better:
             self.best = Best(miou, self.iteration)
         self.validated = True
-        if self.records is not None:
-            figures = {"miou": scores.mean_iou, "aacc": scores.pixel_accuracy, "macc": scores.mean_accuracy}
-            self.records.log.write({"iter": self.iteration, **figures, "best": better})
-            classes = {f"IoU {entry.name}": entry.iou for entry in scores.classes}
-            self.records.board.evaluation(self.iteration, {**figures, **classes})
-            self.records.folder.draw_curves(self.config.name)
-        self.reporter.evaluated(self.iteration, miou, scores.pixel_accuracy, better)
-        return True
+        if self.logs is not None:
+            self.logs.evaluation(self.iteration, report, better)
+            self._show(self._draw_curves)
+        self.observer.result(Evaluated(self.iteration, miou, scores.pixel_accuracy, better))
+
+    def _show(self, work: Callable[[], object]) -> None:
+        """Does what is only for looking at: it ends no training."""
+        try:
+            work()
+        except (Dgmn2Error, OSError, MemoryError, RuntimeError, ValueError) as error:
+            text = str(error) if isinstance(error, Dgmn2Error) else f"{type(error).__name__}: {str(error)[:300]}"
+            self.observer.note(f"An image of the run's progress is missing: {text}")
+
+    def _write_samples(self, segmenter: Segmenter) -> None:
+        write_samples(self.folder.sample(self.iteration), segmenter, self.training.val)
+
+    def _draw_curves(self) -> None:
+        if damaged := self.folder.draw_curves(self.config.name):
+            self.observer.note(f"{damaged} damaged lines of {self.folder.log} are left out of the curves.")
 
     def _save(self) -> None:
-        """Saves the state; the other processes wait until it is on the disk."""
-        self.team.once(self._put)
+        """Saves the state unless it is saved already; the other processes wait until it is on the disk."""
+        if self._saved != (self.iteration, self.validated):
+            self.group.once(self._put)
+            self._saved = (self.iteration, self.validated)
 
     def _put(self) -> None:
-        assert self.records is not None
-        state = self.state(self.records.log.durable_length())
-        self.shelf.put(state, self.meta(), number=self._numbers_now())
-        self.records.events.write({"time": time.time(), "event": "saved", "iter": self.iteration})
+        assert self.logs is not None
+        state = self.state(self.logs.log.durable_length())
+        again = self._saved == (self.iteration, False)
+        self.store.put(state, self.meta(), number=self._numbers_now(), again=again)
+        self.logs.event("saved", self.iteration)
 
     @property
-    def shelf(self) -> Shelf:
+    def store(self) -> CheckpointStore:
         """The run's checkpoints."""
-        assert self.records is not None
-        return self.records.folder.shelf(self.config.train.keep)
+        return self.folder.checkpoints(self.config.train.keep)
 
     def state(self, log_bytes: int) -> TrainState:
         """Where the training stands, tensors on the CPU."""
@@ -236,15 +263,15 @@ class Loop:
             best=self.best,
             validated=self.validated,
             log_bytes=log_bytes,
-            world=self.team.world,
+            environment=self.training.environment,
             seed=self.config.train.seed,
         )
 
     def meta(self) -> dict[str, Any]:
         """What a checkpoint says about itself; the names are the published ones where those exist."""
-        data = self.prepared.train
+        data = self.training.train
         return {
-            "epoch": self.iteration * effective_batch(self.config, self.team.world) // len(data),
+            "epoch": self.iteration * effective_batch(self.config, self.group.world) // len(data),
             "CLASSES": list(data.classes),
             "PALETTE": data.palette.tolist(),
             "config": config_to_toml(self.config),
@@ -258,15 +285,15 @@ class Loop:
             Stopped: it was given up because the run is to end.
         """
         report = self.evaluation or self.evaluate()
-        return self.team.once(partial(self._write_final, report))
+        return self.group.once(partial(self._write_final, report))
 
     def _write_final(self, report: EvalReport) -> EvalReport:
-        assert self.records is not None
-        last = self.shelf.last
+        assert self.logs is not None
+        last = self.store.last
         report = replace(report, run=replace(report.run, checkpoint=str(last), sha256=hash_file(last)))
-        self.records.events.write({"time": time.time(), "event": "finished", "iter": self.iteration})
-        atomic_write(self.records.folder.evaluation, to_json(report) + "\n")
-        self.records.folder.draw_curves(self.config.name)
+        self.logs.event("finished", self.iteration)
+        atomic_write(self.folder.evaluation, to_json(report) + "\n")
+        self._show(self._draw_curves)
         return report
 
 

@@ -1,4 +1,4 @@
-"""Owns the published training loss and the accuracy shown beside it."""
+"""The published training loss and the accuracy shown beside it."""
 
 from __future__ import annotations
 

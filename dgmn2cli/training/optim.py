@@ -1,4 +1,4 @@
-"""Owns the published optimiser, its learning rate over the iterations, and the moving average of the weights."""
+"""The published optimiser, its learning rate over the iterations, and the moving average of the weights."""
 
 from __future__ import annotations
 

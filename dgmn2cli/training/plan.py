@@ -1,24 +1,22 @@
-"""Owns the dry run: what a training would do, how long it would take and how much memory, from a few measured steps."""
+"""The dry run: what a training would do, how long it would take and how much memory, from a few measured steps."""
 
 from __future__ import annotations
 
-import gc
 import resource
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dgmn2cli.data.loaders import TrainStream, train_batches
-from dgmn2cli.distributed.group import Group as Team
-from dgmn2cli.distributed.group import join as join_team
-from dgmn2cli.distributed.group import launched_world, require_devices
-from dgmn2cli.ops import resolve as resolve_backend
-from dgmn2cli.runtime import describe_device, resolve_dtype, set_threads
+from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
+from dgmn2cli.observer import Observer
+from dgmn2cli.runtime import describe_device, set_threads
 from dgmn2cli.training.optim import poly_lr
-from dgmn2cli.training.report import Reporter
-from dgmn2cli.training.request import TrainRequest, augmentation, effective_batch, outline, prepare
+from dgmn2cli.training.prepare import Training, prepare
+from dgmn2cli.training.request import TrainRequest, augmentation, effective_batch, outline
 from dgmn2cli.training.run import build_network, determinism
 from dgmn2cli.training.step import Stepper
 
@@ -36,9 +34,9 @@ class TrainPlan:
         init: where the first weights come from.
         processes, batch_size, accumulate, effective_batch, crop: of each optimiser step.
         iterations: optimiser steps.
-        passes: over the training pictures.
+        passes: over the training images.
         lr, last_lr: of the first and the last step.
-        train_pictures, val_pictures, classes: the data.
+        train_images, val_images, classes: the data.
         parameters, trained: all, and those that learn.
         evaluations: during the training.
         checkpoints: numbered ones that stay.
@@ -62,8 +60,8 @@ class TrainPlan:
     passes: float
     lr: float
     last_lr: float
-    train_pictures: int
-    val_pictures: int
+    train_images: int
+    val_images: int
     classes: int
     parameters: int
     trained: int
@@ -76,40 +74,31 @@ class TrainPlan:
     notes: tuple[str, ...]
 
 
-def plan_training(request: TrainRequest, reporter: Reporter) -> TrainPlan:
+def plan_training(request: TrainRequest, observer: Observer) -> TrainPlan:
     """Checks everything, runs three steps with fresh weights on one process, and writes nothing.
 
     Raises:
         Dgmn2Error: what would end the training before its first step, or in it.
     """
     started = launched_world() > 1  # by torchrun: all of them measure
-    require_devices(request.device, 1 if started else request.processes)
+    require_devices(request.device, request.processes)
     threads = set_threads(request.threads)
     if request.threads is None and not started:
         set_threads(max(1, threads // request.processes))
-    with join_team(request.device) as team, determinism(team.device, request.config.train.deterministic):
-        prepared = prepare(request, reporter)
-        config = prepared.config
-        backend = resolve_backend(request.backend, team.device, resolve_dtype(config.train.dtype))
-        stepper = Stepper(config, build_network(prepared, backend).to(team.device), team)
-        stream = TrainStream(len(prepared.train), config.train.seed, config.train.batch_size)
-        batches = train_batches(prepared.train, augmentation(config), stream, workers=config.data.workers)
-        advance = reporter.counting("measuring", TIMED + 1)
-        gc.collect()
-        for number in range(TIMED + 1):
-            if number == 1:
-                began = _now(team)
-            stepper.step(number % config.train.iters, batches)
-            advance()
-        seconds = (_now(team) - began) / TIMED
+    with join(request.device, observer) as group, determinism(group.device, request.config.train.deterministic):
+        training = prepare(request, group, observer)
+        config, train = training.config, training.config.train
+        model = build_network(config, str(training.environment["backend"]))
+        stepper = Stepper(config, model.to(group.device), group)
+        seconds = _seconds_per_step(training, stepper, group, observer)
         parameters = list(stepper.model.parameters())
-        processes = team.world if started else request.processes
-        train, batch = config.train, effective_batch(config, processes)
+        processes = group.world if started else request.processes
+        batch, images = effective_batch(config, processes), len(training.train)
         saves = train.iters // train.save_every if train.save_every else 0
         return TrainPlan(
             model=request.model or config.name,
             out=request.out,
-            device=describe_device(team.device),
+            device=describe_device(group.device),
             init=train.init,
             processes=processes,
             batch_size=train.batch_size,
@@ -117,32 +106,46 @@ def plan_training(request: TrainRequest, reporter: Reporter) -> TrainPlan:
             effective_batch=batch,
             crop=config.augment.crop,
             iterations=train.iters,
-            passes=train.iters * batch / len(prepared.train),
+            passes=train.iters * batch / images,
             lr=config.optim.lr,
             last_lr=poly_lr(config.optim, train.iters - 1, train.iters),
-            train_pictures=len(prepared.train),
-            val_pictures=len(prepared.val),
-            classes=len(prepared.train.classes),
+            train_images=images,
+            val_images=len(training.val),
+            classes=len(training.train.classes),
             parameters=sum(p.numel() for p in parameters),
             trained=sum(p.numel() for p in parameters if p.requires_grad),
             evaluations=-(-train.iters // train.val_every) if train.val_every else 1,
             checkpoints=min(saves, train.keep) if train.keep else saves,
             seconds_per_step=seconds,
             training_seconds=seconds * train.iters,
-            memory_bytes=_peak_memory(team),
-            outline=outline(config, processes, len(prepared.train)),
-            notes=prepared.notes,
+            memory_bytes=_peak_memory(group),
+            outline=outline(config, processes, images),
+            notes=training.notes,
         )
 
 
-def _now(team: Team) -> float:
-    if team.device.type == "cuda":
-        torch.cuda.synchronize(team.device)
+def _seconds_per_step(training: Training, stepper: Stepper, group: Group, observer: Observer) -> float:
+    config, train = training.config, training.config.train
+    stream = TrainStream(len(training.train), train.seed, train.batch_size)
+    reading = train_batches(training.train, augmentation(config), stream, workers=config.data.workers)
+    observer.begin("measuring", TIMED + 1, unit="steps")
+    with closing(reading) as batches:
+        for number in range(TIMED + 1):
+            if number == 1:
+                began = _now(group)
+            stepper.step(number % train.iters, [next(batches) for _ in range(train.accumulate)])
+            observer.advance()
+        return (_now(group) - began) / TIMED
+
+
+def _now(group: Group) -> float:
+    if group.device.type == "cuda":
+        torch.cuda.synchronize(group.device)
     return time.perf_counter()
 
 
-def _peak_memory(team: Team) -> int:
+def _peak_memory(group: Group) -> int:
     """Bytes: what PyTorch reserved on the GPU at most, or the process's largest resident set."""
-    if team.device.type == "cuda":
-        return torch.cuda.max_memory_reserved(team.device)
+    if group.device.type == "cuda":
+        return torch.cuda.max_memory_reserved(group.device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,15 +1,13 @@
-"""Owns what a training tells whoever watches it, and what it found in the end."""
+"""What a training tells its observer in its course, and what it found in the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 
 @dataclass(frozen=True)
-class StepReport:
+class StepResult:
     """One optimiser step.
 
     Attributes:
@@ -17,7 +15,7 @@ class StepReport:
         loss: mean over processes and accumulated batches.
         accuracy: percent of all pixels, ignored ones counted as wrong, as published.
         lr: the step's learning rate.
-        names: the pictures this process saw.
+        names: the images this process saw.
     """
 
     iteration: int
@@ -25,6 +23,16 @@ class StepReport:
     accuracy: float
     lr: float
     names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation after so many steps: mean IoU and pixel accuracy as fractions, and whether it is the best."""
+
+    iteration: int
+    miou: float
+    accuracy: float
+    best: bool
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class TrainReport:
         device: where, in words.
         backend: of the op.
         processes: how many trained.
-        effective_batch: pictures per optimiser step.
+        effective_batch: images per optimiser step.
         lr: learning rate of the first step.
         resumed_at: steps an earlier run had done; 0 for a new run.
         loss: of the last step; None where no step was needed.
@@ -76,46 +84,3 @@ class TrainReport:
     evaluation: Path
     seconds: float
     notes: tuple[str, ...] = ()
-
-
-class Reporter(Protocol):
-    """Whoever watches a training; picklable, because each process has its own copy (all but the first one's silent)."""
-
-    def note(self, message: str) -> None:
-        """Something the user should know."""
-
-    def counting(self, what: str, total: int) -> Callable[[], object]:
-        """Work of `total` parts begins (a data check, an evaluation); the result is called after each part."""
-
-    def step(self, step: StepReport, iterations: int) -> None:
-        """An optimiser step of `iterations` is done."""
-
-    def evaluated(self, iteration: int, miou: float, accuracy: float, best: bool) -> None:
-        """An evaluation is done; fractions."""
-
-    def done(self) -> None:
-        """Nothing more comes from this process."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def note(self, message: str) -> None:
-        """Ignored."""
-
-    def counting(self, what: str, total: int) -> Callable[[], object]:
-        """Ignored."""
-        return _nothing
-
-    def step(self, step: StepReport, iterations: int) -> None:
-        """Ignored."""
-
-    def evaluated(self, iteration: int, miou: float, accuracy: float, best: bool) -> None:
-        """Ignored."""
-
-    def done(self) -> None:
-        """Ignored."""
-
-
-def _nothing() -> None:
-    return None

@@ -1,4 +1,4 @@
-"""Owns a training's state on disk: what exact continuation needs, written whole and durable, believed only if intact.
+"""A training's state on disk: what exact continuation needs, written whole and durable, believed only if intact.
 
 A checkpoint has the published format, `{'meta', 'state_dict', 'optimizer'}`, and one entry more, `training`. Everything
 random in a training draws from generators seeded with (seed, process, step) or (seed, sample): the number of steps done
@@ -45,8 +45,9 @@ class TrainState:
         best: the best evaluation so far.
         validated: the evaluation due after this step, if any, is done.
         log_bytes: length of the log.
-        world: processes that train.
+        environment: what determined the numbers beside the configuration: processes, threads, ...; empty if not known.
         seed: of the run.
+        config: the run's configuration, as TOML; empty if not known.
         exact: whether all of it was saved by this program; False for other programs' checkpoints.
     """
 
@@ -58,8 +59,9 @@ class TrainState:
     best: Best | None = None
     validated: bool = True
     log_bytes: int = 0
-    world: int = 1
+    environment: Mapping[str, int | str] = field(default_factory=dict)
     seed: int = 0
+    config: str = ""
     exact: bool = True
 
     @property
@@ -87,7 +89,7 @@ def save_state(path: Path, state: TrainState, meta: Mapping[str, Any]) -> Path:
         "version": VERSION,
         "validated": state.validated,
         "log_bytes": state.log_bytes,
-        "world": state.world,
+        "environment": dict(state.environment),
         "seed": state.seed,
         "scaler": state.scaler,
         "best": [state.best.miou, state.best.iteration] if state.best else [],
@@ -150,8 +152,9 @@ def load_state(path: Path) -> tuple[TrainState, Checkpoint]:
             best=Best(*extra["best"]) if extra["best"] else None,
             validated=extra["validated"],
             log_bytes=extra["log_bytes"],
-            world=extra["world"],
+            environment=extra["environment"] if "environment" in extra else {"processes": extra["world"]},
             seed=extra["seed"],
+            config=str(meta.get("config", "")),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise _unfit(path, f"its entry 'training' is not this program's ({type(error).__name__})", "") from error
@@ -185,7 +188,7 @@ def _unfit(path: Path, why: str, hint: str) -> IntegrityError:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class CheckpointStore:
     """The folder of a run's checkpoints.
 
     Attributes:
@@ -210,18 +213,19 @@ class Shelf:
         """The states saved every so many steps, oldest first."""
         return sorted(self.folder.glob("iter_" + "[0-9]" * 9 + ".pth"))
 
-    def put(self, state: TrainState, meta: Mapping[str, Any], *, number: bool) -> None:
+    def put(self, state: TrainState, meta: Mapping[str, Any], *, number: bool, again: bool = False) -> None:
         """Makes `state` the newest one; the former newest stays as `previous.pth`.
 
         Args:
             state, meta: as for `save_state`.
             number: keep it under its number, too.
+            again: the newest one is of the same step, saved before its evaluation, and is replaced.
 
         Raises:
             NonFiniteError, ResourceError: as `save_state`; what was there before stays.
         """
         fresh = save_state(self.folder / NEXT, state, meta)
-        if self.last.exists():
+        if self.last.exists() and not again:
             self._name(self.last, PREVIOUS)
         with local_write_errors(self.last):
             os.replace(fresh, self.last)
@@ -292,7 +296,7 @@ def require_same_run(differences: list[str], force: bool, where: Path) -> None:
     """Raises ConfigError where a run would go on with other settings, unless that is wanted."""
     if differences and not force:
         raise ConfigError(
-            "the run was started with another configuration",
+            "the run was started with other settings",
             where=where,
             faults=differences,
             why=f"{len(differences)} setting{'s' * (len(differences) != 1)} changed",
@@ -300,11 +304,11 @@ def require_same_run(differences: list[str], force: bool, where: Path) -> None:
         )
 
 
-def require_no_run(shelf: Shelf) -> None:
-    """Raises ConfigError where a new run would overwrite another one's states."""
-    if any(shelf.folder.glob("*.pth")):
+def require_no_run(store: CheckpointStore, what: str = "there is a training in this folder already") -> None:
+    """Raises ConfigError where a run would overwrite another one's states."""
+    if any(store.folder.glob("*.pth")):
         raise ConfigError(
-            "there is a training in this folder already",
-            where=shelf.folder.parent,
+            what,
+            where=store.folder.parent,
             hint="Go on with it with --resume, or choose another --out.",
         )

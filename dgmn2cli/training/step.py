@@ -1,8 +1,8 @@
-"""Owns one optimiser step: forward passes on one or many processes, their gradients, and the refusal of NaN."""
+"""One optimiser step: forward passes on one or many processes, their gradients, and the refusal of NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dgmn2cli.config import Config
 from dgmn2cli.data.loaders import TrainBatch
-from dgmn2cli.distributed.group import Group as Team
+from dgmn2cli.distributed.group import Group
 from dgmn2cli.distributed.rendezvous import lost_connections
 from dgmn2cli.errors import NonFiniteError, ResourceError
 from dgmn2cli.model.segmentor import Segmentor
@@ -23,7 +23,7 @@ from dgmn2cli.runtime import resolve_dtype
 from dgmn2cli.training.batchnorm import synchronise_batch_norm
 from dgmn2cli.training.loss import segmentation_loss
 from dgmn2cli.training.optim import make_optimizer, poly_lr, set_lr
-from dgmn2cli.training.report import StepReport
+from dgmn2cli.training.report import StepResult
 
 _RANDOM_LAYERS = 2  # this use of the seed; the data loaders have 0 and 1
 
@@ -64,8 +64,8 @@ class Stepper:
 
     Args:
         config: the configuration.
-        model: on the team's device, in training mode; its batch norms are synchronised here where that is wanted.
-        team: the processes.
+        model: on the group's device, in training mode; its batch norms are synchronised here where that is wanted.
+        group: the processes.
 
     Attributes:
         model: the network itself, whose state dict has the published keys.
@@ -73,25 +73,25 @@ class Stepper:
         scaler: loss scaling of float16.
     """
 
-    def __init__(self, config: Config, model: Segmentor, team: Team) -> None:
-        self.config, self.model, self.team = config, model, team
+    def __init__(self, config: Config, model: Segmentor, group: Group) -> None:
+        self.config, self.model, self.group = config, model, group
         model.to(memory_format=torch.channels_last)  # as its feature maps lie: a sixth less time a step on CPUs
         if config.train.freeze_backbone:
             model.backbone.requires_grad_(requires_grad=False)
-        together = team.world > 1
+        together = group.world > 1
         if together and config.train.sync_bn:
-            synchronise_batch_norm(model, team.device)
+            synchronise_batch_norm(model, group.device)
         dtype = resolve_dtype(config.train.dtype)
         weights = config.train.class_weights
         self.network: nn.Module = LossModule(
             model,
-            torch.tensor(weights, dtype=torch.float32, device=team.device) if weights else None,
+            torch.tensor(weights, dtype=torch.float32, device=group.device) if weights else None,
             None if dtype == torch.float32 else dtype,
         )
         if together:
-            self.network = _distributed(self.network, team)
+            self.network = _distributed(self.network, group)
         self.optimizer = make_optimizer(config.optim, [p for p in model.parameters() if p.requires_grad])
-        self.scaler = torch.amp.GradScaler(team.device.type, enabled=dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16)
 
     def train_mode(self) -> None:
         """Layers as for training; a frozen backbone keeps its batch norm statistics."""
@@ -99,8 +99,8 @@ class Stepper:
         if self.config.train.freeze_backbone:
             self.model.backbone.eval()
 
-    def step(self, iteration: int, batches: Iterator[TrainBatch]) -> StepReport:
-        """Optimiser step number `iteration`, counted from 0.
+    def step(self, iteration: int, batches: Sequence[TrainBatch]) -> StepResult:
+        """Optimiser step number `iteration`, counted from 0, over as many batches as the configuration accumulates.
 
         Raises:
             NonFiniteError: the loss is NaN or infinite on some process; the weights are as before the step.
@@ -110,21 +110,20 @@ class Stepper:
         settings = self.config
         lr = poly_lr(settings.optim, iteration, settings.train.iters)
         set_lr(self.optimizer, lr)
-        torch.manual_seed(layer_seed(settings.train.seed, self.team.rank, iteration))
+        torch.manual_seed(layer_seed(settings.train.seed, self.group.rank, iteration))
         self.train_mode()
         self.optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
         accuracies: list[Tensor] = []
         names: list[str] = []
-        for number in range(settings.train.accumulate):
-            batch = next(batches)
-            loss, accuracy = self._backward(batch, last=number == settings.train.accumulate - 1)
+        for number, batch in enumerate(batches, 1):
+            loss, accuracy = self._backward(batch, last=number == len(batches))
             losses.append(loss)
             accuracies.append(accuracy)
             names += batch.names
         own = torch.stack(losses).mean()
-        loss_mean, accuracy_mean = self.team.mean([own, torch.stack(accuracies).mean()])
-        report = StepReport(iteration + 1, loss_mean, accuracy_mean, lr, tuple(names))
+        loss_mean, accuracy_mean = self.group.mean([own, torch.stack(accuracies).mean()])
+        report = StepResult(iteration + 1, loss_mean, accuracy_mean, lr, tuple(names))
         if not np.isfinite(loss_mean):
             self._refuse(report, float(own))
         self.scaler.step(self.optimizer)
@@ -133,30 +132,30 @@ class Stepper:
 
     def _backward(self, batch: TrainBatch, *, last: bool) -> tuple[Tensor, Tensor]:
         """Adds one batch's gradients; they are exchanged between the processes with the step's last batch."""
-        images = batch.images.to(self.team.device, non_blocking=True)
-        labels = batch.labels.to(self.team.device, non_blocking=True)
+        images = batch.images.to(self.group.device, non_blocking=True)
+        labels = batch.labels.to(self.group.device, non_blocking=True)
         waiting: AbstractContextManager[Any] = nullcontext()
         if isinstance(self.network, DistributedDataParallel) and not last:
             waiting = self.network.no_sync()
         try:
-            with waiting, lost_connections() if self.team.world > 1 else nullcontext():
+            with waiting, lost_connections() if self.group.world > 1 else nullcontext():
                 loss, accuracy = self.network(images, labels)
                 self.scaler.scale(loss / self.config.train.accumulate).backward()
         except torch.OutOfMemoryError as error:
             size = "x".join(map(str, images.shape))
             hint = "Use a smaller --batch-size with --accumulate, a smaller --crop, or --dtype bfloat16."
             why = f"a batch of {size} does not fit"
-            raise ResourceError("out of memory on the device", where=self.team.device, why=why, hint=hint) from error
+            raise ResourceError("out of memory on the device", where=self.group.device, why=why, hint=hint) from error
         return loss.detach(), accuracy
 
-    def _refuse(self, report: StepReport, own: float) -> None:
-        """Raises NonFiniteError with the step, the learning rate and the pictures of the processes concerned."""
-        found = self.team.gather((own, report.names))
-        names = [name for loss, pictures in found if not np.isfinite(loss) for name in pictures]
+    def _refuse(self, report: StepResult, own: float) -> None:
+        """Raises NonFiniteError with the step, the learning rate and the images of the processes concerned."""
+        found = self.group.gather((own, report.names))
+        names = [name for loss, images in found if not np.isfinite(loss) for name in images]
         raise NonFiniteError(
             "the loss is not a finite number",
             where=f"step {report.iteration}",
-            why=f"it is {report.loss} at learning rate {report.lr:g}, pictures {', '.join(names[:8])}",
+            why=f"it is {report.loss} at learning rate {report.lr:g}, images {', '.join(names[:8])}",
             hint="No checkpoint was written. Resume with a smaller --set optim.lr and --force, or start anew.",
         )
 
@@ -167,12 +166,12 @@ def layer_seed(seed: int, rank: int, iteration: int) -> int:
     return int(drawn[0] >> np.uint64(1))
 
 
-def _distributed(network: nn.Module, team: Team) -> DistributedDataParallel:
-    on_gpu = team.device.type == "cuda"
+def _distributed(network: nn.Module, group: Group) -> DistributedDataParallel:
+    on_gpu = group.device.type == "cuda"
     with lost_connections():
         made = DistributedDataParallel(
             network,
-            device_ids=[team.device.index] if on_gpu else None,
+            device_ids=[group.device.index] if on_gpu else None,
             gradient_as_bucket_view=True,
         )
     if not on_gpu:

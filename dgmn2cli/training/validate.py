@@ -1,4 +1,4 @@
-"""Owns the evaluations within a training: the weights as they are used later, measured as `eval` measures them."""
+"""The evaluations within a training: the weights as they are used later, measured as `eval` measures them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from dgmn2cli.config import Config
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
-from dgmn2cli.distributed.group import Group as Team
+from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import Dgmn2Error
 from dgmn2cli.evaluate import EvalReport, evaluate
 from dgmn2cli.inference.build import build_segmentor
@@ -20,19 +20,19 @@ from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.inference.visualize import colorize
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.fused.network import InferenceForm
-from dgmn2cli.observer import Silent
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.report.sheet import contact_sheet
 from dgmn2cli.runtime import describe_device
 
-SHOWN = 3  # pictures on a sheet of sample predictions
+SHOWN = 3  # images on a sheet of sample predictions
 
 
 class Stopped(Dgmn2Error):  # noqa: N818
-    """An evaluation was given up because the run is to end; travels between processes like any failure of one."""
+    """The run is to end because a signal came; travels between processes like any failure of one."""
 
 
 def snapshot(
-    config: Config, weights: Mapping[str, Tensor], data: SegmentationSet, team: Team, backend: str, checkpoint: str
+    config: Config, weights: Mapping[str, Tensor], data: SegmentationSet, group: Group, backend: str, checkpoint: str
 ) -> Segmenter:
     """A segmenter on a copy of `weights`, rewritten for inference as by every other command.
 
@@ -40,20 +40,20 @@ def snapshot(
         config: the configuration.
         weights: a state dict; copied.
         data: whose classes they tell apart.
-        team: gives the device.
+        group: gives the device.
         backend: the op backend's name.
         checkpoint: what the report calls the weights.
     """
     model = build_segmentor(config.model)
     model.load_state_dict(dict(weights))
     use_backend(model, backend)
-    model.to(team.device).eval().requires_grad_(requires_grad=False)
+    model.to(group.device).eval().requires_grad_(requires_grad=False)
     info = RunInfo(
         model=config.name,
         checkpoint=checkpoint,
         sha256="",
-        device=str(team.device),
-        device_name=describe_device(team.device),
+        device=str(group.device),
+        device_name=describe_device(group.device),
         dtype="float32",
         backend=backend,
         form="fused",
@@ -67,50 +67,51 @@ def class_list_of(data: SegmentationSet) -> ClassList:
 
 
 class _Watch(Silent):
-    """Counts images, and ends the evaluation when the run is to end."""
+    """Hands progress on, and ends the evaluation when the run is to end."""
 
-    def __init__(self, advance: Callable[[], object], stopping: Callable[[], bool]) -> None:
-        self._advance, self._stopping = advance, stopping
+    def __init__(self, task: str, observer: Observer, check: Callable[[], object]) -> None:
+        self._task, self._observer, self._check = task, observer, check
+
+    def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
+        self._observer.begin(self._task, total, done=done, unit="images")
 
     def advance(
         self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
     ) -> None:
-        if self._stopping():
-            raise Stopped("the evaluation was given up")
-
-    def result(self, value: object) -> None:
-        self._advance()
-        self.advance()
+        self._observer.advance(parts, done=done, total=total, detail=detail)
+        self._check()
 
 
 def validate(
     segmenter: Segmenter,
     data: SegmentationSet,
-    team: Team,
-    *,
+    group: Group,
     workers: int,
-    advance: Callable[[], object],
-    stopping: Callable[[], bool],
+    observer: Observer,
+    check: Callable[[], object],
 ) -> EvalReport:
     """Evaluates on all processes together, single scale; every process gets the report of the whole.
 
     Args:
-        advance: called after each of this process's pictures.
-        stopping: whether the run is to end; then the evaluation is given up on every process.
+        segmenter: as `snapshot` gives.
+        data: the split.
+        group: the processes, each of which takes its share.
+        workers: threads that read ahead.
+        observer: told of each of this process's images.
+        check: called between windows; what it raises gives the evaluation up, on every process.
 
     Raises:
-        Stopped: it was given up.
         Dgmn2Error: as `evaluate`.
     """
-    watch = _Watch(advance, stopping)
-    return evaluate(segmenter, data, group=team, workers=max(1, workers), observer=watch)
+    watch = _Watch(f"evaluating {segmenter.info.checkpoint}", observer, check)
+    return evaluate(segmenter, data, group=group, workers=max(1, workers), observer=watch)
 
 
 def write_samples(path: Path, segmenter: Segmenter, data: SegmentationSet) -> Path:
-    """Writes a sheet of the first pictures: picture, label, prediction.
+    """Writes a sheet of the first images: image, label, prediction.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
         ResourceError: the file cannot be written.
     """
     rows = []

@@ -22,16 +22,17 @@ from dgmn2cli.demo.report import DemoReport, StepDone, duration
 from dgmn2cli.demo.request import DemoRequest, refuse_folder
 from dgmn2cli.demo.run import STEPS, demo
 from dgmn2cli.errors import ConfigError, DataError, ResourceError
+from dgmn2cli.observer import Silent
 from dgmn2cli.report.html import percent
 from dgmn2cli.training.folder import FolderLock
-from dgmn2cli.training.report import Silent
+from dgmn2cli.training.report import StepResult
 
 
 class Watcher:
     """Collects what a demonstration says."""
 
-    def __init__(self, reporter: Silent | None = None) -> None:
-        self.reporter = reporter or Silent()
+    def __init__(self, observer: Silent | None = None) -> None:
+        self.observer = observer or Silent()
         self.begun: list[tuple[int, int, str]] = []
         self.ended: list[StepDone] = []
 
@@ -217,8 +218,8 @@ def test_a_second_run_is_refused_and_says_the_ways_out(made):
 
 def test_an_interrupted_demo_goes_on_to_the_same_figures(made, tmp_path):
     class Interrupting(Silent):
-        def step(self, step, iterations):
-            if step.iteration == 1:
+        def result(self, value):
+            if isinstance(value, StepResult) and value.iteration == 1:
                 signal.raise_signal(signal.SIGINT)
 
     out = tmp_path / "d"
@@ -241,11 +242,12 @@ def test_an_interrupted_demo_goes_on_to_the_same_figures(made, tmp_path):
 
 def test_scenes_cut_short_are_drawn_anew(tmp_path):
     class Interrupting(Silent):
-        def counting(self, what, total):
-            def stop():
-                raise KeyboardInterrupt
+        def begin(self, task, total=None, *, done=0, unit=""):
+            self.task = task
 
-            return stop if what == "drawing" else super().counting(what, total)
+        def advance(self, parts=1, *, done=None, total=None, detail=""):
+            if self.task == "drawing":
+                raise KeyboardInterrupt
 
     out = tmp_path / "d"
     with pytest.raises(KeyboardInterrupt):

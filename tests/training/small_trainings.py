@@ -1,4 +1,4 @@
-"""Owns a small data set and a small training on it, for the training tests and the kill campaign."""
+"""A small data set and a small training on it, for the training tests and the kill campaign."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 
 from dgmn2cli.config import load_config
 from dgmn2cli.data.images import write_png
-from dgmn2cli.training.report import Silent
+from dgmn2cli.observer import Silent
+from dgmn2cli.training.report import Evaluated, StepResult
 from dgmn2cli.training.request import TrainRequest
 
 SIZE = (64, 96)  # height, width
 
 
 def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and its training ids: upright rectangles, each class in its own colour, a few ignored rows."""
+    """An image and its training ids: upright rectangles, each class in its own colour, a few ignored rows."""
     random = np.random.default_rng(seed)
     label = np.zeros(SIZE, np.uint8)
     for _ in range(8):
@@ -64,24 +65,27 @@ def small_request(data: Path, out: Path, *, model: str = FPN, settings=None, **r
 
 
 class Watcher(Silent):
-    """Collects what a training says; `on_step` and `on_part` are called in its course."""
+    """Collects what a training tells; `on_step` and `on_part` are called in its course."""
 
     def __init__(self, on_step=None, on_part=None):
-        self.notes, self.steps, self.evaluations = [], [], []
-        self.on_step, self.on_part = on_step or (lambda step: None), on_part or (lambda what: None)
+        self.notes, self.steps, self.evaluations, self.task = [], [], [], ""
+        self.on_step, self.on_part = on_step or (lambda step: None), on_part or (lambda task: None)
 
     def note(self, message):
         self.notes.append(message)
 
-    def counting(self, what, total):
-        return lambda: self.on_part(what)
+    def begin(self, task, total=None, *, done=0, unit=""):
+        self.task = task
 
-    def step(self, step, iterations):
-        self.steps.append(step)
-        self.on_step(step)
+    def advance(self, parts=1, *, done=None, total=None, detail=""):
+        self.on_part(self.task)
 
-    def evaluated(self, iteration, miou, accuracy, best):
-        self.evaluations.append((iteration, miou, best))
+    def result(self, value):
+        if isinstance(value, StepResult):
+            self.steps.append(value)
+            self.on_step(value)
+        elif isinstance(value, Evaluated):
+            self.evaluations.append((value.iteration, value.miou, value.best))
 
 
 def outcome(out: Path) -> tuple[str, bytes]:

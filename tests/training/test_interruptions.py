@@ -53,7 +53,7 @@ def steps_in(log: Path) -> int:
     return log.read_bytes().count(b'"loss"') if log.exists() else 0
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -61,10 +61,20 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 @contextmanager
-def running(folder: Path, arguments: Sequence[str], until_step: int) -> Iterator[subprocess.Popen[str]]:
+def running(
+    folder: Path, arguments: Sequence[str], until_step: int, start_new_session: bool = False
+) -> Iterator[subprocess.Popen[str]]:
     """A training that has taken `until_step` steps."""
     pipe = subprocess.PIPE
-    child = subprocess.Popen(arguments, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    child = subprocess.Popen(
+        arguments,
+        cwd=folder,
+        env=environment(),
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=start_new_session,
+    )
     log = folder / arguments[arguments.index("--out") + 1] / "log.jsonl"
     try:
         wait_for(lambda: steps_in(log) >= until_step or child.poll() is not None)
@@ -150,6 +160,74 @@ def test_two_processes_stopped_and_killed_and_resumed_equal_the_unbroken_run(fol
     alone = finished(folder, command(run, "--resume"))
     assert alone.returncode == 2
     assert alone.stderr.splitlines()[0] == "processes: 2 -> 1"
+
+
+def workers_of(process: int) -> list[int]:
+    """The data workers of a training process: children that it has forked."""
+    mine = Path(f"/proc/{process}/cmdline").read_bytes()
+    found = [
+        int(number) for path in Path(f"/proc/{process}/task").glob("*/children") for number in path.read_text().split()
+    ]
+    return [number for number in found if Path(f"/proc/{number}/cmdline").read_bytes() == mine]
+
+
+def test_a_killed_data_worker_ends_it_with_exit_5_and_the_state_saved(folder):
+    options = ("--workers", "2", "--val-every", "4", "--save-every", "3")
+    with running(folder, command("worker", *options), 2) as child:
+        workers = workers_of(child.pid)
+        assert len(workers) == 2
+        os.kill(workers[1], signal.SIGKILL)
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 5
+    assert [line for line in err.splitlines() if "Error" in line] == [err.splitlines()[-1]]
+    assert err.splitlines()[-1].startswith("Error: a data worker died: ")
+    state, _ = load_state(folder / "worker" / "checkpoints" / "last.pth")
+    assert 2 <= state.iteration == steps_in(folder / "worker" / "log.jsonl") < STEPS
+    assert finished(folder, command("worker", *options, "--resume")).returncode == 0
+    assert finished(folder, command("whole", *options)).returncode == 0
+    assert outcome(folder / "worker") == outcome(folder / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_process_group_saves_the_state_too(folder, number):
+    arguments = command(f"group{number}", "--workers", "2")
+    with running(folder, arguments, 2, start_new_session=True) as child:
+        os.killpg(child.pid, number)
+        _, err = child.communicate(timeout=30)
+    assert (child.returncode, err.splitlines()[-1]) == SAYS[number]
+    state, _ = load_state(folder / f"group{number}" / "checkpoints" / "last.pth")
+    assert state.iteration >= 2
+
+
+@pytest.mark.parametrize("size", ["64k", "4m"])
+def test_a_full_shared_memory_ends_it_with_exit_5(folder, size):
+    """The smaller has no room for the locks of three workers, the larger none for a batch."""
+    crop = () if size == "64k" else ("--crop", "640")
+    line = shlex.join(command(f"shm{size}", *crop, "--workers", "3"))
+    script = f"""cd {shlex.quote(str(folder))}
+        mount -t tmpfs -o size={size} tmpfs /dev/shm
+        {line} && code=0 || code=$?
+        echo code=$code"""
+    done = in_own_mounts(script, env=environment(), timeout=100)
+    assert done.stdout.splitlines() == ["code=5"]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Error: a data worker cannot hand over its batch (/dev/shm): ")
+    assert "--workers 0" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_too_few_open_files_are_named(folder):
+    line = shlex.join(command("few", "--workers", "2"))
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -n 28; exec {line}"],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 5
+    assert "the limit is 28 (ulimit -n)" in done.stderr.splitlines()[-1]
 
 
 def test_a_full_disk_ends_it_with_exit_5_and_the_previous_checkpoint_is_good(folder):

@@ -21,8 +21,8 @@ from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, IntegrityError, 
 from dgmn2cli.evaluate import evaluate
 from dgmn2cli.inference.load import assemble, resolve
 from dgmn2cli.training.folder import FolderLock
+from dgmn2cli.training.logs import read_log
 from dgmn2cli.training.run import train
-from dgmn2cli.training.runlog import read_log
 from dgmn2cli.training.state import load_state
 
 
@@ -63,7 +63,7 @@ def test_the_run_folder_holds_everything(unbroken, streets):
 
 def test_the_log_has_every_step_and_evaluation(unbroken):
     request, report, watcher = unbroken
-    log = list(read_log(request.out / "log.jsonl"))
+    log = read_log(request.out / "log.jsonl")[0]
     assert [record["iter"] for record in log] == [1, 2, 2, 3, 4, 4]
     steps = [record for record in log if "loss" in record]
     assert [step["lr"] for step in steps] == [1e-4 * (1 - i / 4) ** 0.9 for i in range(4)]
@@ -310,6 +310,8 @@ def test_what_is_refused(unbroken, streets, tmp_path):
 def test_a_link_planted_in_the_run_folder_is_not_written_through(streets, tmp_path, name):
     (tmp_path / "r").mkdir()
     (tmp_path / "mine").write_text("mine")
+    (tmp_path / "r" / "lock").touch()
+    (tmp_path / "r" / name).unlink(missing_ok=True)
     (tmp_path / "r" / name).symlink_to(tmp_path / "mine")
     watcher = Watcher()
     with pytest.raises(ResourceError, match=f"{name}.: a link is there, not a plain file. Remove it, or"):
@@ -321,6 +323,7 @@ def test_a_link_planted_in_the_run_folder_is_not_written_through(streets, tmp_pa
 def test_links_in_a_circle_are_refused_before_the_first_step(unbroken, streets, tmp_path):
     """Where the checkpoints go, the whole run folder, and the checkpoint to go on from."""
     (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "lock").touch()
     for path in (tmp_path / "r" / "checkpoints", tmp_path / "circle"):
         path.symlink_to(path.name)
     kept = str(unbroken[0].out / "checkpoints" / "iter_000000002.pth")
@@ -377,5 +380,5 @@ def test_a_checkpoint_of_the_original_system_goes_on(unbroken, streets, tmp_path
     assert [step.iteration for step in watcher.steps] == [3, 4]
     assert any("another program's" in note for note in report.notes)
     # this program's generators depend on the step alone, so even this equals the unbroken run
-    logs = [list(read_log(out / "log.jsonl")) for out in (tmp_path / "r", unbroken[0].out)]
+    logs = [read_log(out / "log.jsonl")[0] for out in (tmp_path / "r", unbroken[0].out)]
     assert logs[0][0] == logs[1][3]

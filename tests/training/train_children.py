@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from dgmn2cli.training.report import Best
-from dgmn2cli.training.state import Shelf, TrainState
+from dgmn2cli.training.state import CheckpointStore, TrainState
 
 
 @lru_cache(maxsize=1)
@@ -24,7 +24,7 @@ def forkserver():
     return context
 
 
-def shelf_state(iteration: int, average: bool = False, best: Best | None = None) -> TrainState:
+def small_state(iteration: int, average: bool = False, best: Best | None = None) -> TrainState:
     """A small state; every number in it depends on `iteration`."""
     generator = torch.Generator().manual_seed(iteration)
     weights = {"weight": torch.randn(4, 3, generator=generator), "bias": torch.randn(4, generator=generator)}
@@ -76,7 +76,7 @@ def killed_save(folder: Path, calls: int) -> None:
         whole(content, file)
 
     torch.save = torn_save
-    Shelf(folder, keep=1).put(shelf_state(3, best=Best(0.2, 3)), {"CLASSES": ["a"]}, number=True)
+    CheckpointStore(folder, keep=1).put(small_state(3, best=Best(0.2, 3)), {"CLASSES": ["a"]}, number=True)
 
 
 def command_line(arguments: list[str], folder: Path) -> None:
@@ -122,10 +122,10 @@ def watched_command_line(arguments: list[str], folder: Path, shared: tuple) -> N
 
     announced(loop.Loop, "run", PHASES.index("steps"))
     announced(loop.Loop, "evaluate", PHASES.index("evaluation"))
-    announced(state.Shelf, "put", PHASES.index("save: its names"))
+    announced(state.CheckpointStore, "put", PHASES.index("save: its names"))
     announced(state, "save_state", PHASES.index("save: the file"))
     announced(loop.Loop, "finish", PHASES.index("end"), PHASES.index("end"))
-    state.Shelf.put = timed(state.Shelf.put)
+    state.CheckpointStore.put = timed(state.CheckpointStore.put)
     os.chdir(folder.parent)
     command_line(arguments, folder)
 
@@ -146,7 +146,7 @@ def three_steps(folder: Path, model: str, settings: dict, rank: int, world: int)
     from dgmn2cli.config import load_config
     from dgmn2cli.data.configured import open_configured
     from dgmn2cli.data.loaders import TrainStream, train_batches
-    from dgmn2cli.distributed.group import Group as Team
+    from dgmn2cli.distributed.group import Group
     from dgmn2cli.inference.build import build_segmentor
     from dgmn2cli.training.request import augmentation
     from dgmn2cli.training.step import Stepper
@@ -162,11 +162,11 @@ def three_steps(folder: Path, model: str, settings: dict, rank: int, world: int)
         if isinstance(layer, torch.nn.Dropout2d | torch.nn.Dropout):
             layer.p = 0.0  # each process draws masks of its own
     first = {key: value.clone() for key, value in network.state_dict().items()}
-    stepper = Stepper(config, network, Team(rank, world, torch.device("cpu")))
+    stepper = Stepper(config, network, Group(rank, world, torch.device("cpu")))
     data = open_configured(config.data, "train")
     stream = TrainStream(len(data), config.train.seed, config.train.batch_size, rank, world)
     batches = train_batches(data, augmentation(config), stream)
-    losses = [stepper.step(step, batches).loss for step in range(3)]
+    losses = [stepper.step(step, [next(batches)]).loss for step in range(3)]
     torch.save({"losses": losses, "first": first, "state": dict(network.state_dict())}, folder / f"{rank}.pth")
     if world > 1:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Owns the first weights of a training: the ImageNet backbone, none at all, or a checkpoint, its classes matched."""
+"""The first weights of a training: the ImageNet backbone, none at all, or a checkpoint, its classes matched."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from torch import Tensor
 from dgmn2cli.checkpoint.weights import Checkpoint, load_backbone_weights, load_weights, read_checkpoint
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError, IntegrityError, ResourceError
-from dgmn2cli.files import absence
+from dgmn2cli.files import absence, read_bounded
 from dgmn2cli.inference.load import class_list
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.zoo import cache_dir, load_zoo, locate
 
 IMAGENET, SCRATCH = "imagenet", "scratch"
+MAX_WEIGHT_FILE = 1 << 20  # bytes
 WEIGHT_LINES = "Each line is NAME = WEIGHT, for every class."
 CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
 
 
 @dataclass(frozen=True)
-class FirstWeights:
+class InitialWeights:
     """Where a training's first weights come from.
 
     Attributes:
@@ -37,7 +38,7 @@ class FirstWeights:
     sha256: str | None = None
 
 
-def find_first_weights(init: str, backbone: str, zoo_file: Path | None, cache: Path | None) -> FirstWeights:
+def find_initial_weights(init: str, backbone: str, zoo_file: Path | None, cache: Path | None) -> InitialWeights:
     """What `init` (`imagenet`, `scratch` or a path) means here; nothing is read but the cache's index.
 
     Args:
@@ -49,13 +50,13 @@ def find_first_weights(init: str, backbone: str, zoo_file: Path | None, cache: P
         ResourceError: the ImageNet weights, or the file, are not there; says both ways out.
     """
     if init == SCRATCH:
-        return FirstWeights(SCRATCH)
+        return InitialWeights(SCRATCH)
     if init != IMAGENET:
         path = Path(init)
         if not os.path.exists(path):
             hint = "Give the path of a checkpoint, or --from imagenet or --from scratch."
             raise ResourceError("the first weights are not there", where=path, why=absence(path), hint=hint)
-        return FirstWeights("file", path)
+        return InitialWeights("file", path)
     entry = load_zoo(zoo_file).backbone(backbone)
     found = locate(entry, cache_dir(cache))
     if found is None:
@@ -65,15 +66,15 @@ def find_first_weights(init: str, backbone: str, zoo_file: Path | None, cache: P
             why="a training starts from them unless told otherwise",
             hint=f"Get them with `dgmn2 download {entry.key}`, or start without them: --from scratch.",
         )
-    return FirstWeights(IMAGENET, found.path, found.sha256)
+    return InitialWeights(IMAGENET, found.path, found.sha256)
 
 
-def load_first_weights(model: Segmentor, first: FirstWeights, data: SegmentationSet) -> list[str]:
+def load_initial_weights(model: Segmentor, first: InitialWeights, data: SegmentationSet) -> list[str]:
     """Loads a training's first weights into `model`; says what was done with them.
 
     Args:
         model: with fresh weights.
-        first: as `find_first_weights` gives.
+        first: as `find_initial_weights` gives.
         data: the data set to train on; a segmentor's classifier rows are taken over by class name.
 
     Raises:
@@ -144,12 +145,12 @@ def class_weights_from(source: str, counted: tuple[float, ...], names: tuple[str
     """
     if source == "auto":
         return tuple(round(weight, 6) for weight in counted)
-    path, what = Path(source), "cannot use the class weights"
+    path, what, hint = Path(source), "cannot use the class weights", "Give 'auto' or the path of a text file."
     try:
-        lines = [line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8 text"
-        raise ConfigError(what, where=path, why=why, hint="Give 'auto' or the path of a text file.") from error
+        content = read_bounded(path, MAX_WEIGHT_FILE, what, kind=ConfigError, unreadable=ConfigError, hint=hint)
+        lines = [line.partition("#")[0].strip() for line in content.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(what, where=path, why="it is not UTF-8 text", hint=hint) from error
     lines = [line for line in lines if line]
     found: dict[str, float] = {}
     for number, line in enumerate(lines):

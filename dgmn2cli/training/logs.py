@@ -1,0 +1,190 @@
+"""The records of a run: JSON lines of steps and evaluations, of what depends on the clock, and TensorBoard's files.
+
+Nothing in the log depends on the clock, so that the log of a resumed run equals the log of an unbroken one byte for
+byte. What does (seconds, starts and stops) is in the file of events beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dgmn2cli.evaluate import EvalReport
+from dgmn2cli.files import local_write_errors, open_in_place, open_regular, to_plain
+from dgmn2cli.observer import Observer
+from dgmn2cli.training.report import StepResult
+
+NO_TENSORBOARD = (
+    "TensorBoard is not installed, so no files are written for it; `pip install 'dgmn2cli[train]'` brings it."
+)
+MAX_LINE = 1 << 16  # bytes of a log line that is read
+
+
+class JsonLines:
+    """An append-only file of JSON lines whose end can be taken back.
+
+    Args:
+        path: the file; created where absent.
+        length: bytes that are kept; None: all.
+
+    Attributes:
+        lost: bytes that the file is shorter than `length`.
+
+    Raises:
+        ResourceError: the file cannot be written, or a link, folder, pipe or device is in its place.
+    """
+
+    def __init__(self, path: Path, length: int | None = None) -> None:
+        self.path = path
+        with local_write_errors(path):
+            self._file = os.fdopen(open_in_place(path, os.O_RDWR | os.O_APPEND), "a+b")
+            size = self._file.seek(0, os.SEEK_END)
+            self.lost = max(0, (length or 0) - size)
+            if length is not None and not self.lost:
+                self._file.truncate(length)
+            self._end_line()
+
+    def _end_line(self) -> None:
+        """Ends a line that was cut short, so that the next record stands on its own."""
+        size = self._file.seek(0, os.SEEK_END)
+        if size:
+            self._file.seek(size - 1)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends one record; a reader sees it at once.
+
+        Raises:
+            ResourceError: the file cannot be written.
+        """
+        with local_write_errors(self.path):
+            self._file.write((json.dumps(to_plain(record), allow_nan=False) + "\n").encode())
+            self._file.flush()
+
+    def durable_length(self) -> int:
+        """The length in bytes, once all of it is on the disk.
+
+        Raises:
+            ResourceError: the file cannot be written.
+        """
+        with local_write_errors(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+
+    def close(self) -> None:
+        """Closes the file; every record was handed to the system when it was written."""
+        with suppress(OSError):  # of a record that could not be written, which was said then
+            self._file.close()
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a log, and how many damaged lines were skipped; a last one cut short by a kill does not count.
+
+    Raises:
+        ResourceError, IntegrityError: the file is missing or no plain file.
+    """
+    records: list[dict[str, Any]] = []
+    damaged = 0
+    with open_regular(path) as file:
+        while line := file.readline(MAX_LINE):
+            record = _record(line)
+            if record is not None:
+                records.append(record)
+            elif line.endswith(b"\n") or len(line) == MAX_LINE:
+                damaged += 1
+    return records, damaged
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line's record, if it is one of a step or of an evaluation."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not line.endswith(b"\n") or type(found.get("iter")) is not int:
+        return None
+    numbers = ("miou",) if "miou" in found else ("loss", "acc", "lr")
+    fit = all(found.get(name, "") is None or type(found.get(name)) in (int, float) for name in numbers)
+    return found if fit else None
+
+
+class RunLogs:
+    """All records of a run that is under way, as a context manager.
+
+    Args:
+        log, events, tensorboard: the files, and TensorBoard's folder.
+        start: steps done; TensorBoard hides later ones of an earlier, interrupted run.
+        log_bytes: length of the log that belongs to them.
+        observer: told what is missing.
+    """
+
+    def __init__(
+        self, log: Path, events: Path, tensorboard: Path, start: int, log_bytes: int, observer: Observer
+    ) -> None:
+        self._observer = observer
+        self.log = JsonLines(log, log_bytes)
+        try:
+            self.events = JsonLines(events)
+        except BaseException:
+            self.log.close()
+            raise
+        if self.log.lost:
+            observer.note(
+                f"The log is {self.log.lost} bytes shorter than the checkpoint says; it goes on where it ends."
+            )
+        self._board = self._open_board(tensorboard, start)
+        self.event("started", start)
+
+    def _open_board(self, folder: Path, start: int) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # its own dependencies' deprecations
+                from torch.utils.tensorboard import SummaryWriter
+            return SummaryWriter(str(folder), purge_step=start + 1)
+        except ImportError:
+            self._observer.note(NO_TENSORBOARD)
+        except (OSError, ValueError) as error:
+            self._observer.note(f"TensorBoard's files cannot be written: {error}")
+        return None
+
+    def event(self, what: str, iteration: int) -> None:
+        """Notes something with the time."""
+        self.events.write({"time": time.time(), "event": what, "iter": iteration})
+
+    def step(self, step: StepResult) -> None:
+        """Notes a step."""
+        self.log.write({"iter": step.iteration, "loss": step.loss, "acc": step.accuracy, "lr": step.lr})
+        figures = {"loss": step.loss, "accuracy": step.accuracy, "learning rate": step.lr}
+        self._show("train", figures, step.iteration)
+
+    def evaluation(self, iteration: int, report: EvalReport, best: bool) -> None:
+        """Notes an evaluation."""
+        scores = report.scores
+        figures = {"miou": scores.mean_iou, "aacc": scores.pixel_accuracy, "macc": scores.mean_accuracy}
+        self.log.write({"iter": iteration, **figures, "best": best})
+        self._show("val", {**figures, **{f"IoU {entry.name}": entry.iou for entry in scores.classes}}, iteration)
+
+    def _show(self, group: str, figures: dict[str, float], iteration: int) -> None:
+        """Gives TensorBoard curves' next points; they are only for looking at, so a full disk does not end the run."""
+        try:
+            if self._board is not None:
+                for name, value in figures.items():
+                    self._board.add_scalar(f"{group}/{name}", value, iteration)
+        except OSError as error:
+            self._board = None
+            self._observer.note(f"TensorBoard's files cannot be written any more: {error}")
+
+    def close(self) -> None:
+        """Closes all of them."""
+        self.log.close()
+        self.events.close()
+        with suppress(OSError):
+            if self._board is not None:
+                self._board.close()

@@ -1,0 +1,273 @@
+"""Everything that is resolved and checked before a training's network is built; nothing is written yet."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from dgmn2cli.config import Config, load_config
+from dgmn2cli.data.check import DataReport, check_dataset, require_sound
+from dgmn2cli.data.configured import open_configured, split_name
+from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.distributed.group import Group
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.inference.build import build_segmentor
+from dgmn2cli.model.attention import use_backend
+from dgmn2cli.observer import Observer
+from dgmn2cli.ops import resolve as resolve_backend
+from dgmn2cli.runtime import resolve_dtype
+from dgmn2cli.training.folder import FolderLock, differences
+from dgmn2cli.training.initial_weights import class_weights_from, find_initial_weights
+from dgmn2cli.training.request import RESUME_NEWEST, TrainRequest
+from dgmn2cli.training.state import CheckpointStore, TrainState, load_state, require_no_run, require_same_run
+from dgmn2cli.zoo.cache import checks_dir
+
+STRIDE = 32  # of the backbone's last stage: a larger crop has more than one value per channel everywhere
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """A training that can begin.
+
+    Attributes:
+        config: resolved: number of classes and class weights are those in force.
+        train, val: the data, checked.
+        environment: what determines the numbers beside the configuration: processes, device, threads, backend, the
+            version of torch, the CPU's instructions, the data's files.
+        notes: what the user should know.
+        state: where it goes on from; None: from the beginning.
+        source: the checkpoint of that state.
+        own: the state is of the run in this folder.
+    """
+
+    config: Config
+    train: SegmentationSet
+    val: SegmentationSet
+    environment: Mapping[str, int | str]
+    notes: tuple[str, ...]
+    state: TrainState | None = None
+    source: Path = field(default_factory=Path)
+    own: bool = True
+
+
+def open_run(request: TrainRequest, group: Group, observer: Observer, stack: ExitStack) -> Training:
+    """Finds where the run stands, checks everything, and takes the right to write to the run folder.
+
+    The folder is created only for a training that can begin.
+
+    Args:
+        request: what is wanted.
+        group: the processes.
+        observer: told of damaged checkpoints and the progress of checks.
+        stack: keeps the folder's lock.
+
+    Raises:
+        ConfigError: there is nothing to resume, or the settings are others than those of the run.
+        Dgmn2Error: as `prepare`.
+    """
+    store, there = request.folder.checkpoints(request.config.train.keep), os.path.lexists(request.out)
+    if there:
+        if os.path.isdir(request.out):
+            request.folder.require_ours()
+        stack.enter_context(FolderLock(request.out))
+    state, source, notes = _find_state(request, store, observer)
+    own = state is None or os.path.dirname(os.path.realpath(source)) == os.path.realpath(store.folder)
+    if not own:
+        require_no_run(store, "another run's checkpoint, and there is a training in this folder already")
+    training = prepare(request, group, observer, state)
+    if request.resume:
+        notes += _compare(request, training, state, own)
+    if state is not None:
+        iters, every = training.config.train.iters, training.config.train.save_every
+        if state.iteration > iters:
+            why = f"{state.iteration} steps are done, train.iters is {iters}"
+            raise ConfigError("nothing is left to train", where=request.out, why=why, hint="Set more --max-iters.")
+        if request.resume == RESUME_NEWEST:
+            store.name_newest(state, number=bool(every) and state.iteration % every == 0)
+        notes.append(f"Resumed after {state.iteration} steps.")
+        if not state.exact:
+            notes.append("The checkpoint is another program's: weights and optimiser go on, random numbers start here.")
+        if not own:  # its evaluations and its log are the other run's
+            state = replace(state, best=None, log_bytes=0, validated=state.iteration < iters)
+    if not there:
+        stack.enter_context(FolderLock(request.out))
+        require_no_run(store)  # another one may have begun meanwhile
+    return replace(training, notes=(*notes, *training.notes), state=state, source=source, own=own)
+
+
+def _find_state(
+    request: TrainRequest, store: CheckpointStore, observer: Observer
+) -> tuple[TrainState | None, Path, list[str]]:
+    """The state to go on from, its file, and what the user should know."""
+    if not request.resume:
+        require_no_run(store)
+        return None, store.last, []
+    if request.resume != RESUME_NEWEST:
+        return load_state(Path(request.resume))[0], Path(request.resume), []
+    store.clear()
+    state = store.newest(observer.note)
+    none = [] if state else ["There is no checkpoint yet: the run starts from the beginning."]
+    return state, store.last, none
+
+
+def prepare(request: TrainRequest, group: Group, observer: Observer, state: TrainState | None = None) -> Training:
+    """Resolves and checks everything that can go wrong before a network is built, cheapest first.
+
+    Args:
+        request: what is wanted.
+        group: the processes.
+        observer: told of the progress of the data check.
+        state: what the training goes on from; a new one needs its first weights.
+
+    Raises:
+        ConfigError: the configuration does not fit the data set, or class weights or the crop are wrong.
+        ResourceError: the first weights or the backend are not there.
+        DataError: the data set has faults; all are named.
+    """
+    config, notes = request.config, []
+    if state is None:
+        find_initial_weights(config.train.init, config.model.backbone, request.zoo_file, request.cache)
+    require_normal_batches(config, group.world)
+    train, val = open_splits(config)
+    if config.model.num_classes != len(train.classes):
+        notes.append(_refuse_or_adapt(request, train))
+        config = replace(config, model=replace(config.model, num_classes=len(train.classes)))
+    reports = [_checked(data, request, observer) for data in (train, val)]
+    for report in reports:
+        notes += [f"{report.split}: {note}" for note in report.notes]
+    if config.train.class_weights_from:
+        counted = tuple(entry.weight for entry in reports[0].classes)
+        weights = class_weights_from(config.train.class_weights_from, counted, train.classes)
+        settings = replace(config.train, class_weights=weights, class_weights_from="")
+        config = replace(config, train=settings)
+        pairs = (f"{name} {weight:.3g}" for name, weight in zip(train.classes, weights, strict=True))
+        notes.append(f"Class weights: {', '.join(pairs)}.")
+    environment = _environment(request, group, state, (train, val))
+    return Training(config, train, val, environment, tuple(notes))
+
+
+def open_splits(config: Config) -> tuple[SegmentationSet, SegmentationSet]:
+    """The splits to train on and to evaluate on.
+
+    Raises:
+        ConfigError: class names that are not the data set's, or a wrong description.
+        DataError: they cannot be opened, or do not have the same classes.
+    """
+    settings = config.data
+    train, val = (open_configured(settings, split_name(settings, part)) for part in ("train", "val"))
+    if train.classes != val.classes:
+        raise ConfigError("the splits have other classes", where=train.root, why=f"{train.split} and {val.split}")
+    return train, val
+
+
+def _refuse_or_adapt(request: TrainRequest, data: SegmentationSet) -> str:
+    count = len(data.classes)
+    if not request.adapt_classes:
+        raise ConfigError(
+            "the configuration does not fit the data set",
+            where=data.root,
+            why=f"model.num_classes is {request.config.model.num_classes}, the data set has {count} classes",
+            hint=f"Add --set model.num_classes={count}.",
+        )
+    return f"model.num_classes: {request.config.model.num_classes} -> {count}, the data set's."
+
+
+def _checked(data: SegmentationSet, request: TrainRequest, observer: Observer) -> DataReport:
+    workers, memory = max(1, request.config.data.workers), checks_dir(request.cache)
+    return require_sound(check_dataset(data, workers=workers, observer=observer, memory=memory))
+
+
+def require_normal_batches(config: Config, world: int) -> None:
+    """Refuses a crop of which a batch norm sees one value per channel: there is no variance to divide by.
+
+    Raises:
+        ConfigError: it is so; names the smallest crop and batch that work.
+    """
+    train, crop = config.train, config.augment.crop
+    together = train.batch_size * (world if train.sync_bn else 1)
+    if together > 1 or crop > STRIDE or _normalises(config, crop):
+        return
+    enough = next(side for side in range(crop + 1, STRIDE + 2) if side > STRIDE or _normalises(config, side))
+    raise ConfigError(
+        "the crop is too small for a batch of one image",
+        where=f"augment.crop is {crop}",
+        why="a batch norm would see one value per channel",
+        hint=f"Use --crop {enough} or more, or --batch-size 2 or more.",
+    )
+
+
+def _normalises(config: Config, crop: int) -> bool:
+    """Whether the network can be trained on one image of `crop` x `crop` pixels; tried without any data."""
+    with torch.device("meta"):
+        model = build_segmentor(config.model)
+    use_backend(model, "reference")
+    model.train()
+    if config.train.freeze_backbone:
+        model.backbone.eval()
+    try:
+        model.coarse_logits(torch.zeros(1, 3, crop, crop, device="meta"), (crop, crop))
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            return False
+        raise
+    return True
+
+
+def _environment(
+    request: TrainRequest, group: Group, state: TrainState | None, data: tuple[SegmentationSet, ...]
+) -> dict[str, int | str]:
+    """What determines the numbers beside the configuration; what nobody has named is as the run had it."""
+    saved: Mapping[str, int | str] = state.environment if state else {}
+    backend = str(saved.get("backend", "auto")) if request.backend == "auto" else request.backend
+    found: dict[str, int | str] = {
+        "processes": group.world,
+        "device": group.device.type,
+        "threads": request.threads or int(saved.get("threads", torch.get_num_threads())),
+        "backend": resolve_backend(backend, group.device, resolve_dtype(request.config.train.dtype)),
+        "torch": str(torch.__version__),
+        "data": data_digest(data),
+    }
+    if group.device.type == "cpu":
+        found["instructions"] = torch.backends.cpu.get_cpu_capability()
+    return found
+
+
+def data_digest(data: tuple[SegmentationSet, ...]) -> str:
+    """SHA-256 over the names and sizes of all files of some splits."""
+    running = hashlib.sha256()
+    for part in data:
+        for pair in part.pairs:
+            sizes = [os.stat(path).st_size for path in (pair.image, pair.label) if path is not None]
+            running.update(f"{part.split}\0{pair.name}\0{sizes}\n".encode(errors="surrogateescape"))
+    return running.hexdigest()
+
+
+def _compare(request: TrainRequest, training: Training, state: TrainState | None, own: bool) -> list[str]:
+    """What has changed since the run was started, if that is wanted; else refuses to go on."""
+    if own:
+        changed = request.folder.differences(training.config)
+    else:
+        assert state is not None
+        changed = differences(_settings_of(state), training.config) if state.config else []
+    saved: Mapping[str, int | str] = state.environment if state else {}
+    for name, value in training.environment.items():
+        if saved.get(name, value) != value:
+            said = f"{saved[name]} -> {value}" if name != "data" else "the names or sizes of its files have changed"
+            changed.append(f"{name}: {said}")
+    require_same_run(changed, request.force, request.out)
+    return [f"Changed: {line}" for line in changed]
+
+
+def _settings_of(state: TrainState) -> Config:
+    """The configuration in a checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.toml"
+        path.write_text(state.config, "utf-8")
+        return load_config(path)
