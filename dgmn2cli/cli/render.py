@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -28,7 +17,6 @@ from dgmn2cli.cli.options import Session
 from dgmn2cli.errors import printable
 from dgmn2cli.files import to_plain
 
-PATIENCE = 2.0  # seconds before a progress bar appears
 UNBOUNDED = 100_000  # columns of a table that goes to a file or a pipe: nothing is cut there
 MISSING = "-"
 
@@ -144,47 +132,3 @@ def billions(value: int | None) -> str:
 def megabytes(value: int | None) -> str:
     """`53.4 MB` (10^6 bytes), or a dash."""
     return MISSING if value is None else f"{value / 1e6:.1f} MB"
-
-
-@contextmanager
-def progress(
-    session: Session, description: str, total: float | None = None, *, transfer: bool = False
-) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr that appears after two seconds; silent with `-q` or when stderr is no terminal.
-
-    Args:
-        description: what is under way.
-        total: steps or bytes to come, None if not known.
-        transfer: the steps are bytes: show sizes and speed.
-
-    Yields:
-        `advance(steps=1, *, completed=None, total=None, description=None)`: call it after each step; `completed` and
-        `total` set absolute values.
-    """
-    console = err(session)
-    columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=None)]
-    columns += [DownloadColumn(), TransferSpeedColumn()] if transfer else [MofNCompleteColumn()]
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-    task = bar.add_task(printable(description), total=total)
-    wanted = console.is_terminal and not session.quiet
-    began, shown = time.monotonic(), False
-
-    def advance(
-        steps: float = 1, *, completed: float | None = None, total: float | None = None, description: str | None = None
-    ) -> None:
-        nonlocal shown
-        settings: dict[str, Any] = {"completed": completed} if completed is not None else {"advance": steps}
-        if total is not None:
-            settings["total"] = total
-        if description is not None:
-            settings["description"] = printable(description)
-        bar.update(task, **settings)
-        if wanted and not shown and time.monotonic() - began > PATIENCE:
-            shown = True
-            bar.start()
-
-    try:
-        yield advance
-    finally:
-        if shown:
-            bar.stop()

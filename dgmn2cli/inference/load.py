@@ -17,9 +17,8 @@ from torch import nn
 
 from dgmn2cli.checkpoint.unwrap import class_names
 from dgmn2cli.checkpoint.weights import Checkpoint, load_weights, read_checkpoint, verify_checkpoint
-from dgmn2cli.config import Config, load_config
+from dgmn2cli.config import Config, ModelConfig, load_config
 from dgmn2cli.errors import ConfigError, printable
-from dgmn2cli.inference.build import build_segmentor
 from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
@@ -100,6 +99,11 @@ def build(recipe: Recipe, num_classes: int | None = None) -> Segmentor:
             raise ConfigError("impossible number of classes", why=f"{num_classes}, wanted 1 to {MAX_CLASSES}")
         config = replace(config, num_classes=num_classes)
     return build_segmentor(config)
+
+
+def build_segmentor(config: ModelConfig) -> Segmentor:
+    """The network of a configuration, with fresh weights, in training mode."""
+    return Segmentor(config.backbone, config.head, config.num_classes, config.drop_path)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dgmn2cli.data.configured import open_configured, split_name
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import ConfigError
-from dgmn2cli.inference.build import build_segmentor
+from dgmn2cli.inference.load import build_segmentor
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.observer import Observer
 from dgmn2cli.ops import resolve as resolve_backend

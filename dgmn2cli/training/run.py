@@ -17,7 +17,7 @@ from dgmn2cli.distributed.group import Group, join, launched_world, require_devi
 from dgmn2cli.distributed.launch import Interrupted, launch
 from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.evaluate import EvalReport
-from dgmn2cli.inference.build import build_segmentor
+from dgmn2cli.inference.load import build_segmentor
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.observer import Observer, Silent

@@ -14,7 +14,7 @@ from dgmn2cli.data.images import write_png
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import Dgmn2Error
 from dgmn2cli.evaluate import EvalReport, evaluate
-from dgmn2cli.inference.build import build_segmentor
+from dgmn2cli.inference.load import build_segmentor
 from dgmn2cli.inference.prediction import ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.inference.visualize import colorize

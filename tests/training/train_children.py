@@ -147,7 +147,7 @@ def three_steps(folder: Path, model: str, settings: dict, rank: int, world: int)
     from dgmn2cli.data.configured import open_configured
     from dgmn2cli.data.loaders import TrainStream, train_batches
     from dgmn2cli.distributed.group import Group
-    from dgmn2cli.inference.build import build_segmentor
+    from dgmn2cli.inference.load import build_segmentor
     from dgmn2cli.training.request import augmentation
     from dgmn2cli.training.step import Stepper
 
