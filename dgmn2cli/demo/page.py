@@ -98,7 +98,7 @@ def write_page(report: DemoReport, scenes: Sequence[ShownScene], photograph: Pat
 def commands(report: DemoReport) -> str:
     """What to type next, a command a line."""
     config, weights = (shlex.quote(str(path)) for path in (report.run / "config.toml", report.training.checkpoint))
-    scale = "x".join(str(2 * side) for side in report.size)
+    scale = "x".join(str(2 * side) for side in report.request.size)
     root = shlex.quote(str(report.data))
     return (
         f"# the same evaluation, with every figure\n"

@@ -1,14 +1,22 @@
-"""Owns what a demonstration tells whoever watches it, and what it found in the end."""
+"""What a demonstration tells its observer, and what it found in the end."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
+from dgmn2cli.demo.request import DemoRequest
 from dgmn2cli.inference.files import ImageResult
-from dgmn2cli.observer import Observer
 from dgmn2cli.training.report import TrainReport
+
+
+@dataclass(frozen=True)
+class StepBegun:
+    """Step `number` of `count` begins: what is done in it."""
+
+    number: int
+    count: int
+    what: str
 
 
 @dataclass(frozen=True)
@@ -51,15 +59,14 @@ class DemoReport:
         out: its folder; all paths below lie in it, and begin with it.
         page, sheet, curves: the page for a browser, the contact sheet, the curves of the training.
         data, run: the data set and the run folder of the training.
-        train_scenes, val_scenes, size: the data; (width, height) in pixels.
-        seed, crop, batch_size, lr: the recipe.
+        request: data and recipe.
         training: its report.
         single_scale, ms_flip: the two evaluations of the weights after the last step.
-        largest, largest_share: the commonest class of the held-out scenes and its share of the labelled pixels: the
+        largest, largest_share: the most common class of the held-out scenes and its share of the labelled pixels: the
             pixel accuracy of answering it everywhere.
         constant_mean_iou: the mean IoU of answering it everywhere.
         classes: figures of every class.
-        scene, photograph: the two pictures segmented in the end.
+        scene, photograph: the two images segmented in the end.
         steps: what was done, in order.
         seconds: wall time of this run.
         resumed: an earlier, interrupted run did a part of it.
@@ -73,13 +80,7 @@ class DemoReport:
     curves: Path
     data: Path
     run: Path
-    train_scenes: int
-    val_scenes: int
-    size: tuple[int, int]
-    seed: int
-    crop: int
-    batch_size: int
-    lr: float
+    request: DemoRequest
     training: TrainReport
     single_scale: Figures
     ms_flip: Figures
@@ -94,20 +95,6 @@ class DemoReport:
     resumed: bool
     device: str
     threads: int
-
-
-class Watch(Protocol):
-    """Whoever watches a demonstration."""
-
-    @property
-    def observer(self) -> Observer:
-        """Told of the progress within a step."""
-
-    def begin(self, number: int, count: int, what: str) -> None:
-        """Step `number` of `count` begins."""
-
-    def end(self, done: StepDone) -> None:
-        """It is done."""
 
 
 def duration(seconds: float) -> str:

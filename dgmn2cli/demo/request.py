@@ -27,7 +27,7 @@ class DemoRequest:
         iters: optimiser steps of the training.
         scenes: scenes to train on; a quarter as many more are held out.
         seed: of the scenes and of the training.
-        picture: the photograph to segment; None: the one that came with the package.
+        image: the photograph to segment; None: the one that came with the package.
         overwrite: begin anew where a demonstration lies already.
         resume: go on with it.
         device, backend, threads: as for every command.
@@ -39,7 +39,7 @@ class DemoRequest:
     iters: int = 400
     scenes: int = 64
     seed: int = 0
-    picture: Path | None = None
+    image: Path | None = None
     overwrite: bool = False
     resume: bool = False
     device: str = "auto"

@@ -15,7 +15,7 @@ from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import read_image
 from dgmn2cli.demo.page import show_scenes, write_page, write_sheet
-from dgmn2cli.demo.report import ClassFigures, DemoReport, Figures, StepDone, Watch
+from dgmn2cli.demo.report import ClassFigures, DemoReport, Figures, StepBegun, StepDone
 from dgmn2cli.demo.request import MODEL, PHOTOGRAPH_SCALE, DemoRequest, refuse_folder, write_mark
 from dgmn2cli.demo.streets.dataset import make_dataset
 from dgmn2cli.errors import DataError
@@ -25,6 +25,7 @@ from dgmn2cli.evaluate.run import run as evaluate
 from dgmn2cli.files import atomic_write, local_write_errors, to_json
 from dgmn2cli.inference.files import ImageFile, ImageResult, predict_files
 from dgmn2cli.inference.load import Recipe, assemble
+from dgmn2cli.observer import Observer
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_device, resolve_dtype, set_threads
 from dgmn2cli.training.folder import FolderLock, RunFolder
@@ -40,10 +41,11 @@ KINDS = ("ids", "color", "overlay", "stats")
 SYNTH_THREADS = 2
 
 
-def demo(request: DemoRequest, watch: Watch) -> DemoReport:
+def demo(request: DemoRequest, observer: Observer) -> DemoReport:
     """Draws streets, trains on them, evaluates, segments, and writes a page that shows it all.
 
-    Ctrl-C ends it; what is done stays, and `resume` goes on from there.
+    Ctrl-C ends it; what is done stays, and `resume` goes on from there. The observer gets a `StepBegun` and a
+    `StepDone` of each step beside what training and evaluations tell.
 
     Raises:
         ConfigError: an impossible number, or the folder is not free.
@@ -54,20 +56,22 @@ def demo(request: DemoRequest, watch: Watch) -> DemoReport:
     refuse_folder(request)
     config = request.config()
     resolve_backend(request.backend, resolve_device(request.device), resolve_dtype(config.train.dtype))
-    picture = request.picture or resources.example_photograph()
-    read_image(picture)  # refused now, not after minutes of training
+    photograph = request.image or resources.example_photograph()
+    read_image(photograph)  # refused now, not after minutes of training
     with FolderLock(request.out):
         if request.overwrite:
             request.folder.clear()
         write_mark(request)
-        return _Course(request, watch, picture).run()
+        about = f"{STEPS} steps, some minutes in all; everything goes to {request.out} (about 300 MB)."
+        observer.note(f"{about} Ctrl-C stops it, --resume goes on.")
+        return _Demo(request, observer, photograph).run()
 
 
-class _Course:
+class _Demo:
     """One demonstration in a folder that is ours alone."""
 
-    def __init__(self, request: DemoRequest, watch: Watch, photograph: Path) -> None:
-        self.request, self.watch, self.photograph = request, watch, photograph
+    def __init__(self, request: DemoRequest, observer: Observer, photograph: Path) -> None:
+        self.request, self.observer, self.photograph = request, observer, photograph
         self.folder, self.config = request.folder, request.config()
         self.recipe = Recipe(self.config, None)
         self.began, self.steps, self.resumed = time.monotonic(), list[StepDone](), False
@@ -84,23 +88,23 @@ class _Course:
         single = self._step(evaluation + "single scale", lambda: self._evaluate(trained, SINGLE_SCALE))
         views = f"{len(config.inference.ratios)} scales, each also mirrored (ms+flip)"
         averaged = self._step(evaluation + views, lambda: self._evaluate(trained, MS_FLIP))
-        pictures = self._step("Segmenting a held-out scene and a photograph", lambda: self._segment(trained))
-        report = self._report(trained, single, averaged, pictures)
+        images = self._step("Segmenting a held-out scene and a photograph", lambda: self._segment(trained))
+        report = self._report(trained, single, averaged, images)
         self._step("Drawing the contact sheet and the page", lambda: self._show(report))
         report = replace(report, steps=tuple(self.steps), seconds=time.monotonic() - self.began)
         atomic_write(self.folder.report, to_json(report) + "\n")
         return report
 
     def _step(self, what: str, work: Callable[[], Found[Result]]) -> Result:
-        self.watch.begin(len(self.steps) + 1, STEPS, what)
+        self.observer.result(StepBegun(len(self.steps) + 1, STEPS, what))
         began = time.monotonic()
         try:
             result, found, where = work()
         finally:
-            self.watch.observer.end()
+            self.observer.end()
         done = StepDone(what, time.monotonic() - began, found, where)
         self.steps.append(done)
-        self.watch.end(done)
+        self.observer.result(done)
         return result
 
     def _draw(self) -> Found[None]:
@@ -112,7 +116,7 @@ class _Course:
         if folder.data.exists():  # interrupted; the same seed draws the same scenes again
             with local_write_errors(folder.data):
                 shutil.rmtree(folder.data)
-        self.watch.observer.begin("drawing", request.scenes + request.held_out)
+        self.observer.begin("drawing", request.scenes + request.held_out)
         made = make_dataset(
             folder.data,
             train=request.scenes,
@@ -120,7 +124,7 @@ class _Course:
             size=request.size,
             seed=request.seed,
             workers=SYNTH_THREADS,
-            step=self.watch.observer.advance,
+            step=self.observer.advance,
         )
         atomic_write(folder.drawn, to_json(made) + "\n")
         return None, about, folder.data
@@ -137,7 +141,7 @@ class _Course:
                 threads=request.threads,
                 resume=RESUME_NEWEST if run.exists() else "",
             ),
-            self.watch.observer,
+            self.observer,
         )
         self.resumed = self.resumed or report.resumed_at > 0
         return report, f"checkpoints, log and curves of {report.iterations} steps", run
@@ -153,7 +157,7 @@ class _Course:
             report=folder.evaluation(name),
             save_preds=folder.predictions(name),
         )
-        report = evaluate(wanted, self.recipe, load, self.watch.observer)
+        report = evaluate(wanted, self.recipe, load, self.observer)
         scores = report.scores
         found = f"mIoU {100 * scores.mean_iou:.1f} %, {100 * scores.pixel_accuracy:.1f} % of the pixels right"
         return report, found, folder.evaluation(name)
@@ -167,10 +171,10 @@ class _Course:
             (ImageFile(self.photograph, "photograph"), Settings(scale=(width, height))),
         )
         results = []
-        for picture, settings in jobs:
-            report = predict_files(segmenter, [picture], folder.images, KINDS, settings)
+        for image, settings in jobs:
+            report = predict_files(segmenter, [image], folder.images, KINDS, settings)
             if report.failures:
-                raise DataError("a picture could not be segmented", faults=[failure.why for failure in report.failures])
+                raise DataError("an image could not be segmented", faults=[failure.why for failure in report.failures])
             results += report.images
         names = [", ".join(share.name for share in result.classes[:3]) for result in results]
         return (results[0], results[1]), f"scene: {names[0]}, ...; photograph: {names[1]}, ...", folder.images
@@ -182,12 +186,12 @@ class _Course:
         data = self._held_out()
         scenes = show_scenes(data, self.folder.predictions(SINGLE_SCALE), self.folder.images / "held_out")
         write_sheet(report.sheet, scenes, data)
-        credit = "" if self.request.picture else resources.PHOTOGRAPH_CREDIT
+        credit = "" if self.request.image else resources.PHOTOGRAPH_CREDIT
         write_page(report, scenes, self.photograph, credit)
         return None, "open it in a browser; it needs no network", report.page
 
     def _report(
-        self, trained: TrainReport, single: EvalReport, averaged: EvalReport, pictures: tuple[ImageResult, ImageResult]
+        self, trained: TrainReport, single: EvalReport, averaged: EvalReport, images: tuple[ImageResult, ImageResult]
     ) -> DemoReport:
         request, folder = self.request, self.folder
         classes = class_figures(single, averaged, self._held_out())
@@ -199,13 +203,7 @@ class _Course:
             curves=RunFolder(folder.run).curves,
             data=folder.data,
             run=folder.run,
-            train_scenes=request.scenes,
-            val_scenes=request.held_out,
-            size=request.size,
-            seed=request.seed,
-            crop=request.crop,
-            batch_size=request.batch_size,
-            lr=request.lr,
+            request=request,
             training=trained,
             single_scale=_figures(single, folder.evaluation(SINGLE_SCALE)),
             ms_flip=_figures(averaged, folder.evaluation(MS_FLIP)),
@@ -213,8 +211,8 @@ class _Course:
             largest_share=largest.share,
             constant_mean_iou=largest.share / sum(entry.share > 0 for entry in classes),
             classes=classes,
-            scene=pictures[0],
-            photograph=pictures[1],
+            scene=images[0],
+            photograph=images[1],
             steps=tuple(self.steps),
             seconds=time.monotonic() - self.began,
             resumed=self.resumed,

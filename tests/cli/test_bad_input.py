@@ -48,7 +48,7 @@ PATHS = [  # a command line with a ? where a path is wanted
     "eval --data-root ?", "eval --report ?", "eval --save-preds ?", "eval --checkpoint ?", "train --data-root ?",
     "train --out ?", "download --from ?", "download --dest ?", "download --bundle ?", "convert ? x.pth",
     "convert a.pth ?", "info ?", "data check ?", "data synth ?", "submit -o ?", "submit --zip ?", "submit --from ?",
-    "submit --validate ?", "benchmark --csv ?", "benchmark --plot ?", "demo -o ?", "demo --picture ?", "zoo pin -o ?",
+    "submit --validate ?", "benchmark --csv ?", "benchmark --plot ?", "demo -o ?", "demo --image ?", "zoo pin -o ?",
 ]  # fmt: skip
 
 
@@ -124,7 +124,7 @@ WRONG = [
     ("submit --validate loop", 5, "too many levels of symbolic links. Check the path."),
     ("submit --validate folder", 5, "it is a folder, wanted a file. Check the path."),
     ("demo -o new --backend triton --device cpu", 5, "cannot run (cpu, float32)"),
-    ("demo -o new --picture a.txt", 6, "cannot read the image (a.txt)"),
+    ("demo -o new --image a.txt", 6, "cannot read the image (a.txt)"),
     ("demo -o a.txt", 2, "this is no folder. Choose another with -o."),
 ]
 

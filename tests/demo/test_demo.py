@@ -18,7 +18,7 @@ from dgmn2cli import resources
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.images import read_image
 from dgmn2cli.demo.page import commands
-from dgmn2cli.demo.report import DemoReport, StepDone, duration
+from dgmn2cli.demo.report import DemoReport, StepBegun, StepDone, duration
 from dgmn2cli.demo.request import DemoRequest, refuse_folder
 from dgmn2cli.demo.run import STEPS, demo
 from dgmn2cli.errors import ConfigError, DataError, ResourceError
@@ -28,19 +28,18 @@ from dgmn2cli.training.folder import FolderLock
 from dgmn2cli.training.report import StepResult
 
 
-class Watcher:
+class Watcher(Silent):
     """Collects what a demonstration says."""
 
-    def __init__(self, observer: Silent | None = None) -> None:
-        self.observer = observer or Silent()
-        self.begun: list[tuple[int, int, str]] = []
+    def __init__(self) -> None:
+        self.begun: list[StepBegun] = []
         self.ended: list[StepDone] = []
 
-    def begin(self, number: int, count: int, what: str) -> None:
-        self.begun.append((number, count, what))
-
-    def end(self, done: StepDone) -> None:
-        self.ended.append(done)
+    def result(self, value: object) -> None:
+        if isinstance(value, StepBegun):
+            self.begun.append(value)
+        elif isinstance(value, StepDone):
+            self.ended.append(value)
 
 
 def tiny(out: Path, **settings) -> DemoRequest:
@@ -92,8 +91,8 @@ def page(made) -> Page:
 
 def test_every_step_is_told_with_its_time_and_place(made):
     report, watcher = made
-    assert [(number, count) for number, count, _ in watcher.begun] == [(i + 1, STEPS) for i in range(STEPS)]
-    assert [done.what for done in watcher.ended] == [what for _, _, what in watcher.begun]
+    assert [(step.number, step.count) for step in watcher.begun] == [(i + 1, STEPS) for i in range(STEPS)]
+    assert [done.what for done in watcher.ended] == [step.what for step in watcher.begun]
     assert tuple(watcher.ended) == report.steps
     for done in watcher.ended:
         assert done.where.exists()
@@ -130,7 +129,7 @@ def test_the_most_common_class_is_counted_from_the_labels(made):
 def test_the_page_is_whole_and_needs_no_network(made, page):
     report = made[0]
     assert page.open == []
-    assert len(page.images) == 3 * min(report.val_scenes, 6) + 3
+    assert len(page.images) == 3 * min(report.request.held_out, 6) + 3
     drawings = [address for address in page.images if address.startswith("data:image/svg+xml;base64,")]
     assert len(drawings) == 1
     assert b"<svg" in base64.b64decode(drawings[0].split(",", 1)[1])
@@ -177,17 +176,17 @@ def test_the_sheet_shows_image_truth_and_prediction(made):
         np.testing.assert_array_equal(sheet[top : top + 256, left : left + 512], tile, str(path))
 
 
-def test_a_picture_of_the_users_is_refused_before_anything_is_made(tmp_path):
+def test_an_image_of_the_users_is_refused_before_anything_is_made(tmp_path):
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(DataError, match=r"cut\.png|cannot read"):
-        demo(tiny(tmp_path / "d", picture=tmp_path / "cut.png"), Watcher())
+        demo(tiny(tmp_path / "d", image=tmp_path / "cut.png"), Silent())
     assert not (tmp_path / "d").exists()
 
 
 def test_impossible_settings_are_refused_before_anything_is_made(tmp_path):
     for settings in ({"lr": -1.0}, {"device": "cuda:99"}, {"resume": True}, {"resume": True, "overwrite": True}):
         with pytest.raises((ConfigError, ResourceError)):
-            demo(tiny(tmp_path / "d", **settings), Watcher())
+            demo(tiny(tmp_path / "d", **settings), Silent())
     assert not (tmp_path / "d").exists()
 
 
@@ -195,7 +194,7 @@ def test_a_folder_with_something_else_is_never_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for settings in ({}, {"overwrite": True}, {"resume": True}):
         with pytest.raises(ConfigError, match="taken"):
-            demo(tiny(tmp_path, **settings), Watcher())
+            demo(tiny(tmp_path, **settings), Silent())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(ConfigError, match="needs a folder"):
         refuse_folder(tiny(tmp_path / "thesis.txt"))
@@ -224,11 +223,11 @@ def test_an_interrupted_demo_goes_on_to_the_same_figures(made, tmp_path):
 
     out = tmp_path / "d"
     with pytest.raises(KeyboardInterrupt):
-        demo(tiny(out), Watcher(Interrupting()))
+        demo(tiny(out), Interrupting())
     assert not (out / "report.json").exists()
     with pytest.raises(ConfigError, match="unfinished"):
-        demo(tiny(out), Watcher())
-    resumed = demo(tiny(out, resume=True), Watcher())
+        demo(tiny(out), Silent())
+    resumed = demo(tiny(out, resume=True), Silent())
     assert (resumed.resumed, resumed.training.resumed_at) == (True, 1)
     whole = made[0]
     assert resumed.single_scale.mean_iou == whole.single_scale.mean_iou
@@ -251,7 +250,7 @@ def test_scenes_cut_short_are_drawn_anew(tmp_path):
 
     out = tmp_path / "d"
     with pytest.raises(KeyboardInterrupt):
-        demo(tiny(out), Watcher(Interrupting()))
+        demo(tiny(out), Interrupting())
     assert not (out / "data" / "synth.json").exists()
     refuse_folder(tiny(out, resume=True))
 
@@ -264,7 +263,7 @@ def test_durations():
 
 @pytest.mark.slow
 def test_the_full_demo_learns(tmp_path: Path):
-    report = demo(DemoRequest(out=tmp_path / "d"), Watcher())
+    report = demo(DemoRequest(out=tmp_path / "d"), Silent())
     assert report.single_scale.mean_iou > 0.5
     assert report.ms_flip.mean_iou > 0.5
     assert report.largest_share < 0.4

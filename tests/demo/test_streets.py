@@ -71,8 +71,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tree: Path
 
 
 def test_a_known_scene_has_known_bytes() -> None:
-    picture = make_scene(1, "val", 0, 3, SMALL)
-    sums = [hashlib.sha256(a.tobytes()).hexdigest()[:12] for a in (picture.image, picture.ids, picture.instances)]
+    scene = make_scene(1, "val", 0, 3, SMALL)
+    sums = [hashlib.sha256(a.tobytes()).hexdigest()[:12] for a in (scene.image, scene.ids, scene.instances)]
     assert sums == ["ba861e17e0f5", "e96c46025210", "065479460e16"]  # whatever the version of OpenCV
 
 
@@ -84,10 +84,10 @@ def test_every_class_is_asked_for_whatever_the_size_of_the_split(count: int) -> 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 200), (333, 127)])
 def test_odd_sizes(size: tuple[int, int]) -> None:
-    picture = make_scene(3, "train", 0, 1, size)
-    assert picture.image.shape == (size[1], size[0], 3)
-    assert picture.ids.shape == picture.instances.shape == (size[1], size[0])
-    assert {"road", "sky"} <= shown_classes(picture)
+    scene = make_scene(3, "train", 0, 1, size)
+    assert scene.image.shape == (size[1], size[0], 3)
+    assert scene.ids.shape == scene.instances.shape == (size[1], size[0])
+    assert {"road", "sky"} <= shown_classes(scene)
 
 
 def test_colour_alone_does_not_give_the_class(tree: Path) -> None:

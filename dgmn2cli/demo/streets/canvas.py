@@ -1,4 +1,4 @@
-"""Owns drawing for synthetic streets: a canvas with colours, label ids and instances, its camera and its brush.
+"""Drawing for synthetic streets: a canvas with colours, label ids and instances, its camera and its brush.
 
 Everything is polygons with whole-pixel corners, divisions and integer random numbers, so that a seed gives the same
 bytes everywhere. Distances are in metres: x to the right, z away from the camera, heights above the ground.
@@ -18,7 +18,7 @@ HAZE_DISTANCE = 110.0
 
 @dataclass
 class Canvas:
-    """The picture so far: colors (H, W, 3) float32 red green blue, ids (H, W) uint8, instances (H, W) uint16."""
+    """The image so far: colors (H, W, 3) float32 red green blue, ids (H, W) uint8, instances (H, W) uint16."""
 
     height: int
     width: int
@@ -59,7 +59,7 @@ class Canvas:
         self.colors[rows, columns][area.mask] *= np.float32(factor)
 
     def polygon(self, points: Sequence[tuple[float, float]]) -> Area | None:
-        """The pixels inside a polygon of (x, y) pixel corners; None where it lies outside the picture."""
+        """The pixels inside a polygon of (x, y) pixel corners; None where it lies outside the image."""
         limit = 8 * max(self.width, self.height)
         corners = [[max(-limit, min(limit, round(v))) for v in point] for point in points]
         left, top = (max(min(values), 0) for values in zip(*corners, strict=True))

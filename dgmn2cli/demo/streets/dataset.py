@@ -1,4 +1,4 @@
-"""Owns synthetic data sets: which scenes a split has, and the Cityscapes tree they are written to."""
+"""Synthetic data sets: which scenes a split has, and the Cityscapes tree they are written to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dgmn2cli.data.cityscapes import (
     TRAIN_IDS_SUFFIX,
 )
 from dgmn2cli.data.images import write_png
-from dgmn2cli.demo.streets.scene import LARGE, OPTIONAL, Picture, draw_scene
+from dgmn2cli.demo.streets.scene import LARGE, OPTIONAL, Scene, draw_scene
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import check_folder
 
@@ -26,7 +26,7 @@ CITIES = {"train": ("nordhafen", "lindental", "steinbruck"), "val": ("seefeld",)
 SMALLEST_SIDE, LARGEST_SIDE = 64, 8192
 MOST_IMAGES = 100_000
 _TRIES = 12
-_SHOWN = 0.0006  # share of the picture from which a class counts as shown
+_SHOWN = 0.0006  # share of the image from which a class counts as shown
 _ALWAYS = tuple(name for name in CLASSES if name not in OPTIONAL and name != "rider")
 _COLORS = np.zeros((256, 3), np.uint8)
 for _label in LABELS:
@@ -35,7 +35,7 @@ for _label in LABELS:
 
 @dataclass(frozen=True)
 class SynthReport:
-    """What was written: the root, the pictures per split, their size, and the classes each split shows."""
+    """What was written: the root, the images per split, their size, and the classes each split shows."""
 
     root: Path
     size: tuple[int, int]
@@ -58,7 +58,7 @@ def wanted_classes(index: int, count: int, rng: np.random.RandomState) -> set[st
     return wanted
 
 
-def make_scene(seed: int, split: str, index: int, count: int, size: tuple[int, int]) -> Picture:
+def make_scene(seed: int, split: str, index: int, count: int, size: tuple[int, int]) -> Scene:
     """Scene `index` of the `count` of a split; the same arguments give the same bytes.
 
     Scenes are drawn again where something near hides a class that the scene must show; after some tries the one that
@@ -72,20 +72,20 @@ def make_scene(seed: int, split: str, index: int, count: int, size: tuple[int, i
         key = [seed, sorted(CITIES).index(split), index, attempt]
         rng = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(key)))
         wanted = wanted_classes(index, count, np.random.RandomState(seed % 2**32 ^ index))
-        picture = draw_scene(rng, size, wanted)
-        shown = shown_classes(picture)
+        scene = draw_scene(rng, size, wanted)
+        shown = shown_classes(scene)
         required = {*wanted, *_ALWAYS} | ({"rider"} if wanted & {"motorcycle", "bicycle"} else set())
         if len(required & shown) > most:
-            best, most = picture, len(required & shown)
+            best, most = scene, len(required & shown)
         if required <= shown:
             break
     assert best is not None
     return best
 
 
-def shown_classes(picture: Picture) -> set[str]:
-    """The names of the classes that have a noticeable part of the picture."""
-    ids = TRAIN_ID_OF_LABEL_ID[picture.ids]
+def shown_classes(scene: Scene) -> set[str]:
+    """The names of the classes that have a noticeable part of the image."""
+    ids = TRAIN_ID_OF_LABEL_ID[scene.ids]
     counts = np.bincount(ids.ravel(), minlength=256)[: len(CLASSES)]
     return {CLASSES[i] for i in np.flatnonzero(counts > max(4, _SHOWN * ids.size))}
 
@@ -100,15 +100,15 @@ def make_dataset(
     workers: int = 2,
     step: Callable[[], object] = lambda: None,
 ) -> SynthReport:
-    """Writes synthetic streets as a Cityscapes tree: pictures, label ids, training ids, instances, colours.
+    """Writes synthetic streets as a Cityscapes tree: images, label ids, training ids, instances, colours.
 
     Args:
         root: the folder; it must not hold a Cityscapes tree yet.
-        train, val: pictures per split.
+        train, val: images per split.
         size: (width, height) in pixels.
         seed: the same one gives the same files.
         workers: threads.
-        step: called after each picture.
+        step: called after each scene.
 
     Raises:
         ConfigError: an impossible size, number or seed.
@@ -122,9 +122,9 @@ def make_dataset(
 
     def work(job: tuple[str, int, int]) -> tuple[str, set[str]]:
         split, index, count = job
-        picture = make_scene(seed, split, index, count, size)
-        write_scene(root, split, index, picture)
-        return split, shown_classes(picture)
+        scene = make_scene(seed, split, index, count, size)
+        write_scene(root, split, index, scene)
+        return split, shown_classes(scene)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for split, names in pool.map(work, jobs):
@@ -134,17 +134,17 @@ def make_dataset(
     return SynthReport(root, size, seed, {"train": train, "val": val}, classes)
 
 
-def write_scene(root: Path, split: str, index: int, picture: Picture) -> None:
-    """The five files of one scene; the picture itself last, so that a pair is never found without its labels."""
+def write_scene(root: Path, split: str, index: int, scene: Scene) -> None:
+    """The five files of one scene; the image itself last, so that a pair is never found without its labels."""
     cities = CITIES[split]
     city = cities[index % len(cities)]
     stem = f"{city}_{index // len(cities):06d}_000019"
     labels = root / "gtFine" / split / city
-    write_png(labels / (stem + LABEL_IDS_SUFFIX), picture.ids)
-    write_png(labels / (stem + TRAIN_IDS_SUFFIX), TRAIN_ID_OF_LABEL_ID[picture.ids])
-    write_png(labels / f"{stem}_gtFine_instanceIds.png", picture.instances)
-    write_png(labels / f"{stem}_gtFine_color.png", _COLORS[picture.ids])
-    write_png(root / "leftImg8bit" / split / city / (stem + IMAGE_SUFFIX), picture.image)
+    write_png(labels / (stem + LABEL_IDS_SUFFIX), scene.ids)
+    write_png(labels / (stem + TRAIN_IDS_SUFFIX), TRAIN_ID_OF_LABEL_ID[scene.ids])
+    write_png(labels / f"{stem}_gtFine_instanceIds.png", scene.instances)
+    write_png(labels / f"{stem}_gtFine_color.png", _COLORS[scene.ids])
+    write_png(root / "leftImg8bit" / split / city / (stem + IMAGE_SUFFIX), scene.image)
 
 
 def _check(root: Path, train: int, val: int, size: tuple[int, int], seed: int) -> None:
@@ -153,7 +153,7 @@ def _check(root: Path, train: int, val: int, size: tuple[int, int], seed: int) -
         why = f"the size is {size[0]}x{size[1]}, and each side must be {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
         raise ConfigError(what, where=root, why=why)
     if not (1 <= train <= MOST_IMAGES and 1 <= val <= MOST_IMAGES):
-        why = f"{train} and {val} pictures are asked for train and val, and each must be 1 to {MOST_IMAGES}"
+        why = f"{train} and {val} images are asked for train and val, and each must be 1 to {MOST_IMAGES}"
         hint = "Ask for 2 or more --images, and let --val be fewer of them."
         raise ConfigError(what, where=root, why=why, hint=hint)
     if not 0 <= seed < 1 << 63:

@@ -1,4 +1,4 @@
-"""Owns the things that stand in a synthetic street: people, vehicles, signs, trees, drawn with a brush in metres."""
+"""The things that stand in a synthetic street: people, vehicles, signs, trees, drawn with a brush in metres."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def motorcycle(brush: Brush, rider: Brush | None) -> None:
         _rider(rider, 0.86, 0.6)
 
 
-def _wheels(brush: Brush, places: tuple[float, ...], radius: float) -> None:
-    for x in places:
+def _wheels(brush: Brush, centers: tuple[float, ...], radius: float) -> None:
+    for x in centers:
         brush.disc(x, radius, radius, RUBBER)
         brush.disc(x, radius, radius * 0.5, METAL)
 

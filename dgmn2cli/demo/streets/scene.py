@@ -1,4 +1,4 @@
-"""Owns the composition of one synthetic street: ground, sides, sky, what stands where, light and camera noise."""
+"""One synthetic street: ground, sides, sky, what stands where, light and camera noise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SKIES: tuple[tuple[Color, Color], ...] = (  # above, at the horizon
 
 
 @dataclass(frozen=True)
-class Picture:
+class Scene:
     """A finished scene: image (H, W, 3) uint8, blue green red; label ids (H, W) uint8; instance ids (H, W) uint16."""
 
     image: np.ndarray
@@ -57,7 +57,7 @@ class _Street:
 
 @dataclass(frozen=True)
 class _Thing:
-    """Something upright to be drawn at a place; `draw` gets a brush with the class `label`."""
+    """Something upright to be drawn somewhere; `draw` gets a brush with the class `label`."""
 
     x: float
     z: float
@@ -65,7 +65,7 @@ class _Thing:
     draw: Callable[[Brush], None]
 
 
-def draw_scene(rng: np.random.RandomState, size: tuple[int, int], wanted: Iterable[str]) -> Picture:
+def draw_scene(rng: np.random.RandomState, size: tuple[int, int], wanted: Iterable[str]) -> Scene:
     """A street of `size` (width, height) that is to show the optional classes `wanted`.
 
     Something near may hide what was asked for; whoever needs a class looks whether it is there.
@@ -83,7 +83,7 @@ def draw_scene(rng: np.random.RandomState, size: tuple[int, int], wanted: Iterab
         thing.draw(_brush(canvas, rng, street.camera, thing))
     if rng.randint(3) == 0:
         _hood(canvas, rng)
-    return Picture(_photograph(canvas, rng), canvas.ids, canvas.instances)
+    return Scene(_photograph(canvas, rng), canvas.ids, canvas.instances)
 
 
 def _plan(rng: np.random.RandomState, size: tuple[int, int], wanted: frozenset[str]) -> _Street:
@@ -110,7 +110,7 @@ def _brush(canvas: Canvas, rng: np.random.RandomState, camera: Camera, thing: _T
 
 
 def _whole(canvas: Canvas, top: float, bottom: float) -> Area:
-    """Full rows of the picture."""
+    """Full rows of the image."""
     rows = slice(max(0, int(top)), min(canvas.height, int(bottom)))
     return Area((rows, slice(0, canvas.width)), np.ones((rows.stop - rows.start, canvas.width), bool))
 
@@ -304,8 +304,8 @@ def _bars(rng: np.random.RandomState) -> Surface:
     return paint
 
 
-def _places(rng: np.random.RandomState, count: int, near: float, far: float) -> list[float]:
-    """Distances, spread so that near ones are as likely as their size on the picture asks."""
+def _distances(rng: np.random.RandomState, count: int, near: float, far: float) -> list[float]:
+    """Distances, spread so that near ones are as likely as their size in the image asks."""
     return [near * far / (near + (far - near) * rng.randint(0, 101) / 100) for _ in range(count)]
 
 
@@ -322,14 +322,14 @@ def _furniture(rng: np.random.RandomState, street: _Street, wanted: frozenset[st
     def side() -> int:
         return 1 if rng.randint(2) else -1
 
-    found += [_Thing(side() * kerb, z, "pole", things.lamp_post) for z in _places(rng, 2, 6, 16)]
+    found += [_Thing(side() * kerb, z, "pole", things.lamp_post) for z in _distances(rng, 2, 6, 16)]
     if "traffic light" in wanted:
-        found += [_Thing(side() * kerb, z, "pole", light) for z in _places(rng, 2, 5.5, 14)]
+        found += [_Thing(side() * kerb, z, "pole", light) for z in _distances(rng, 2, 5.5, 14)]
     if "traffic sign" in wanted:
-        found += [_Thing(side() * kerb, z, "pole", sign) for z in _places(rng, 3, 5, 16)]
-    for z in _places(rng, 1 + rng.randint(2), 8, 35):
+        found += [_Thing(side() * kerb, z, "pole", sign) for z in _distances(rng, 3, 5, 16)]
+    for z in _distances(rng, 1 + rng.randint(2), 8, 35):
         found.append(_Thing(side() * (street.walk + 0.3), z, "vegetation", things.tree))
-    for z in _places(rng, rng.randint(2), 6, 15):
+    for z in _distances(rng, rng.randint(2), 6, 15):
         found.append(_Thing(side() * (street.walk - 0.3), z, "static", _bin))
     return found
 
@@ -343,7 +343,7 @@ def _bin(brush: Brush) -> None:
 def _traffic(rng: np.random.RandomState, street: _Street, wanted: frozenset[str]) -> list[_Thing]:
     """Cars in both lanes, parked or crossing; one large vehicle on the crossing; two-wheelers."""
     found = []
-    for z in _places(rng, 1 + rng.randint(3), 6, 30):
+    for z in _distances(rng, 1 + rng.randint(3), 6, 30):
         lane = (1 if rng.randint(2) else -1) * street.road * (0.45 + rng.randint(0, 25) / 100)
         found.append(_Thing(lane, z, "car", things.car_rear))
     large = [name for name in LARGE if name in wanted]
@@ -356,7 +356,7 @@ def _traffic(rng: np.random.RandomState, street: _Street, wanted: frozenset[str]
         found.append(_Thing(rng.randint(-45, 46) / 10, z, "car", things.car_side))
     for name, draw in (("motorcycle", things.motorcycle), ("bicycle", things.bicycle)):
         if name in wanted:
-            for z in _places(rng, 1 + rng.randint(2), 4.5, 9.5):
+            for z in _distances(rng, 1 + rng.randint(2), 4.5, 9.5):
                 ridden = bool(rng.randint(4))
                 x = rng.randint(-100, 101) / 100 * z * 0.55
                 found.append(_Thing(x, z, name, _with_rider(draw, ridden)))
@@ -376,7 +376,7 @@ def _with_rider(draw: Callable[[Brush, Brush | None], None], ridden: bool) -> Ca
 
 def _people(rng: np.random.RandomState, street: _Street, wanted: frozenset[str]) -> list[_Thing]:
     found = []
-    for z in _places(rng, 3 + rng.randint(4), 4.5, 13):
+    for z in _distances(rng, 3 + rng.randint(4), 4.5, 13):
         if rng.randint(4):
             x = (1 if rng.randint(2) else -1) * (street.road + (street.walk - street.road) * rng.randint(30, 100) / 100)
         else:
@@ -408,5 +408,5 @@ def _photograph(canvas: Canvas, rng: np.random.RandomState) -> np.ndarray:
     soft = (soft[:-2] + 2 * soft[1:-1] + soft[2:] + 8) // 16
     shape = (canvas.height, canvas.width, 3)
     noise = rng.randint(-5, 6, shape, np.int16) + rng.randint(-5, 6, shape, np.int16)
-    picture = np.clip(soft.astype(np.int16) + noise, 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(picture[..., ::-1])
+    image = np.clip(soft.astype(np.int16) + noise, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(image[..., ::-1])
