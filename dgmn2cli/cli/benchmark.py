@@ -66,7 +66,7 @@ def benchmark(
     from dgmn2cli.bench.tables import bar_groups, footer, tables
     from dgmn2cli.inference.load import resolve
     from dgmn2cli.report.charts import bar_chart
-    from dgmn2cli.runtime import resolve_device, set_threads
+    from dgmn2cli.runtime import require_compilable, resolve_device, set_threads
 
     for target in (csv, plot):
         if target is not None:
@@ -74,8 +74,11 @@ def benchmark(
     zoo = session.zoo()
     names = [entry.key for entry in zoo.segmentors] if every else models or (zoo.default,)
     set_threads(run.threads)
+    device = resolve_device(run.device)
+    if run.compiled:
+        require_compilable(device)
     baselines = tuple(name for name in against.split(",") if name not in ("", "none"))
-    how = (resolve_device(run.device), run.dtype, run.backend, run.compiled, not published_order)
+    how = (device, run.dtype, run.backend, run.compiled, not published_order)
     request = Request(bench, *how, size, window, batch, baselines, warmup, iters, memory)
     with TerminalObserver(session) as observer:
         report = run_benchmark([resolve(name, zoo=zoo) for name in names], request, observer)

@@ -91,6 +91,8 @@ WRONG = [
     ("infer LONG", 6, "file name too long. Give files"),
     ("infer @LONG", 6, "file name too long. Give a text file"),
     ("infer @binary.txt", 6, "cannot find the image (\\udcff\\udcfe\\udc80): there is no such file."),
+    ("infer photo.png --compile --device cpu", 2, "--compile is for NVIDIA GPUs"),
+    ("benchmark fpn-tiny --compile --device cpu", 2, "--compile is for NVIDIA GPUs"),
     ("infer a.txt/b", 6, "cannot find the image (a.txt/b): not a directory. Give files"),
     ("infer @nul.txt", 6, "line 1 has a NUL byte"),
     ("infer photo.png LONG loop", 4, "the weights are not on disk"),
