@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Annotated, BinaryIO, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.files import atomic_write, check_file, hash_file, open_regular, to_json
@@ -25,10 +26,26 @@ from dgmn2cli.zoo.fetch import Download, FetchedFile, Verify, size_limit
 from dgmn2cli.zoo.manifest import AnyEntry, ZooEntry
 
 INDEX = "dgmn2-bundle.json"
-FORMAT = 1
 MAX_FILES = 1000  # files of a folder or bundle that are looked at
 
 VerifyFor = Callable[[AnyEntry], Verify]
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """One line of a bundle's index."""
+
+    key: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """The first member of a bundle."""
+
+    format: Literal[1]
+    files: Annotated[list[BundleFile], Field(max_length=MAX_FILES)]
 
 
 def adopt_offered(
@@ -88,8 +105,8 @@ def plan_offered(path: Path, entries: Sequence[AnyEntry], *, cache: Path, verify
     """
     if is_bundle(path):
         with _bundle(path) as (_, index):
-            wanted = [line for line in index if line[0] in {entry.key for entry in entries}]
-        return [f"{key}: would be adopted from the bundle, {size:,} bytes" for key, _, size in wanted]
+            wanted = [line for line in index if line.key in {entry.key for entry in entries}]
+        return [f"{line.key}: would be adopted from the bundle, {line.size:,} bytes" for line in wanted]
     fitting = _fitting(path, entries, cache, verify_for)
     return [f"{entry.key}: would be adopted from {file}" for entry, file, _ in fitting]
 
@@ -162,8 +179,7 @@ def write_bundle(files: Sequence[FetchedFile], path: Path) -> Path:
         IntegrityError: a file changed meanwhile.
         ResourceError: the bundle cannot be written.
     """
-    lines = [{"key": file.key, "sha256": file.sha256, "size": file.size} for file in files]
-    index = to_json({"format": FORMAT, "files": lines})
+    index = to_json(Index(1, [BundleFile(file.key, file.sha256, file.size) for file in files]))
 
     def write(target: BinaryIO) -> None:
         with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -240,7 +256,7 @@ def _from_bundle(
             if number > MAX_FILES:
                 raise _no_bundle(path, f"more than {MAX_FILES:,} members")
             for entry in entries:
-                stated = [line[1] for line in index if line[0] == entry.key]
+                stated = [line.sha256 for line in index if line.key == entry.key]
                 sha256 = next((each for each in stated if member.name == f"files/{each}.pth"), None)
                 if member.isreg() and sha256 and (stream := tar.extractfile(member)):
                     download = Download(entry, cache, verify_for(entry), observer)
@@ -249,8 +265,8 @@ def _from_bundle(
 
 
 @contextmanager
-def _bundle(path: Path) -> Iterator[tuple[tarfile.TarFile, list[tuple[str, str, int]]]]:
-    """The open tar, and of its index key, sha256 and size of each file.
+def _bundle(path: Path) -> Iterator[tuple[tarfile.TarFile, list[BundleFile]]]:
+    """The open tar, and what its index says of each file.
 
     Raises:
         IntegrityError: it is no bundle, or damaged.
@@ -262,20 +278,11 @@ def _bundle(path: Path) -> Iterator[tuple[tarfile.TarFile, list[tuple[str, str, 
                 stream = tar.extractfile(first) if first and first.isreg() and first.name == INDEX else None
                 if stream is None:
                     raise _no_bundle(path, "it does not begin with an index")
-                yield tar, _read_index(stream, path)
+                yield tar, TypeAdapter(Index).validate_json(stream.read(RECORD_LIMIT)).files
+        except ValidationError as error:
+            raise _no_bundle(path, "its index cannot be read, or is of another format") from error
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             raise _no_bundle(path, f"it is damaged ({type(error).__name__})") from error
-
-
-def _read_index(stream: IO[bytes], path: Path) -> list[tuple[str, str, int]]:
-    try:
-        index = json.loads(stream.read(RECORD_LIMIT).decode())
-        lines = [(str(f["key"]), str(f["sha256"]), int(f["size"])) for f in index["files"]]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _no_bundle(path, "its index cannot be read") from error
-    if index.get("format") != FORMAT or len(lines) > MAX_FILES:
-        raise _no_bundle(path, "its index is of another format")
-    return lines
 
 
 def _no_bundle(path: Path, why: str) -> IntegrityError:

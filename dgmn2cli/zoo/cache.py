@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import StringConstraints, TypeAdapter
 
 from dgmn2cli.errors import ConfigError, Dgmn2Error, IntegrityError, ResourceError
 from dgmn2cli.files import atomic_write, hash_file, read_bounded, to_json
@@ -50,11 +51,11 @@ class Record:
 
     key: str
     sources: tuple[str, ...]  # the entry's at that time
-    stated: str | None  # the hash its manifest stated; None if the content was verified by structure
-    sha256: str
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
     size: int
     source: str  # the address or file it came from
     time: str  # UTC, ISO 8601
+    stated: str | None = None  # the hash its manifest stated; None if the content was verified by structure
 
     def holds_for(self, entry: AnyEntry) -> bool:
         """Whether this is a record of `entry`, whatever manifest it stands in."""
@@ -154,7 +155,7 @@ def record(entry: AnyEntry, cache: Path, *, sha256: str, size: int, source: str)
     path = cache / "index" / f"{entry.key}@{hashlib.sha256(owner.encode()).hexdigest()[:12]}.json"
     old, now = _read_record(path), datetime.now(UTC).isoformat(timespec="microseconds")
     first = old.time if old and old.sha256 == sha256 else now
-    note = Record(entry.key, _origins(entry), entry.sha256, sha256, size, source, first)
+    note = Record(entry.key, _origins(entry), sha256, size, source, first, entry.sha256)
     atomic_write(path, to_json(asdict(note)) + "\n")
     return note
 
@@ -179,19 +180,9 @@ def _records(entry: AnyEntry, cache: Path) -> list[tuple[str, Path, Record]]:
 
 def _read_record(path: Path) -> Record | None:
     try:
-        values = json.loads(read_bounded(path, RECORD_LIMIT))
-        note = Record(
-            key=str(values["key"]),
-            sources=tuple(map(str, values["sources"])),
-            stated=values.get("stated"),
-            sha256=str(values["sha256"]),
-            size=int(values["size"]),
-            source=str(values["source"]),
-            time=str(values["time"]),
-        )
-    except (Dgmn2Error, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return TypeAdapter(Record).validate_json(read_bounded(path, RECORD_LIMIT))
+    except (Dgmn2Error, ValueError):  # pydantic's error is a ValueError
         return None
-    return note if re.fullmatch("[0-9a-f]{64}", note.sha256) else None
 
 
 def _origins(entry: AnyEntry) -> tuple[str, ...]:
