@@ -11,6 +11,7 @@ from rich.console import RenderableType
 
 from dgmn2cli.cli import render
 from dgmn2cli.cli.options import BACKENDS, PATH, Session, device_option, pass_session
+from dgmn2cli.cli.progress import TerminalObserver, View, duration
 
 if TYPE_CHECKING:
     from dgmn2cli.demo.report import DemoReport, StepBegun, StepDone
@@ -52,7 +53,6 @@ def demo(
     """
     # threads that spin while they wait slow a busy machine down many times over; read when torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from dgmn2cli.cli.progress import TerminalObserver, View
     from dgmn2cli.cli.train_views import evaluated
     from dgmn2cli.demo import run
     from dgmn2cli.demo.report import StepBegun, StepDone
@@ -71,15 +71,11 @@ def _begun(step: StepBegun) -> str:
 
 
 def _done(step: StepDone) -> str:
-    from dgmn2cli.demo.report import duration
-
     return f"      {duration(step.seconds)}: {step.found} -> {step.where}"
 
 
 def _table(report: DemoReport) -> RenderableType:
     """The result of a demonstration."""
-    from dgmn2cli.demo.report import duration
-
     scenes = f"on {report.request.held_out} held-out scenes"
     single, averaged = report.single_scale, report.ms_flip
     rows = [
