@@ -180,8 +180,12 @@ def _decode_other(kind: str, data: bytes, image: ImageFile) -> np.ndarray:
     """Pixels, not turned; by OpenCV where that is much faster and Pillow has found the file to be whole."""
     codec, _, start, arguments = image.tile[0] if kind == "BMP" else ("", None, 0, None)
     if codec == "raw" and isinstance(arguments, tuple):
-        if start + arguments[1] * image.height > len(data):  # arguments: mode, bytes per row, direction
+        mode, row, direction = arguments
+        if start + row * image.height > len(data):
             raise Malformed("the file is cut", FETCH_AGAIN)
+        if mode == "BGR":
+            rows = np.frombuffer(data, np.uint8, row * image.height, start).reshape(image.height, row)
+            return rows[::direction, : 3 * image.width].reshape(image.height, image.width, 3).copy()
     elif kind != "WebP":
         image.load()
         return _to_bgr(image)

@@ -42,13 +42,14 @@ def is_litter(name: str) -> bool:
 
 def comparable(name: str | Path) -> str:
     """A name as it is compared with others: in Unicode's composed form (NFC), folders apart by `/`."""
-    return unicodedata.normalize("NFC", Path(name).as_posix())
+    text = os.fspath(name).replace(os.sep, "/")
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def ends_with(name: str, suffixes: Sequence[str]) -> str:
     """The first of `suffixes` that `name` ends in, in any case and Unicode form; empty if there is none."""
     folded = comparable(name).lower()
-    return next((suffix for suffix in suffixes if folded.endswith(unicodedata.normalize("NFC", suffix).lower())), "")
+    return next((suffix for suffix in suffixes if folded.endswith(comparable(suffix).lower())), "")
 
 
 def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, name_others: bool = True) -> Found:
@@ -68,6 +69,7 @@ def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, name_others:
     """
     if not os.path.isdir(folder):
         raise DataError("cannot search the folder", where=folder, why=absence(folder, "folder"), hint="Check the path.")
+    endings = tuple(comparable(suffix).lower() for suffix in suffixes)
     found: list[tuple[str, Path]] = []
     left_out: dict[str, list[str]] = {}
     pending: list[tuple[str, tuple[str, ...]]] = [("", ())]
@@ -90,7 +92,7 @@ def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, name_others:
             continue
         for entry in entries:
             name = os.path.join(inside, entry.name)
-            matches = ends_with(entry.name, suffixes)
+            matches = comparable(entry.name).lower().endswith(endings)
             if is_litter(entry.name):
                 left_out.setdefault("hidden, or left by a desktop", []).append(name)
             elif _is_folder(entry):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import os
-import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -116,4 +115,4 @@ def find_pairs(
 def _stem(file: Path, folder: Path, endings: tuple[str, ...]) -> str:
     """The name below `folder` without its ending, in the form in which names are compared."""
     name = comparable(file.relative_to(folder))
-    return name[: len(name) - len(unicodedata.normalize("NFC", ends_with(name, endings)))]
+    return name[: len(name) - len(comparable(ends_with(name, endings)))]

@@ -182,7 +182,7 @@ def train_batches(
     """The endless batches of one process, from `stream.start_step` on; close it to end its workers.
 
     Args:
-        augment: as `transforms.train_transforms` gives.
+        augment: makes the network input and label of a sample, as `transforms.TrainTransform` does.
         workers: processes that read ahead; the batches do not depend on it.
         check: called about once a second while it waits for a worker; what it raises ends the waiting.
 

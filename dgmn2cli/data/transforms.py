@@ -1,12 +1,11 @@
-"""Owns the published image transforms: picture to network input at test time, and the training augmentations.
+"""The published image transforms: image to network input at test time, and the training augmentations.
 
-Pictures are (H, W, 3) uint8, blue green red, as `read_image` gives them; labels are (H, W) uint8. Each random
+Images are (H, W, 3) uint8, blue green red, as `read_image` gives them; labels are (H, W) uint8. Each random
 transform takes the generator it draws from, and draws in the published order: the same draws give the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +17,7 @@ STD_RGB = (58.395, 57.12, 57.375)
 CROP_TRIES = 10
 
 
-def _normal_table() -> np.ndarray:
+def normal_table() -> np.ndarray:
     """(3, 256) float32: the normalised value of each byte, per channel in red green blue order.
 
     As published: subtract the float32 mean in float32, multiply by the float64 reciprocal of the float32 deviation,
@@ -29,11 +28,11 @@ def _normal_table() -> np.ndarray:
     return (centred * (1 / std.astype(np.float64))[:, None]).astype(np.float32)
 
 
-_NORMAL = _normal_table()
+_NORMAL = normal_table()
 
 
 def target_size(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a picture fitted into `scale`, its shape kept (protocol: "Target size for a scale pair").
+    """Height and width of an image fitted into `scale`, its shape kept (protocol: "Target size for a scale pair").
 
     Args:
         scale: two sides in either order: the longer bounds the longer side, the shorter the shorter.
@@ -60,7 +59,7 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def normalize(image: np.ndarray) -> np.ndarray:
-    """The network input (3, H, W) float32, red green blue, of a picture (H, W, 3) uint8, blue green red."""
+    """The network input (3, H, W) float32, red green blue, of an image (H, W, 3) uint8, blue green red."""
     planes = np.empty((3, *image.shape[:2]), np.float32)
     for channel in range(3):
         np.take(_NORMAL[channel], image[:, :, 2 - channel], out=planes[channel], mode="clip")
@@ -75,22 +74,17 @@ def fit_image(image: np.ndarray, scale: tuple[int, int] | None) -> np.ndarray:
 def network_input(
     image: np.ndarray, rows: slice = slice(None), columns: slice = slice(None), *, flip: bool = False
 ) -> np.ndarray:
-    """The published test pipeline after the resize: mirror on bytes, normalise; of a part of the picture.
+    """The published test pipeline after the resize: mirror on bytes, normalise; of a part of the image.
 
     Args:
         image: (h, w, 3) uint8, blue green red.
-        rows, columns: the part, in pixels of the mirrored picture where `flip`.
-        flip: mirror the picture left to right.
+        rows, columns: the part, in pixels of the mirrored image where `flip`.
+        flip: mirror the image left to right.
 
     Returns:
         (3, rows, columns) float32, red green blue.
     """
     return normalize((image[:, ::-1] if flip else image)[rows, columns])
-
-
-def normal_table() -> np.ndarray:
-    """(3, 256) float32: what `normalize` makes of each byte, per channel in red green blue order."""
-    return _NORMAL.copy()
 
 
 class Draws(Protocol):
@@ -111,7 +105,7 @@ class Draws(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture (H, W, 3) uint8, blue green red, and its label (H, W) uint8."""
+    """An image (H, W, 3) uint8, blue green red, and its label (H, W) uint8."""
 
     image: np.ndarray
     label: np.ndarray
@@ -143,7 +137,7 @@ class RandomCrop:
     """Cuts out a window, preferring one that is not nearly all of one class.
 
     A window passes with more than one class and the largest under `largest_share` of the pixels that are not ignored.
-    Up to ten are checked; the one drawn after the tenth failure is taken as it is. A smaller picture is not padded.
+    Up to ten are checked; the one drawn after the tenth failure is taken as it is. A smaller image is not padded.
     """
 
     size: tuple[int, int] = (769, 769)
@@ -226,7 +220,7 @@ def _linear(values: np.ndarray, factor: float, offset: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NormalizeAndPad:
-    """Makes the network input, then fills right and bottom up to `size`: picture 0 (the mean colour), label ignored."""
+    """Makes the network input, then fills right and bottom up to `size`: image 0 (the mean colour), label ignored."""
 
     size: tuple[int, int] = (769, 769)
     ignore: int = 255
@@ -254,17 +248,3 @@ class TrainTransform:
         for step in self.steps:
             sample = step(sample, draws)
         return self.finish(sample)
-
-
-def train_transforms(
-    scale: tuple[int, int] = (2049, 1025), crop: tuple[int, int] = (769, 769), extra: Sequence[Transform] = ()
-) -> TrainTransform:
-    """The published augmentation: scale, crop, flip, photometric distortion; then normalise and pad.
-
-    Args:
-        scale: the scale pair that the ratio 0.5 to 2 multiplies.
-        crop: height and width of the window.
-        extra: further steps, after the published ones.
-    """
-    steps: tuple[Transform, ...] = (RandomScale(scale), RandomCrop(crop), RandomFlip(), PhotometricDistortion(), *extra)
-    return TrainTransform(steps, NormalizeAndPad(crop))

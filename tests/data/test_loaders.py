@@ -26,10 +26,10 @@ from dgmn2cli.data.loaders import (
     sample_draws,
     train_batches,
 )
-from dgmn2cli.data.transforms import train_transforms
+from dgmn2cli.data.transforms import NormalizeAndPad, RandomCrop, RandomFlip, RandomScale, TrainTransform
 from dgmn2cli.errors import DataError, ResourceError
 
-AUGMENT = train_transforms((48, 30), (16, 20))
+AUGMENT = TrainTransform((RandomScale((48, 30)), RandomCrop((16, 20)), RandomFlip()), NormalizeAndPad((16, 20)))
 
 
 @pytest.fixture
@@ -144,10 +144,11 @@ import multiprocessing, sys
 import dgmn2cli
 from dgmn2cli.data.cityscapes import open_cityscapes
 from dgmn2cli.data.loaders import TrainStream, train_batches
-from dgmn2cli.data.transforms import train_transforms
+from dgmn2cli.data.transforms import NormalizeAndPad, RandomCrop, TrainTransform
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[2])
-    data, augment = open_cityscapes(sys.argv[1], "val"), train_transforms((48, 30), (16, 20))
+    data = open_cityscapes(sys.argv[1], "val")
+    augment = TrainTransform((RandomCrop((16, 20)),), NormalizeAndPad((16, 20)))
     batches = train_batches(data, augment, TrainStream(len(data), seed=0, batch=1), workers=2)
     next(batches)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)

@@ -145,7 +145,7 @@ CONTROLS = {
     ),
     "no check for NaN": Control("wrong tensors", 100, _replace(weights, "check_finite", lambda *_: None)),
     "keys and shapes not matched": Control("wrong tensors", 100, _replace(weights, "_match", lambda *_: None)),
-    "lenient image decoding": Control("damaged picture", 200, _lenient_images),
+    "lenient image decoding": Control("damaged image", 200, _lenient_images),
     "published without verification": Control(
         "misbehaving server",
         150,

@@ -1,4 +1,4 @@
-"""Owns damaged pictures: cuts, flips and splices of every format; what has no checksum is told apart honestly."""
+"""Owns damaged images: cuts, flips and splices of every format; what has no checksum is told apart honestly."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from faults.verdicts import UNSEEABLE, Faults, Kind, flipped, judged, spliced
 
 
 def encoded() -> dict[str, bytes]:
-    """A picture in each format."""
+    """An image in each format."""
     rng = np.random.default_rng(3)
-    picture = cv2.resize(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8), (97, 65), interpolation=cv2.INTER_CUBIC)
-    deep = picture.astype(np.uint16) * 257
+    image = cv2.resize(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8), (97, 65), interpolation=cv2.INTER_CUBIC)
+    deep = image.astype(np.uint16) * 257
     made = {
-        "png": (".png", picture, []), "gray png": (".png", picture[..., 0], []), "deep png": (".png", deep, []),
-        "1-bit png": (".png", (picture[..., 0] > 99).astype(np.uint8) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1]),
-        "jpeg": (".jpg", picture, []), "progressive jpeg": (".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
-        "restarting jpeg": (".jpg", picture, [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]),
-        "gray jpeg": (".jpg", picture[..., 0], []),
-        "webp": (".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, 80]), "bmp": (".bmp", picture, []),
+        "png": (".png", image, []), "gray png": (".png", image[..., 0], []), "deep png": (".png", deep, []),
+        "1-bit png": (".png", (image[..., 0] > 99).astype(np.uint8) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1]),
+        "jpeg": (".jpg", image, []), "progressive jpeg": (".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+        "restarting jpeg": (".jpg", image, [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]),
+        "gray jpeg": (".jpg", image[..., 0], []),
+        "webp": (".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 80]), "bmp": (".bmp", image, []),
     }  # fmt: skip
     return {name: cv2.imencode(*parts)[1].tobytes() for name, parts in made.items()}
 
 
-def pictures(rng: random.Random, folder: Path, count: int) -> Faults:
+def damaged_images(rng: random.Random, folder: Path, count: int) -> Faults:
     """Every cut and all damage to a PNG is refused or harmless; other formats decode whole, or are refused."""
     files, target = encoded(), folder / "damaged"
     expected = {name: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for name, data in files.items()}
@@ -67,4 +67,4 @@ def labels(rng: random.Random, folder: Path, count: int) -> Faults:
         yield f"{index}", judge
 
 
-KINDS = (Kind("damaged picture", pictures, 3000, 150), Kind("damaged label map", labels, 500, 40))
+KINDS = (Kind("damaged image", damaged_images, 3000, 150), Kind("damaged label map", labels, 500, 40))
