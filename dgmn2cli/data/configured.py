@@ -11,7 +11,7 @@ import numpy as np
 from dgmn2cli.config import DataConfig
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.dataset import IdMap, SegmentationSet
-from dgmn2cli.data.description import DESCRIPTION, IGNORE, find_description
+from dgmn2cli.data.description import DESCRIPTION, IGNORE, MAX_ID, find_description
 from dgmn2cli.data.folder import chosen_palette, find_pairs
 from dgmn2cli.errors import ConfigError, DataError
 
@@ -97,7 +97,8 @@ def described_ids(settings: DataConfig) -> IdMap:
     A stored value that ends as neither a class nor ignored is a fault of the file.
     """
     mapped, meaning = dict(settings.id_map), {}
-    for stored in sorted({*range(256), *mapped, settings.ignore_index}):
+    ignored = min(settings.ignore_index + settings.reduce_zero_label, MAX_ID)
+    for stored in sorted({*range(256), *mapped, ignored}):
         value = mapped.get(stored, stored)
         if value == IGNORE or (settings.reduce_zero_label and value == 0):
             meaning[stored] = IGNORE

@@ -52,6 +52,14 @@ def test_folders_described_by_the_configuration(tmp_path: Path) -> None:
         ({}, {0: 0, 1: 1, 2: 2, 255: 255, 3: 255, 7: 0}),
         ({"id_map": (), "reduce_zero_label": True}, {0: 255, 1: 0, 2: 1, 3: 2, 255: 255}),
         ({"id_map": ((9, 0), (8, 1)), "reduce_zero_label": True}, {0: 255, 1: 0, 2: 1, 3: 2, 9: 255, 8: 0, 255: 255}),
+        (
+            {"id_map": ((300, 1), (65535, 2)), "ignore_index": 1000},
+            {0: 0, 1: 1, 2: 2, 255: 255, 300: 1, 1000: 255, 65535: 2},
+        ),
+        (
+            {"id_map": (), "ignore_index": 1000, "reduce_zero_label": True},
+            {0: 255, 1: 0, 2: 1, 3: 2, 255: 255, 1001: 255},
+        ),
         ({"id_map": (), "ignore_index": 1}, {0: 0, 1: 255, 2: 2, 255: 255}),
         ({"id_map": (), "ignore_index": 200}, {0: 0, 1: 1, 2: 2, 200: 255, 255: 255}),
     ],
