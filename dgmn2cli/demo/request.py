@@ -73,7 +73,7 @@ class DemoRequest:
             "augment.scale": size,
             "augment.crop": self.crop,
             "augment.ratio": [1.0, 1.0],
-            "augment.photometric": "false",  # the drawings vary enough by themselves
+            "augment.photometric": False,  # the drawings vary enough by themselves
             "inference.scale": size,
             "inference.window": window,
             "inference.stride": window * 2 // 3,
@@ -87,7 +87,7 @@ class DemoRequest:
             "train.val_every": -(-self.iters // EVALUATIONS),
             "train.save_every": 0,
         }
-        config = load_config(CONFIG, [f"{key}={value}" for key, value in settings.items()])
+        config = load_config(CONFIG, values=settings)
         return replace(config, data=replace(config.data, root=str(self.folder.data)))
 
     def identity(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import logging
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from torch import nn
 
 from dgmn2cli.checkpoint.unwrap import class_names
 from dgmn2cli.checkpoint.weights import Checkpoint, load_weights, read_checkpoint, verify_checkpoint
-from dgmn2cli.config import Config, ModelConfig, load_config
+from dgmn2cli.config import Config, ModelConfig, is_path, load_config
 from dgmn2cli.errors import ConfigError, printable
 from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
@@ -63,16 +62,10 @@ def resolve(
     Raises:
         ConfigError: no such model, or the configuration is wrong.
     """
-    if _is_path(name):
+    if is_path(name):
         return Recipe(load_config(Path(name), overrides, values), None)
     entry = (zoo or load_zoo()).find(name)
     return Recipe(load_config(entry.config, overrides, values), entry)
-
-
-def _is_path(name: str) -> bool:
-    """A name with a folder in it, or of a file that is here; `fpn_..._cityscapes.py` alone is a published name."""
-    plausible = name.endswith((".toml", ".py")) and name.isprintable() and len(name) < 4096
-    return plausible and ("/" in name or os.path.isfile(name))
 
 
 def build_model(name: str = "setr_pup-tiny", num_classes: int | None = None) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dgmn2cli.checkpoint.weights import Checkpoint, load_backbone_weights, load_weights, read_checkpoint
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError, IntegrityError, ResourceError
-from dgmn2cli.files import absence, read_bounded
+from dgmn2cli.files import absence, read_text
 from dgmn2cli.inference.load import class_list
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.zoo import cache_dir, load_zoo, locate
@@ -146,20 +146,18 @@ def class_weights_from(source: str, counted: tuple[float, ...], names: tuple[str
     if source == "auto":
         return tuple(round(weight, 6) for weight in counted)
     path, what, hint = Path(source), "cannot use the class weights", "Give 'auto' or the path of a text file."
-    try:
-        content = read_bounded(path, MAX_WEIGHT_FILE, what, kind=ConfigError, unreadable=ConfigError, hint=hint)
-        lines = [line.partition("#")[0].strip() for line in content.decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ConfigError(what, where=path, why="it is not UTF-8 text", hint=hint) from error
-    lines = [line for line in lines if line]
+    content = read_text(path, MAX_WEIGHT_FILE, what, kind=ConfigError, hint=hint)
+    stripped = [line.partition("#")[0].strip() for line in content.split("\n")]
+    lines = [(number, line) for number, line in enumerate(stripped, 1) if line]
     found: dict[str, float] = {}
-    for number, line in enumerate(lines):
+    for index, (number, line) in enumerate(lines):
         name, equals, text = line.rpartition("=")
-        key = name.strip() if equals else (names[number] if number < len(names) else "")
+        key = name.strip() if equals else (names[index] if index < len(names) else "")
         try:
             found[key] = float(text)
         except ValueError as error:
-            raise ConfigError(what, where=path, why=f"'{text.strip()[:40]}' is no number", hint=WEIGHT_LINES) from error
+            why = f"line {number}: '{text.strip()[:40]}' is no number"
+            raise ConfigError(what, where=path, why=why, hint=WEIGHT_LINES) from error
     wrong = [*(name for name in found if name not in names), *(name for name in names if name not in found)]
     if wrong or len(lines) != len(names) or not all(0 <= weight < float("inf") for weight in found.values()):
         why = f"wanted a weight from 0 for each of {len(names)} classes" + (f"; see {wrong[0]!r}" if wrong else "")
