@@ -55,11 +55,13 @@ class StopRequest:
 
 def interrupt_once() -> None:
     """From now on the first SIGINT or SIGTERM raises KeyboardInterrupt, and later ones leave its clean-up alone."""
+    came = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for other in SIGNALS:
-            signal.signal(other, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        nonlocal came
+        if not came:  # SIG_IGN instead would make Python complain of a signal that is under way already
+            came = True
+            raise KeyboardInterrupt
 
     for number in SIGNALS:
         signal.signal(number, stop)

@@ -16,6 +16,7 @@ from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import atomic_write, read_bounded, to_plain
 
 EVERY = 2.0  # seconds between two entries of a journal; what a kill can cost, beside the images under way
+BAND = 1 << 20  # pixels that are counted at a time
 SIZE_LIMIT = 64 << 20  # bytes of a journal; 255 classes and a million images stay below
 _VERSION = 1
 _DAMAGED = "cannot use the journal of an interrupted evaluation"
@@ -87,14 +88,18 @@ def confusion(
     if prediction.shape != label.shape:
         sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (prediction, label)]
         raise DataError(what, where=where, why=f"the prediction is {sizes[0]}, the label {sizes[1]}")
-    valid = label != ignore
-    truth, guess = label[valid].astype(np.int64), prediction[valid].astype(np.int64)
-    if truth.size and (truth.min() < 0 or truth.max() >= num_classes):
-        wrong = sorted({int(i) for i in np.unique(truth) if not 0 <= i < num_classes})
-        why = f"the label holds {wrong[:5]}, and the classes are 0 to {num_classes - 1} ({ignore}: ignored)"
-        raise DataError(what, where=where, why=why, hint="Check the data set's id map with `dgmn2 data check`.")
-    guess[(guess < 0) | (guess >= num_classes)] = num_classes
-    counts = np.bincount(truth * (num_classes + 1) + guess, minlength=num_classes * (num_classes + 1))
+    counts = np.zeros(num_classes * (num_classes + 1), np.int64)
+    rows = max(1, BAND // max(1, label.shape[1]))
+    for top in range(0, label.shape[0], rows):  # in bands: the numbers on the way take 30 times an image's ids
+        labels = label[top : top + rows]
+        valid = labels != ignore
+        truth, guess = labels[valid].astype(np.int64), prediction[top : top + rows][valid].astype(np.int64)
+        if truth.size and (truth.min() < 0 or truth.max() >= num_classes):
+            wrong = [int(i) for i in np.unique(label) if i != ignore and not 0 <= i < num_classes]
+            why = f"the label holds {wrong[:5]}, and the classes are 0 to {num_classes - 1} ({ignore}: ignored)"
+            raise DataError(what, where=where, why=why, hint="Check the data set's id map with `dgmn2 data check`.")
+        guess[(guess < 0) | (guess >= num_classes)] = num_classes
+        counts += np.bincount(truth * (num_classes + 1) + guess, minlength=counts.size)
     return counts.reshape(num_classes, num_classes + 1)
 
 

@@ -126,8 +126,8 @@ def prepare(request: EvalRequest, inferences: Sequence[InferenceConfig], observe
         DataError: the data set has faults; all are named.
     """
     whole = open_data(request, inferences)
-    data, workers, memory = first(whole, request.limit), max(1, request.workers), checks_dir()
-    limit = request.settings.max_pixels
+    data, memory, settings = first(whole, request.limit), checks_dir(), request.settings
+    workers, limit = 1 if settings.max_memory else max(1, request.workers), settings.max_pixels
     report = require_sound(check_dataset(data, workers=workers, max_pixels=limit, observer=observer, memory=memory))
     info = replace(DataInfo.of_set(data, len(whole)), sizes=report.sizes, sha256=fingerprint(data, workers, memory))
     return EvalData(data, info)
