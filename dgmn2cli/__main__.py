@@ -9,8 +9,8 @@ from types import FrameType
 _WORDS = {signal.SIGINT: b"Error: interrupted by Ctrl-C.\n", signal.SIGTERM: b"Error: stopped by SIGTERM.\n"}
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Ends the process: nothing has begun yet, or all is done, and there is nothing to clean up."""
+def end_now(number: int, frame: FrameType | None = None) -> None:
+    """Ends the process without clean-up; as a signal handler before anything has begun and when all is done."""
     try:
         os.write(2, _WORDS[signal.Signals(number)])
     finally:
@@ -27,7 +27,7 @@ def main() -> int:
     """Runs the command line of this process and returns its exit code."""
     for number in _WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _stop)
+            signal.signal(number, end_now)
     atexit.register(_ignore)  # the first registered runs last
     from dgmn2cli.cli import main as run
 

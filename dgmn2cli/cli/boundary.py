@@ -8,14 +8,16 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 import click
 
+from dgmn2cli.__main__ import end_now
 from dgmn2cli.errors import ConfigError, Dgmn2Error, ResourceError, is_exhaustion
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -41,6 +43,7 @@ _MEMORY_EXHAUSTED = (
     "not enough memory",
 )
 AGAIN_AFTER = 0.05  # seconds after which a signal that came during an import is sent again
+PATIENCE = 5.0  # seconds that an import may go on after a signal
 
 
 class Terminated(BaseException):
@@ -55,12 +58,12 @@ def guarded(run: Callable[[], None], debug: bool = False) -> int:
         debug: show tracebacks and the libraries' warnings.
     """
     try:
-        with _signals_raise():
+        with _signals_raise() as received:
             _open_missing_streams()
             if not debug:
                 warnings.simplefilter("ignore")
                 logging.getLogger().addHandler(_SILENT)  # otherwise libraries' log lines reach stderr
-            code = _outcome(run, debug)
+            code = _outcome(run, debug, received)
     except KeyboardInterrupt:  # a second Ctrl-C, during the message
         code = INTERRUPTED
     except Terminated:
@@ -68,10 +71,18 @@ def guarded(run: Callable[[], None], debug: bool = False) -> int:
     return code
 
 
-def _outcome(run: Callable[[], None], debug: bool) -> int:
+def _outcome(run: Callable[[], None], debug: bool, received: Sequence[int]) -> int:
+    """Runs a command; `received` gets the signals, which some libraries swallow or turn into errors of their own."""
     try:
-        run()
-        sys.stdout.flush()
+        try:
+            run()
+            sys.stdout.flush()
+        except Exception as error:
+            if not received:
+                raise
+            raise _exception_of(received[0]) from error
+        if received:
+            raise _exception_of(received[0])
     except click.exceptions.Exit as stop:
         return _finish(stop.exit_code, debug)
     except (click.Abort, KeyboardInterrupt):
@@ -97,6 +108,10 @@ def _outcome(run: Callable[[], None], debug: bool) -> int:
             return _report(known, known.exit_code, debug)
         return _report(_unforeseen(error, debug), 1, debug)
     return 0
+
+
+def _exception_of(number: int) -> BaseException:
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 def _finish(code: int, debug: bool) -> int:
@@ -194,28 +209,36 @@ def _unforeseen(error: Exception, debug: bool) -> Dgmn2Error:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def _signals_raise() -> Iterator[list[int]]:
     """Within the block SIGTERM raises `Terminated` and SIGINT `KeyboardInterrupt`; former handlers come back after it.
 
     A SIGINT that the caller ignores stays ignored. Neither is raised within an import: modules swallow exceptions there
-    or turn them into others, and extension modules abort.
+    or turn them into others, and extension modules abort. An import that goes on for too long ends the process.
+
+    Yields:
+        The numbers of the signals that were raised, as they come.
     """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
+    first: list[float] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if _importing(frame):
-            again = threading.Timer(AGAIN_AFTER, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
-        else:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        first.append(time.monotonic())
+        if not _importing(frame):
+            received.append(number)
+            raise _exception_of(number)
+        if first[-1] - first[0] > PATIENCE:
+            end_now(number)
+        again = threading.Timer(AGAIN_AFTER, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
 
     numbers = [signal.SIGTERM] + [signal.SIGINT] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
     former = {number: signal.signal(number, stop) for number in numbers}
     try:
-        yield
+        yield received
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

@@ -175,6 +175,30 @@ def test_signals_during_imports_are_neither_lost_nor_taken_for_failures(tmp_path
     assert (done.returncode, done.stderr.count("\n")) == (code, 1)
 
 
+@pytest.mark.parametrize("then", ["pass", "raise ValueError('something else')"])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_that_a_library_swallows_or_turns_into_an_error_still_counts(name, code, then):
+    program = "import os, signal, sys\nfrom dgmn2cli.cli.boundary import guarded\ndef run():\n    try:\n"
+    program += f"        os.kill(os.getpid(), signal.{name})\n    except BaseException:\n        {then}\n"
+    program += "sys.exit(guarded(run))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1)
+
+
+def test_an_import_without_an_end_does_not_hold_a_signal_up(tmp_path):
+    (tmp_path / "swallows.py").write_text("import time\nprint(1, flush=True)\nwhile True: time.sleep(0.1)\n")
+    program = IMPORTS.replace("def run", "import dgmn2cli.cli.boundary as b\nb.PATIENCE = 0.3\ndef run")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    running = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert running.stdout.readline() == "1\n"
+    running.terminate()
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out, err) == (143, "", "Error: stopped by SIGTERM.\n")
+
+
 def test_an_ignored_interrupt_stays_ignored():
     code = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     code += "from dgmn2cli.cli.boundary import guarded\n"
