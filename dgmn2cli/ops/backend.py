@@ -119,10 +119,13 @@ def _first_able(wanted: str, device: str, dtype: str) -> str:
                 hint="Use --backend auto, or see `dgmn2 doctor`.",
             )
         return wanted
-    reasons = {name: refusal(device, dtype) for name, refusal in _REFUSALS.items()}
-    chosen = next(name for name, reason in reasons.items() if not reason)
+    passed = []
+    for chosen, refusal in _REFUSALS.items():  # on every call: ask no further than the first that can
+        reason = refusal(device, dtype)
+        if not reason:
+            break
+        passed.append(f"not {chosen}: {reason}")
     if (device, dtype, chosen) not in _announced:
         _announced.add((device, dtype, chosen))
-        passed = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items() if reason)
-        LOGGER.info("op backend %s on %s, %s%s", chosen, device, dtype, f" ({passed})" if passed else "")
+        LOGGER.info("op backend %s on %s, %s%s", chosen, device, dtype, f" ({'; '.join(passed)})" if passed else "")
     return chosen

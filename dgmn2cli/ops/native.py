@@ -35,7 +35,7 @@ def refusal(device: str, dtype: str) -> str:
         return _missing
     if device not in ("", "cpu"):
         return f"the compiled kernels run on the CPU, not on {device}"
-    if dtype and dtype not in {str(known).removeprefix("torch.") for known in DTYPES}:
+    if dtype not in ("", "float32", "float64", "bfloat16"):
         return f"the compiled kernels take float32, float64 and bfloat16, not {dtype}"
     return ""
 
