@@ -1,4 +1,4 @@
-"""Owns the dynamic graph message passing attention: projections around the fused deformable op (arXiv 2209.09760)."""
+"""Dynamic graph message passing attention: projections around the fused deformable op (arXiv 2209.09760)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the DGMN2 backbone: four stages of convolutional patch embedding and dynamic graph blocks (arXiv 2209.09760)."""
+"""The DGMN2 backbone: four stages of convolutional patch embedding and dynamic graph blocks (arXiv 2209.09760)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns untrained stand-in weights: every tensor drawn from its key alone, so that any machine makes the same ones.
+"""Untrained stand-in weights: every tensor drawn from its key alone, so that any machine makes the same ones.
 
 They give features, offsets and logits of realistic size. Benchmarks, tests and self-checks run on them; a mask made
 with them means nothing.

@@ -1,4 +1,4 @@
-"""Owns the four segmentation heads (SETR: arXiv 2012.15840, Semantic FPN: arXiv 1901.02446), keys as published.
+"""The four segmentation heads (SETR: arXiv 2012.15840, Semantic FPN: arXiv 1901.02446), keys as published.
 
 A head maps the backbone's four feature maps to raw logits `(B, num_classes, h, w)` at a resolution of its own.
 Feature arguments are lists of four `(B, C_i, H_i, W_i)` tensors, finest first.

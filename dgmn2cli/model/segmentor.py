@@ -1,4 +1,4 @@
-"""Owns the whole network: backbone, neck where the head wants one, head, and the resize to the input's size."""
+"""The whole network: backbone, neck where the head wants one, head, and the resize to the input's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns networks for their names and shapes alone: no memory, no random numbers, and none of torch's compiler."""
+"""Networks for their names and shapes alone: no memory, no random numbers, and none of torch's compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns bilinear resampling with aligned corners as what it is: separable and linear, in bands and in composed chains.
+"""Bilinear resampling with aligned corners as what it is: separable and linear, in bands and in composed chains.
 
 The published network resizes its logits up to four times in a row. Each resize is a small matrix along each axis, so a
 chain of them is one matrix along each axis; and any rows of a result can be had without computing the others.

@@ -94,20 +94,12 @@ def _axis(length: int, target: int) -> tuple[Tensor, Tensor]:
     return upper.to(torch.int32), weight.contiguous()
 
 
-def _check(
-    products: Tensor,
-    ring: Tensor,
-    out: Tensor,
-    bias: Tensor,
-    height: int,
-    width: int,
-    out_height: int,
-    first_row: int,
-    first_out: int,
-) -> None:
+def _check(*arguments: Any) -> None:
     """Refuses arguments that do not fit, and a step outside the maps."""
+    products, ring, out, bias, height, width, out_height, first_row, first_out = arguments
     op, tensors = "upsampled_rows", (products, ring, out, bias)
-    require_tensors(op, tensors, ("products", "ring", "out", "bias"), (torch.float32,))
+    names = ("products", "ring", "out", "bias")
+    require_tensors(op, tensors, names, (torch.float32,))
     if min(height, width, out_height) < 1 or max(height, width, out_height) > LONGEST:
         raise refuse(op, "size", (height, width, out_height), f"numbers from 1 to {LONGEST}")
     if bias.dim() != 1 or ring.dim() != 4 or out.dim() != 3 or products.dim() != 2:
@@ -118,7 +110,7 @@ def _check(
     require_shape(op, "products", products, (rows * width, TAPS * channels))
     require_shape(op, "ring", ring, (ring.shape[0], out_width, 3, channels))
     require_shape(op, "out", out, (out.shape[0], out_width, channels))
-    for name, tensor in (("products", products), ("ring", ring), ("out", out), ("bias", bias)):
+    for name, tensor in zip(names, tensors, strict=True):
         if tensor.dtype != torch.float32 or not tensor.is_contiguous():
             raise refuse(op, name, f"{tensor.dtype}, strides {tensor.stride()}", "float32, contiguous")
     if first_row < 0 or first_row + rows > height or first_out < 0 or first_out + out.shape[0] > out_height:
@@ -159,8 +151,7 @@ def _upsampled_rows(
         out_height: H.
         first_row, first_out: see above.
     """
-    arguments = (height, width, out_height, first_row, first_out)
-    _check(products, ring, out, bias, *arguments)
+    _check(products, ring, out, bias, height, width, out_height, first_row, first_out)
     _check_ring(
         ring.shape[0], first_row + products.shape[0] // width, height, out_height, first_row, first_out, out.shape[0]
     )

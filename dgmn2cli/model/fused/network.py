@@ -1,4 +1,4 @@
-"""Owns the rewriting of a trained network into a faster one that gives the same logits (up to rounding).
+"""Rewrites a trained network into a faster one that gives the same logits (up to rounding).
 
 Batch norms are folded into their convolutions, weights are prepacked, and the exact algebra of linear maps is used:
 the 1x1 classifier commutes with bilinear resizing, so logits of 19 channels are resized instead of features of 128 to

@@ -1,4 +1,4 @@
-"""Owns the GPU kernels of both ops, forward and backward, in Triton; `triton_ops` launches them.
+"""The GPU kernels of the attention, forward and backward, in Triton; `operators` launches them.
 
 How they work. A program of the attention takes BLOCK_M consecutive queries of one image and head, keeps their q in
 registers and walks the 9 samples: four corner rows of d contiguous numbers each for k and for v, blended, scored and

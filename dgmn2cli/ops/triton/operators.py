@@ -113,13 +113,7 @@ def _attention(
     with torch.cuda.device_of(qkv):
         held = torch.empty_like(logits)
         kernels.height_logits_kernel[(batch * heads * triton.cdiv(count, _SMALL["BLOCK_M"]),)](
-            qkv,
-            height_table,
-            held,
-            qkv.stride(0),
-            qkv.stride(1),
-            qkv.stride(3),
-            height_table.stride(0),
+            *(qkv, height_table, held, qkv.stride(0), qkv.stride(1), qkv.stride(3), height_table.stride(0)),
             *sizes,
             **_widths(depth),
             **_SMALL,
@@ -130,18 +124,9 @@ def _attention(
         _launch(
             _attend,
             lambda meta: (batch * heads * triton.cdiv(count, meta["BLOCK_M"]),),
-            qkv,
-            offset,
-            width_table,
-            held,
-            out,
-            logits,
-            *qkv.stride()[:4],
-            *offset.stride()[:3],
-            width_table.stride(0),
-            *sizes,
-            depth**-0.5,
-            size_class,
+            *(qkv, offset, width_table, held, out, logits),
+            *(*qkv.stride()[:4], *offset.stride()[:3], width_table.stride(0)),
+            *(*sizes, depth**-0.5, size_class),
             **_widths(depth),
         )
     return out, logits
@@ -180,38 +165,17 @@ def _attention_backward(
         _launch(
             _attend_values_backward,
             grid,
-            qkv,
-            offset,
-            logits,
-            grad_out.contiguous(),
-            grad_v,
-            grad_logits,
-            grad_place,
-            *steps,
-            *sizes,
-            size_class,
+            *(qkv, offset, logits, grad_out.contiguous(), grad_v, grad_logits, grad_place),
+            *(*steps, *sizes, size_class),
             **_widths(depth),
         )
         grad_held = _unresize(grad_logits, height, width)
         _launch(
             _attend_keys_backward,
             grid,
-            qkv,
-            offset,
-            height_rows,
-            width_rows,
-            grad_logits,
-            grad_held,
-            grad_place,
-            grad_q,
-            grad_k,
-            grad_offset,
-            *steps,
-            height_rows.stride(0),
-            width_rows.stride(0),
-            *sizes,
-            depth**-0.5,
-            size_class,
+            *(qkv, offset, height_rows, width_rows, grad_logits, grad_held, grad_place, grad_q, grad_k, grad_offset),
+            *(*steps, height_rows.stride(0), width_rows.stride(0)),
+            *(*sizes, depth**-0.5, size_class),
             **_widths(depth),
         )
         grad_height = _table_gradient(qkv, grad_held, height, width, width, 1)
@@ -238,17 +202,8 @@ def _table_gradient(qkv: Tensor, grad: Tensor, length: int, across: int, along_s
     batch, _, _, heads, depth = qkv.shape
     shares = qkv.new_empty((batch * heads, length + TABLE_MARGIN, depth), dtype=torch.float32)
     kernels.table_backward_kernel[(shares.shape[0] * shares.shape[1],)](
-        qkv,
-        grad,
-        shares,
-        qkv.stride(0),
-        qkv.stride(1),
-        qkv.stride(3),
-        length,
-        across,
-        along_step,
-        across_step,
-        heads,
+        *(qkv, grad, shares, qkv.stride(0), qkv.stride(1), qkv.stride(3)),
+        *(length, across, along_step, across_step, heads),
         **_widths(depth),
         **_SMALL,
     )
@@ -296,11 +251,7 @@ def _unfold_gradients(grad: Tensor, input: Tensor, offset: Tensor, geometry: lis
         _launch(
             _unfold_backward,
             lambda meta: (per_channel * triton.cdiv(grad.shape[2], meta["BLOCK_P"]),),
-            input,
-            offset.contiguous(),
-            grad.contiguous(),
-            grad_input,
-            grad_offset,
+            *(input, offset.contiguous(), grad.contiguous(), grad_input, grad_offset),
             *_unfold_sizes(input, offset, geometry),
         )
     return grad_input.to(input.dtype), grad_offset

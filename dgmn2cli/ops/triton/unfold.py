@@ -1,4 +1,4 @@
-"""Owns the GPU kernels of `deform_unfold`, forward and backward, in Triton; `triton_ops` launches them.
+"""The GPU kernels of `deform_unfold`, forward and backward, in Triton; `operators` launches them.
 
 A program takes one tap of one offset group, BLOCK_P consecutive output positions and BLOCK_C channels at a time, so
 that neighbouring threads read neighbouring pixels and write neighbouring outputs. Backward, it walks all channels of
