@@ -513,6 +513,11 @@ def test_the_1_x_format_is_known_when_little_of_it_can_be_read(tmp_path: Path):
     assert len(caught.value.faults) == 1
     assert "1.x format" in caught.value.faults[0]
     assert "absent: ../_base_/default_runtime.py" in caught.value.faults[0]
+    path.write_text("_base_ = '../_base_/models/fcn_r50.py'\ntrain_dataloader = dict(batch_size=4)\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert "1.x format" in caught.value.faults[0]
+    assert "no such file" in caught.value.faults[1]
     path.write_text("from mmengine.config import read_base\n\nwith read_base():\n    from .base import *\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path)

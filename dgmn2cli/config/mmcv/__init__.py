@@ -18,6 +18,7 @@ from dgmn2cli.validation import raise_faults, show
 MAX_FILES = 32  # a file and all its bases
 MAX_BASES = 8  # a base of a base of ...
 BASE, DELETE = "_base_", "_delete_"
+V1_MARKS = ("train_dataloader", "val_dataloader", "optim_wrapper", "param_scheduler", "default_hooks", "default_scope")
 _HINT = "Files in the mmcv language are read here, not run; a native .toml file can say the rest."
 
 
@@ -62,6 +63,8 @@ def read_mmcv_text(text: str, name: str) -> MmcvDocument:
 
 def _checked(document: MmcvDocument, where: object) -> MmcvDocument:
     if document.faults:
+        if form := v1_form(document.values):
+            document.faults.insert(0, f"{form}, and not all of it can be read")
         raise_faults(WRONG, document.faults, where, _HINT)
     return document
 
@@ -148,6 +151,21 @@ def merge(child: dict[Any, Any], base: dict[Any, Any], label: str, faults: list[
         else:
             faults.append(f"{label}: {place}: a dict, but {show(under)} in the base; {DELETE}=True would replace it")
     return result
+
+
+def v1_form(values: dict[str, Any]) -> str:
+    """What to say of a configuration that shows by its keys that it is of the 1.x format; empty for the 0.x format."""
+    found = [key for key in V1_MARKS if key in values]
+    if str(table(values.get("train_cfg")).get("type", "")).endswith("TrainLoop"):
+        found.append("train_cfg")
+    if "data_preprocessor" in table(values.get("model")):
+        found.append("model.data_preprocessor")
+    return f"this is MMSegmentation's 1.x format ({', '.join(found)})" if found else ""
+
+
+def table(value: Any) -> dict[Any, Any]:
+    """`value` if it is a dict, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def same(a: Any, b: Any) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from pathlib import PurePosixPath
 
-from dgmn2cli.config.mmcv import MmcvDocument, one_of, same
+from dgmn2cli.config.mmcv import MmcvDocument, one_of, same, v1_form
 from dgmn2cli.config.mmcv.data import map_data
 from dgmn2cli.config.mmcv.node import Mapped, Node, side
-from dgmn2cli.config.mmcv.v1 import marks_of, place_in_v1, to_v0
+from dgmn2cli.config.mmcv.v1 import place_in_v1, to_v0
 from dgmn2cli.config.schema import BACKBONES
 from dgmn2cli.validation import MAX_HINTS, show
 
@@ -25,8 +25,8 @@ _HELPERS = (
 
 def map_config(document: MmcvDocument) -> Mapped:
     """What a merged mmcv-style configuration means here, with everything that has no counterpart named."""
-    if marks := marks_of(document.values):
-        return _map_v1(document, marks)
+    if form := v1_form(document.values):
+        return _map_v1(document, form)
     mapped = Mapped(notes=list(document.notes))
     top = Node(document.values, "", mapped)
     _map_model(top)
@@ -43,9 +43,8 @@ def map_config(document: MmcvDocument) -> Mapped:
     return mapped
 
 
-def _map_v1(document: MmcvDocument, marks: list[str]) -> Mapped:
+def _map_v1(document: MmcvDocument, form: str) -> Mapped:
     """As `map_config`, for the 1.x format: read where it says what the 0.x format could say, else one line more."""
-    form = f"this is MMSegmentation's 1.x format ({', '.join(marks)})"
     if document.absent:
         return Mapped(faults=[f"{form}; its base files must lie beside it, absent: {', '.join(document.absent)}"])
     mapped = map_config(to_v0(document))

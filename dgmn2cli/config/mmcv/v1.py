@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dgmn2cli.config.mmcv import MmcvDocument
+from dgmn2cli.config.mmcv import MmcvDocument, table
 
-_MARKS = ("train_dataloader", "val_dataloader", "optim_wrapper", "param_scheduler", "default_hooks", "default_scope")
 _DROPPED = (
     *("default_scope", "env_cfg", "vis_backends", "visualizer", "log_processor", "launcher", "resume", "val_cfg"),
     *("test_cfg", "tta_model", "tta_pipeline", "img_ratios", "test_evaluator", "randomness", "data_preprocessor"),
@@ -32,16 +31,6 @@ _PATHS = (  # 0.x -> 1.x, for messages; the first that fits counts
 )
 
 
-def marks_of(values: dict[str, Any]) -> list[str]:
-    """The keys by which a configuration shows that it is of the 1.x format; none for the 0.x format."""
-    found = [key for key in _MARKS if key in values]
-    if str(_table(values.get("train_cfg")).get("type", "")).endswith("TrainLoop"):
-        found.append("train_cfg")
-    if "data_preprocessor" in _table(values.get("model")):
-        found.append("model.data_preprocessor")
-    return found
-
-
 def place_in_v1(text: str) -> str:
     """A fault, note or key of the 0.x format, its key called as in the 1.x format."""
     for old, new in _PATHS:
@@ -53,9 +42,9 @@ def place_in_v1(text: str) -> str:
 def to_v0(document: MmcvDocument) -> MmcvDocument:
     """A document of the 1.x format in the keys of the 0.x format; what has no counterpart there is kept and refused."""
     values = {key: value for key, value in document.values.items() if key not in _DROPPED}
-    model = dict(_table(values.get("model")))
-    before = _table(model.pop("data_preprocessor", document.values.get("data_preprocessor")))
-    backbone = dict(_table(model.get("backbone")))
+    model = dict(table(values.get("model")))
+    before = table(model.pop("data_preprocessor", document.values.get("data_preprocessor")))
+    backbone = dict(table(model.get("backbone")))
     start = backbone.get("init_cfg")
     if isinstance(start, dict) and start.keys() == {"type", "checkpoint"} and start["type"] == "Pretrained":
         model["pretrained"] = start["checkpoint"]
@@ -64,40 +53,36 @@ def to_v0(document: MmcvDocument) -> MmcvDocument:
         values["model"] = {**model, "backbone": backbone} if "backbone" in model else model
     _move_optimizer(values)
     _move_loop(values)
-    loaders = {key: _table(values.pop(f"{key}_dataloader", None)) for key in ("train", "val", "test")}
+    loaders = {key: table(values.pop(f"{key}_dataloader", None)) for key in ("train", "val", "test")}
     data = {key: _dataset(loader["dataset"], before) for key, loader in loaders.items() if "dataset" in loader}
     sizes = (("samples_per_gpu", "batch_size"), ("workers_per_gpu", "num_workers"))
     data |= {old: loaders["train"][new] for old, new in sizes if new in loaders["train"]}
     if data:
         values["data"] = data
-    if "seed" in (randomness := _table(document.values.get("randomness"))):
+    if "seed" in (randomness := table(document.values.get("randomness"))):
         values["seed"] = randomness["seed"]
     note = "MMSegmentation's 1.x format, read as the same settings of the 0.x format"
     return MmcvDocument(values, document.used, [*document.notes, note])
 
 
-def _table(value: Any) -> dict[Any, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _move_optimizer(values: dict[str, Any]) -> None:
     """`optim_wrapper` and `param_scheduler`."""
     if "optim_wrapper" in values:
-        wrapper = dict(_table(values.pop("optim_wrapper")))
+        wrapper = dict(table(values.pop("optim_wrapper")))
         kind = wrapper.pop("type", "OptimWrapper")
         if kind != "OptimWrapper":
             values["fp16"] = kind
         groups = {"paramwise_cfg": wrapper.pop("paramwise_cfg")} if "paramwise_cfg" in wrapper else {}
-        values["optimizer"] = {**_table(wrapper.pop("optimizer", None)), **groups}
+        values["optimizer"] = {**table(wrapper.pop("optimizer", None)), **groups}
         values["optimizer_config"] = {"grad_clip": wrapper.pop("clip_grad", None), **wrapper}
     if "param_scheduler" in values:
         schedulers = values.pop("param_scheduler")
         parts = schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]
-        rate = dict(_table(parts[0])) if len(parts) == 1 else {"type": [_table(part).get("type") for part in parts]}
+        rate = dict(table(parts[0])) if len(parts) == 1 else {"type": [table(part).get("type") for part in parts]}
         policy = rate.pop("type", None)
         if rate.get("begin") == 0:
             del rate["begin"]
-        if rate.get("end") == _table(values.get("train_cfg")).get("max_iters"):
+        if rate.get("end") == table(values.get("train_cfg")).get("max_iters"):
             rate.pop("end", None)
         if "eta_min" in rate:
             rate["min_lr"] = rate.pop("eta_min")
@@ -107,14 +92,14 @@ def _move_optimizer(values: dict[str, Any]) -> None:
 def _move_loop(values: dict[str, Any]) -> None:
     """`train_cfg`, `default_hooks` and `val_evaluator`."""
     if "train_cfg" in values:
-        loop = dict(_table(values.pop("train_cfg")))
+        loop = dict(table(values.pop("train_cfg")))
         kind = loop.pop("type", None)
         values["evaluation"] = {"interval": loop.pop("val_interval", 1000)}
         values["runner"] = {**loop, "type": "IterBasedRunner" if kind == "IterBasedTrainLoop" else kind}
-    if "iou_metrics" in (evaluator := _table(values.pop("val_evaluator", None))):
-        values["evaluation"] = {**_table(values.get("evaluation")), "metric": evaluator["iou_metrics"]}
+    if "iou_metrics" in (evaluator := table(values.pop("val_evaluator", None))):
+        values["evaluation"] = {**table(values.get("evaluation")), "metric": evaluator["iou_metrics"]}
     if "default_hooks" in values:
-        hooks = _table(values.pop("default_hooks"))
+        hooks = table(values.pop("default_hooks"))
         if "checkpoint" in hooks:
             values["checkpoint_config"] = hooks["checkpoint"]
         others = [name for name in hooks if name not in _HOOKS]
@@ -129,11 +114,11 @@ def _dataset(value: Any, before: dict[Any, Any]) -> Any:
     result = dict(value)
     if result.get("type") == "BaseSegDataset":
         result["type"] = "CustomDataset"
-    prefix = _table(result.pop("data_prefix", None))
+    prefix = table(result.pop("data_prefix", None))
     moved = {
         "img_dir": prefix.get("img_path"),
         "ann_dir": prefix.get("seg_map_path"),
-        **_table(result.pop("metainfo", None)),
+        **table(result.pop("metainfo", None)),
     }
     if listed := result.pop("ann_file", None):
         moved["split"] = listed
