@@ -111,7 +111,7 @@ def check_dataset(
         kind=data.kind,
         pairs=len(data),
         faults=tuple(fact.fault for fact in facts if fact.fault),
-        notes=(*_file_notes(data, facts), *_class_notes(data, classes)),
+        notes=(*_file_notes(data, facts), *(_class_notes(data, classes) if sizes else ())),
         sizes=dict(sizes.most_common()),
         classes=classes,
         ignored_share=float(counts[IGNORE] / max(int(counts.sum()), 1)),

@@ -91,7 +91,7 @@ def find_pairs(
     beside = {label for file, stem in stems.items() if (label := label_of.get(stem)) not in (None, file)}
     if images_dir in (labels_dir, *labels_dir.parents):  # what is named like a label there is none of the images
         beside |= set(there.files)
-    images = [file for file in found.files if file not in beside]
+    images = [file for file in found.files if file not in beside] or ([] if labels else list(found.files))
     if not images:
         why = f"there are no images named *{', *'.join(endings)}" + (" beside the label maps" if beside else "")
         raise DataError(what, where=images_dir, why=why, hint=hint)

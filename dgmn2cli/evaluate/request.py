@@ -42,7 +42,7 @@ class EvalRequest:
         official: ask cityscapesScripts, too.
         tolerance: percent of mean IoU that may lie between the measured and the published figure.
         compiled: how the networks are loaded; the journal's identity has it.
-        cache: the cache folder, where published hashes are recorded; the default one if None.
+        cache: the cache folder, where published hashes and checks of data are recorded; the default one if None.
         journal_every: seconds between two journal entries.
     """
 
@@ -126,7 +126,7 @@ def prepare(request: EvalRequest, inferences: Sequence[InferenceConfig], observe
         DataError: the data set has faults; all are named.
     """
     whole = open_data(request, inferences)
-    data, memory, settings = first(whole, request.limit), checks_dir(), request.settings
+    data, memory, settings = first(whole, request.limit), checks_dir(request.cache), request.settings
     workers, limit = 1 if settings.max_memory else max(1, request.workers), settings.max_pixels
     report = require_sound(check_dataset(data, workers=workers, max_pixels=limit, observer=observer, memory=memory))
     info = replace(DataInfo.of_set(data, len(whole)), sizes=report.sizes, sha256=fingerprint(data, workers, memory))

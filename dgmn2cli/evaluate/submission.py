@@ -16,6 +16,7 @@ import numpy as np
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
 from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.data.files import find_files
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.evaluate.engine import MemoryRoom, class_ids, read_ahead
@@ -122,7 +123,7 @@ def kept_predictions(folder: Path, data: SegmentationSet) -> dict[str, Path]:
         why, hint = absence(folder, "folder"), f"Name a folder that has some. {MAKERS}"
         raise DataError("cannot read the predictions", where=folder, why=why, hint=hint)
     found: dict[str, list[Path]] = {pair.name: [] for pair in data.pairs}
-    for path in sorted(searched.rglob("*.png")):
+    for path in find_files(searched, (".png",), name_others=False).files:
         if image_name(path.name) in found:
             found[image_name(path.name)].append(path)
     faults = [f"{name}: no file" for name, paths in found.items() if not paths]
