@@ -20,6 +20,7 @@ _AFTER_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # the first marker afte
 _EXIF = re.compile(rb"\xff\xe1..Exif\0\0", re.DOTALL)
 _EXTRA = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _UNUSUAL = "subsampling"  # in the complaint of simplejpeg, which knows only some of the ways to halve colours
+_MOST_SCANS = 500
 _BIT_BUFFER = 16  # bytes that the decoder may have taken in beyond those it needed
 
 
@@ -73,6 +74,8 @@ def decode_jpeg(data: bytes) -> tuple[np.ndarray, str]:
         Malformed: the file is cut or damaged, as far as the decoder can tell.
     """
     cleaned = _cleaned(data) if b"\xff\xc2" in data else None
+    if cleaned is not None and len(cleaned.scans) > _MOST_SCANS:
+        raise Malformed(f"it has {len(cleaned.scans)} scans, each of which takes as long as a whole image", FETCH_AGAIN)
     try:
         image, note = _strict(data), ""
     except ValueError as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from dgmn2cli.data.files import comparable, distinct_names, ends_with, find_files, find_matches, is_litter
+from dgmn2cli.data.decoding import decode_bgr
+from dgmn2cli.data.files import SUFFIXES, comparable, distinct_names, ends_with, find_files, find_matches, is_litter
 from dgmn2cli.errors import DataError
 
 
@@ -118,3 +121,12 @@ def test_equal_names_keep_what_tells_them_apart() -> None:
                                                                   "drive2/data/1.jpg"]  # fmt: skip
     assert distinct_names([Path("/a/0.jpg"), Path("/b/0.jpg")]) == [Path("a/0.jpg"), Path("b/0.jpg")]
     assert distinct_names([]) == []
+
+
+def test_every_suffix_is_of_a_format_that_is_decoded() -> None:
+    kinds = {"jpe": "JPEG", "jfif": "JPEG", "jif": "JPEG", "dib": "DIB", "tif": "TIFF", "pnm": "PPM", "jpg": "JPEG"}
+    for suffix in SUFFIXES:
+        buffer = io.BytesIO()
+        kind = kinds.get(suffix[1:], "PPM" if suffix in (".pgm", ".pbm") else suffix[1:].upper())
+        Image.new("RGB", (5, 3), (9, 9, 9)).save(buffer, "BMP" if kind == "DIB" else kind)
+        assert decode_bgr(buffer.getvalue(), 100)[0].shape == (3, 5, 3)

@@ -83,6 +83,13 @@ def test_a_missing_last_scan_is_found() -> None:
                 decode_jpeg(data[:end] + close)
 
 
+def test_thousands_of_scans_are_refused() -> None:
+    data = encode(drawn(16, 16), progressive=True)
+    start = [match.start() for match in re.finditer(rb"\xff\xda", data)][-1]
+    with pytest.raises(Malformed, match="scans"):
+        decode_jpeg(data[:-2] + data[start:-2] * 1000 + END)
+
+
 def test_whole_pixels_in_odd_containers_are_read_with_a_note() -> None:
     data = encode(drawn(96, 160))
     noise = RNG.bytes(258).replace(b"\xff", b"\xfe")
