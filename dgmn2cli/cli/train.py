@@ -20,18 +20,14 @@ from dgmn2cli.cli.options import (
 )
 from dgmn2cli.cli.progress import TerminalObserver
 
+_DATA = "Cityscapes tree, or a folder with a dataset.toml.  [default: the configuration's]"
+_WEIGHTS = "Loss weights: counted from the labels, or a line NAME = WEIGHT each."
 _COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
 
 
 @click.command()
 @model_argument
-@click.option(
-    "--data-root",
-    type=PATH,
-    metavar="DIR",
-    envvar="CITYSCAPES_DATASET",
-    help="Cityscapes tree, or a folder with a dataset.toml.  [default: the configuration's]",
-)
+@click.option("--data-root", type=PATH, metavar="DIR", envvar="CITYSCAPES_DATASET", help=_DATA)
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/NAME]")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Processes here.")
 @click.option("--max-iters", type=click.IntRange(1, 10**9), metavar="N", help="Optimiser steps.")
@@ -54,12 +50,7 @@ _COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
 @click.option("--keep", type=_COUNT, metavar="N", help="Numbered checkpoints that stay; 0: all.")
 @click.option("--ema", is_flag=True, default=None, help="Keep, evaluate and save a moving average of the weights.")
 @click.option("--freeze-backbone", is_flag=True, default=None, help="Train the head only.")
-@click.option(
-    "--class-weights",
-    type=NAME,
-    metavar="auto|FILE",
-    help="Loss weights: counted from the labels, or a line NAME = WEIGHT each.",
-)
+@click.option("--class-weights", type=NAME, metavar="auto|FILE", help=_WEIGHTS)
 @click.option("--workers", type=click.IntRange(0, 256), metavar="N", help="Loader processes per training process.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: optim.lr=5e-5.")
 @click.option("--dry-run", is_flag=True, help="Only check, measure three steps, and show the plan.")
@@ -152,13 +143,6 @@ def train(
         cache=session.cache,
     )
     with TerminalObserver(session, notices={Evaluated: views.evaluated}) as observer:
-        if dry_run:
-            plan = plan_training(request, observer)
-        else:
-            report = run_training(request, observer)
-    if launched_rank() != 0:
-        return
-    if dry_run:
-        render.emit(session, plan, lambda: views.plan_table(plan))
-    else:
-        render.emit(session, report, lambda: views.report_table(report))
+        result = plan_training(request, observer) if dry_run else run_training(request, observer)
+    if launched_rank() == 0:
+        render.emit(session, result, lambda: views.table(result))

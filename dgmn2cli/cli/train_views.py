@@ -36,20 +36,18 @@ def recipe(
     The environment's data folder is for the published configurations; a file of the user's says itself where its is.
 
     Args:
-        session: the global options.
-        model: what the user typed, or the default.
-        settings: values that options give to settings; None: not given.
-        overrides: those of `--set`, which win.
-        out: the run folder, if it was named.
-        resumes: a run goes on.
+        settings: values that options give to settings; None: not given. `overrides`, those of `--set`, win.
 
     Raises:
         ConfigError: no such model, or faults in the configuration.
     """
     from dgmn2cli.inference.load import resolve
 
+    source = click.get_current_context().get_parameter_source("data_root")
     given = {key: value for key, value in settings.items() if value is not None}
-    typed = {key: value for key, value in given.items() if key != "data.root" or not _from_environment("data_root")}
+    typed = dict(given)
+    if source is click.core.ParameterSource.ENVIRONMENT:
+        typed.pop("data.root", None)
     if resumes and not _model_named():
         if out is None:
             raise ConfigError("--resume needs to know the run", hint="Name its folder with --out, or its model.")
@@ -69,10 +67,6 @@ def _model_named() -> bool:
     return bool(context.params.get("model_named")) or not default
 
 
-def _from_environment(name: str) -> bool:
-    return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.ENVIRONMENT
-
-
 def evaluated(result: Evaluated) -> str:
     """An evaluation within the training."""
     ending = ", the best so far" if result.best else ""
@@ -80,8 +74,14 @@ def evaluated(result: Evaluated) -> str:
     return f"after {result.iteration} steps: {figures}{ending}"
 
 
-def plan_table(plan: TrainPlan) -> RenderableType:
-    """The dry run's answer."""
+def table(result: TrainPlan | TrainReport) -> RenderableType:
+    """The answer of a dry run or of a training."""
+    from dgmn2cli.training.plan import TrainPlan
+
+    return _plan_table(result) if isinstance(result, TrainPlan) else _report_table(result)
+
+
+def _plan_table(plan: TrainPlan) -> RenderableType:
     batch = f"{plan.effective_batch} = {plan.processes} x {plan.batch_size} x {plan.accumulate}"
     rows = [
         ("model", plan.model),
@@ -103,11 +103,11 @@ def plan_table(plan: TrainPlan) -> RenderableType:
     return render.record_table(rows)
 
 
-def report_table(report: TrainReport) -> RenderableType:
-    """The result of a training."""
+def _report_table(report: TrainReport) -> RenderableType:
+    resumed = f", resumed after {report.resumed_at:,}" if report.resumed_at else ""
     rows = [
         ("model", report.model),
-        ("steps", f"{report.iterations:,} in {duration(report.seconds)}" + _resumed(report)),
+        ("steps", f"{report.iterations:,} in {duration(report.seconds)}" + resumed),
         ("mIoU", f"{100 * report.mean_iou:.2f} %"),
         ("accuracy", f"{100 * report.pixel_accuracy:.2f} % of the pixels, {100 * report.mean_accuracy:.2f} % by class"),
         ("best mIoU", f"{100 * report.best.miou:.2f} % after {report.best.iteration:,} steps"),
@@ -117,7 +117,3 @@ def report_table(report: TrainReport) -> RenderableType:
         ("run folder", str(report.out)),
     ]
     return render.record_table(rows)
-
-
-def _resumed(report: TrainReport) -> str:
-    return f", resumed after {report.resumed_at:,}" if report.resumed_at else ""

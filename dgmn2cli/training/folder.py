@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -28,35 +27,21 @@ from dgmn2cli.training.state import CheckpointStore, TrainState
 FREE = ("data.root: ", "data.workers: ", "train.keep: ")  # settings that change no number
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Where a run keeps what.
 
     Attributes:
         path: the folder.
+        config: the resolved configuration: the run can be repeated from it.
+        log: one line per step and evaluation; the same for interrupted and unbroken runs.
+        curves: the curves so far.
+        evaluation: the final evaluation.
     """
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration: the run can be repeated from it."""
-        return self.path / "config.toml"
-
-    @property
-    def log(self) -> Path:
-        """One line per step and evaluation; the same for interrupted and unbroken runs."""
-        return self.path / "log.jsonl"
-
-    @property
-    def curves(self) -> Path:
-        """The curves so far."""
-        return self.path / "curves.png"
-
-    @property
-    def evaluation(self) -> Path:
-        """The final evaluation."""
-        return self.path / "evaluation.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.log = path / "config.toml", path / "log.jsonl"
+        self.curves, self.evaluation = path / "curves.png", path / "evaluation.json"
 
     def sample(self, iteration: int) -> Path:
         """Sample predictions of the evaluation after `iteration` steps."""
