@@ -55,9 +55,9 @@ def train(request: TrainRequest, observer: Observer) -> TrainReport:
         # torchrun hands on the Ctrl-C that the terminal has sent to every process already
         with StopRequest(insistent=launched_world() == 1) as stop:
             report = _train_here(request, observer, stop)
-        number = stop.number or signal.SIGINT
+        number = stop.number or 0
     if report is None:
-        signal.raise_signal(number)  # now that all is saved, it acts as the caller has arranged
+        signal.raise_signal(number or signal.SIGINT)  # now that all is saved, it acts as the caller has arranged
         raise KeyboardInterrupt
     return report
 
