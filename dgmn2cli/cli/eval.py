@@ -87,9 +87,8 @@ def evaluate(
     else:
         render.emit(session, single, lambda: eval_tables.report_tables(single))
         reports = [single]
-    for one_report in reports:
-        if one_report.official is not None:
-            require_agreement(one_report.official)
+    for official_scores in filter(None, (one.official for one in reports)):
+        require_agreement(official_scores)
     if check:
         require_verdicts(reports)
 

@@ -10,7 +10,6 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dgmn2cli.cli.render import MISSING, make_table, percent, record_table
-from dgmn2cli.errors import printable
 
 if TYPE_CHECKING:
     from dgmn2cli.evaluate import EvalReport
@@ -29,31 +28,24 @@ def report_tables(report: EvalReport) -> list[RenderableType]:
     title = f"PARTIAL: {report.data.images} of {report.data.of} images" if report.partial else None
     classes = make_table("class", "IoU", "accuracy", "pixels", right=("IoU", "accuracy", "pixels"), title=title)
     for entry in scores.classes:
-        classes.add_row(printable(entry.name), share(entry.iou), share(entry.accuracy), f"{entry.labelled:,}")
+        classes.add_row(entry.name, share(entry.iou), share(entry.accuracy), f"{entry.labelled:,}")
     parts: list[RenderableType] = [classes, ""]
     if scores.categories:
         groups = make_table("category", "IoU", right=("IoU",))
         for group in scores.categories:
-            groups.add_row(printable(group.name), share(group.iou))
+            groups.add_row(group.name, share(group.iou))
         parts += [groups, ""]
     if scores.absent:
         names = ", ".join(scores.absent)
-        parts.append(
-            Text(printable(f"Not in the labels, left out of the means unless predicted (then IoU 0): {names}"))
-        )
+        parts.append(Text(f"Not in the labels, left out of the means unless predicted (then IoU 0): {names}"))
     return [*parts, record_table([*_figures(report), *_verdict(report), *_about(report)])]
 
 
 def _figures(report: EvalReport) -> list[tuple[str, str]]:
     scores = report.scores
-    rows = [
-        ("aAcc", f"{share(scores.pixel_accuracy)} %"),
-        ("mIoU", f"{share(scores.mean_iou)} %"),
-        ("mAcc", f"{share(scores.mean_accuracy)} %"),
-    ]
-    if scores.categories:
-        rows.append(("category mIoU", f"{share(scores.mean_category_iou)} %"))
-    return rows
+    rows = [("aAcc", scores.pixel_accuracy), ("mIoU", scores.mean_iou), ("mAcc", scores.mean_accuracy)]
+    rows += [("category mIoU", scores.mean_category_iou)] if scores.categories else []
+    return [(name, f"{share(value)} %") for name, value in rows]
 
 
 def _verdict(report: EvalReport) -> list[tuple[str, str]]:
@@ -98,15 +90,9 @@ def zoo_table(report: ZooReport, zoo: Zoo, ms_flip: bool) -> list[RenderableType
         comparison = found.comparison if found else None
         difference = f"{comparison.difference:+.2f}" if comparison else MISSING
         state = "not on disk" if entry.key in report.missing else "failed" if entry.key in failed else ""
-        table.add_row(
-            entry.key,
-            entry.head,
-            entry.backbone.removeprefix("dgmn2_"),
-            percent(entry.miou_ms_flip if ms_flip else entry.miou),
-            measured,
-            difference,
-            state,
-        )
+        published = percent(entry.miou_ms_flip if ms_flip else entry.miou)
+        names = (entry.key, entry.head, entry.backbone.removeprefix("dgmn2_"))
+        table.add_row(*names, published, measured, difference, state)
     reasons = list(dict.fromkeys(reason for found in report.reports for reason in found.no_comparison))
     rows = _named_once("no comparison", reasons)
     if report.reports:

@@ -32,6 +32,8 @@ ASKING = 10.0  # seconds of waiting after which a process says where it is
 class Group:
     """One process's view of all that work together; a process alone is a group of one.
 
+    Every method raises DistributedError where a process is gone, and waits in a way that signals can end.
+
     Attributes:
         rank, world: this process's number and how many there are.
         device: where this process computes.
@@ -52,11 +54,7 @@ class Group:
         return self.rank == 0
 
     def mean(self, values: Sequence[float | torch.Tensor]) -> list[float]:
-        """The mean of each value over the processes.
-
-        Raises:
-            DistributedError: a process is gone.
-        """
+        """The mean of each value over the processes."""
         numbers = torch.tensor([float(value) for value in values], dtype=torch.float64)
         if self.world > 1:
             self._finish(lambda: dist.all_reduce(numbers, async_op=True))
@@ -68,9 +66,6 @@ class Group:
         Args:
             value: what can be pickled.
             meanwhile: called again and again while this process waits.
-
-        Raises:
-            DistributedError: a process is gone.
         """
         if self.world == 1:
             return [value]
@@ -89,7 +84,6 @@ class Group:
 
         Raises:
             Dgmn2Error: what it raised, on every process.
-            DistributedError: a process is gone.
         """
         if self.world == 1:
             return work()
@@ -113,19 +107,11 @@ class Group:
         return result
 
     def wait(self) -> None:
-        """Returns when every process has come here.
-
-        Raises:
-            DistributedError: a process is gone.
-        """
+        """Returns when every process has come here."""
         self.gather(None)
 
     def tell(self, value: object) -> None:
-        """Leaves a value, which can be pickled, for the first process; waits for nobody.
-
-        Raises:
-            DistributedError: the processes cannot reach each other any more.
-        """
+        """Leaves a value, which can be pickled, for the first process; waits for nobody."""
         assert self.store is not None
         key = f"told/{self.rank}/{self._next('told')}"
         with lost_connections():
@@ -133,11 +119,7 @@ class Group:
             self.store.check([key])  # which is answered: then it is there, and `set` is not waited for by torch
 
     def told(self) -> Iterator[Any]:
-        """What the others have told the first process since its last call, in each one's order; on the others nothing.
-
-        Raises:
-            DistributedError: the processes cannot reach each other any more.
-        """
+        """What the others have told the first process since its last call, in each one's order."""
         for rank in range(1, self.world) if self.main else ():
             assert self.store is not None
             while True:
@@ -168,7 +150,6 @@ class Group:
 
         Raises:
             Dgmn2Error: what it raised on one process, on all.
-            DistributedError: a process is gone.
         """
         result: Any = None
         failure = None

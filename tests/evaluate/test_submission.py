@@ -102,7 +102,7 @@ def test_pictures_are_checked_first(tmp_path: Path) -> None:
         submission.open_test(root, "test")
     assert "holiday" in caught.value.faults[0]
     assert pictures[0].name in caught.value.faults[1]
-    (tmp_path / "dataset.toml").write_text('images = "city"\nlabels = "city"\nclasses = ["a", "b"]\n')
+    (tmp_path / "dataset.toml").write_text('images = "city"\nlabels = "labels"\nclasses = ["a", "b"]\n')
     with pytest.raises(ConfigError, match="submissions are for Cityscapes"):
         submission.open_test(tmp_path, "all")
 
