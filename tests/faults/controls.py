@@ -62,6 +62,15 @@ def _lenient_images() -> None:
     faults.read_image = lambda path: cv2.imread(str(path))  # type: ignore[assignment]
 
 
+def _plain_search() -> None:
+    from dgmn2cli.data.files import SUFFIXES, Found
+    from faults import images as faults
+
+    faults.find_files = lambda root: Found(  # type: ignore[assignment]
+        tuple(path for path in root.rglob("*") if path.suffix in SUFFIXES), ("a link in a circle",)
+    )
+
+
 def _trust_ranges() -> None:
     """Whatever a 206 answer says it is, it is taken for the rest."""
 
@@ -146,6 +155,7 @@ CONTROLS = {
     "no check for NaN": Control("wrong tensors", 100, _replace(weights, "check_finite", lambda *_: None)),
     "keys and shapes not matched": Control("wrong tensors", 100, _replace(weights, "_match", lambda *_: None)),
     "lenient image decoding": Control("damaged image", 200, _lenient_images),
+    "files found by suffix alone": Control("folder as people keep it", 30, _plain_search),
     "published without verification": Control(
         "misbehaving server",
         150,

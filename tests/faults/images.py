@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from dgmn2cli.data.files import SUFFIXES, find_files
 from dgmn2cli.data.images import read_image, read_label
-from faults.verdicts import UNSEEABLE, Faults, Kind, flipped, judged, spliced
+from faults.verdicts import RIGHT, UNSEEABLE, Faults, Kind, Violation, flipped, judged, spliced
 
 
 def encoded() -> dict[str, bytes]:
@@ -67,4 +69,53 @@ def labels(rng: random.Random, folder: Path, count: int) -> Faults:
         yield f"{index}", judge
 
 
-KINDS = (Kind("damaged image", damaged_images, 3000, 150), Kind("damaged label map", labels, 500, 40))
+LITTER = ("._1.jpg", "Thumbs.db", ".hidden/2.png", "__MACOSX/3.jpg", "notes.txt", "4.jpg.part")
+
+
+def _grown(rng: random.Random, root: Path, store: Path) -> set[str]:
+    """Fills `root` as people do; the names, in composed form, that a search must find."""
+    wanted: set[str] = set()
+    folders = [root / "a", root / "b" / "c", root / "x.png", root]
+    for index, folder in enumerate(folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(rng.randrange(3)):
+            name = f"{index}{number}ü{rng.choice(SUFFIXES)}"
+            name = unicodedata.normalize(rng.choice(("NFC", "NFD")), rng.choice((name, name.upper())))
+            (folder / name).write_bytes(b"")
+            wanted.add(unicodedata.normalize("NFC", (folder / name).relative_to(root).as_posix()))
+        for name in rng.sample(
+            ("._1.jpg", "Thumbs.db", ".hidden/2.png", "__MACOSX/3.jpg", "notes.txt", "4.jpg.part"), 3
+        ):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(b"")
+    store.mkdir()
+    (store / "5.jpg").write_bytes(b"")
+    for number in range(rng.randrange(3)):
+        folder = rng.choice(folders)
+        (folder / f"link{number}").symlink_to(store)
+        wanted.add((folder / f"link{number}" / "5.jpg").relative_to(root).as_posix())
+    rng.choice(folders).joinpath("circle").symlink_to(root)
+    return wanted
+
+
+def kept_folders(rng: random.Random, folder: Path, count: int) -> Faults:
+    """A search finds the images of a folder as people keep it, each once, and counts what it leaves out."""
+    for index in range(count):
+
+        def judge(index: int = index) -> str:
+            root = folder / f"{index}"
+            wanted = _grown(rng, root, folder / f"store{index}")
+            found = find_files(root)
+            names = [unicodedata.normalize("NFC", path.relative_to(root).as_posix()) for path in found.files]
+            if sorted(names) != sorted(wanted) or not any("circle" in note for note in found.notes):
+                raise Violation(f"found {names}, wanted {sorted(wanted)}; {found.notes}")
+            return RIGHT
+
+        yield f"{index}", judge
+
+
+KINDS = (
+    Kind("damaged image", damaged_images, 3000, 150),
+    Kind("damaged label map", labels, 500, 40),
+    Kind("folder as people keep it", kept_folders, 300, 20),
+)
