@@ -50,7 +50,7 @@ class Record:
     """
 
     key: str
-    sources: tuple[str, ...]  # the entry's at that time
+    sources: tuple[str, ...]  # the entry's file name and sources at that time
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
     size: int
     source: str  # the address or file it came from
@@ -186,7 +186,8 @@ def _read_record(path: Path) -> Record | None:
 
 
 def _origins(entry: AnyEntry) -> tuple[str, ...]:
-    return tuple(f"{source.type}:{source.location}" for source in entry.sources)
+    """What tells the entry from another manifest's of the same key: which network its file holds, and its sources."""
+    return (entry.file_name, *(f"{source.type}:{source.location}" for source in entry.sources))
 
 
 @dataclass(frozen=True)

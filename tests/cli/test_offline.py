@@ -30,14 +30,14 @@ sys.exit(main(sys.argv[2:]))"""
 def test_download_infer_offline_and_from_a_bundle_without_network(tmp_path):
     """`dgmn2 infer photo.jpg` with no other argument, each time in a folder of its own: the same masks every time."""
     weights = write_checkpoint(tmp_path / "model.pth", filled_state(Segmentor("tiny", "setr_pup")), {})
-    picture = np.random.default_rng(1).integers(0, 256, (60, 20, 3), dtype=np.uint8)  # narrow: two windows
+    image = np.random.default_rng(1).integers(0, 256, (60, 20, 3), dtype=np.uint8)  # narrow: two windows
     host = Host(weights.read_bytes())
     address = f"{host.base}/uc?id=form&real={{id}}"
 
     def dgmn2(*arguments, cache="cache", before=(), where="", **variables):
         folder = tmp_path / where
         folder.mkdir(exist_ok=True)
-        assert cv2.imwrite(str(folder / "photo.jpg"), picture)
+        assert cv2.imwrite(str(folder / "photo.jpg"), image)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "DGMN2_CACHE": str(tmp_path / cache), **variables}
         command = [*before, sys.executable, "-c", PROGRAM, address, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=folder)

@@ -1,4 +1,4 @@
-"""Owns commands on bad disks: full ones, read-only ones, and links laid where something is to be written."""
+"""Commands on bad disks: full ones, read-only ones, and links laid where something is to be written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns `dgmn2 download` against hosts that misbehave, a plain one and one that plays Google Drive."""
+"""`dgmn2 download` against hosts that misbehave, a plain one and one that plays Google Drive."""
 
 from __future__ import annotations
 

@@ -115,6 +115,14 @@ def test_what_another_manifest_took_is_not_the_published_file(tmp_path, entry, s
     assert caching.expected_sha256(entry, tmp_path) == "1" * 64
 
 
+def test_what_was_adopted_as_another_network_is_no_record(tmp_path, entry):
+    put(tmp_path)
+    other = dataclasses.replace(entry, config="setr_naive_dgmn2_tiny_4x2_769x769_40k_cityscapes")
+    caching.record(other, tmp_path, sha256=SHA256, size=len(CONTENT), source="/home/me/adopted.pth")
+    assert zoo.locate(other, tmp_path) is not None
+    assert zoo.locate(entry, tmp_path) is None
+
+
 def test_a_hash_that_another_manifest_states_is_no_record(tmp_path, entry):
     """The same sources, but the content was verified by a hash that only the other manifest states."""
     put(tmp_path)
