@@ -44,7 +44,8 @@ def test_download_infer_offline_and_from_a_bundle_without_network(tmp_path):
 
     def masks(where, **settings):
         done = dgmn2("infer", "photo.jpg", where=where, **settings)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0, done.stderr
+        assert "not on disk" not in done.stderr
         folder = tmp_path / where / "dgmn2-output"
         assert sorted(path.name for path in folder.iterdir()) == ["photo_ids.png", "photo_overlay.png"]
         return {path.name: path.read_bytes() for path in folder.iterdir()}
