@@ -1,4 +1,4 @@
-"""converting model files: `.pth` to `.safetensors` and back, every entry accounted for, the result read again."""
+"""Conversion of model files: `.pth` to `.safetensors` and back, every entry accounted for, the result read again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""the description of a model file: which network, whose bytes, what it says about itself."""
+"""The description of a model file: which network, whose bytes, what it says about itself."""
 
 from __future__ import annotations
 

@@ -68,7 +68,9 @@ def unwrap(content: Any, meta: Mapping[str, Any], ema: bool = False) -> Unwrappe
     if wrapper not in ("", "state_dict", "model"):
         notes.append(f"The weights are the file's entry '{wrapper}'.")
     if average and not ema:
-        notes.append(f"The file also holds averaged weights ('{average}'); --ema takes those instead.")
+        notes.append(
+            f"The file also holds averaged weights ('{average}'); infer, eval and convert take those with --ema."
+        )
     if prefixes := sorted({old.removesuffix(new) for new, old in renamed.items() if old.endswith(new)}):
         notes.append(f"The prefix {', '.join(repr(prefix) for prefix in prefixes)} was taken off the names.")
     if objects:

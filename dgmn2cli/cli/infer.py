@@ -70,6 +70,7 @@ def infer(
             compiled=network.compiled,
             cache=session.cache_dir() if network.checkpoint is None else None,
             max_memory=settings.max_memory,
+            ema=network.ema,
             offline=session.offline,
             observer=observer,
         )

@@ -30,9 +30,10 @@ _SIDE = click.IntRange(1, 8192)
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """Which weights a model gets and how it runs: `--checkpoint --published-order` and the run options."""
+    """Which weights a model gets and how it runs: `--checkpoint --ema --published-order` and the run options."""
 
     checkpoint: Path | None
+    ema: bool
     published_order: bool
     device: str
     dtype: str
@@ -126,6 +127,7 @@ with_network = grouped(  # a command gets `network: NetworkOptions`
     "network",
     NetworkOptions,
     click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones."),
+    click.option("--ema", is_flag=True, help="Take the averaged weights that the checkpoint holds beside its own."),
     click.option("--published-order", is_flag=True, help="Run the operations as published, not their exact equal."),
     *RUN_OPTIONS,
 )
@@ -148,6 +150,7 @@ def loader(session: Session, recipe: Recipe, network: NetworkOptions, settings: 
         compiled=network.compiled,
         cache=session.cache,
         max_memory=settings.max_memory,
+        ema=network.ema,
         offline=session.offline,
     )
 

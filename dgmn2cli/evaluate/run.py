@@ -233,6 +233,7 @@ def _identity(
     return {
         "model": model,
         "checkpoint sha256": info.sha256,
+        "weights": info.weights,
         "device": info.device.split(":")[0],
         "dtype": info.dtype,
         "backend": info.backend,

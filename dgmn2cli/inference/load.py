@@ -293,6 +293,7 @@ def assemble(
         dtype=dtype,
         backend=used,
         form="fused" if fused else "published",
+        weights=read.wrapper,
     )
     return Segmenter(network, class_list(model.num_classes, read.meta), info, recipe.config.inference)
 

@@ -38,6 +38,7 @@ class RunInfo:
         dtype: of weights and activations.
         backend: op backend in use.
         form: `fused` (inference form) or `published` (order of operations as published).
+        weights: the checkpoint's entry that holds the weights, such as `state_dict` or `state_dict_ema`.
     """
 
     model: str
@@ -48,6 +49,7 @@ class RunInfo:
     dtype: str
     backend: str
     form: str
+    weights: str = ""
 
 
 class Segmenter:

@@ -85,8 +85,8 @@ def load_initial_weights(model: Segmentor, first: InitialWeights, data: Segmenta
     read = read_checkpoint(first.path, sha256=first.sha256)
     if first.kind == IMAGENET or not any(key.startswith("decode_head.") for key in read.state):
         load_backbone_weights(model.backbone, read)
-        return [f"Took the backbone's weights from {first.path}."]
-    return [f"Took the weights from {first.path}.", *_load_segmentor(model, read, data.classes)]
+        return [f"Took the backbone's weights from {first.path}.", *read.notes]
+    return [f"Took the weights from {first.path}.", *read.notes, *_load_segmentor(model, read, data.classes)]
 
 
 def _load_segmentor(model: Segmentor, read: Checkpoint, classes: tuple[str, ...]) -> list[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from dgmn2cli.checkpoint.weights import write_checkpoint
+from dgmn2cli.checkpoint.weights import read_checkpoint, write_checkpoint
 from dgmn2cli.cli import main
 from dgmn2cli.data.images import read_image, read_label
 from dgmn2cli.inference.load import build_model
@@ -62,6 +63,26 @@ def test_mask_and_overlay(run: Run, tmp_path: Path) -> None:
     assert "street.png  70x40, 2 windows" in out
     assert "1 image" in out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dgmn2-output", "street.png"]
+
+
+def test_averaged_weights_are_taken_on_request_and_reported(run: Run, tmp_path: Path, checkpoint: Path) -> None:
+    picture(tmp_path / "a.png")
+    read = read_checkpoint(checkpoint)
+    other = {key: value.flip(0) for key, value in read.state.items()}
+    path = tmp_path / "both.pth"
+    torch.save(
+        {"state_dict": read.state, "state_dict_ema": {f"module.{key}": item for key, item in other.items()}}, path
+    )
+    runs = {}
+    for flags in ((), ("--ema",)):
+        code, out, err = run("a.png", "--json", "--overwrite", "-o", f"out{len(flags)}", *flags, weights=path)
+        assert code == 0
+        assert "state_dict_ema" in err
+        runs[flags] = json.loads(out)["run"]["weights"]
+    assert runs == {(): "state_dict", ("--ema",): "state_dict_ema"}
+    masks = [read_label(tmp_path / f"out{count}" / "a_ids.png") for count in (0, 1)]
+    assert (masks[0] != masks[1]).any()
+    assert run("a.png", "--ema", "--overwrite")[0] == 3  # the checkpoint holds none
 
 
 def test_the_same_bytes_twice(run: Run, tmp_path: Path) -> None:
