@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, StrictFloat, StrictInt, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, StrictFloat, StrictInt
 from pydantic.dataclasses import dataclass as validated
 from pydantic_core import CoreSchema, core_schema
 
@@ -64,7 +64,7 @@ def _matching(pattern: str, wanted: str) -> Any:
     return Field(pattern=f"^{pattern}$", json_schema_extra={"$comment": wanted})
 
 
-Text = Annotated[Printable, StringConstraints(min_length=1, max_length=300)]
+Text = Annotated[Printable, Field(min_length=1, max_length=300)]
 Key = Annotated[Printable, _matching("[a-z0-9][a-z0-9._-]{0,79}", "1 to 80 of a-z 0-9 . _ -, a letter or digit first")]
 FileName = Annotated[Printable, _matching("[A-Za-z0-9][A-Za-z0-9._-]{0,119}", "a plain file name")]
 Sha256 = Annotated[Printable, _matching("[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
