@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,15 @@ def distinct_names(files: Iterable[Path]) -> list[Path]:
     whole = [Path(os.path.abspath(file)) for file in files]
     common = os.path.commonpath([file.parent for file in whole])
     return [file.relative_to(common) for file in whole]
+
+
+def short_names(names: Sequence[str], stems: Sequence[str]) -> list[str]:
+    """For each of `names` its stem, the name without its suffix, where no other name or stem is like it; else itself.
+
+    `a.png`, `a.jpg` and `a.png.jpg` keep their suffixes.
+    """
+    count = Counter(map(comparable, (*names, *stems)))
+    return [stem if count[comparable(stem)] == 1 else name for name, stem in zip(names, stems, strict=True)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dgmn2cli.data.dataset import UNKNOWN_COLOUR, IdMap, Pair, SegmentationSet, missing_labels
 from dgmn2cli.data.description import DESCRIPTION, IGNORE, SPLIT, FolderDescription, load_description
-from dgmn2cli.data.files import SUFFIXES, Found, comparable, ends_with, find_files
+from dgmn2cli.data.files import SUFFIXES, Found, comparable, ends_with, find_files, short_names
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import absence
 
@@ -97,19 +97,22 @@ def find_pairs(
         raise DataError(what, where=images_dir, why=why, hint=hint)
     often = Counter(stems[file] for file in images)
     pairs, faults = [], []
-    for image in images:
+    names = short_names(
+        [os.fspath(image.relative_to(images_dir)) for image in images], [stems[file] for file in images]
+    )
+    for image, name in zip(images, names, strict=True):
         stem = stems[image]
         label = label_of.get(stem, labels_dir / (stem + suffixes[1])) if labels else None
         if labels and stem not in label_of:
             faults.append(f"{image}: there is no {label}")
-        name = stem if often[stem] == 1 else comparable(image.relative_to(images_dir))
         pairs.append(Pair(name, image, label, ids))
     if faults:
         raise missing_labels("folder", source, faults, len(images))
-    shared = [f"{label_of[stem]}: {count} images have this label map" for stem, count in often.items() if count > 1]
+    often_named = often.items() if labels else ()
+    shared = [f"{label_of[stem]}: {count} images have this label map" for stem, count in often_named if count > 1]
     known = {pair.label for pair in pairs} | set(images)
     unmatched = tuple(file for file in there.files if file not in known) if labels else ()
-    return tuple(pairs), unmatched, (*found.notes, *there.notes, *(shared if labels else ()))
+    return tuple(pairs), unmatched, (*found.notes, *there.notes, *shared)
 
 
 def _stem(file: Path, folder: Path, endings: tuple[str, ...]) -> str:

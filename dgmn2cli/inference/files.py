@@ -5,12 +5,11 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgmn2cli.data.files import SUFFIXES, comparable, distinct_names, find_files, find_matches
+from dgmn2cli.data.files import SUFFIXES, comparable, distinct_names, find_files, find_matches, short_names
 from dgmn2cli.data.images import image_header, read_image
 from dgmn2cli.errors import ConfigError, DataError, is_exhaustion
 from dgmn2cli.files import absence, check_folder, read_bounded
@@ -109,14 +108,17 @@ def find_images(sources: Sequence[str], observer: Observer | None = None) -> lis
         DataError: a source does not exist, or a folder or list holds no image.
     """
     observer = observer or Silent()
-    loose: list[Path] = []
-    inside: list[tuple[Path, Path]] = []  # file, name relative to the folder that was searched
+    loose: dict[str, Path] = {}  # files by their whole path, however they are named
+    inside: dict[str, tuple[Path, Path]] = {}  # those of a folder, with their name relative to it
     for source in sources:
         files, folder = _expand(source, observer)
-        loose += files if folder is None else []
-        inside += [(file, file.relative_to(folder)) for file in files] if folder is not None else []
-    loose = list({os.path.abspath(file): file for file in loose}.values())
-    named = dict(zip(loose, distinct_names(loose), strict=True)) | dict(inside)
+        for file in files:
+            if folder is None:
+                loose[os.path.abspath(file)] = file
+            else:
+                inside[os.path.abspath(file)] = file, file.relative_to(folder)
+    alone = [file for place, file in loose.items() if place not in inside]
+    named = dict(zip(alone, distinct_names(alone), strict=True)) | dict(inside.values())
     if not named:
         raise ConfigError("no image is named", hint=HINT)
     if not any(os.path.exists(path) for path in named):
@@ -126,12 +128,9 @@ def find_images(sources: Sequence[str], observer: Observer | None = None) -> lis
         raise DataError("none of these files exist", faults=[str(path) for path in named], hint=HINT)
     if len(set(map(comparable, named.values()))) < len(named):  # folders with files of one name
         named = dict(zip(named, distinct_names(named), strict=True))
-    stems = [os.path.splitext(name)[0] for name in named.values()]
-    count = Counter(map(comparable, stems))
-    return [
-        ImageFile(path, stem if count[comparable(stem)] == 1 else str(name))
-        for (path, name), stem in zip(named.items(), stems, strict=True)
-    ]
+    names = list(map(str, named.values()))
+    short = short_names(names, [os.path.splitext(name)[0] for name in names])
+    return [ImageFile(path, name) for path, name in zip(named, short, strict=True)]
 
 
 def _expand(source: str, observer: Observer) -> tuple[Sequence[Path], Path | None]:
@@ -146,7 +145,7 @@ def _expand(source: str, observer: Observer) -> tuple[Sequence[Path], Path | Non
         if not found.files:
             why = "; ".join([f"wanted {', '.join(SUFFIXES)}", *found.notes])
             raise DataError("no image in the folder", where=path, why=why)
-    elif not os.path.exists(path) and glob.has_magic(source):
+    elif not os.path.lexists(path) and glob.has_magic(source):
         found = find_matches(source)
     else:
         return [path], None

@@ -181,6 +181,8 @@ def test_folders_globs_and_lists(run: Run, tmp_path: Path) -> None:
     assert code == 0
     made = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
     assert made == ["a_ids.png", "c_ids.png", "deep/a_ids.png", "deep/b_ids.png"]  # in/deep/b.jpg is named twice
+    assert run(str(tmp_path / "in" / "a.png"), "in", "-o", "again", "--save", "ids")[0] == 0
+    assert len(list((tmp_path / "again").rglob("*.png"))) == 3
 
 
 def test_files_of_one_name_keep_the_folders_that_tell_them_apart(run: Run, tmp_path: Path) -> None:

@@ -11,7 +11,16 @@ import pytest
 from PIL import Image
 
 from dgmn2cli.data.decoding import decode_bgr
-from dgmn2cli.data.files import SUFFIXES, comparable, distinct_names, ends_with, find_files, find_matches, is_litter
+from dgmn2cli.data.files import (
+    SUFFIXES,
+    comparable,
+    distinct_names,
+    ends_with,
+    find_files,
+    find_matches,
+    is_litter,
+    short_names,
+)
 from dgmn2cli.errors import DataError
 
 
@@ -130,3 +139,13 @@ def test_every_suffix_is_of_a_format_that_is_decoded() -> None:
         kind = kinds.get(suffix[1:], "PPM" if suffix in (".pgm", ".pbm") else suffix[1:].upper())
         Image.new("RGB", (5, 3), (9, 9, 9)).save(buffer, "BMP" if kind == "DIB" else kind)
         assert decode_bgr(buffer.getvalue(), 100)[0].shape == (3, 5, 3)
+
+
+def test_short_names_are_told_apart() -> None:
+    def short(*files: str) -> list[str]:
+        return short_names(files, [os.path.splitext(name)[0] for name in files])
+
+    assert short("a.png", "b/a.png", "c") == ["a", "b/a", "c"]
+    assert short("a.png", "a.jpg", "a.png.jpg", "b.jpg") == ["a.png", "a.jpg", "a.png.jpg", "b"]
+    both = [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")]
+    assert short(*both) == both

@@ -102,6 +102,21 @@ def test_missing_labels_are_all_named(tmp_path: Path) -> None:
         open_dataset(root, "val")
 
 
+def test_images_that_differ_in_their_suffix(tmp_path: Path) -> None:
+    (tmp_path / "dataset.toml").write_text('classes = ["a", "b"]\nimages = "images"\nlabels = "labels"\n')
+    for name in ("images/a.png", "images/a.jpg", "images/a.png.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    data = open_folder(tmp_path / "dataset.toml", labels=False)
+    assert [pair.name for pair in data.pairs] == ["a.jpg", "a.png", "a.png.jpg"]
+    assert data.notes == ()
+    for name in ("labels/a.png", "labels/a.png.png"):
+        write_png(tmp_path / name, np.zeros((2, 2), np.uint8))
+    data = open_folder(tmp_path / "dataset.toml")
+    assert [pair.name for pair in data.pairs] == ["a.jpg", "a.png", "a.png.jpg"]
+    assert data.notes == (f"{tmp_path / 'labels/a.png'}: 2 images have this label map",)
+
+
 def test_label_maps_without_images_are_noticed(tmp_path: Path) -> None:
     root = make(tmp_path, 'classes = ["a", "b", "c"]')
     extra = write_png(root / "labels/train/extra.png", IDS)

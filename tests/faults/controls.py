@@ -17,6 +17,7 @@ from dgmn2cli import files as reports
 from dgmn2cli.checkpoint import formats, weights
 from dgmn2cli.cli import boundary
 from dgmn2cli.data import description
+from dgmn2cli.data import files as finding
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo import parts
@@ -156,6 +157,9 @@ CONTROLS = {
     "keys and shapes not matched": Control("wrong tensors", 100, _replace(weights, "_match", lambda *_: None)),
     "lenient image decoding": Control("damaged image", 200, _lenient_images),
     "files found by suffix alone": Control("folder as people keep it", 30, _plain_search),
+    "links to folders not followed": Control(
+        "finding files", 100, _replace(finding, "_is_folder", lambda entry: entry.is_dir(follow_symlinks=False))
+    ),
     "published without verification": Control(
         "misbehaving server",
         150,
