@@ -19,6 +19,7 @@ from dgmn2cli.checkpoint.standins import Array, Dtype, Inert, InertList
 MAX_DEPTH = 60
 MAX_VALUES = 3_000_000
 SPARE_BYTES = 16 << 20
+_NAMED, _LONGEST = 3, 120  # entries that an error names, the innermost ones; characters of one
 _TEXT_STEP = 64  # characters that count as one value more
 _NUMBERS = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint8 bool"
 DTYPES = frozenset(getattr(torch, name) for name in _NUMBERS.split(" "))
@@ -48,6 +49,7 @@ class _Copy:
         self.bytes_left = max_bytes
         self.values = 0
         self.storages: set[int] = set()
+        self.within: list[str] = []  # names of the dictionaries' entries that lead to what is copied
 
     def of(self, value: Any, depth: int) -> Any:
         self.count(1)
@@ -58,7 +60,7 @@ class _Copy:
         if isinstance(value, dict):
             # its own methods may be replaced by data from the file; those of the type are not
             items = OrderedDict.items(value) if isinstance(value, OrderedDict) else dict.items(value)
-            return {self.key(key): self.of(item, depth + 1) for key, item in items}
+            return {self.key(key): self.entry(key, item, depth + 1) for key, item in items}
         if isinstance(value, Array):
             return self.array(value, depth)
         if isinstance(value, InertList):
@@ -68,6 +70,16 @@ class _Copy:
         if isinstance(value, tuple):
             return tuple(self.of(item, depth + 1) for item in value)
         return self.atom(value)
+
+    def entry(self, key: Any, value: Any, depth: int) -> Any:
+        self.within.append(str(key)[:_LONGEST])
+        copied = self.of(value, depth)
+        self.within.pop()
+        return copied
+
+    def here(self) -> str:
+        """What is copied, in words."""
+        return f"its entry {'.'.join(self.within[-_NAMED:])!r}" if self.within else "it"
 
     def count(self, number: int) -> None:
         self.values += number
@@ -97,7 +109,7 @@ class _Copy:
             return str(value.name)
         if isinstance(value, type) and issubclass(value, (Inert, InertList)):
             return value()
-        raise Unfit(f"it holds a {type(value).__name__}, which no checkpoint needs")
+        raise Unfit(f"{self.here()} holds a {type(value).__name__}, which no checkpoint needs")
 
     def array(self, value: Array, depth: int) -> Any:
         """A numpy array as nested lists; what is no plain numbers is as inert as other objects."""
@@ -108,10 +120,11 @@ class _Copy:
         """The bare tensor, once it is known to lie within its storage and the storages within the file."""
         value = Tensor.detach(value)  # a parameter's attributes, which a file may set, stay behind
         if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
-            raise Unfit("it holds a tensor that is sparse, quantized, nested or without data")
+            raise Unfit(f"{self.here()} holds a tensor that is sparse, quantized, nested or without data")
         storage = value.untyped_storage()
         if value.numel() * value.element_size() > storage.nbytes():
-            raise Unfit(f"a tensor of shape {tuple(value.shape)} is said to lie in {storage.nbytes():,} bytes")
+            shape, room = tuple(value.shape), storage.nbytes()
+            raise Unfit(f"{self.here()} holds a tensor of shape {shape} that is said to lie in {room:,} bytes")
         if storage.data_ptr() not in self.storages:
             self.storages.add(storage.data_ptr())
             self.bytes_left -= storage.nbytes()

@@ -53,12 +53,13 @@ def unwrap(content: Any, meta: Mapping[str, Any], ema: bool = False) -> Unwrappe
     if not isinstance(content, Mapping):
         what = getattr(content, "name", "") or f"a {type(content).__name__}"
         raise Unfit(f"it holds {what}, wanted named tensors (a state dict)")
+    content = {str(key): item for key, item in content.items()}  # a wrapper may be a number, too
     average = next((name for name in AVERAGES if _holds_tensors(content.get(name))), "")
     if ema and not average:
         raise Unfit("it holds no averaged weights (state_dict_ema, ema_state_dict, ...), and --ema asks for them")
     wrapper = average if ema else _wrapper(content)
     objects: set[str] = set()
-    beside = {str(key): item for key, item in content.items() if key not in (wrapper, "meta")} if wrapper else {}
+    beside = {key: item for key, item in content.items() if key not in (wrapper, "meta")} if wrapper else {}
     rest = without_objects({key: [item] for key, item in beside.items()}, objects)
     rest = {key: item[0] for key, item in rest.items() if item}
     said = content.get("meta") if wrapper else meta
@@ -83,12 +84,12 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(item, Tensor) for item in value.values())
 
 
-def _wrapper(content: Mapping[Any, Any]) -> str:
+def _wrapper(content: Mapping[str, Any]) -> str:
     """The entry that holds the weights; empty where the content is nothing but them."""
     named = next((name for name in WEIGHTS if isinstance(content.get(name), Mapping)), "")
-    if named or _holds_tensors(content):
+    candidates = [key for key, item in content.items() if key not in AVERAGES and _holds_tensors(item)]
+    if named or (_holds_tensors(content) and not candidates):  # a tensor beside candidates is no weight, but a state
         return named
-    candidates = [str(key) for key, item in content.items() if key not in AVERAGES and _holds_tensors(item)]
     if len(candidates) == 1:
         return candidates[0]
     average = next((name for name in AVERAGES if _holds_tensors(content.get(name))), "")

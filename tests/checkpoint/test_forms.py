@@ -237,3 +237,15 @@ def test_nineteen_classes_are_cityscapes_unless_something_speaks_against_it() ->
     assert (two.cityscapes, two.names[0]) == (False, "class 0")
     with pytest.raises(ConfigError):
         check_outputs(["labelids"], found)
+
+
+def test_a_wrapper_that_is_no_text_and_a_tensor_beside_it(tmp_path: Path) -> None:
+    assert_loads(saved(tmp_path / "x.pth", {5: STATE, "rng": torch.get_rng_state()}))
+    assert read_checkpoint(tmp_path / "x.pth").wrapper == "5"
+
+
+def test_a_tensor_that_cannot_be_taken_is_named(tmp_path: Path) -> None:
+    state = {**STATE, "decode_head.bias": torch.ones(2).to_sparse()}
+    with pytest.raises(IntegrityError) as caught:
+        read_checkpoint(saved(tmp_path / "x.pth", {"state_dict": state}))
+    assert "'state_dict.decode_head.bias'" in caught.value.why

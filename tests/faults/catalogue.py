@@ -5,11 +5,23 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from faults import commands, disks, downloads, hostile_pickles, images, models, networks, surroundings, texts, trees
+from faults import (
+    commands,
+    disks,
+    downloads,
+    forms,
+    hostile_pickles,
+    images,
+    models,
+    networks,
+    surroundings,
+    texts,
+    trees,
+)
 from faults.verdicts import Faults, Kind
 
 KINDS: tuple[Kind, ...] = (
-    *models.KINDS, *hostile_pickles.KINDS, *images.KINDS, *trees.KINDS, *texts.KINDS, *downloads.KINDS,
+    *models.KINDS, *forms.KINDS, *hostile_pickles.KINDS, *images.KINDS, *trees.KINDS, *texts.KINDS, *downloads.KINDS,
     *commands.KINDS, *surroundings.KINDS, *disks.KINDS, *networks.KINDS,
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ import cv2
 import torch
 
 from dgmn2cli import files as reports
-from dgmn2cli.checkpoint import formats, weights
+from dgmn2cli.checkpoint import formats, unwrap, weights
 from dgmn2cli.cli import boundary
 from dgmn2cli.data import description
 from dgmn2cli.data import files as finding
@@ -70,6 +70,10 @@ def _plain_search() -> None:
     faults.find_files = lambda root: Found(  # type: ignore[assignment]
         tuple(path for path in root.rglob("*") if path.suffix in SUFFIXES), ("a link in a circle",)
     )
+
+
+def _averaged_first(real: Callable[[Any], str]) -> Callable[[Any], str]:
+    return lambda content: next((name for name in unwrap.AVERAGES if name in content), "") or real(content)
 
 
 def _trust_ranges() -> None:
@@ -157,6 +161,9 @@ CONTROLS = {
     "keys and shapes not matched": Control("wrong tensors", 100, _replace(weights, "_match", lambda *_: None)),
     "lenient image decoding": Control("damaged image", 200, _lenient_images),
     "files found by suffix alone": Control("folder as people keep it", 30, _plain_search),
+    "averaged weights taken for the weights": Control(
+        "form of a checkpoint", 200, _replace(unwrap, "_wrapper", _averaged_first(unwrap._wrapper))
+    ),
     "links to folders not followed": Control(
         "finding files", 100, _replace(finding, "_is_folder", lambda entry: entry.is_dir(follow_symlinks=False))
     ),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dgmn2cli import zoo
 from dgmn2cli.checkpoint.convert import convert
@@ -35,7 +36,12 @@ def same(state: object) -> bool:
     if isinstance(state, Checkpoint):
         state = state.state
     assert isinstance(state, dict)
-    return state.keys() == STATE.keys() and all(torch.equal(value, STATE[key]) for key, value in state.items())
+    return equal(state, STATE)
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts have the same names and bits."""
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 def good_files(folder: Path) -> dict[str, Path]:
@@ -189,7 +195,7 @@ def wrong_contents(rng: random.Random, folder: Path, count: int) -> Faults:
             model = network()
             before = {key: value.clone() for key, value in model.state_dict().items()}
             outcome = judged(lambda: load_weights(model, read_checkpoint(target)), {3, 7}, lambda loaded: False)
-            if not all(torch.equal(value, before[key]) for key, value in model.state_dict().items()):
+            if not equal(model.state_dict(), before):
                 raise Violation("a refused file changed the network")
             return outcome
 
