@@ -1,4 +1,4 @@
-"""Owns the error kinds: every failure a user can meet, each with its exit code."""
+"""The error kinds: every failure a user can meet, each with its exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns where zoo.json, configs/ and examples/ are: beside the package in a checkout, inside an installed copy."""
+"""Where zoo.json, configs/ and examples/ are: beside the package in a checkout, inside an installed copy."""
 
 from __future__ import annotations
 

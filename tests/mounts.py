@@ -1,4 +1,4 @@
-"""Owns file systems that only one process sees: for a shell script, or for this process; no privilege is needed."""
+"""File systems that only one process sees: for a shell script, or for this process; no privilege is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README says what is so: its table comes from zoo.json, its tree names files that exist."""
+"""README and docs say what is so: the table comes from zoo.json, the architecture names files that exist."""
 
 from __future__ import annotations
 
@@ -21,13 +21,24 @@ def test_the_table_is_the_zoos() -> None:
 
 
 def test_the_tree_names_every_part() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = text.split("## Layout")[1].split("```")[1]
+    tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
     named = set(re.findall(r"[\w.-]+(?:\.py|/|\.json|\.md|\.cfg|\.toml)|LICENSE|Makefile", tree))
     parts = [p for p in (ROOT / "dgmn2cli").iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()]
     expected = {p.name + ("/" if p.is_dir() else "") for p in parts if not p.name.startswith("_")}
     assert len(expected) >= 20
-    assert expected <= named, f"README's tree lacks {sorted(expected - named)}"
+    assert expected <= named, f"the tree lacks {sorted(expected - named)}"
     paths = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts}
     missing = {name for name in named if name.rstrip("/") not in paths}
-    assert not missing, f"README's tree names what is not there: {sorted(missing)}"
+    assert not missing, f"the tree names what is not there: {sorted(missing)}"
+
+
+def test_the_walks_enter_files_that_exist_and_none_twice() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Walks")[1].split("\n## ")[0]
+    walks = re.split(r"^\*\*`", text, flags=re.MULTILINE)[1:]
+    assert len(walks) == 4
+    for walk in walks:
+        steps = re.findall(r"^\d+\. (.*?)(?::|$)", walk, flags=re.MULTILINE)
+        files = [name for step in steps for name in re.findall(r"`([\w/]+\.py)`", step)]
+        assert 5 <= len(files) <= 10
+        assert len(set(files)) == len(files)
+        assert all((ROOT / "dgmn2cli" / name).is_file() for name in files)

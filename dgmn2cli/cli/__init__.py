@@ -1,4 +1,4 @@
-"""Owns the `dgmn2` command: the group whose subcommands are imported only when they run. Imports no torch."""
+"""The `dgmn2` command: the group whose subcommands are imported only when they run. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the campaign: every kind of faults, the negative controls, one report. Exit code 1 on any violation."""
+"""The campaign: every kind of faults, the negative controls, one report. Exit code 1 on any violation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns files that are not what a command wants: model files, pictures; and the whole ones they are made from."""
+"""Files that are not what a command wants: model files, pictures; and the whole ones they are made from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns what a hostile file would call: it leaves a trace, so that an execution is noticed."""
+"""What a hostile file would call: it leaves a trace, so that an execution is noticed."""
 
 from __future__ import annotations
 

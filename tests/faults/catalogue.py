@@ -1,4 +1,4 @@
-"""Owns the list of all kinds of faults."""
+"""The list of all kinds of faults."""
 
 from __future__ import annotations
 

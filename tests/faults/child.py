@@ -1,4 +1,4 @@
-"""Owns running one kind of faults in a process of its own: a line before each fault and a line after it."""
+"""Running one kind of faults in a process of its own: a line before each fault and a line after it."""
 
 from __future__ import annotations
 

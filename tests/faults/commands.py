@@ -1,4 +1,4 @@
-"""Owns faults through the command line: bad model files, pictures, data sets, manifests, configurations, names."""
+"""Faults through the command line: bad model files, pictures, data sets, manifests, configurations, names."""
 
 from __future__ import annotations
 

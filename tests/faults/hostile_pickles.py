@@ -1,4 +1,4 @@
-"""Owns hostile pickles: every instruction that calls, builds or names something, bombs for memory, time and stack."""
+"""Hostile pickles: every instruction that calls, builds or names something, bombs for memory, time and stack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns damaged images: cuts, flips and splices of every format; what has no checksum is told apart honestly."""
+"""Damaged images: cuts, flips and splices of every format; what has no checksum is told apart honestly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns damaged model files: flips, cuts, splices of each format, cached files, training states; wrong tensors."""
+"""Damaged model files: flips, cuts, splices of each format, cached files, training states; wrong tensors."""
 
 from __future__ import annotations
 

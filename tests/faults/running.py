@@ -1,4 +1,4 @@
-"""Owns running a kind of faults, or a control, in processes of their own; a crash or hang ends only one fault.
+"""Running a kind of faults, or a control, in processes of their own; a crash or hang ends only one fault.
 
 A stop ends them all at once, and their folders are removed.
 """

@@ -1,4 +1,4 @@
-"""Owns the real command line in a process of its own: run in a watched folder, judged by its end and what it leaves.
+"""The real command line in a process of its own: run in a watched folder, judged by its end and what it leaves.
 
 The process is forked from one that has everything imported, so a fault costs no start of Python; the entry, the exit
 code, the streams and the signals are the real ones.

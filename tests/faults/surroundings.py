@@ -1,4 +1,4 @@
-"""Owns commands in bad surroundings: no home, a bare locale, closed and full streams, outputs that cannot be made."""
+"""Commands in bad surroundings: no home, a bare locale, closed and full streams, outputs that cannot be made."""
 
 from __future__ import annotations
 

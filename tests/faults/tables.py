@@ -1,4 +1,4 @@
-"""Owns the tables of docs/faults.md: `python -m faults.tables build/faults.json` prints them from a report."""
+"""The tables of docs/faults.md: `python -m faults.tables build/faults.json` prints them from a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns judging one fault: refused as it should be, taken rightly, or a violation."""
+"""Judging one fault: refused as it should be, taken rightly, or a violation."""
 
 from __future__ import annotations
 

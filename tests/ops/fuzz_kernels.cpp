@@ -1,4 +1,4 @@
-// Owns the random trial of the CPU kernels under the sanitizers: `fuzz_kernels COUNT SEED`, no Python and no PyTorch.
+// The random trial of the CPU kernels under the sanitizers: `fuzz_kernels COUNT SEED`, no Python and no PyTorch.
 //
 // Case i is drawn from SEED + i alone, so the one that failed runs again with `fuzz_kernels 1 <its seed>`. Every operand
 // is a heap allocation of exactly the size its contract states: AddressSanitizer sees the first element beside it. What

@@ -1,4 +1,4 @@
-// Owns the fused attention's problem statement: where its operands lie, and the work items the kernels are called for.
+// The fused attention's problem statement: where its operands lie, and the work items the kernels are called for.
 #pragma once
 
 #include <type_traits>

@@ -1,4 +1,4 @@
-// Owns the fused attention's backward kernels. Included once per instruction set, after attention_forward.h.
+// The fused attention's backward kernels. Included once per instruction set, after attention_forward.h.
 // Every work item writes addresses of its own, in an order of its own: no atomics, the same bits for any threads.
 
 // Dot products of a vector with the four corner rows of each sample of a run: corner by corner, flat as the taps are.

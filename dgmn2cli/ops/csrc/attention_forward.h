@@ -1,4 +1,4 @@
-// Owns the fused attention's forward kernels. Included once per instruction set, after vector.h and taps.h.
+// The fused attention's forward kernels. Included once per instruction set, after vector.h and taps.h.
 
 // The height logits of one query, written to where the published model holds them.
 template <int DEPTH, class T>

@@ -1,4 +1,4 @@
-// Owns the choice of instruction set: the kernels compiled once per set, and a table of them for the one that runs.
+// The choice of instruction set: the kernels compiled once per set, and a table of them for the one that runs.
 #pragma once
 
 #include <type_traits>

@@ -1,4 +1,4 @@
-// Owns the Python face of the kernels: `dgmn2cli.ops._kernels`, addresses and sizes in, nothing checked here.
+// The Python face of the kernels: `dgmn2cli.ops._kernels`, addresses and sizes in, nothing checked here.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 

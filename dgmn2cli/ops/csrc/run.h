@@ -1,4 +1,4 @@
-// Owns the order of work: which items each op runs over its threads. Results do not depend on the number of threads.
+// The order of work: which items each op runs over its threads. Results do not depend on the number of threads.
 #pragma once
 
 #include "isa.h"

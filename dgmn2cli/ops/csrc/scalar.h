@@ -1,4 +1,4 @@
-// Owns the scalar types of the kernels: storage formats, the format each is accumulated in, and the index type.
+// The scalar types of the kernels: storage formats, the format each is accumulated in, and the index type.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// Owns where a run of queries samples: corner weights and pixels of its taps. Included once per instruction set.
+// Where a run of queries samples: corner weights and pixels of its taps. Included once per instruction set.
 
 // Samples of RUN queries, 9 each, flat; every corner pixel is one of the map, whatever the offsets are.
 template <class A>

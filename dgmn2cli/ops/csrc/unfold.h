@@ -1,4 +1,4 @@
-// Owns the published extension's operation, ported plainly: NCHW, scalar, one channel plane or offset row per work item.
+// The published extension's operation, ported plainly: NCHW, scalar, one channel plane or offset row per work item.
 #pragma once
 
 #include "scalar.h"

@@ -1,4 +1,4 @@
-// Owns the problem statement of a 3x3 convolution over a bilinearly enlarged map, with its bias and ReLU.
+// The problem statement of a 3x3 convolution over a bilinearly enlarged map, with its bias and ReLU.
 //
 // A convolution is nine products with a matrix of channels, one per tap, and such products commute with bilinear resizing.
 // So the products are taken on the small map, where there are few positions; what is left is to interpolate and to add:

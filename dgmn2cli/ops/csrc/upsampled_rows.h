@@ -1,4 +1,4 @@
-// Owns the sums of an upsampled convolution (upsampled.h). Included once per instruction set, after vector.h. WHOLE is 0 where the last vector
+// The sums of an upsampled convolution (upsampled.h). Included once per instruction set, after vector.h. WHOLE is 0 where the last vector
 // of a row of channels may be partial.
 
 // Sums of one source row's products along the row: for every kernel row ky and column x of the large map, C numbers.

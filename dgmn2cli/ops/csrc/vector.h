@@ -1,4 +1,4 @@
-// Owns the vector arithmetic of one instruction set. Included once per set, inside its namespace and target region, with
+// The vector arithmetic of one instruction set. Included once per set, inside its namespace and target region, with
 // DGMN2_VECTOR_BYTES defined; hence no include guard and no include of its own.
 
 template <class A>
