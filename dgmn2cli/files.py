@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -340,7 +339,7 @@ def _temporary_stem(path: Path) -> str:
 def create_part(folder: Path, stem: str) -> tuple[Path, int]:
     """An unfinished file `STEM.PID.RANDOM.part`, new, with the user's umask: its path, and a locked descriptor."""
     while True:
-        part = folder / f"{stem}.{os.getpid()}.{secrets.token_hex(4)}.part"
+        part = folder / f"{stem}.{os.getpid()}.{os.urandom(4).hex()}.part"
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         lock_file(descriptor)
         with suppress(FileNotFoundError):  # removed before it was locked: taken for an abandoned one

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from dgmn2cli.cli.options import PATH, Session, complete_model, pass_session
-from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.cli.render import MISSING, billions, emit, make_table, megabytes, millions, percent, record_table
 from dgmn2cli.errors import CheckFailed, ConfigError, printable
 from dgmn2cli.zoo import AnyEntry, ZooEntry, locate, pin_state
@@ -132,6 +131,8 @@ def verify_files(session: Session, keys: tuple[str, ...], everything: bool) -> N
     """Hash files of the cache again: those of KEY..., or all that are there. Exit 1 if one is damaged or missing."""
     manifest = session.zoo()
     entries = [manifest.entry(key) for key in keys] or [*manifest.segmentors, *manifest.backbones]
+    from dgmn2cli.cli.progress import TerminalObserver  # progress bars take a while to import
+
     with TerminalObserver(session) as observer:
         checks = verify_cache(entries, session.cache_dir(), observer)
     shown_ones = [check for check in checks if keys or everything or check.state != "not on disk"]
@@ -164,6 +165,8 @@ def pin_hashes(session: Session, keys: tuple[str, ...], out: Path, overwrite: bo
     """Copy the manifest in force to FILE, with the hashes recorded here: those of KEY..., or all. Use it with --zoo."""
     manifest = session.zoo()
     entries = [manifest.entry(key) for key in keys]
+    from dgmn2cli.cli.progress import TerminalObserver  # progress bars take a while to import
+
     with TerminalObserver(session) as observer:
         pinned = pin(manifest, entries, session.cache_dir(), out, overwrite=overwrite, observer=observer)
     lines = [f"{len(pinned)} pinned: {', '.join(pinned)}", str(out)]
