@@ -20,8 +20,8 @@ from dgmn2cli.data.images import image_header, write_png
 from dgmn2cli.data.loaders import eval_indices
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import ConfigError, Dgmn2Error, DistributedError, NonFiniteError
-from dgmn2cli.evaluate.counting import Tally, confusion
-from dgmn2cli.evaluate.report import DataInfo, EvalReport, make_report
+from dgmn2cli.evaluate.counting import Tally, compute_scores, confusion
+from dgmn2cli.evaluate.report import DataInfo, EvalReport, versions
 from dgmn2cli.inference.plan import DECODE_BYTES, Settings, resolve_settings
 from dgmn2cli.inference.prediction import ClassList
 from dgmn2cli.inference.segmenter import Segmenter
@@ -89,37 +89,6 @@ class PredictionFolder:
             write_png(targets[1], LABEL_ID_OF_TRAIN_ID[ids])
 
 
-@dataclass(frozen=True)
-class MemoryRoom:
-    """What counts as in use under a memory limit while threads read ahead and count.
-
-    Attributes:
-        before: bytes in use before the first image is read.
-        workers: threads that read; each may be decoding.
-    """
-
-    before: int
-    workers: int
-
-    @classmethod
-    def of(cls, segmenter: Segmenter, path: Path, settings: Settings, workers: int) -> MemoryRoom | None:
-        """Measured before threads begin to read, `path` being the first image; None without a limit for this process.
-
-        Raises:
-            ResourceError: no image of this size can be segmented within the limit.
-        """
-        if settings.max_memory is None or segmenter.device.type != "cpu":
-            return None
-        header = image_header(path, settings.max_pixels)
-        segmenter.plan((header.height, header.width), settings)  # a window is measured while no thread disturbs
-        return cls(in_use(segmenter.device), max(1, workers))
-
-    def used(self, pixels: int) -> int:
-        """Bytes, where the images have `pixels` each: some being decoded, others held with their labels."""
-        held = self.workers + 2 + BEHIND + 1  # read ahead, being segmented, waiting to be counted
-        return self.before + pixels * (self.workers * DECODE_BYTES + held * HELD_BYTES)
-
-
 def read_ahead(read: Callable[[int], Item], indices: Sequence[int], workers: int) -> Generator[Item, None, None]:
     """`read(index)` for each index, in order, done by `workers` threads while the consumer is busy.
 
@@ -139,27 +108,58 @@ def read_ahead(read: Callable[[int], Item], indices: Sequence[int], workers: int
                 future.cancel()
 
 
-def class_ids(
+def segmented(
     segmenter: Segmenter,
-    image: np.ndarray,
+    data: SegmentationSet,
+    indices: Sequence[int],
     settings: Settings,
-    where: object,
+    *,
+    labels: bool,
+    workers: int,
     observer: Observer,
-    room: MemoryRoom | None = None,
-) -> np.ndarray:
-    """(H, W) uint8 class ids of an image (H, W, 3) uint8, blue green red; each window advances `observer` by its share.
+) -> Generator[tuple[int, np.ndarray, np.ndarray | None, float], None, None]:
+    """Each image segmented, in the order of `indices`, while threads read the next ones.
+
+    Each window advances `observer` by its share of the image.
+
+    Yields:
+        Its place in `data`, its class ids (H, W) uint8, its label where `labels` asks for it, the seconds it took.
 
     Raises:
+        DataError: an image or label cannot be read.
         NonFiniteError: the network gave NaN or infinity; names the image.
+        ResourceError: the memory limit is too small; other threads' images count as in use, too.
     """
-    used = room.used(image.shape[0] * image.shape[1]) if room is not None else None
-    plan = segmenter.plan(image.shape[:2], settings, used=used)
-    whole = max(plan.windows, 1)
-    try:
-        scores = segmenter.scores(image, plan, lambda windows: observer.advance(windows / whole))
-    except NonFiniteError as error:
-        raise NonFiniteError(error.what, where=where, why=error.why, hint=error.hint) from error
-    return scores.classes()[0].numpy()
+
+    def read(index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        if not labels:
+            return data.read_image(index, max_pixels=settings.max_pixels), None
+        sample = data.read(index, max_pixels=settings.max_pixels)
+        return sample.image, sample.label
+
+    limited, before = settings.max_memory is not None and segmenter.device.type == "cpu", 0
+    if limited and len(indices):
+        header = image_header(data.pairs[indices[0]].image, settings.max_pixels)
+        segmenter.plan((header.height, header.width), settings)  # a window is measured while no thread disturbs
+        before = in_use(segmenter.device)
+    workers = max(1, workers)
+    held = workers + 2 + BEHIND + 1  # images read ahead, being segmented, waiting to be counted
+    with closing(read_ahead(read, indices, workers)) as samples:
+        for index, (image, label) in zip(indices, samples, strict=True):
+            began, pixels = time.perf_counter(), image.shape[0] * image.shape[1]
+            used = before + pixels * (workers * DECODE_BYTES + held * HELD_BYTES) if limited else None
+            plan = segmenter.plan(image.shape[:2], settings, used=used)
+
+            def advance(windows: int, whole: int = plan.windows) -> None:
+                observer.advance(windows / whole)
+
+            try:
+                scores = segmenter.scores(image, plan, advance)
+            except NonFiniteError as error:
+                where = data.pairs[index].image
+                raise NonFiniteError(error.what, where=where, why=error.why, hint=error.hint) from error
+            yield index, scores.classes()[0].numpy(), label, time.perf_counter() - began
+    segmenter.require_room(settings, 0, "segmenting")
 
 
 def counted_images(
@@ -181,31 +181,26 @@ def counted_images(
         DataError: an image or label cannot be read.
         NonFiniteError, ResourceError: the network failed; a prediction cannot be written.
     """
-    matched, watcher = match_classes(segmenter.classes, data), observer or Silent()
+    matched = match_classes(segmenter.classes, data)
 
-    def finish(index: int, ids: np.ndarray, label: np.ndarray, seconds: float) -> Counted:
+    def finish(index: int, ids: np.ndarray, label: np.ndarray | None, seconds: float) -> Counted:
+        assert label is not None
         pair, ids = data.pairs[index], matched[ids]
         counts = confusion(ids, label, len(data.classes), where=pair.label)
         if keep is not None:
             keep.write(pair.name, ids)
         return Counted(index, pair.name, counts, seconds)
 
-    def read(index: int) -> tuple[int, np.ndarray, np.ndarray]:
-        sample = data.read(index, max_pixels=settings.max_pixels)
-        return index, sample.image, sample.label
-
-    room = MemoryRoom.of(segmenter, data.pairs[indices[0]].image, settings, workers) if len(indices) else None
+    watcher = observer or Silent()
+    done = segmented(segmenter, data, indices, settings, labels=True, workers=workers, observer=watcher)
     behind: deque[Future[Counted]] = deque()
-    with closing(read_ahead(read, indices, workers)) as samples, ThreadPoolExecutor(1, "count") as pool:
-        for index, image, label in samples:
-            began = time.perf_counter()
-            ids = class_ids(segmenter, image, settings, data.pairs[index].image, watcher, room)
-            behind.append(pool.submit(finish, index, ids, label, time.perf_counter() - began))
+    with closing(done) as images, ThreadPoolExecutor(1, "count") as pool:
+        for image in images:
+            behind.append(pool.submit(finish, *image))
             while behind and (behind[0].done() or len(behind) > BEHIND):
                 yield behind.popleft().result()
         while behind:
             yield behind.popleft().result()
-    segmenter.require_room(settings, 0, "evaluating")
 
 
 def match_classes(classes: ClassList, data: SegmentationSet) -> np.ndarray:
@@ -232,18 +227,19 @@ def match_classes(classes: ClassList, data: SegmentationSet) -> np.ndarray:
     return np.arange(len(names), dtype=np.uint8)
 
 
-def count_together(
+def evaluate_together(
     segmenter: Segmenter,
     data: SegmentationSet,
+    about: DataInfo,
     settings: Settings,
     group: Group,
     tally: Tally,
-    done: Sequence[int],
     *,
+    done: Sequence[int] = (),
     workers: int,
     keep: PredictionFolder | None,
     observer: Observer,
-) -> tuple[np.ndarray, float]:
+) -> EvalReport:
     """Counts every image that is not `done`, each on one process; the first process's tally gets them all.
 
     They share nothing and wait for nobody until the end: each hands every image's counts to the first one, which adds
@@ -253,7 +249,7 @@ def count_together(
         observer: advanced by 1 for each image, in parts; on the first process for all images, which are results, too.
 
     Returns:
-        The sum, (N, N + 1) int64, and the seconds it took, on every process.
+        The report on every process, nothing compared yet.
 
     Raises:
         Dgmn2Error: what one process raised, on all of them.
@@ -297,9 +293,21 @@ def count_together(
     problems: list[Dgmn2Error] = []
     try:
         group.together(count, meanwhile=hear_while_waiting)
-        return group.once(result)
+        counts, seconds = group.once(result)
     finally:
         tally.note()
+    return EvalReport(
+        run=segmenter.info,
+        protocol=resolve_settings(settings, segmenter.inference, segmenter.device),
+        data=about,
+        partial=about.partial,
+        scores=compute_scores(counts, data.classes, data.categories),
+        confusion=tuple(map(tuple, counts.tolist())),
+        processes=group.world,
+        resumed=len(done),
+        seconds=seconds,
+        versions=versions(),
+    )
 
 
 def evaluate(
@@ -334,16 +342,14 @@ def evaluate(
     """
     settings, observer = settings or Settings(), observer or Silent()
     group = group or Group(0, 1, segmenter.device)
-    protocol = resolve_settings(settings, segmenter.inference, segmenter.device)
+    resolve_settings(settings, segmenter.inference, segmenter.device)
     used = first(data, limit)
     keep = PredictionFolder.of(save_preds, used) if save_preds is not None else None
     observer.begin(f"evaluating {segmenter.info.model}", len(used))
-    tally = Tally(len(data.classes))
-    counts, seconds = count_together(
-        segmenter, used, settings, group, tally, (), workers=workers, keep=keep, observer=observer
+    about, tally = DataInfo.of_set(used, len(data)), Tally(len(data.classes))
+    return evaluate_together(
+        segmenter, used, about, settings, group, tally, workers=workers, keep=keep, observer=observer
     )
-    about = DataInfo.of_set(used, len(data))
-    return make_report(segmenter.info, protocol, about, used, counts, seconds=seconds, processes=group.world)
 
 
 def first(data: SegmentationSet, limit: int | None) -> SegmentationSet:

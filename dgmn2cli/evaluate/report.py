@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.evaluate.counting import Scores, compute_scores
+from dgmn2cli.evaluate.counting import Scores
 from dgmn2cli.inference.plan import Protocol
 from dgmn2cli.inference.segmenter import RunInfo
 from dgmn2cli.version import __version__
@@ -88,13 +88,13 @@ class EvalReport:
         partial: images of the split were left out; such figures are no result for the split.
         scores: the figures, as fractions from 0 to 1.
         confusion: rows: label, columns: prediction, the last column for predictions that are no class; pixels.
-        comparison: with the published figure; None where none can be made.
-        no_comparison: why not.
-        official: cityscapesScripts' figures, where asked for.
         processes: how many evaluated.
         resumed: images taken over from an interrupted run.
         seconds: wall time of the evaluation itself, loading and checking excluded; of all runs where it was resumed.
         versions: of the program and what it computes with.
+        comparison: with the published figure; None where none can be made.
+        no_comparison: why not.
+        official: cityscapesScripts' figures, where asked for.
     """
 
     run: RunInfo
@@ -103,42 +103,13 @@ class EvalReport:
     partial: bool
     scores: Scores
     confusion: tuple[tuple[int, ...], ...]
-    comparison: Comparison | None
-    no_comparison: tuple[str, ...]
-    official: OfficialScores | None
     processes: int
     resumed: int
     seconds: float
     versions: dict[str, str]
-
-
-def make_report(
-    run: RunInfo,
-    protocol: Protocol,
-    about: DataInfo,
-    data: SegmentationSet,
-    counts: np.ndarray,
-    *,
-    seconds: float,
-    processes: int = 1,
-    resumed: int = 0,
-) -> EvalReport:
-    """The report of the confusion matrix `counts`, nothing compared yet."""
-    return EvalReport(
-        run=run,
-        protocol=protocol,
-        data=about,
-        partial=about.partial,
-        scores=compute_scores(counts, data.classes, data.categories),
-        confusion=tuple(tuple(int(count) for count in row) for row in counts),
-        comparison=None,
-        no_comparison=(),
-        official=None,
-        processes=processes,
-        resumed=resumed,
-        seconds=seconds,
-        versions=versions(),
-    )
+    comparison: Comparison | None = None
+    no_comparison: tuple[str, ...] = ()
+    official: OfficialScores | None = None
 
 
 def versions() -> dict[str, str]:

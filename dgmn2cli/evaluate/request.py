@@ -65,14 +65,6 @@ class EvalRequest:
     journal_every: float = EVERY
 
 
-@dataclass(frozen=True, eq=False)
-class EvalData:
-    """The images to evaluate, checked."""
-
-    data: SegmentationSet
-    info: DataInfo
-
-
 def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> SegmentationSet:
     """The whole split, once everything has been refused that can be without reading an image or loading a network.
 
@@ -118,7 +110,9 @@ def _require_replaceable(report: Path) -> None:
             raise ConfigError(what, where=report, why=why, hint=hint)
 
 
-def prepare(request: EvalRequest, inferences: Sequence[InferenceConfig], observer: Observer) -> EvalData:
+def prepare(
+    request: EvalRequest, inferences: Sequence[InferenceConfig], observer: Observer
+) -> tuple[SegmentationSet, DataInfo]:
     """The images, each read once and found sound.
 
     Raises:
@@ -129,5 +123,5 @@ def prepare(request: EvalRequest, inferences: Sequence[InferenceConfig], observe
     data, memory, settings = first(whole, request.limit), checks_dir(request.cache), request.settings
     workers, limit = 1 if settings.max_memory else max(1, request.workers), settings.max_pixels
     report = require_sound(check_dataset(data, workers=workers, max_pixels=limit, observer=observer, memory=memory))
-    info = replace(DataInfo.of_set(data, len(whole)), sizes=report.sizes, sha256=fingerprint(data, workers, memory))
-    return EvalData(data, info)
+    about = DataInfo.of_set(data, len(whole))
+    return data, replace(about, sizes=report.sizes, sha256=fingerprint(data, workers, memory))

@@ -18,11 +18,11 @@ from dgmn2cli.distributed.group import Group, join, launched_world, require_devi
 from dgmn2cli.distributed.launch import Interrupted, launch
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError
 from dgmn2cli.evaluate.counting import Journal, Tally, start_tally
-from dgmn2cli.evaluate.engine import PredictionFolder, count_together, match_classes
+from dgmn2cli.evaluate.engine import PredictionFolder, evaluate_together, match_classes
 from dgmn2cli.evaluate.official import official_scores
 from dgmn2cli.evaluate.published import compare_with_published, known_hash
-from dgmn2cli.evaluate.report import EvalReport, make_report
-from dgmn2cli.evaluate.request import EvalData, EvalRequest, prepare
+from dgmn2cli.evaluate.report import DataInfo, EvalReport
+from dgmn2cli.evaluate.request import EvalRequest, prepare
 from dgmn2cli.files import atomic_write, to_json
 from dgmn2cli.inference.load import Recipe
 from dgmn2cli.inference.plan import Protocol, resolve_settings
@@ -162,13 +162,13 @@ def _evaluated(
     request: EvalRequest,
     group: Group,
     observer: Observer,
-    prepared: EvalData,
+    prepared: tuple[SegmentationSet, DataInfo],
     recipe: Recipe,
     load: Load,
     journal: Path | None,
 ) -> EvalReport:
     """One network's report: every image counted once, the published and the official figures where they belong."""
-    data, name = prepared.data, model_name(recipe)
+    (data, about), name = prepared, model_name(recipe)
     with _predictions(request, group, data) as keep:
         segmenter = group.together(partial(load, device=str(group.device)))
         match_classes(segmenter.classes, data)
@@ -177,7 +177,7 @@ def _evaluated(
 
         def begin() -> list[int]:
             nonlocal tally
-            identity = _identity(request, name, segmenter.info, protocol, prepared)
+            identity = _identity(request, name, segmenter.info, protocol, about)
             noted = None if journal is None else Journal(journal, identity, request.journal_every)
             tally = start_tally(len(data.classes), len(data), noted, resume=request.resume)
             return sorted(tally.done)
@@ -186,13 +186,9 @@ def _evaluated(
         if done:
             observer.note(f"{name}: going on after {len(done)} of {len(data)} images")
         observer.begin(f"evaluating {name}", len(data), done=len(done))
-        counts, seconds = count_together(
-            segmenter, data, request.settings, group, tally, done,
-            workers=request.workers, keep=keep, observer=observer,
-        )  # fmt: skip
-        report = make_report(
-            segmenter.info, protocol, prepared.info, data, counts,
-            seconds=seconds, processes=group.world, resumed=len(done),
+        report = evaluate_together(
+            segmenter, data, about, request.settings, group, tally,
+            done=done, workers=request.workers, keep=keep, observer=observer,
         )  # fmt: skip
         if request.official and keep is not None:
             files = [keep.targets(pair.name)[-1] for pair in data.pairs]
@@ -224,7 +220,7 @@ def _require_shared(folder: str) -> None:
 
 
 def _identity(
-    request: EvalRequest, model: str, info: RunInfo, protocol: Protocol, prepared: EvalData
+    request: EvalRequest, model: str, info: RunInfo, protocol: Protocol, about: DataInfo
 ) -> dict[str, object]:
     """All that the confusion matrix (and the kept predictions) depend on, by the names a user knows.
 
@@ -240,9 +236,9 @@ def _identity(
         "form": info.form,
         "compiled": request.compiled,
         **{f"protocol {name}": value for name, value in asdict(protocol).items()},
-        "split": prepared.info.split,
-        "images": prepared.info.images,
-        "data sha256": prepared.info.sha256,
+        "split": about.split,
+        "images": about.images,
+        "data sha256": about.sha256,
         "save-preds": str(request.save_preds.absolute()) if request.save_preds is not None else None,
     }
 

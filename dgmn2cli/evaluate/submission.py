@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.files import find_files
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
-from dgmn2cli.evaluate.engine import MemoryRoom, class_ids, read_ahead
+from dgmn2cli.evaluate.engine import read_ahead, segmented
 from dgmn2cli.evaluate.submission_check import ZipReport, expected_of, image_name, validate_zip
 from dgmn2cli.files import absence, atomic_write
 from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
@@ -94,18 +92,14 @@ def predict_split(
     if not segmenter.classes.cityscapes:
         raise ConfigError("this model cannot make a submission", why="its classes are not those of Cityscapes")
 
-    def read(index: int) -> tuple[int, np.ndarray]:
-        return index, data.read_image(index, max_pixels=settings.max_pixels)
-
     files, watcher = {}, observer or Silent()
-    room = MemoryRoom.of(segmenter, data.pairs[0].image, settings, workers) if len(data) else None
     watcher.begin("segmenting", len(data))
-    with closing(read_ahead(read, range(len(data)), workers)) as images:
-        for index, image in images:
-            pair = data.pairs[index]
-            ids = class_ids(segmenter, image, settings, pair.image, watcher, room)
-            files[pair.name] = write_png(folder / f"{pair.name}_labelIds.png", LABEL_ID_OF_TRAIN_ID[ids])
-    segmenter.require_room(settings, 0, "segmenting")
+    everything = range(len(data))
+    done = segmented(segmenter, data, everything, settings, labels=False, workers=workers, observer=watcher)
+    with closing(done) as images:
+        for index, ids, _, _ in images:
+            name = data.pairs[index].name
+            files[name] = write_png(folder / f"{name}_labelIds.png", LABEL_ID_OF_TRAIN_ID[ids])
     return files
 
 
