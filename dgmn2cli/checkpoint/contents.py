@@ -61,8 +61,8 @@ class _Copy:
             # its own methods may be replaced by data from the file; those of the type are not
             items = OrderedDict.items(value) if isinstance(value, OrderedDict) else dict.items(value)
             return {self.key(key): self.entry(key, item, depth + 1) for key, item in items}
-        if isinstance(value, Array):
-            return self.array(value, depth)
+        if isinstance(value, Array) and value.nested is not None:
+            return self.of(value.nested, depth)
         if isinstance(value, InertList):
             return value
         if isinstance(value, (list, set, frozenset)):
@@ -111,11 +111,6 @@ class _Copy:
             return value()
         raise Unfit(f"{self.here()} holds a {type(value).__name__}, which no checkpoint needs")
 
-    def array(self, value: Array, depth: int) -> Any:
-        """A numpy array as nested lists; what is no plain numbers is as inert as other objects."""
-        nested = value.nested()
-        return value if nested is value else self.of(nested, depth)
-
     def tensor(self, value: Tensor) -> Tensor:
         """The bare tensor, once it is known to lie within its storage and the storages within the file."""
         value = Tensor.detach(value)  # a parameter's attributes, which a file may set, stay behind
@@ -143,7 +138,7 @@ def without_objects(value: Any, found: set[str]) -> Any:
 
 
 def _noted(value: Any, found: set[str]) -> bool:
-    if isinstance(value, (Inert, InertList, Array)):
+    if isinstance(value, (Inert, InertList)):
         found.add(value.name)
         return True
     return False

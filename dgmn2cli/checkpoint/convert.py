@@ -17,7 +17,8 @@ from torch import Tensor
 from dgmn2cli.checkpoint.contents import digest
 from dgmn2cli.checkpoint.describe import in_few_words
 from dgmn2cli.checkpoint.formats import META_KEY
-from dgmn2cli.checkpoint.weights import Checkpoint, read_checkpoint, write_checkpoint
+from dgmn2cli.checkpoint.unwrap import Checkpoint
+from dgmn2cli.checkpoint.weights import read_checkpoint, write_checkpoint
 from dgmn2cli.errors import ConfigError, IntegrityError
 from dgmn2cli.files import atomic_write
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dgmn2cli.checkpoint.contents import digest
 from dgmn2cli.checkpoint.recognise import Recognised, recognise
-from dgmn2cli.checkpoint.weights import Checkpoint, read_checkpoint
+from dgmn2cli.checkpoint.unwrap import Checkpoint
+from dgmn2cli.checkpoint.weights import listed, read_checkpoint
 from dgmn2cli.config import load_config_text
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.validation import parse_toml
@@ -131,7 +132,7 @@ def describe(path: str | Path, known: Sequence[KnownHash]) -> FileInfo:
         kind=found.kind,
         classes=found.classes,
         exact=found.exact,
-        differences=tuple(found.differences()),
+        differences=tuple(listed(found.differences)),
         tensors=len(read.state),
         values=sum(value.numel() for value in read.state.values()),
         dtypes=dict(Counter(str(value.dtype).removeprefix("torch.") for value in read.state.values())),

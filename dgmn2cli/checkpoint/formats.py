@@ -13,7 +13,6 @@ import struct
 import warnings
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -48,25 +47,10 @@ _READ_ERRORS = (
     SafetensorError,
 )
 
-Format = Literal["pth", "legacy pth", "safetensors"]
+Format = Literal["pth", "legacy pth", "safetensors"]  # a zip archive; before PyTorch 1.6
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a file holds.
-
-    Attributes:
-        value: plain containers and dense CPU tensors.
-        format: `pth` (a zip archive), `legacy pth` (before PyTorch 1.6) or `safetensors`.
-        meta: what a safetensors file says about itself.
-    """
-
-    value: Any
-    format: Format
-    meta: dict[str, Any]
-
-
-def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False) -> Content:
+def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False) -> tuple[Any, Format, dict[str, Any]]:
     """The content of an open file of `size` bytes.
 
     Args:
@@ -75,6 +59,9 @@ def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False)
         size: its bytes.
         mapped: leave tensors in the file until they are used, where the format allows it: what is never used (an
             optimiser's moments) then takes no memory.
+
+    Returns:
+        Plain containers and dense CPU tensors; the format; what a safetensors file says about itself.
 
     Raises:
         IntegrityError: damaged, unsafe, or of another kind.
@@ -85,7 +72,7 @@ def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False)
     try:
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= min(size, MAX_HEADER_BYTES):
             data = file.read()
-            return Content(plain(load_safetensors(data), size), "safetensors", _safetensors_meta(data))
+            return plain(load_safetensors(data), size), "safetensors", _safetensors_meta(data)
         archive = head.startswith(b"PK")
         references, stored = _scan_archive(path, file, size) if archive else (scan(file, LEGACY_PICKLES), False)
         allowed = stand_ins(references.names, references.like_dicts, references.like_lists)
@@ -96,7 +83,7 @@ def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False)
                 value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             else:
                 value = torch.load(file, map_location="cpu", weights_only=True)
-        return Content(plain(value, size), "pth" if archive else "legacy pth", {})
+        return plain(value, size), "pth" if archive else "legacy pth", {}
     except MemoryError as error:
         raise _unreadable(path, "it claims more memory than there is") from error
     except (Excess, Unfit) as error:

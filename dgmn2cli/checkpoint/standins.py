@@ -7,16 +7,15 @@ file. A name whose use would act, such as `os.system`, gets no stand-in and is r
 from __future__ import annotations
 
 import math
-import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 MAX_ARRAY = 1_000_000  # numbers of a numpy array beside the weights
-_NUMBERS = (("f", 2, "e"), ("f", 4, "f"), ("f", 8, "d"), ("i", 1, "b"), ("i", 2, "h"), ("i", 4, "i"), ("i", 8, "q"))
-_FORMATS = {f"{kind}{size}": code for kind, size, code in _NUMBERS}  # numpy's names, struct's codes
-_FORMATS |= {f"u{size}": code.upper() for kind, size, code in _NUMBERS if kind == "i"} | {"b1": "?"}
+_NUMBERS = frozenset(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"])
 _PATHS = "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"
 _DATA = {  # of the standard library and of numpy, what only holds data
     "argparse": "Namespace",
@@ -70,54 +69,36 @@ class Dtype:
         if len(state) > 1 and state[1] in ("<", ">", "|"):
             self.order = "<" if state[1] == "|" else state[1]
 
-    def unpack(self, data: bytes) -> tuple[Any, ...]:
+    def unpack(self, data: bytes) -> np.ndarray:
         """The numbers in `data`.
 
         Raises:
             ValueError: the type is no plain number's.
         """
-        if self.name not in _FORMATS or not isinstance(data, bytes):
+        if self.name not in _NUMBERS or not isinstance(data, bytes):
             raise ValueError(f"{str(self.name)[:20]!r} is not a plain number type")
-        code = _FORMATS[self.name]
-        return struct.unpack(f"{self.order}{len(data) // struct.calcsize(code)}{code}", data)
+        return np.frombuffer(data, f"{self.order}{self.name}")
 
 
-class Array:
-    """Stands for a numpy array: its shape and its numbers, or nothing where they are no plain numbers."""
+class Array(Inert):
+    """Stands for a numpy array; `nested` are its numbers as nested lists, None where they are no plain numbers."""
 
     name = "numpy.ndarray"
-
-    def __new__(cls, *arguments: Any) -> Array:
-        return object.__new__(cls)
-
-    def __init__(self, *arguments: Any) -> None:
-        self.shape: tuple[int, ...] = ()
-        self.numbers: tuple[Any, ...] | None = None
+    nested: Any = None
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, columns_first, data = state
-        if isinstance(dtype, Dtype) and dtype.name in _FORMATS and not columns_first and isinstance(data, bytes):
+        if isinstance(dtype, Dtype) and dtype.name in _NUMBERS and not columns_first and isinstance(data, bytes):
             if len(data) > 8 * MAX_ARRAY or len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
                 return
             numbers = dtype.unpack(data)
-            if len(numbers) == math.prod(shape):
-                self.shape, self.numbers = tuple(shape), numbers
-
-    def nested(self) -> Any:
-        """The numbers as nested lists; this object itself where they are not known."""
-        if self.numbers is None:
-            return self
-        values: list[Any] = list(self.numbers)
-        for length in reversed(self.shape[1:]):
-            if not length:
-                return []
-            values = [values[start : start + length] for start in range(0, len(values), length)]
-        return values if self.shape else values[0]
+            if len(numbers) == math.prod(shape):  # an empty one may claim any number of empty lists
+                self.nested = numbers.reshape(shape).tolist() if len(numbers) else []
 
 
 def scalar(dtype: Dtype, data: bytes) -> float | int | bool:
     """Stands for numpy's scalar constructor: a Python number from its bytes."""
-    value: float | int | bool = dtype.unpack(data)[0]
+    value: float | int | bool = dtype.unpack(data)[0].item()
     return value
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dgmn2cli.checkpoint.contents import Unfit, unusual_dtype, without_objects
+from dgmn2cli.checkpoint.formats import Format
 
 WEIGHTS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params", "weights", "module")
 AVERAGES = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "params_ema", "model_ema_state_dict")
@@ -18,33 +20,40 @@ _COUNTERS = ("steps", "n_averaged", "num_updates", "decay")  # of averaged copie
 
 
 @dataclass(frozen=True)
-class Unwrapped:
-    """A file's weights and what is beside them.
+class Checkpoint:
+    """A model file that was read safely.
 
     Attributes:
-        state: tensors by the network's own names.
-        wrapper: the entry that holds them, such as `state_dict`; empty where the file is nothing but them.
-        renamed: for each name that was changed, the file's.
-        meta, rest: what the file says about itself; its other entries.
-        average: the entry that holds averaged weights; empty if there is none.
-        notes: what the user should know of all this.
+        path: the file.
+        sha256: hash of the bytes that were read.
+        size: bytes.
+        format: how the file is made.
+        state: parameter and buffer tensors by the network's own names, on the CPU.
+        meta: what the file says about itself (classes, palette, configuration text, iteration), if anything.
+        rest: further entries beside the weights, such as `optimizer`.
+        wrapper: the entry that holds the weights, such as `state_dict`; empty where the file is nothing but them.
+        renamed: for each name that bore a prefix, such as `module.`, the file's.
+        notes: what the user should know: which entry was taken, what was left out.
     """
 
-    state: dict[str, Tensor]
-    wrapper: str = ""
-    renamed: dict[str, str] = field(default_factory=dict)
+    path: Path
+    sha256: str
+    size: int
+    format: Format = "pth"
+    state: dict[str, Tensor] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
-    average: str = ""
+    wrapper: str = ""
+    renamed: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-def unwrap(content: Any, meta: Mapping[str, Any], ema: bool = False) -> Unwrapped:
-    """Finds the weights in a file's content.
+def unwrap(file: Checkpoint, content: Any, ema: bool = False) -> Checkpoint:
+    """`file` with the weights, and what is beside them, that are found in its content.
 
     Args:
+        file: what is known already; its `meta` counts where the content is nothing but weights.
         content: plain containers and tensors.
-        meta: what a safetensors file says about itself.
         ema: take the averaged copy of the weights.
 
     Raises:
@@ -62,7 +71,7 @@ def unwrap(content: Any, meta: Mapping[str, Any], ema: bool = False) -> Unwrappe
     beside = {key: item for key, item in content.items() if key not in (wrapper, "meta")} if wrapper else {}
     rest = without_objects({key: [item] for key, item in beside.items()}, objects)
     rest = {key: item[0] for key, item in rest.items() if item}
-    said = content.get("meta") if wrapper else meta
+    said = content.get("meta") if wrapper else file.meta
     about = without_objects(dict(said), objects) if isinstance(said, Mapping) else {}
     state, renamed = _weights(content[wrapper] if wrapper else content)
     notes = []
@@ -77,7 +86,7 @@ def unwrap(content: Any, meta: Mapping[str, Any], ema: bool = False) -> Unwrappe
     if objects:
         listed = ", ".join(sorted(objects)[:5]) + (f" and {len(objects) - 5} more" if len(objects) > 5 else "")
         notes.append(f"Objects of other programs beside the weights were left out: {listed}.")
-    return Unwrapped(state, wrapper, renamed, about, rest, average, tuple(notes))
+    return replace(file, state=state, meta=about, rest=rest, wrapper=wrapper, renamed=renamed, notes=tuple(notes))
 
 
 def _holds_tensors(value: Any) -> bool:

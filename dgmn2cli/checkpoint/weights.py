@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dgmn2cli.checkpoint.contents import Unfit
-from dgmn2cli.checkpoint.formats import Format, read_content
-from dgmn2cli.checkpoint.unwrap import unwrap
+from dgmn2cli.checkpoint.formats import read_content
+from dgmn2cli.checkpoint.unwrap import Checkpoint, unwrap
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NonFiniteError
 from dgmn2cli.files import atomic_write, open_regular
 
@@ -29,35 +29,6 @@ _NOT_A_CHECKPOINT = (
     (b"Rar!", "it is a RAR archive; unpack it first"),
 )
 COUNTER = ".num_batches_tracked"  # of batch norms: not used in inference, and left out by some programs
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model file that was read safely.
-
-    Attributes:
-        path: the file.
-        sha256: hash of the bytes that were read.
-        size: bytes.
-        state: parameter and buffer tensors by the network's own names, on the CPU.
-        meta: what the file says about itself (classes, palette, configuration text, iteration), if anything.
-        rest: further entries beside the weights, such as `optimizer`.
-        format: how the file is made.
-        wrapper: the entry that holds the weights, such as `state_dict`; empty where the file is nothing but them.
-        renamed: for each name that bore a prefix, such as `module.`, the file's.
-        notes: what the user should know: which entry was taken, what was left out.
-    """
-
-    path: Path
-    sha256: str
-    size: int
-    state: dict[str, Tensor]
-    meta: dict[str, Any] = field(default_factory=dict)
-    rest: dict[str, Any] = field(default_factory=dict)
-    format: Format = "pth"
-    wrapper: str = ""
-    renamed: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def read_checkpoint(
@@ -91,25 +62,14 @@ def read_checkpoint(
                 why=f"its sha256 is {digest}, wanted {sha256}",
                 hint="Delete it and download it again.",
             )
-        content = read_content(path, file, size, mapped=inference)
+        content, kind, meta = read_content(path, file, size, mapped=inference)
     try:
-        found = unwrap(content.value, content.meta, ema)
+        found = unwrap(Checkpoint(path, digest, size, kind, meta=meta), content, ema)
     except Unfit as error:
         hint = "Give the file of a whole model: a state dict, bare or under 'state_dict' or 'model'."
         raise IntegrityError("this is not a checkpoint", where=path, why=str(error), hint=hint) from error
     check_finite(found.state, path)
-    return Checkpoint(
-        path,
-        digest,
-        size,
-        found.state,
-        found.meta,
-        {} if inference else found.rest,
-        content.format,
-        found.wrapper,
-        found.renamed,
-        found.notes,
-    )
+    return replace(found, rest={}) if inference else found
 
 
 def _refuse_foreign(path: Path, file: BinaryIO, size: int) -> None:
@@ -181,36 +141,44 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         model.load_state_dict({**counters, **state}, strict=True)
 
 
+def differences(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """What is wrong with `state` where `wanted` is asked for: tensors in words, by kind of difference."""
+    shared = [(key, state[key], value) for key, value in wanted.items() if key in state]
+    groups = {
+        "missing": [key for key in wanted if key not in state and not key.endswith(COUNTER)],
+        "unexpected": [key for key in state if key not in wanted],
+        "of another shape": [
+            f"{key} {tuple(mine.shape)}, wanted {tuple(other.shape)}"
+            for key, mine, other in shared
+            if mine.shape != other.shape
+        ],
+        "of another type": [
+            f"{key} {mine.dtype}, wanted {other.dtype}"
+            for key, mine, other in shared
+            if mine.is_floating_point() != other.is_floating_point()
+        ],
+    }
+    return {name: keys for name, keys in groups.items() if keys}
+
+
+def listed(groups: Mapping[str, list[str]]) -> list[str]:
+    """The first few tensors of each kind of difference, a line each."""
+    return [
+        f"{name}: {'; '.join(keys[:_SHOWN])}" + f"; and {len(keys) - _SHOWN} more" * (len(keys) > _SHOWN)
+        for name, keys in groups.items()
+    ]
+
+
 def _match(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith(COUNTER)]
-    unexpected = [key for key in state if key not in wanted]
-    shared = [key for key in wanted if key in state]
-    shapes = [
-        f"{key} {tuple(state[key].shape)}, wanted {tuple(wanted[key].shape)}"
-        for key in shared
-        if state[key].shape != wanted[key].shape
-    ]
-    kinds = [
-        f"{key} {state[key].dtype}, wanted {wanted[key].dtype}"
-        for key in shared
-        if state[key].is_floating_point() != wanted[key].is_floating_point()
-    ]
-    groups = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "of another type": kinds}
-    if any(groups.values()):
-        counts = ", ".join(f"{len(keys)} {name}" for name, keys in groups.items() if keys)
+    if groups := differences(wanted, state):
         raise IntegrityError(
             "the checkpoint does not fit the model; nothing was loaded",
             where=path,
-            why=f"of {len(wanted)} tensors: {counts}",
+            why=f"of {len(wanted)} tensors: {', '.join(f'{len(keys)} {name}' for name, keys in groups.items())}",
             hint="Check that the model name and the file belong together.",
-            faults=[fault for name, keys in groups.items() if keys for fault in _listed(name, keys)],
+            faults=listed(groups),
         )
-
-
-def _listed(name: str, keys: list[str]) -> Iterable[str]:
-    rest = len(keys) - _SHOWN
-    yield f"{name}: {'; '.join(keys[:_SHOWN])}" + (f"; and {rest} more" if rest > 0 else "")
 
 
 def verify_checkpoint(path: str | Path, model: nn.Module) -> Checkpoint:

@@ -190,9 +190,9 @@ def _check_for(entry: AnyEntry) -> Callable[[Path], str]:
     """The entry's structural check; torch is loaded only when there is something to check."""
 
     def check(path: Path) -> str:
-        from dgmn2cli.inference.load import StructuralCheck
+        from dgmn2cli.inference.load import verify_weights
 
-        return StructuralCheck(entry)(path)
+        return verify_weights(entry, path).sha256
 
     return check
 

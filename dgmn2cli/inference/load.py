@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dgmn2cli.checkpoint.unwrap import class_names
-from dgmn2cli.checkpoint.weights import Checkpoint, load_weights, read_checkpoint, verify_checkpoint
+from dgmn2cli.checkpoint.unwrap import Checkpoint, class_names
+from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, verify_checkpoint
 from dgmn2cli.config import Config, ModelConfig, is_path, load_config
 from dgmn2cli.errors import ConfigError, printable
 from dgmn2cli.inference.plan import require_room
@@ -81,12 +81,7 @@ def build_model(name: str = "setr_pup-tiny", num_classes: int | None = None) -> 
     Raises:
         ConfigError: no such model, or an impossible number of classes.
     """
-    return build(resolve(name), num_classes)
-
-
-def build(recipe: Recipe, num_classes: int | None = None) -> Segmentor:
-    """The recipe's network with fresh weights; `num_classes` replaces the configuration's."""
-    config = recipe.config.model
+    config = resolve(name).config.model
     if num_classes is not None:
         if not 1 <= num_classes <= MAX_CLASSES:
             raise ConfigError("impossible number of classes", why=f"{num_classes}, wanted 1 to {MAX_CLASSES}")
@@ -139,37 +134,31 @@ def ensure_weights(
         names = {"gdrive": "Google Drive", "file": "a file"}  # of the others, the host
         places = [names.get(source.type) or source.location.split("/")[2] for source in entry.sources]
         observer.note(f"The weights of {entry.key} are not on disk; fetching them from {', else '.join(places)}.")
-    check = StructuralCheck(entry)
-    fetched = fetch(entry, cache=folder, verify=check, offline=offline, observer=observer)
-    read = replace(check.read, path=fetched.path) if check.read is not None else None
-    return Weights(fetched.path, fetched.sha256, read if read and read.sha256 == fetched.sha256 else None)
+    read: dict[str, Checkpoint] = {}
+
+    def verify(path: Path) -> str:
+        checked = verify_weights(entry, path)
+        read.clear()
+        read[checked.sha256] = checked
+        return checked.sha256
+
+    fetched = fetch(entry, cache=folder, verify=verify, offline=offline, observer=observer)
+    checked = read.get(fetched.sha256)
+    return Weights(fetched.path, fetched.sha256, replace(checked, path=fetched.path) if checked else None)
 
 
-class StructuralCheck:
-    """Checks that a file is the entry's model: safe to read, every key, shape and type of its network, finite.
+def verify_weights(entry: AnyEntry, path: Path) -> Checkpoint:
+    """The file at `path`, if it is the entry's model: safe, finite, every key, shape and type of its network.
 
-    Attributes:
-        read: the content of the file checked last.
+    Raises:
+        IntegrityError, NonFiniteError: it is not that model.
     """
-
-    def __init__(self, entry: AnyEntry) -> None:
-        self.entry = entry
-        self.read: Checkpoint | None = None
-
-    def __call__(self, path: Path) -> str:
-        """The file's sha256.
-
-        Raises:
-            IntegrityError, NonFiniteError: it is not that model.
-        """
-        with shapes_only():
-            if isinstance(self.entry, ZooEntry):
-                network: nn.Module = build(Recipe(load_config(self.entry.config), self.entry))
-            else:
-                network = Classifier(self.entry.key.rsplit("_", 1)[-1])
-        self.read = None
-        self.read = verify_checkpoint(path, network)
-        return self.read.sha256
+    with shapes_only():
+        if isinstance(entry, ZooEntry):
+            network: nn.Module = build_segmentor(load_config(entry.config).model)
+        else:
+            network = Classifier(entry.key.rsplit("_", 1)[-1])
+    return verify_checkpoint(path, network)
 
 
 def published(recipe: Recipe) -> ZooEntry:
@@ -275,7 +264,7 @@ def assemble(
     read = read or read_checkpoint(weights.path, sha256=weights.sha256, ema=ema, inference=True)
     for note in read.notes:
         LOGGER.warning("%s: %s", printable(read.path), note)
-    model = build(recipe)
+    model = build_segmentor(recipe.config.model)
     load_weights(model, read)
     model.eval()
     use_backend(model, used)
@@ -301,7 +290,7 @@ def assemble(
 def _loading_bytes(recipe: Recipe, path: Path, device: torch.device) -> int:
     """Bytes that loading takes at most: the network, its weights as they lie in the file, its rewritten form."""
     with shapes_only():
-        network = sum(value.nbytes for value in build(recipe).state_dict().values())
+        network = sum(value.nbytes for value in build_segmentor(recipe.config.model).state_dict().values())
     if device.type != "cpu":
         return 2 * network
     mapped = zipfile.is_zipfile(path)  # of other files all bytes are read, and tensors are made of them

@@ -6,16 +6,16 @@ uint8, red green blue, as data sets publish them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 _PAPER, _INK, _FAINT = (255, 255, 255), (40, 36, 32), (150, 146, 142)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_FONT_UNIT = 22.0  # cap height of the font at scale 1, in pixels
-_OVERSAMPLE = 4
+_CAPITALS = 0.7  # of the font's size
 _ROWS = 256  # of a mask that are counted at a time
 TEXT_HEIGHT = (10, 34)  # smallest and largest cap height of a legend, in pixels
 
@@ -64,20 +64,12 @@ def class_shares(ids: np.ndarray, num_classes: int) -> np.ndarray:
     return counts / max(ids.size, 1)
 
 
-@lru_cache(maxsize=512)
-def _glyphs(text: str, height: int, bold: bool) -> np.ndarray:
-    """Coverage, 0 to 255, of a line of text with capitals `height` high; drawn large, then shrunk.
-
-    (3 * height, w) uint8; the capitals stand in the middle third, whatever letters the text has.
-    """
-    scale = height * _OVERSAMPLE / _FONT_UNIT
-    stroke = max(1, round(height * _OVERSAMPLE / (7 if bold else 10)))
-    (width, _top), _bottom = cv2.getTextSize(text, _FONT, scale, stroke)
-    side = _OVERSAMPLE * height
-    columns = -(-(width + 2 * stroke) // _OVERSAMPLE) * _OVERSAMPLE
-    canvas = np.zeros((3 * side, columns), np.uint8)
-    cv2.putText(canvas, text, (stroke, 2 * side), _FONT, scale, 255, stroke, cv2.LINE_AA)
-    return cv2.resize(canvas, (columns // _OVERSAMPLE, 3 * height), interpolation=cv2.INTER_AREA)
+@lru_cache
+def _font(height: int) -> ImageFont.FreeTypeFont:
+    """The font whose capitals are `height` pixels high."""
+    font = ImageFont.load_default(height / _CAPITALS)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
 
 
 def draw_text(
@@ -91,20 +83,15 @@ def draw_text(
     bold: bool = False,
 ) -> None:
     """Draws one line of ASCII text on `canvas`, its capitals centred on the row `middle`; what leaves it is cut off."""
-    cover = _glyphs(text.encode("ascii", "replace").decode(), height, bold)
-    top = middle - cover.shape[0] // 2
-    upper, lower = max(top, 0), min(top + cover.shape[0], canvas.shape[0])
-    right = min(left + cover.shape[1], canvas.shape[1])
-    if upper >= lower or left >= right:
-        return
-    part = cover[upper - top : lower - top, : right - left, None].astype(np.float32) / 255
-    area = canvas[upper:lower, left:right]
-    area[:] = (area * (1 - part) + np.array(color, np.float32) * part + 0.5).astype(np.uint8)
+    image, stroke = Image.fromarray(np.ascontiguousarray(canvas)), height / 25 if bold else 0
+    start, line, fill = (left, middle + height / 2), text.encode("ascii", "replace").decode(), tuple(color)
+    ImageDraw.Draw(image).text(start, line, fill, _font(height), anchor="ls", stroke_width=stroke, stroke_fill=fill)
+    canvas[:] = np.asarray(image)
 
 
-def text_width(text: str, height: int, bold: bool = False) -> int:
+def text_width(text: str, height: int) -> int:
     """Width in pixels of a line drawn by `draw_text`."""
-    return _glyphs(text.encode("ascii", "replace").decode(), height, bold).shape[1]
+    return math.ceil(_font(height).getlength(text.encode("ascii", "replace").decode()))
 
 
 def legend(shares: np.ndarray, names: Sequence[str], palette: np.ndarray, width: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dgmn2cli.checkpoint.weights import Checkpoint, load_backbone_weights, load_weights, read_checkpoint
+from dgmn2cli.checkpoint.unwrap import Checkpoint
+from dgmn2cli.checkpoint.weights import load_backbone_weights, load_weights, read_checkpoint
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError, IntegrityError, ResourceError
 from dgmn2cli.files import absence, read_text

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgmn2cli.checkpoint.weights import Checkpoint, load_weights
+from dgmn2cli.checkpoint.unwrap import Checkpoint
+from dgmn2cli.checkpoint.weights import load_weights
 from dgmn2cli.config import config_to_toml
 from dgmn2cli.data.loaders import TrainBatch, TrainStream, train_batches
 from dgmn2cli.distributed.group import Group

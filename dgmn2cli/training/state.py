@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from dgmn2cli.checkpoint.contents import digest
-from dgmn2cli.checkpoint.weights import Checkpoint, check_finite, read_checkpoint, write_checkpoint
+from dgmn2cli.checkpoint.unwrap import Checkpoint
+from dgmn2cli.checkpoint.weights import check_finite, read_checkpoint, write_checkpoint
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError
 from dgmn2cli.files import atomic_write, local_write_errors, sync_folder
 from dgmn2cli.training.report import Best

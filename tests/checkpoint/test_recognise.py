@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dgmn2cli.checkpoint.recognise import recognise
+from dgmn2cli.checkpoint.weights import listed
 from dgmn2cli.model.segmentor import Segmentor
 
 
@@ -43,11 +44,11 @@ def test_near_misses_are_described() -> None:
     found = recognise(broken)
     assert not found.exact
     assert found.in_words() == (
-        "setr_pup-tiny, but 1 tensor is missing, 1 tensor is unknown, 1 tensor is of another shape"
+        "setr_pup-tiny, but 1 tensor is missing, 1 tensor is unexpected, 1 tensor is of another shape"
     )
-    assert found.differences() == [
+    assert listed(found.differences) == [
         "missing: backbone.block3.1.mlp.fc1.weight",
-        "unknown: extra",
+        "unexpected: extra",
         "of another shape: decode_head.conv_1.weight (1,), wanted (256, 256, 3, 3)",
     ]
 

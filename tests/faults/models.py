@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dgmn2cli import zoo
 from dgmn2cli.checkpoint.convert import convert
-from dgmn2cli.checkpoint.weights import Checkpoint, load_weights, read_checkpoint, write_checkpoint
+from dgmn2cli.checkpoint.unwrap import Checkpoint
+from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, write_checkpoint
 from dgmn2cli.training.state import TrainState, load_state, save_state
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo.fetch import from_cache
