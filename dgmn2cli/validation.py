@@ -90,6 +90,8 @@ def faults_of(error: ValidationError, schema: dict[str, Any], document: Any) -> 
         if found["type"] == "too_short" and len(found["input"]) >= found["ctx"]["min_length"]:
             continue  # pydantic counts only the good elements; the others have faults of their own
         key, node, value, unknown = _locate(schema, document, found["loc"])
+        if key in faults:  # of a list of numbers each wrong element is an error of its own
+            continue
         if found["type"] in _UNKNOWN or unknown:
             known = node.get("properties", ())
             text = "unknown key" + (near_miss(unknown, known) if len(faults) < MAX_HINTS else "")
@@ -105,7 +107,7 @@ def faults_of(error: ValidationError, schema: dict[str, Any], document: Any) -> 
             text = f"{show(value)}, wanted {in_words(node, schema)}"
             if isinstance(value, str) and len(faults) < MAX_HINTS:
                 text += near_miss(value, node.get("enum", ()))
-        faults.setdefault(key, Fault(key, text))
+        faults[key] = Fault(key, text)
     return list(faults.values())
 
 
@@ -259,8 +261,7 @@ def show(value: Any) -> str:
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, (list, tuple)):
-        plain = all(isinstance(item, (int, float, str)) for item in value)
-        if len(value) <= 4 and plain:
+        if len(value) <= 4 and all(isinstance(item, (int, float, str)) for item in value):
             return "[" + ", ".join(show(item) for item in value) + "]"
         return f"a list of {len(value)}"
     return "none" if value is None else printable(str(value)[:60])

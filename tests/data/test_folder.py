@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import jsonschema
@@ -180,6 +181,16 @@ def test_wrong_descriptions(tmp_path: Path, text: str, why: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=why):
         load_description(path)
+
+
+def test_a_long_list_of_wrong_values_is_one_fault_and_quick(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.toml"
+    path.write_text(f'classes = ["a", "b"]\nignore = {[70_000] * 100_000}')
+    began = time.process_time()
+    with pytest.raises(ConfigError, match="0 to 65535") as caught:
+        load_description(path)
+    assert len(caught.value.faults) == 1
+    assert time.process_time() - began < 10
 
 
 def test_a_description_fits_the_generated_schema(tmp_path: Path) -> None:
