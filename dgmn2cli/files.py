@@ -74,7 +74,11 @@ def open_regular(
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise kind(what, where=path, why=f"it is {_kind_of(mode)}, wanted a file", hint=hint)
+        os.pread(descriptor, 1, 0)  # some files of /proc are called regular, and fail or would wait
         return os.fdopen(descriptor, "rb")
+    except OSError as error:
+        os.close(descriptor)
+        raise unreadable(what, where=path, why=_reason(error), hint=hint) from error
     except BaseException:
         os.close(descriptor)
         raise

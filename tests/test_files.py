@@ -104,6 +104,15 @@ def test_only_regular_files_are_opened(tmp_path):
         read_bounded(tmp_path / "file", 4)
 
 
+@pytest.mark.parametrize("path", ["/proc/self/mem", "/proc/kmsg"])
+def test_files_that_are_called_regular_and_are_not(path):
+    if not os.access(path, os.R_OK):
+        pytest.skip(f"{path} is not here, or only for root")
+    for use in (open_regular, hash_file, lambda path: read_bounded(path, 10)):
+        with pytest.raises(ResourceError):
+            use(path)
+
+
 @pytest.mark.parametrize("mask", [0o077, 0o027, 0o002])
 def test_files_get_the_modes_of_the_umask_whatever_the_threads_do(tmp_path, mask):
     """The mask belongs to the process: a thread that set it to read it would set it for all others."""
