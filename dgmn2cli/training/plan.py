@@ -12,12 +12,13 @@ import torch
 
 from dgmn2cli.data.loaders import TrainStream, train_batches
 from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
-from dgmn2cli.observer import Observer
+from dgmn2cli.files import check_folder
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import describe_device, set_threads
 from dgmn2cli.training.optim import poly_lr
 from dgmn2cli.training.prepare import Training, prepare
 from dgmn2cli.training.request import TrainRequest, augmentation, effective_batch, outline
-from dgmn2cli.training.run import build_network, determinism
+from dgmn2cli.training.run import build_network, determinism, first_weights
 from dgmn2cli.training.step import Stepper
 
 TIMED = 2  # steps measured, after one that warms up
@@ -75,7 +76,7 @@ class TrainPlan:
 
 
 def plan_training(request: TrainRequest, observer: Observer) -> TrainPlan:
-    """Checks everything, runs three steps with fresh weights on one process, and writes nothing.
+    """Checks everything, runs three steps on one process, and writes nothing.
 
     Raises:
         Dgmn2Error: what would end the training before its first step, or in it.
@@ -86,9 +87,11 @@ def plan_training(request: TrainRequest, observer: Observer) -> TrainPlan:
     if request.threads is None and not started:
         set_threads(max(1, threads // request.processes))
     with join(request.device, observer) as group, determinism(group.device, request.config.train.deterministic):
+        check_folder(request.out)
         training = prepare(request, group, observer)
         config, train = training.config, training.config.train
         model = build_network(config, str(training.environment["backend"]))
+        notes = first_weights(request, training, model, Silent())
         stepper = Stepper(config, model.to(group.device), group)
         seconds = _seconds_per_step(training, stepper, group, observer)
         parameters = list(stepper.model.parameters())
@@ -120,7 +123,7 @@ def plan_training(request: TrainRequest, observer: Observer) -> TrainPlan:
             training_seconds=seconds * train.iters,
             memory_bytes=_peak_memory(group),
             outline=outline(config, processes, images),
-            notes=training.notes,
+            notes=(*training.notes, *notes),
         )
 
 

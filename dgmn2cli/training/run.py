@@ -85,7 +85,7 @@ def _train_here(request: TrainRequest, observer: Observer, stop: StopRequest) ->
         _tell(request, training, group, observer)
         model = build_network(training.config, str(training.environment["backend"]))
         if training.state is None:
-            notes += group.once(partial(_load_initial_weights, request, training, model, observer))
+            notes += group.once(partial(first_weights, request, training, model, observer))
         stepper = Stepper(training.config, model.to(group.device), group)
         extra = {"resumed_at": training.state.iteration if training.state else 0, "notes": training.notes}
         folder = request.folder
@@ -150,7 +150,8 @@ def build_network(config: Config, backend: str) -> Segmentor:
     return model
 
 
-def _load_initial_weights(request: TrainRequest, training: Training, model: Segmentor, observer: Observer) -> list[str]:
+def first_weights(request: TrainRequest, training: Training, model: Segmentor, observer: Observer) -> list[str]:
+    """Loads the weights that the training starts from; says what was done with them."""
     config = training.config
     weights = find_initial_weights(config.train.init, config.model.backbone, request.zoo_file, request.cache)
     notes = load_initial_weights(model, weights, training.train)

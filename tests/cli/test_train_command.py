@@ -79,6 +79,13 @@ def test_dry_run_tells_the_plan_and_writes_nothing(run: Run) -> None:
     assert 0 < plan["trained"] < plan["parameters"] / 10
 
 
+def test_a_dry_run_refuses_what_the_training_would(run: Run) -> None:
+    Path("weights.pth").write_bytes(b"no weights")
+    Path("file").touch()
+    for options, code in ((("--from", "weights.pth"), 3), (("--out", "file"), 5), (("--out", "file/below"), 5)):
+        assert run("train", NAIVE, *TWO_STEPS, *options, "--dry-run")[0] == code, options
+
+
 def test_a_run_and_what_may_be_done_with_it(run: Run) -> None:
     code, out, err = run("train", NAIVE, *TWO_STEPS, "--out", "r")
     assert code == 0
