@@ -14,6 +14,7 @@ from faults import (
     images,
     models,
     networks,
+    operators,
     surroundings,
     texts,
     trees,
@@ -22,7 +23,7 @@ from faults.verdicts import Faults, Kind
 
 KINDS: tuple[Kind, ...] = (
     *models.KINDS, *forms.KINDS, *hostile_pickles.KINDS, *images.KINDS, *trees.KINDS, *texts.KINDS, *downloads.KINDS,
-    *commands.KINDS, *surroundings.KINDS, *disks.KINDS, *networks.KINDS,
+    *operators.KINDS, *commands.KINDS, *surroundings.KINDS, *disks.KINDS, *networks.KINDS,
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from dgmn2cli.checkpoint import formats, unwrap, weights
 from dgmn2cli.cli import boundary
 from dgmn2cli.data import description
 from dgmn2cli.data import files as finding
+from dgmn2cli.ops import operators
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo import parts
@@ -164,6 +165,9 @@ CONTROLS = {
     "averaged weights taken for the weights": Control(
         "form of a checkpoint", 200, _replace(unwrap, "_wrapper", _averaged_first(unwrap._wrapper))
     ),
+    "operators' arguments not checked": Control(
+        "raw call of an operator", 30, _replace(operators.Operator, "_require", lambda self, arguments: None)
+    ),
     "links to folders not followed": Control(
         "finding files", 100, _replace(finding, "_is_folder", lambda entry: entry.is_dir(follow_symlinks=False))
     ),
@@ -180,6 +184,7 @@ CONTROLS = {
         50,
         _replace(caching.Record, "holds_for", lambda self, entry: self.key == entry.key),
     ),
+    "a bundle's hashes not compared": Control("damaged bundle", 60, _replace(fetching.Download, "_check", _unchecked)),
     "wrong Content-Range trusted": Control(RESUMED, 300, _trust_ranges),
     "ignored Range not noticed": Control(RESUMED, 300, _take_whole_for_rest),
     "published in place, not renamed": Control("kill -9 during a download", 100, _publish_in_place),

@@ -24,7 +24,7 @@ from dgmn2cli.zoo import bundle
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo.http import Limits
 from dgmn2cli.zoo.manifest import Source
-from faults.verdicts import Faults, Kind, Violation, end_child, in_child, judged, start_child
+from faults.verdicts import Faults, Kind, Violation, end_child, flipped, in_child, judged, spliced, start_child
 
 CONTENT = random.Random(7).randbytes(200_000)
 FOREIGN = random.Random(8).randbytes(200_000)
@@ -260,10 +260,78 @@ def _take(other: zoo.ZooEntry, how: str, folder: Path, cache: Path) -> None:
     bundle.adopt_offered(path, [other], all_wanted=True, cache=cache, verify_for=lambda _: hash_file)
 
 
+def bundles(rng: random.Random, folder: Path, count: int) -> Faults:
+    """Bundles with damaged or exchanged members and lists with other hashes: what is taken has the known hash."""
+    contents = {"setr_pup-tiny": CONTENT, "fpn-tiny": FOREIGN}
+    hashes = {key: hashlib.sha256(content).hexdigest() for key, content in contents.items()}
+    whole = _bundle_of(contents, folder)
+    for index in range(count):
+        how = rng.choice(("flip", "flips", "cut", "splice", "members", "index", "nothing"))
+        stated = rng.choice(("no hash", "hashes", "other hashes")) if how != "index" else "hashes"
+        exchanged = dict(zip(("members", "index"), ((CONTENT, FOREIGN), tuple(hashes.values())), strict=True)).get(how)
+        if exchanged:
+            damaged = _exchanged(whole, *(part if isinstance(part, bytes) else part.encode() for part in exchanged))
+        else:
+            damaged = {
+                "flip": lambda: flipped(whole, rng), "flips": lambda: flipped(whole, rng, 8),
+                "cut": lambda: whole[: rng.randrange(1, len(whole))], "splice": lambda: spliced(whole, rng),
+                "nothing": lambda: whole,
+            }[how]()  # fmt: skip
+        known = {"no hash": {}, "hashes": hashes, "other hashes": dict.fromkeys(hashes, "ab" * 32)}[stated]
+        entries = [dataclasses.replace(zoo.find(key), params=10_000, sha256=known.get(key)) for key in contents]
+
+        def judge(
+            damaged: bytes = damaged, entries: list[zoo.ZooEntry] = entries, may: bool = stated != "other hashes"
+        ) -> str:
+            cache, path = folder / "taken", folder / "damaged.tar"
+            path.write_bytes(damaged)
+            try:
+                return judged(
+                    lambda: bundle.adopt_offered(
+                        path, entries, all_wanted=True, cache=cache, verify_for=lambda _: _of_the_size
+                    ),
+                    {3},
+                    lambda files: may and all(file.path.read_bytes() == contents[file.key] for file in files),
+                )
+            finally:
+                for entry in entries:
+                    found = zoo.locate(entry, cache)
+                    if found and (not may or found.path.read_bytes() != contents[entry.key]):
+                        raise Violation(f"another file counts as the verified {entry.key}")
+                shutil.rmtree(cache, ignore_errors=True)
+
+        yield f"{index} {how}, the list states {stated}", judge
+
+
+def _bundle_of(contents: dict[str, bytes], folder: Path) -> bytes:
+    files = []
+    for key, content in contents.items():
+        path = folder / f"{key}.pth"
+        path.write_bytes(content)
+        entry = dataclasses.replace(zoo.find(key), params=10_000)
+        files += bundle.adopt_offered(
+            path, [entry], all_wanted=True, cache=folder / "giver", verify_for=lambda _: hash_file
+        )
+    return bundle.write_bundle(files, folder / "whole.tar").read_bytes()
+
+
+def _exchanged(data: bytes, one: bytes, other: bytes) -> bytes:
+    """`data` with the first of each of the two pieces in the other's place."""
+    return data.replace(one, b"\0" * len(one), 1).replace(other, one, 1).replace(b"\0" * len(one), other, 1)
+
+
+def _of_the_size(path: Path) -> str:
+    """A structural check that sees no damage."""
+    if path.stat().st_size != len(CONTENT):
+        raise IntegrityError("this is not a checkpoint", where=path, why="another size")
+    return hash_file(path)
+
+
 KINDS = (
     Kind("misbehaving server", misbehaviours, (len(GOOD) + len(BAD)) * len(OLD_PARTS), 60, patience=20),
     Kind("resumed download, nothing checked behind it", resumptions, 800, 30, patience=20),
     Kind("kill -9 during a download", kills, 240, 5, patience=40),
     Kind("cache of several manifests", several_manifests, 200, 20, patience=20),
+    Kind("damaged bundle", bundles, 600, 30, patience=20),
     Kind("eight processes at once", crowds, 60, 2, patience=60),
 )

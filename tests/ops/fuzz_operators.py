@@ -224,37 +224,55 @@ def agrees(ours: Any, expected: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
     return True
 
 
+def draw(chance: random.Random) -> tuple[str, list[Any]]:
+    """An operator and arguments for it; most do not fit."""
+    name = chance.choice(sorted(OPERATORS))
+    dtype = torch.float32 if name == "upsampled_rows" else chance.choice(DTYPES[:3])
+    arguments = [a.to(dtype) if isinstance(a, Tensor) else a for a in OPERATORS[name][0](chance)]
+    if chance.random() < 0.3:
+        arguments = displaced(name, arguments, chance)
+    for _ in range(chance.choice((0, 1, 1, 1, 2))):
+        with contextlib.suppress(*REFUSALS):  # what was spoilt before cannot always be spoilt again
+            arguments = spoil(arguments, chance)
+    return name, arguments
+
+
+def described(arguments: list[Any]) -> str:
+    """Shapes and dtypes of tensors, other arguments as they are."""
+    return str([f"{tuple(a.shape)} {a.dtype}" if isinstance(a, Tensor) else a for a in arguments])
+
+
+def call(name: str, arguments: list[Any]) -> str:
+    """Calls the operator: "refused", "ran", or what it did that is wrong."""
+    try:
+        result = getattr(torch.ops.dgmn2, name)(*arguments)
+    except REFUSALS:
+        return "refused"
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    numbers = [number for value in arguments for number in (value if isinstance(value, list) else [value])]
+    if any(isinstance(number, int) and number < 0 for number in numbers):
+        return "a negative size was answered"
+    if any(tensor.device.type == "meta" for tensor in tensors):
+        return "ran"
+    if any(lost(tensor) for tensor in tensors):
+        return "memory that is no more was read"
+    if name == "upsampled_rows":
+        result = arguments[2]
+    expected = OPERATORS[name][1](*arguments)
+    coarsest = next(known for known in TOLERANCE if any(tensor.dtype == known for tensor in tensors))
+    return "ran" if expected is None or agrees(result, expected, coarsest) else "the result is wrong"
+
+
 def run(cases: int, seed: int) -> Counter[str]:
     chance, counts = random.Random(seed), Counter[str]()
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     for number in range(cases):
-        name = chance.choice(sorted(OPERATORS))
-        make, definition = OPERATORS[name]
-        dtype = torch.float32 if name == "upsampled_rows" else chance.choice(DTYPES[:3])
-        arguments = [a.to(dtype) if isinstance(a, Tensor) else a for a in make(chance)]
-        if chance.random() < 0.3:
-            arguments = displaced(name, arguments, chance)
-        for _ in range(chance.choice((0, 1, 1, 1, 2))):
-            with contextlib.suppress(*REFUSALS):  # what was spoilt before cannot always be spoilt again
-                arguments = spoil(arguments, chance)
-        try:
-            result = getattr(torch.ops.dgmn2, name)(*arguments)
-        except REFUSALS:
-            counts[f"{name} refused"] += 1
-            continue
-        counts[f"{name} ran"] += 1
-        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-        if any(tensor.device.type == "meta" for tensor in tensors):
-            continue
-        assert not any(lost(tensor) for tensor in tensors), f"{name} read memory that is no more"
-        if name == "upsampled_rows":
-            result = arguments[2]
-        expected = definition(*arguments)
-        coarsest = next(known for known in TOLERANCE if any(tensor.dtype == known for tensor in tensors))
-        if expected is not None and not agrees(result, expected, coarsest):
-            shapes = [tuple(a.shape) if isinstance(a, Tensor) else a for a in arguments]
-            raise SystemExit(f"case {number} of seed {seed}: {name} {shapes} {coarsest} is wrong")
+        name, arguments = draw(chance)
+        outcome = call(name, arguments)
+        if outcome not in ("ran", "refused"):
+            raise SystemExit(f"case {number} of seed {seed}: {name} {described(arguments)}: {outcome}")
+        counts[f"{name} {outcome}"] += 1
     return counts
 
 
