@@ -3,47 +3,45 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import RenderableType
 
 from dgmn2cli.cli import render
-from dgmn2cli.cli.options import BACKENDS, PATH, Session, device_option, pass_session
+from dgmn2cli.cli.options import PATH, Session, backend_option, device_option, grouped, pass_session, threads_option
 from dgmn2cli.cli.progress import TerminalObserver, View, duration
 
 if TYPE_CHECKING:
     from dgmn2cli.demo.report import DemoReport, StepBegun, StepDone
+    from dgmn2cli.demo.request import DemoRequest
 
 SEED = click.IntRange(0, 2**32 - 1)
 
 
+def _request(**values: Any) -> DemoRequest:
+    # threads that spin while they wait slow a busy machine down many times over; read when torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from dgmn2cli.demo.request import DemoRequest
+
+    return DemoRequest(**values)
+
+
 @click.command()
-@click.option("-o", "--out", type=PATH, default="dgmn2-demo", show_default=True, metavar="DIR", help="For everything.")
-@click.option("--iters", type=click.IntRange(1, 10**6), default=400, show_default=True, help="Training steps.")
-@click.option("--scenes", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Scenes to train on.")
-@click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Of scenes and training.")
-@click.option("--image", type=PATH, metavar="FILE", help="Photograph to segment.  [default: one that came along]")
-@click.option("--overwrite", is_flag=True, help="Make the demo that is in the folder anew.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted demo.")
-@device_option
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Attention op.")
-@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads.  [default: torch's]")
+@grouped(
+    "request",
+    _request,
+    click.option("-o", "--out", type=PATH, default="dgmn2-demo", show_default=True, metavar="DIR", help="Folder."),
+    click.option("--iters", type=click.IntRange(1, 10**6), default=400, show_default=True, help="Training steps."),
+    click.option("--scenes", type=click.IntRange(1, 10_000), default=64, show_default=True, help="Scenes to train on."),
+    click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Of scenes and training."),
+    click.option("--image", type=PATH, metavar="FILE", help="Photograph to segment.  [default: one that came along]"),
+    click.option("--overwrite", is_flag=True, help="Make the demo that is in the folder anew."),
+    click.option("--resume", is_flag=True, help="Go on with an interrupted demo."),
+    *(device_option, backend_option, threads_option),
+)
 @pass_session
-def demo(
-    session: Session,
-    out: Path,
-    iters: int,
-    scenes: int,
-    seed: int,
-    image: Path | None,
-    overwrite: bool,
-    resume: bool,
-    device: str,
-    backend: str,
-    threads: int | None,
-) -> None:
+def demo(session: Session, request: DemoRequest) -> None:
     """Draw synthetic streets, train on them, evaluate, segment, and write a page that shows it all.
 
     It takes about five minutes on two idle cores, needs no download and no GPU, and everything ends in one folder:
@@ -51,15 +49,11 @@ def demo(
     curves, the evaluations and the segmented images. A quarter as many scenes more are held out; the figures are
     measured on these drawings, and say nothing about the published models on real streets.
     """
-    # threads that spin while they wait slow a busy machine down many times over; read when torch is imported
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from dgmn2cli.cli.train_views import evaluated
+    from dgmn2cli.cli.train import evaluated
     from dgmn2cli.demo import run
     from dgmn2cli.demo.report import StepBegun, StepDone
-    from dgmn2cli.demo.request import DemoRequest
     from dgmn2cli.training.report import Evaluated
 
-    request = DemoRequest(out, iters, scenes, seed, image, overwrite, resume, device, backend, threads)
     notices: dict[type, View] = {StepBegun: _begun, StepDone: _done, Evaluated: evaluated}
     with TerminalObserver(session, notices=notices) as observer:
         report = run.demo(request, observer)

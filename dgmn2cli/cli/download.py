@@ -14,7 +14,7 @@ from rich.text import Text
 from dgmn2cli.cli import render
 from dgmn2cli.cli.options import PATH, SECONDS, Session, complete_model, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
-from dgmn2cli.errors import ConfigError, Dgmn2Error, printable
+from dgmn2cli.errors import ConfigError, Dgmn2Error
 from dgmn2cli.zoo import AnyEntry, Source, locate
 from dgmn2cli.zoo.manifest import shown
 
@@ -91,7 +91,7 @@ def download(
     wanted, cache = entries or [*zoo.segmentors, *zoo.backbones], session.cache_dir()
     if dry_run:
         lines = _adoption_plan(offered, wanted, cache) if offered is not None else _plan(entries, cache)
-        render.emit(session, {"dry_run": lines}, lambda: [Text(printable(line)) for line in lines])
+        render.emit(session, {"dry_run": lines}, lambda: render.lines(*lines))
         return
     from dgmn2cli.files import check_folder
     from dgmn2cli.zoo.bundle import adopt_offered, check_bundle_target, copy_to, write_bundle
@@ -213,7 +213,7 @@ def _plan(entries: list[AnyEntry], cache: Path) -> list[str]:
     return lines
 
 
-def _lines(report: DownloadReport) -> list[Text]:
+def _lines(report: DownloadReport) -> Text:
     """For each file what it is, and last its path alone."""
     lines = []
     for file in report.files:
@@ -223,4 +223,4 @@ def _lines(report: DownloadReport) -> list[Text]:
     if report.bundle:
         lines.append(f"bundle of {len(report.files)}: {report.bundle}")
     lines += [str(file.path) for file in report.files]
-    return [Text(printable(line)) for line in lines]
+    return render.lines(*lines)

@@ -9,10 +9,9 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from dgmn2cli.cli import render
+from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import PATH, NumberType, Session, model_option, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
-from dgmn2cli.cli.protocol import NetworkOptions, with_network, with_settings
 from dgmn2cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,10 +32,10 @@ SHOWN_CLASSES = 4
     metavar="KINDS",
     help="Files to write: ids, color, overlay, labelids, conf, probs, stats; comma-separated.",
 )
-@with_settings
+@protocol.with_settings
 @click.option("--alpha", type=NumberType(0, 1), default=0.5, show_default=True, help="Strength of the overlay.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
-@with_network
+@protocol.with_network
 @pass_session
 def infer(
     session: Session,
@@ -47,7 +46,7 @@ def infer(
     settings: Settings,
     alpha: float,
     overwrite: bool,
-    network: NetworkOptions,
+    network: protocol.NetworkOptions,
 ) -> None:
     """Segment images: files, folders, globs or @list.txt; masks and overlays go to the output folder."""
     from dgmn2cli import runtime
@@ -60,20 +59,8 @@ def infer(
         files.check_targets(found, out, kinds, overwrite)
         runtime.set_threads(network.threads)
         recipe = load.resolve(model, zoo=session.zoo())
-        segmenter = load.assemble(
-            recipe,
-            network.checkpoint,
-            device=network.device,
-            dtype=network.dtype,
-            backend=network.backend,
-            exact_algebra=not network.published_order,
-            compiled=network.compiled,
-            cache=session.cache_dir() if network.checkpoint is None else None,
-            max_memory=settings.max_memory,
-            ema=network.ema,
-            offline=session.offline,
-            observer=observer,
-        )
+        make = protocol.loader(session, recipe, network, settings)
+        segmenter = make(device=network.device, observer=observer)
         report = files.predict_files(segmenter, found, out, kinds, settings, alpha=alpha, observer=observer)
     render.emit(session, report, lambda: _summary(report))
     if report.failures:

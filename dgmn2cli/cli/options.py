@@ -324,6 +324,18 @@ device_option = click.option(
 )
 
 
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="auto",
+    show_default=True,
+    help="Implementation of the attention op; a named one never falls back.",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads per process.  [default: torch's]"
+)
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How a network runs: `--device --dtype --backend --threads --compile`."""
@@ -340,14 +352,8 @@ RUN_OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of weights and activations."
     ),
-    click.option(
-        "--backend",
-        type=click.Choice(BACKENDS),
-        default="auto",
-        show_default=True,
-        help="Implementation of the attention op; a named one never falls back.",
-    ),
-    click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads.  [default: torch's]"),
+    backend_option,
+    threads_option,
     click.option(
         "--compile", "compiled", is_flag=True, help="Run the published order through torch.compile (NVIDIA GPUs)."
     ),

@@ -148,7 +148,7 @@ def loader(session: Session, recipe: Recipe, network: NetworkOptions, settings: 
         backend=network.backend,
         exact_algebra=not network.published_order,
         compiled=network.compiled,
-        cache=session.cache,
+        cache=session.cache_dir() if network.checkpoint is None else None,
         max_memory=settings.max_memory,
         ema=network.ema,
         offline=session.offline,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -32,17 +33,9 @@ def err(session: Session) -> Console:
 
 
 def _console(session: Session, stderr: bool) -> Console:
-    console = Console(stderr=stderr, no_color=not session.color or None, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(
-            stderr=stderr,
-            width=UNBOUNDED,
-            color_system=None,
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
-    return console
+    make = partial(Console, stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = make(no_color=not session.color or None)
+    return console if console.is_terminal else make(width=UNBOUNDED, color_system=None)
 
 
 def emit(session: Session, report: Any, table: Callable[[], RenderableType | Sequence[RenderableType]]) -> None:

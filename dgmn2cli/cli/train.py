@@ -2,88 +2,97 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import RenderableType
 
-from dgmn2cli.cli import render
-from dgmn2cli.cli.options import (
-    BACKENDS,
-    DTYPES,
-    NAME,
-    PATH,
-    SIZE,
-    Session,
-    device_option,
-    model_argument,
-    pass_session,
-)
-from dgmn2cli.cli.progress import TerminalObserver
+from dgmn2cli.cli import options, render
+from dgmn2cli.cli.options import NAME, PATH, SIZE, Session
+from dgmn2cli.cli.progress import TerminalObserver, duration
+from dgmn2cli.errors import ConfigError
 
+if TYPE_CHECKING:
+    from dgmn2cli.inference.load import Recipe
+    from dgmn2cli.training.plan import TrainPlan
+    from dgmn2cli.training.report import Evaluated, TrainReport
+
+RUNS = Path("runs")
 _DATA = "Cityscapes tree, or a folder with a dataset.toml.  [default: the configuration's]"
 _WEIGHTS = "Loss weights: counted from the labels, or a line NAME = WEIGHT each."
 _COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
+_ANY, _MANY, _SEED = click.IntRange(1), click.IntRange(1, 10**9), click.IntRange(0, 2**32 - 1)
+# an option, the setting it gives, its type (None: a flag), its metavar, its help
+_SETTINGS: tuple[tuple[str, str, Any, str | None, str], ...] = (
+    ("--data-root", "data.root", PATH, "DIR", _DATA),
+    ("--max-iters", "train.iters", _MANY, "N", "Optimiser steps."),
+    ("--batch-size", "train.batch_size", _ANY, "N", "Images per process and forward pass."),
+    ("--accumulate", "train.accumulate", _ANY, "N", "Forward passes per optimiser step."),
+    ("--crop", "augment.crop", _SIDE, "N", "Side of the training crop."),
+    ("--scale", "augment.scale", SIZE, "WxH", "Size images are fitted into, in training and evaluation."),
+    ("--window", "inference.window", _SIDE, "N", "Side of a window of the evaluation."),
+    ("--stride", "inference.stride", _SIDE, "N", "Step between its windows."),
+    ("--from", "train.init", str, "imagenet|scratch|FILE", "First weights."),
+    ("--dtype", "train.dtype", click.Choice(options.DTYPES), None, "Dtype of the forward pass."),
+    ("--seed", "train.seed", _SEED, "N", "Seed of everything random."),
+    ("--deterministic", "train.deterministic", None, None, "Refuse what depends on the run (on GPUs)."),
+    ("--val-every", "train.val_every", _COUNT, "N", "Evaluate after N steps; 0: only at the end."),
+    ("--save-every", "train.save_every", _COUNT, "N", "Keep a numbered checkpoint after N steps; 0: none."),
+    ("--keep", "train.keep", _COUNT, "N", "Numbered checkpoints that stay; 0: all."),
+    ("--ema", "train.ema", None, None, "Keep, evaluate and save a moving average of the weights."),
+    ("--freeze-backbone", "train.freeze_backbone", None, None, "Train the head only."),
+    ("--class-weights", "train.class_weights_from", NAME, "auto|FILE", _WEIGHTS),
+    ("--workers", "data.workers", click.IntRange(0, 256), "N", "Loader processes per training process."),
+)
+
+
+def _given(**values: Any) -> dict[str, object]:
+    """The settings that options name, by dotted key."""
+    given = {key: values[key.replace(".", "__")] for _, key, *_ in _SETTINGS}
+    given = {key: value for key, value in given.items() if value is not None}
+    if "data.root" in given:
+        given["data.root"] = str(given["data.root"])
+    if "augment.scale" in given:
+        given["inference.scale"] = given["augment.scale"]
+    if "train.class_weights_from" in given:
+        given["train.class_weights"] = []  # those a resumed run has counted or read before
+    return given
 
 
 @click.command()
-@model_argument
-@click.option("--data-root", type=PATH, metavar="DIR", envvar="CITYSCAPES_DATASET", help=_DATA)
+@options.model_argument
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/NAME]")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Processes here.")
-@click.option("--max-iters", type=click.IntRange(1, 10**9), metavar="N", help="Optimiser steps.")
-@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images per process and forward pass.")
-@click.option("--accumulate", type=click.IntRange(1), metavar="N", help="Forward passes per optimiser step.")
-@click.option("--crop", type=_SIDE, metavar="N", help="Side of the training crop.")
-@click.option("--scale", type=SIZE, metavar="WxH", help="Size images are fitted into, in training and evaluation.")
-@click.option("--window", type=_SIDE, metavar="N", help="Side of a window of the evaluation.")
-@click.option("--stride", type=_SIDE, metavar="N", help="Step between its windows.")
+@options.grouped(
+    "settings",
+    _given,
+    *(
+        click.option(
+            *(name, key.replace(".", "__")), type=kind, metavar=metavar, help=text, is_flag=kind is None, default=None
+        )
+        for name, key, kind, metavar, text in _SETTINGS
+    ),
+)
 @click.option(
     "--resume", type=NAME, is_flag=False, flag_value="auto", metavar="[auto|PATH]", help="Go on with the run in --out."
 )
 @click.option("--force", is_flag=True, help="Resume although settings, data or software differ.")
-@click.option("--from", "init", metavar="imagenet|scratch|FILE", help="First weights.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of the forward pass.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Seed of everything random.")
-@click.option("--deterministic", is_flag=True, default=None, help="Refuse what depends on the run (on GPUs).")
-@click.option("--val-every", type=_COUNT, metavar="N", help="Evaluate after N steps; 0: only at the end.")
-@click.option("--save-every", type=_COUNT, metavar="N", help="Keep a numbered checkpoint after N steps; 0: none.")
-@click.option("--keep", type=_COUNT, metavar="N", help="Numbered checkpoints that stay; 0: all.")
-@click.option("--ema", is_flag=True, default=None, help="Keep, evaluate and save a moving average of the weights.")
-@click.option("--freeze-backbone", is_flag=True, default=None, help="Train the head only.")
-@click.option("--class-weights", type=NAME, metavar="auto|FILE", help=_WEIGHTS)
-@click.option("--workers", type=click.IntRange(0, 256), metavar="N", help="Loader processes per training process.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: optim.lr=5e-5.")
 @click.option("--dry-run", is_flag=True, help="Only check, measure three steps, and show the plan.")
-@device_option
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Attention op.")
-@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads per process.")
-@pass_session
+@options.device_option
+@options.backend_option
+@options.threads_option
+@options.pass_session
 def train(
     session: Session,
     model: str,
-    data_root: Path | None,
     out: Path | None,
     gpus: int,
-    max_iters: int | None,
-    batch_size: int | None,
-    accumulate: int | None,
-    crop: int | None,
-    scale: tuple[int, int] | None,
-    window: int | None,
-    stride: int | None,
+    settings: dict[str, object],
     resume: str | None,
     force: bool,
-    init: str | None,
-    dtype: str | None,
-    seed: int | None,
-    deterministic: bool | None,
-    val_every: int | None,
-    save_every: int | None,
-    keep: int | None,
-    ema: bool | None,
-    freeze_backbone: bool | None,
-    class_weights: str | None,
-    workers: int | None,
     overrides: tuple[str, ...],
     dry_run: bool,
     device: str,
@@ -96,37 +105,13 @@ def train(
     (last, best, every N steps) and the final evaluation. An interrupted run goes on with `--resume`, bit for bit.
     Settings that no option names are the configuration's: for a published model, its published recipe.
     """
-    from dgmn2cli.cli import train_views as views
     from dgmn2cli.distributed.group import launched_rank
     from dgmn2cli.training.plan import plan_training
     from dgmn2cli.training.report import Evaluated
     from dgmn2cli.training.request import TrainRequest
     from dgmn2cli.training.run import train as run_training
 
-    settings: dict[str, object] = {
-        "data.root": None if data_root is None else str(data_root),
-        "data.workers": workers,
-        "train.iters": max_iters,
-        "train.batch_size": batch_size,
-        "train.accumulate": accumulate,
-        "train.init": init,
-        "train.dtype": dtype,
-        "train.seed": seed,
-        "train.deterministic": deterministic,
-        "train.val_every": val_every,
-        "train.save_every": save_every,
-        "train.keep": keep,
-        "train.ema": ema,
-        "train.freeze_backbone": freeze_backbone,
-        "train.class_weights_from": class_weights,
-        "train.class_weights": None if class_weights is None else [],  # those a resumed run has counted or read before
-        "augment.crop": crop,
-        "augment.scale": scale,
-        "inference.scale": scale,
-        "inference.window": window,
-        "inference.stride": stride,
-    }
-    recipe, folder = views.recipe(session, model, settings, overrides, out, resumes=bool(resume))
+    recipe, folder = _recipe(session, model, settings, overrides, out, resumes=bool(resume))
     request = TrainRequest(
         recipe.config,
         folder,
@@ -142,7 +127,103 @@ def train(
         zoo_file=session.zoo_file,
         cache=session.cache,
     )
-    with TerminalObserver(session, notices={Evaluated: views.evaluated}) as observer:
+    with TerminalObserver(session, notices={Evaluated: evaluated}) as observer:
         result = plan_training(request, observer) if dry_run else run_training(request, observer)
     if launched_rank() == 0:
-        render.emit(session, result, lambda: views.table(result))
+        render.emit(session, result, lambda: _table(result))
+
+
+def _recipe(
+    session: Session,
+    model: str,
+    settings: Mapping[str, object],
+    overrides: Sequence[str],
+    out: Path | None,
+    *,
+    resumes: bool,
+) -> tuple[Recipe, Path]:
+    """The configuration to train and the run folder; `--resume` without a model takes the run's own configuration.
+
+    The environment's data folder is for the published configurations; a file of the user's says itself where its is.
+
+    Args:
+        settings: values that options give to settings. `overrides`, those of `--set`, win.
+
+    Raises:
+        ConfigError: no such model, or faults in the configuration.
+    """
+    from dgmn2cli.inference.load import resolve
+
+    source = click.get_current_context().get_parameter_source("data__root")
+    typed = dict(settings)
+    if source is click.core.ParameterSource.ENVIRONMENT:
+        typed.pop("data.root", None)
+    if resumes and not _model_named():
+        if out is None:
+            raise ConfigError("--resume needs to know the run", hint="Name its folder with --out, or its model.")
+        own = out / "config.toml"
+        if own.is_file():
+            return resolve(str(own.absolute()), overrides, values=typed), out
+    found = resolve(model, overrides, session.zoo(), typed)
+    if found.entry is not None and typed != settings:
+        found = resolve(model, overrides, session.zoo(), settings)
+    return found, out or RUNS / (found.entry.key if found.entry else found.config.name)
+
+
+def _model_named() -> bool:
+    context = click.get_current_context()
+    source = context.get_parameter_source("model")
+    default = source in (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP, None)
+    return bool(context.params.get("model_named")) or not default
+
+
+def evaluated(result: Evaluated) -> str:
+    """An evaluation within the training."""
+    ending = ", the best so far" if result.best else ""
+    figures = f"mIoU {100 * result.miou:.2f} %, accuracy {100 * result.accuracy:.2f} %"
+    return f"after {result.iteration} steps: {figures}{ending}"
+
+
+def _table(result: TrainPlan | TrainReport) -> RenderableType:
+    """The answer of a dry run or of a training."""
+    from dgmn2cli.training.plan import TrainPlan
+
+    return _plan_table(result) if isinstance(result, TrainPlan) else _report_table(result)
+
+
+def _plan_table(plan: TrainPlan) -> RenderableType:
+    batch = f"{plan.effective_batch} = {plan.processes} x {plan.batch_size} x {plan.accumulate}"
+    rows = [
+        ("model", plan.model),
+        ("first weights", plan.init),
+        ("device", f"{plan.device}; {plan.processes} process{'es' * (plan.processes != 1)}"),
+        ("data", f"{plan.train_images:,} images to train on, {plan.val_images:,} to evaluate on"),
+        ("classes", str(plan.classes)),
+        ("parameters", f"{plan.parameters:,}, of which {plan.trained:,} learn"),
+        ("effective batch", f"{batch} (processes x batch x accumulated), crop {plan.crop}x{plan.crop}"),
+        ("learning rate", f"{plan.lr:g}, falling to {plan.last_lr:.3g}"),
+        ("steps", f"{plan.iterations:,}: {plan.passes:.1f} passes over the images"),
+        ("evaluations", str(plan.evaluations)),
+        ("checkpoints", f"last, previous, best and {plan.checkpoints} numbered"),
+        ("memory", f"{plan.memory_bytes / 1e9:.2f} GB per process (measured)"),
+        ("time", f"{plan.seconds_per_step:.3g} s per step: {duration(plan.training_seconds)}, evaluations excluded"),
+        ("run folder", f"{plan.out} (not created)"),
+        *(("note", note) for note in plan.notes),
+    ]
+    return render.record_table(rows)
+
+
+def _report_table(report: TrainReport) -> RenderableType:
+    resumed = f", resumed after {report.resumed_at:,}" if report.resumed_at else ""
+    rows = [
+        ("model", report.model),
+        ("steps", f"{report.iterations:,} in {duration(report.seconds)}" + resumed),
+        ("mIoU", f"{100 * report.mean_iou:.2f} %"),
+        ("accuracy", f"{100 * report.pixel_accuracy:.2f} % of the pixels, {100 * report.mean_accuracy:.2f} % by class"),
+        ("best mIoU", f"{100 * report.best.miou:.2f} % after {report.best.iteration:,} steps"),
+        ("checkpoint", str(report.checkpoint)),
+        ("best checkpoint", str(report.best_checkpoint)),
+        ("evaluation", str(report.evaluation)),
+        ("run folder", str(report.out)),
+    ]
+    return render.record_table(rows)

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dgmn2cli.cli.options import PATH, Session, complete_model, pass_session
-from dgmn2cli.cli.render import MISSING, billions, emit, make_table, megabytes, millions, percent, record_table
-from dgmn2cli.errors import CheckFailed, ConfigError, printable
+from dgmn2cli.cli.render import MISSING, billions, emit, lines, make_table, megabytes, millions, percent, record_table
+from dgmn2cli.errors import CheckFailed, ConfigError
 from dgmn2cli.zoo import AnyEntry, ZooEntry, locate, pin_state
 from dgmn2cli.zoo.cache import FileCheck, pin, verify_cache
 from dgmn2cli.zoo.manifest import shown
@@ -90,24 +90,17 @@ def _describe(entry: AnyEntry, cache: Path) -> dict[str, object]:
 def _record(entry: AnyEntry, report: dict[str, object]) -> Table:
     rows = [("key", entry.key)]
     if isinstance(entry, ZooEntry):
-        rows += [
-            ("config", entry.config),
-            ("head", entry.head),
-            ("backbone", entry.backbone),
-            ("dataset", entry.dataset),
+        rows += [("config", entry.config), ("head", entry.head), ("backbone", entry.backbone)]
+        score = [
             ("iterations", f"{entry.iters:,}"),
             ("mIoU", f"{percent(entry.miou)} %  (protocol: {entry.protocol})"),
             ("mIoU ms+flip", f"{percent(entry.miou_ms_flip)} %"),
-            ("parameters", f"{entry.params:,}"),
-            ("MACs", f"{billions(entry.macs_769)} per 769x769 window"),
         ]
+        cost = f"{billions(entry.macs_769)} per 769x769 window"
     else:
-        rows += [
-            ("dataset", entry.dataset),
-            ("top-1", f"{percent(entry.top1)} %"),
-            ("parameters", f"{entry.params:,}"),
-            ("MACs", f"{billions(entry.macs_224)} per 224x224 image (published)"),
-        ]
+        score = [("top-1", f"{percent(entry.top1)} %")]
+        cost = f"{billions(entry.macs_224)} per 224x224 image (published)"
+    rows += [("dataset", entry.dataset), *score, ("parameters", f"{entry.params:,}"), ("MACs", cost)]
     rows += [("licence", entry.licence), ("paper", entry.paper)]
     rows += [(f"source {i}", source.address) for i, source in enumerate(entry.sources, 1)]
     size = report["size_on_disk"]
@@ -169,5 +162,5 @@ def pin_hashes(session: Session, keys: tuple[str, ...], out: Path, overwrite: bo
 
     with TerminalObserver(session) as observer:
         pinned = pin(manifest, entries, session.cache_dir(), out, overwrite=overwrite, observer=observer)
-    lines = [f"{len(pinned)} pinned: {', '.join(pinned)}", str(out)]
-    emit(session, {"pinned": pinned, "manifest": out}, lambda: [Text(printable(line)) for line in lines])
+    said = f"{len(pinned)} pinned: {', '.join(pinned)}"
+    emit(session, {"pinned": pinned, "manifest": out}, lambda: lines(said, str(out)))
