@@ -182,21 +182,13 @@ def in_words(node: dict[str, Any], schema: dict[str, Any], *, plural: bool = Fal
 
 
 def raise_faults(what: str, faults: Sequence[str], where: object, hint: str = "") -> NoReturn:
-    """Raises one error with all its faults.
-
-    Raises:
-        ConfigError: always.
-    """
+    """Raises one error with all its faults."""
     why = faults[0] if len(faults) == 1 else f"{len(faults)} faults, listed above"
     raise ConfigError(what, where=where, why=why, hint=hint, faults=faults)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The document in a TOML text.
-
-    Raises:
-        ValueError: it is none, or made to take the reader's time; the message says what and where.
-    """
+    """The document in a TOML text; a ValueError says what is wrong and where."""
     if dotted := next((number for number, line in enumerate(text.split("\n"), 1) if line.count(".") > MAX_DOTS), 0):
         raise ValueError(f"line {dotted} has more than {MAX_DOTS} dots")
     try:
@@ -208,11 +200,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> tuple[Any, list[Fault]]:
-    """The document in a JSON text, and the keys that one of its objects gives twice.
-
-    Raises:
-        ValueError: it is none; the message says what and where.
-    """
+    """The document in a JSON text, and the keys that an object gives twice; a ValueError says what is wrong."""
     try:
         document = json.loads(text, object_pairs_hook=_Object)
     except RecursionError:

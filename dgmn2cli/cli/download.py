@@ -165,11 +165,7 @@ def collect(
 
 
 def choose_source(entry: AnyEntry, text: str) -> Source:
-    """The source a user names: its number in the manifest, from 1, or a URL.
-
-    Raises:
-        ConfigError: no such number, or no URL that may be used.
-    """
+    """The source a user names: its number in the manifest, from 1, or a URL."""
     from gdown.parse_url import parse_url
 
     from dgmn2cli.zoo.parse import DRIVE_ID, url_fault

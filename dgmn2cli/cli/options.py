@@ -55,11 +55,7 @@ class Session:
     debug: bool = False
 
     def zoo(self) -> Zoo:
-        """The manifest in force.
-
-        Raises:
-            ConfigError: it is unreadable or wrong.
-        """
+        """The manifest in force."""
         from dgmn2cli.zoo import load_zoo  # here, so that `--help` waits for no library
 
         return load_zoo(self.zoo_file)

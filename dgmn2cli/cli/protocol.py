@@ -75,7 +75,7 @@ def data_of(recipe: Recipe | None, options: DataOptions) -> tuple[Path, str, Dat
         recipe: which model; None, or a published one: the options' defaults hold where nothing is typed.
     """
     from dgmn2cli.config import DataConfig
-    from dgmn2cli.data.configured import split_name
+    from dgmn2cli.data.catalog import split_name
 
     root, split = options.data_root, options.split
     if recipe is None or recipe.entry is not None:
@@ -156,11 +156,7 @@ def loader(session: Session, recipe: Recipe, network: NetworkOptions, settings: 
 
 
 def require_weights(session: Session, recipe: Recipe, network: NetworkOptions) -> None:
-    """Sees to it that there are weights: published ones that are wanted and not on disk are fetched.
-
-    Raises:
-        Dgmn2Error: as `ensure_weights`; ConfigError where the model has no published weights, or cannot be compiled.
-    """
+    """Sees to it that there are weights: published ones that are wanted and not on disk are fetched."""
     from dgmn2cli import runtime
     from dgmn2cli.inference.load import ensure_weights, published
 
@@ -173,11 +169,7 @@ def require_weights(session: Session, recipe: Recipe, network: NetworkOptions) -
 
 
 def on_disk(session: Session, zoo: Zoo) -> tuple[list[Recipe], list[str]]:
-    """Those of the zoo's models whose weights are in the cache, and the keys of the others.
-
-    Raises:
-        ResourceError: there is none.
-    """
+    """Those of the zoo's models whose weights are in the cache, and the keys of the others."""
     from dgmn2cli.inference.load import resolve
 
     there = [entry for entry in zoo.segmentors if locate(entry, session.cache_dir()) is not None]

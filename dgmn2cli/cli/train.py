@@ -148,9 +148,6 @@ def _recipe(
 
     Args:
         settings: values that options give to settings. `overrides`, those of `--set`, win.
-
-    Raises:
-        ConfigError: no such model, or faults in the configuration.
     """
     from dgmn2cli.inference.load import resolve
 

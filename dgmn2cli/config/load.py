@@ -125,11 +125,7 @@ class _Draft:
         self.faults += [f"{label}: {fault}" for fault in mapped.faults]
 
     def finish(self, overrides: Sequence[str], given: Mapping[str, Any], where: object) -> Config:
-        """Puts in the other values, checks everything, and makes the configuration.
-
-        Raises:
-            ConfigError: with a line for every fault.
-        """
+        """Puts in the other values, checks everything, and makes the configuration."""
         for key, value in given.items():
             self.put_known(key, value, "settings")
         for text in overrides:

@@ -1,16 +1,28 @@
-"""Opening a data set, whichever kind lies under a path."""
+"""Opening a data set: whichever kind lies under a path, or the one that a configuration names or describes."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from dgmn2cli.config import DataConfig
 from dgmn2cli.data.cityscapes import IMAGE_SUFFIX, SPLITS, is_cityscapes, open_cityscapes
-from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.data.description import DESCRIPTION, find_description, load_description
+from dgmn2cli.data.dataset import IGNORE, IdMap, SegmentationSet
 from dgmn2cli.data.files import is_litter
-from dgmn2cli.data.folder import open_folder
-from dgmn2cli.errors import DataError
+from dgmn2cli.data.folder import (
+    DESCRIPTION,
+    MAX_ID,
+    SPLIT,
+    find_description,
+    load_description,
+    open_folder,
+    open_folders,
+)
+from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import absence
 
 
@@ -48,9 +60,9 @@ def find_splits(root: str | Path) -> tuple[str, ...]:
         }
     else:
         images = load_description(description).images
-        if "{split}" not in images:
+        if SPLIT not in images:
             return ("all",)
-        before, _, after = images.partition("{split}")
+        before, _, after = images.partition(SPLIT)
         folder, prefix = (description.parent / (before + "x")).parent, before.rpartition("/")[2]
         suffix = after.partition("/")[0]
         splits = {
@@ -68,3 +80,97 @@ def _folders(parent: Path) -> list[str]:
         return [name for name in os.listdir(parent) if not is_litter(name) and os.path.isdir(parent / name)]
     except (OSError, ValueError):
         return []
+
+
+def is_described(settings: DataConfig) -> bool:
+    """Whether the configuration itself describes folders of the user's; else the data set's root says what it is."""
+    return settings.kind == "folder" and len(settings.classes) > 0
+
+
+def open_configured(settings: DataConfig, split: str, root: Path | None = None) -> SegmentationSet:
+    """One split of the data set that `settings` name.
+
+    Args:
+        root: instead of `settings.root`.
+        settings: of kind `folder` with `classes`: they describe the folders themselves, and the splits are `train` and
+            `val`. Else whatever lies in their root: a Cityscapes tree, or a folder with a `dataset.toml`.
+
+    Raises:
+        ConfigError: wrong classes or colours, or a wrong `dataset.toml`.
+        DataError: nothing of the kind is there, or images lack their labels (all are named).
+    """
+    root = Path(settings.root) if root is None else root
+    if is_described(settings):
+        return _open_described(settings, root, split)
+    if settings.kind == "folder" and find_description(root) is None:
+        why = f"data.kind is 'folder', and neither data.classes nor a {DESCRIPTION} there describes it"
+        hint = f"Give data.classes and the folders in the configuration, or write a {DESCRIPTION}."
+        raise DataError("cannot open the data set", where=root, why=why, hint=hint)
+    data = open_dataset(root, split)
+    if settings.classes and settings.classes != data.classes:
+        raise ConfigError("data.classes is not what the data set has", where=data.root, faults=_unlike(settings, data))
+    if settings.palette:
+        data = replace(data, palette=np.array(settings.palette, np.uint8))
+    if len(data.palette) != len(data.classes):
+        why = f"{len(data.palette)} colours for {len(data.classes)} classes"
+        raise ConfigError("data.palette does not fit the data set", where=data.root, why=why)
+    if settings.ignore_index == IGNORE:
+        return data
+    ignoring = {id(ids): _ignoring(ids, settings.ignore_index) for ids in {pair.ids for pair in data.pairs}}
+    return replace(data, pairs=tuple(replace(pair, ids=ignoring[id(pair.ids)]) for pair in data.pairs))
+
+
+def split_name(settings: DataConfig, part: str) -> str:
+    """What the split to train on (`part` is `train`) or to evaluate on (`val`) is called."""
+    if is_described(settings):
+        return part
+    return settings.train_split if part == "train" else settings.val_split
+
+
+def _unlike(settings: DataConfig, data: SegmentationSet) -> list[str]:
+    """A line for each class that is named otherwise, or has no counterpart."""
+    said, has = settings.classes, data.classes
+    count = max(len(said), len(has))
+    named = [(said[i] if i < len(said) else "none", has[i] if i < len(has) else "none") for i in range(count)]
+    return [f"class {i}: data.classes says {a}, the data set {b}" for i, (a, b) in enumerate(named) if a != b]
+
+
+def _ignoring(ids: IdMap, ignored: int) -> IdMap:
+    """`ids` with one class ignored, too; above the classes' 255, with one stored id ignored."""
+    table, legal = np.where(ids.table == ignored, IGNORE, ids.table).astype(np.uint8), ids.legal.copy()
+    if ignored > IGNORE:
+        table[ignored], legal[ignored] = IGNORE, True
+    return replace(ids, table=table, legal=legal)
+
+
+def _open_described(settings: DataConfig, root: Path, split: str) -> SegmentationSet:
+    folders: Mapping[str, tuple[str, str]] = {
+        "train": (settings.train_images, settings.train_labels),
+        "val": (settings.val_images, settings.val_labels),
+    }
+    if split not in folders:
+        why = f"the configuration describes train and val, not {split!r}"
+        raise DataError("cannot open the data set", where=root, why=why, hint="Choose one of these splits.")
+    suffixes, ids = (settings.image_suffix, settings.label_suffix), described_ids(settings)
+    return open_folders(root, root, split, folders[split], suffixes, ids, settings.classes, settings.palette)
+
+
+def described_ids(settings: DataConfig) -> IdMap:
+    """How stored values become classes: `id_map`, then `reduce_zero_label`, then `ignore_index`; 255 is ignored, too.
+
+    A stored value that ends as neither a class nor ignored is a fault of the file.
+    """
+    mapped, meaning = dict(settings.id_map), {}
+    ignored = min(settings.ignore_index + settings.reduce_zero_label, MAX_ID)
+    for stored in sorted({*range(256), *mapped, ignored}):
+        value = mapped.get(stored, stored)
+        if value == IGNORE or (settings.reduce_zero_label and value == 0):
+            meaning[stored] = IGNORE
+            continue
+        value -= settings.reduce_zero_label
+        if value == settings.ignore_index != IGNORE:
+            meaning[stored] = IGNORE
+        elif value < len(settings.classes):
+            meaning[stored] = value
+    hint = "Check data.classes, data.ignore_index, data.reduce_zero_label and data.id_map in the configuration."
+    return IdMap.of("class ids", meaning, hint)

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dgmn2cli.data.dataset import IdMap, Pair, SegmentationSet, check_sizes, count_ids
-from dgmn2cli.data.description import IGNORE
+from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, check_sizes, count_ids
 from dgmn2cli.data.images import MAX_PIXELS, decode_file, image_header
 from dgmn2cli.data.remembered import Remembered
 from dgmn2cli.errors import DataError

@@ -1,4 +1,6 @@
-"""Decoding of image files that are in memory: simplejpeg for JPEG, Pillow and OpenCV for the other formats."""
+"""Decoding of image files that are in memory: simplejpeg for JPEG, Pillow and OpenCV for the other formats.
+
+All raise `Malformed` for what is no image of the kind wanted, too large, cut or damaged."""
 
 from __future__ import annotations
 
@@ -55,11 +57,7 @@ class ImageHeader:
 
 
 def read_header(data: bytes, max_pixels: int) -> ImageHeader:
-    """What a file says of itself; of a PNG every checksum is compared, of the others only the header is looked at.
-
-    Raises:
-        Malformed: it is no image, has more than `max_pixels` pixels, or its header is damaged.
-    """
+    """What a file says of itself; of a PNG every checksum is compared, of the others only the header is looked at."""
     kind, (width, height) = sniff(data), _size(data, max_pixels)
     if kind == "PNG":
         orientation = _orientation(parse_png(data).exif)
@@ -74,11 +72,7 @@ def read_header(data: bytes, max_pixels: int) -> ImageHeader:
 
 
 def decode_bgr(data: bytes, max_pixels: int) -> tuple[np.ndarray, ImageHeader, list[str]]:
-    """An image as displayed, (H, W, 3) uint8 blue green red; its header; and what is odd about it.
-
-    Raises:
-        Malformed: it is no image, too large, cut or damaged.
-    """
+    """An image as displayed, (H, W, 3) uint8 blue green red; its header; and what is odd about it."""
     kind, notes = sniff(data), []
     _size(data, max_pixels)
     orientation = 1
@@ -105,11 +99,7 @@ def decode_bgr(data: bytes, max_pixels: int) -> tuple[np.ndarray, ImageHeader, l
 
 
 def decode_ids(data: bytes, max_pixels: int) -> np.ndarray:
-    """The stored samples of a label PNG: (H, W) uint8, or uint16 where one is above 255.
-
-    Raises:
-        Malformed: it is no PNG of one channel, too large, cut or damaged.
-    """
+    """The stored samples of a label PNG: (H, W) uint8, or uint16 where one is above 255."""
     png = _label_png(data, max_pixels)
     if png.color_type not in (GRAY, PALETTE):
         hint = (
@@ -126,11 +116,7 @@ def decode_ids(data: bytes, max_pixels: int) -> np.ndarray:
 
 
 def decode_colours(data: bytes, max_pixels: int) -> np.ndarray:
-    """The colours of a label PNG, (H, W, 3) uint8 red green blue; not turned, alpha left out.
-
-    Raises:
-        Malformed: it is no PNG, too large, cut or damaged.
-    """
+    """The colours of a label PNG, (H, W, 3) uint8 red green blue; not turned, alpha left out."""
     return _to_bgr(_load_png(_label_png(data, max_pixels)))[..., ::-1]
 
 

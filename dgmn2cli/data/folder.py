@@ -1,19 +1,141 @@
-"""Users' own data: two folders of images and label maps, described by a small TOML file."""
+"""Users' own data: two folders of images and label maps, described by a small TOML file, `dataset.toml`."""
 
 from __future__ import annotations
 
 import colorsys
 import os
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, TypeAdapter, WithJsonSchema
+from pydantic.dataclasses import dataclass as validated
 
-from dgmn2cli.data.dataset import UNKNOWN_COLOUR, IdMap, Pair, SegmentationSet, missing_labels
-from dgmn2cli.data.description import DESCRIPTION, IGNORE, SPLIT, FolderDescription, load_description
+from dgmn2cli.config.schema import NAMES_ONCE, SEVERAL, ClassName, Color, StoredId, Text, setting
+from dgmn2cli.data.dataset import IGNORE, UNKNOWN_COLOUR, IdMap, Pair, SegmentationSet, missing_labels
 from dgmn2cli.data.files import SUFFIXES, Found, comparable, ends_with, find_files, short_names
-from dgmn2cli.errors import DataError
-from dgmn2cli.files import absence
+from dgmn2cli.errors import ConfigError, DataError
+from dgmn2cli.files import absence, read_text
+from dgmn2cli.validation import STRICT, check, must, parse_toml, raise_faults, schema_of, show
+
+DESCRIPTION = "dataset.toml"
+SPLIT = "{split}"  # stands for a split's name in the two folders
+MAX_CLASSES = IGNORE  # ids 0..254
+MAX_ID = 65535
+MAX_BYTES = 1 << 20
+_WHAT = "cannot use the data set's description"
+
+
+def _pairs(value: Any) -> Any:
+    """A table of ids and names as pairs."""
+    if not isinstance(value, dict):
+        return value
+    if not all(key.isascii() and key.isdigit() and len(key) <= 5 and int(key) <= MAX_ID for key in value):
+        raise ValueError(f'wanted a table such as 7 = "road", ids from 0 to {MAX_ID}')
+    return tuple((int(key), name) for key, name in value.items())
+
+
+_ID = {"type": "integer", "minimum": 0, "maximum": MAX_ID}
+_IDS = {"anyOf": [_ID, {"type": "array", "items": _ID}]}
+_ID_MAP = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[0-9]{1,5}$"},
+    "additionalProperties": {"type": "string"},
+    "$comment": f'a table such as 7 = "road", ids from 0 to {MAX_ID}',
+}
+Folder = Annotated[
+    Text,
+    must(lambda text: not set("{}") & set(text.replace(SPLIT, "")), f"wanted a folder, {SPLIT} its only placeholder"),
+]
+NO_IGNORE = must(lambda names: "ignore" not in names, "wanted other names than 'ignore', which stands for no class")
+Names = Annotated[tuple[ClassName, ...], Field(max_length=MAX_CLASSES)]
+Ids = Annotated[
+    tuple[StoredId, ...],
+    BeforeValidator(lambda value: (value,) if type(value) is int else value),
+    WithJsonSchema(_IDS),
+]
+IdMapping = Annotated[tuple[tuple[StoredId, Text], ...], BeforeValidator(_pairs), WithJsonSchema(_ID_MAP)]
+
+
+@validated(frozen=True, config=ConfigDict(**STRICT, defer_build=True))
+class FolderDescription:
+    """What `dataset.toml` says; paths are relative to it, and `{split}` in them stands for the split's name."""
+
+    classes: Annotated[Names, Field(min_length=1), NAMES_ONCE, SEVERAL, NO_IGNORE] = Field(
+        description="The class names; class ids are their positions."
+    )
+    images: Folder = setting("images/{split}", "Folder of the images, searched with its subfolders.")
+    labels: Folder = setting("labels/{split}", "Folder of the label maps, searched with its subfolders.")
+    image_suffix: Text = setting("", "What image names end in; empty: any image.")
+    label_suffix: Text = setting(".png", "What replaces the image's suffix in the name of its label map.")
+    label_format: Literal["ids", "colour"] = setting(
+        "ids", "What a label map's pixels hold: class ids, or the colours of `palette`."
+    )
+    palette: tuple[Color, ...] = setting((), "Red, green, blue of each class; empty: colours are chosen.")
+    ignore: Ids = setting((IGNORE,), "Stored ids that are ignored.")
+    reduce_zero_label: StrictBool = setting(False, "Stored 0 is ignored and every other id is one less.")
+    id_map: IdMapping = setting((), 'Stored id = class name or "ignore", for files whose ids are not the positions.')
+    unlisted: Literal["refuse", "ignore"] = setting("refuse", "What a stored id (or colour) without a meaning is.")
+    categories: Names = setting((), "The group of each class; empty: none.")
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[FolderDescription]:
+    return TypeAdapter(FolderDescription)
+
+
+def description_schema() -> dict[str, Any]:
+    """The JSON schema of a `dataset.toml`."""
+    return schema_of(_adapter())
+
+
+def load_description(path: str | Path) -> FolderDescription:
+    """Reads and checks a description.
+
+    Raises:
+        ConfigError: unreadable, not TOML, unknown keys or wrong values; all are named at once.
+        ResourceError: the file may not be read.
+    """
+    path = Path(path)
+    text = read_text(path, MAX_BYTES, _WHAT, kind=ConfigError, hint=f"It should be a {DESCRIPTION}.")
+    try:
+        raw = parse_toml(text)
+    except ValueError as error:
+        raise ConfigError(_WHAT, where=path, why=str(error)) from error
+    found = check(_adapter(), raw)
+    faults = [str(fault) for fault in found] if isinstance(found, list) else _contradictions(found)
+    if faults or isinstance(found, list):
+        raise_faults(_WHAT, faults, path)
+    return found
+
+
+def _contradictions(found: FolderDescription) -> list[str]:
+    """Faults between keys that are each well-formed."""
+    count = len(found.classes)
+    faults = [
+        f"{key}: {given} entries for {count} classes"
+        for key, given in (("palette", len(found.palette)), ("categories", len(found.categories)))
+        if given not in (0, count)
+    ]
+    for stored, name in found.id_map:
+        if name != "ignore" and name not in found.classes:
+            faults.append(f"id_map.{stored}: {show(name)} is none of the classes")
+    if found.reduce_zero_label and found.id_map:
+        faults.append("reduce_zero_label and id_map: only one of them can be used")
+    if found.label_format == "colour" and not found.palette:
+        faults.append("label_format: 'colour' needs a palette, the colour of each class")
+    return faults
+
+
+def find_description(root: Path) -> Path | None:
+    """The description that `root` is or holds, or None."""
+    if root.suffix == ".toml" and os.path.isfile(root):
+        return root
+    return root / DESCRIPTION if os.path.isfile(root / DESCRIPTION) else None
 
 
 def id_map(description: FolderDescription) -> IdMap:
@@ -49,29 +171,36 @@ def open_folder(path: str | Path, split: str = "train", *, labels: bool = True) 
         DataError: no such folder, no images, or images without a label map (all are named).
     """
     path = Path(path)
-    description = load_description(path)
-    folders = (description.images.replace(SPLIT, split), description.labels.replace(SPLIT, split))
-    suffixes = (description.image_suffix, description.label_suffix)
-    pairs, unmatched, notes = find_pairs(path, path.parent, folders, suffixes, id_map(description), labels=labels)
-    palette = (
-        np.array(description.palette, np.uint8) if description.palette else chosen_palette(len(description.classes))
-    )
-    return SegmentationSet(
-        path, split, pairs, description.classes, palette, description.categories, unmatched=unmatched, notes=notes
-    )
+    said = load_description(path)
+    folders = (said.images.replace(SPLIT, split), said.labels.replace(SPLIT, split))
+    suffixes, ids = (said.image_suffix, said.label_suffix), id_map(said)
+    found = open_folders(path, path.parent, split, folders, suffixes, ids, said.classes, said.palette, labels=labels)
+    return replace(found, categories=said.categories)
 
 
-def find_pairs(
-    source: Path, root: Path, folders: tuple[str, str], suffixes: tuple[str, str], ids: IdMap, *, labels: bool = True
-) -> tuple[tuple[Pair, ...], tuple[Path, ...], tuple[str, ...]]:
-    """The images of a split with their label maps, the label files that no image belongs to, and notes.
+def open_folders(
+    source: Path,
+    root: Path,
+    split: str,
+    folders: tuple[str, str],
+    suffixes: tuple[str, str],
+    ids: IdMap,
+    classes: tuple[str, ...],
+    palette: Sequence[tuple[int, int, int]],
+    *,
+    labels: bool = True,
+) -> SegmentationSet:
+    """One split: the images with their label maps, the label files that no image belongs to, and notes.
 
     Args:
         source: what errors name as the data set.
         root: what the folders are relative to.
+        split: its name.
         folders: of the images and of the label maps; they may be the same.
         suffixes: what image names end in (empty: any image), and what replaces that in the label's name.
         ids: what the stored ids mean.
+        classes: the class names.
+        palette: their colours; empty: they are chosen.
         labels: False to use the images only.
 
     Raises:
@@ -112,7 +241,9 @@ def find_pairs(
     shared = [f"{label_of[stem]}: {count} images have this label map" for stem, count in often_named if count > 1]
     known = {pair.label for pair in pairs} | set(images)
     unmatched = tuple(file for file in there.files if file not in known) if labels else ()
-    return tuple(pairs), unmatched, (*found.notes, *there.notes, *shared)
+    notes = (*found.notes, *there.notes, *shared)
+    colours = np.array(palette, np.uint8) if palette else chosen_palette(len(classes))
+    return SegmentationSet(source, split, tuple(pairs), classes, colours, unmatched=unmatched, notes=notes)
 
 
 def _stem(file: Path, folder: Path, endings: tuple[str, ...]) -> str:

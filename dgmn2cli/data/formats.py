@@ -41,11 +41,7 @@ _FOREIGN = (
 
 
 def sniff(data: bytes) -> str:
-    """The format of an image file: PNG, JPEG, WebP, BMP, TIFF, GIF or PNM.
-
-    Raises:
-        Malformed: it is something else; the message names it where that can be told.
-    """
+    """The format of an image file: PNG, JPEG, WebP, BMP, TIFF, GIF or PNM."""
     for magic, name in _KNOWN:
         if data.startswith(magic):
             return name

@@ -1,4 +1,6 @@
-"""JPEG files: decoding that refuses what is cut or damaged, and reads whole pixels in odd containers."""
+"""JPEG files: decoding that refuses what is cut or damaged, and reads whole pixels in odd containers.
+
+All raise `Malformed` for what is cut or damaged, as far as it can be told."""
 
 from __future__ import annotations
 
@@ -44,11 +46,7 @@ class _Cleaned:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the header.
-
-    Raises:
-        Malformed: there is no readable header.
-    """
+    """Width and height from the header."""
     try:
         height, width, _colors, _sampling = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError) as error:
@@ -68,11 +66,7 @@ def jpeg_exif(data: bytes) -> bytes:
 
 
 def decode_jpeg(data: bytes) -> tuple[np.ndarray, str]:
-    """The pixels (H, W, 3) uint8, blue green red, as libjpeg-turbo decodes them; and what is odd, or an empty string.
-
-    Raises:
-        Malformed: the file is cut or damaged, as far as the decoder can tell.
-    """
+    """The pixels (H, W, 3) uint8, blue green red, as libjpeg-turbo decodes them; and what is odd, if anything."""
     cleaned = _cleaned(data) if b"\xff\xc2" in data else None
     if cleaned is not None and len(cleaned.scans) > _MOST_SCANS:
         raise Malformed(f"it has {len(cleaned.scans)} scans, each of which takes as long as a whole image", FETCH_AGAIN)
@@ -157,11 +151,7 @@ def _without_extra(coded: bytes, extra: int) -> np.ndarray | None:
 
 
 def _cleaned(data: bytes) -> _Cleaned:
-    """Walks over the markers up to the end mark, or the end of the file.
-
-    Raises:
-        Malformed: a segment is cut or contradicts another.
-    """
+    """Walks over the markers up to the end mark, or the end of the file."""
     kept, scans, progressive, position, ended, size = [b"\xff\xd8"], [], False, 2, False, (0, 0)
     while (position := data.find(b"\xff", position)) >= 0 and position + 1 < len(data):
         marker = data[position + 1]

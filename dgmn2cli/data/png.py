@@ -1,4 +1,6 @@
-"""PNG files: a walk over the chunks that finds cuts and damage before the pixels are decoded, and a writer."""
+"""PNG files: a walk over the chunks that finds cuts and damage before the pixels are decoded, and a writer.
+
+All raise `Malformed` for what is cut or damaged."""
 
 from __future__ import annotations
 
@@ -40,11 +42,7 @@ class Png:
 
 
 def png_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the header alone: what may be asked before the rest is looked at.
-
-    Raises:
-        Malformed: the header is cut or damaged.
-    """
+    """Width and height from the header alone: what may be asked before the rest is looked at."""
     if len(data) < 33 or data[8:16] != b"\0\0\0\rIHDR":
         raise Malformed("its header is cut or damaged", FETCH_AGAIN)
     if zlib.crc32(data[12:29]) != struct.unpack_from(">I", data, 29)[0]:
@@ -56,11 +54,7 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 
 def parse_png(data: bytes) -> Png:
-    """Walks over every chunk of a PNG file up to its end mark.
-
-    Raises:
-        Malformed: a chunk is cut, a checksum is wrong, or the file is an animation.
-    """
+    """Walks over every chunk of a PNG file up to its end mark."""
     width, height = png_size(data)
     kept, position, kind, exif = [SIGNATURE], 8, b"", b""
     most = 2 * height * (1 + 8 * width) + 4096  # bytes that pixels of 64 bits can take, however badly packed
@@ -92,9 +86,6 @@ def require_all_rows(png: Png) -> None:
     """Refuses a file whose packed pixels come to a regular end before the last row.
 
     Unpacks them in small steps, keeping none; rows that are there need no such check.
-
-    Raises:
-        Malformed: pixels are missing.
     """
     bits, wanted, got = png.depth * _CHANNELS.get(png.color_type, 1), 0, 0
     for x, y, step_x, step_y in _PASSES if png.interlaced else ((0, 0, 1, 1),):

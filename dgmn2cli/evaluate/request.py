@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dgmn2cli.config import DataConfig, InferenceConfig
+from dgmn2cli.data.catalog import open_configured
 from dgmn2cli.data.check import check_dataset, fingerprint, require_sound
-from dgmn2cli.data.configured import open_configured
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import require_devices
 from dgmn2cli.errors import ConfigError, ResourceError

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from dgmn2cli.config import Config, load_config
+from dgmn2cli.data.catalog import open_configured, split_name
 from dgmn2cli.data.check import DataReport, check_dataset, require_sound
-from dgmn2cli.data.configured import open_configured, split_name
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import ConfigError

@@ -1,6 +1,8 @@
 """Files a user brings instead of a download, or takes away: one, a folder of them, a bundle for a site without network.
 
 A bundle is a plain tar: `dgmn2-bundle.json` first, saying which file is which entry, then `files/SHA256.pth`.
+
+All raise `IntegrityError` for what is damaged or changed meanwhile, `ResourceError` for what cannot be read or written.
 """
 
 from __future__ import annotations
@@ -97,12 +99,7 @@ def adopt_offered(
 
 
 def plan_offered(path: Path, entries: Sequence[AnyEntry], *, cache: Path, verify_for: VerifyFor) -> list[str]:
-    """What `adopt_offered` would take over, one line a file; nothing is written.
-
-    Raises:
-        IntegrityError: `path` is a damaged bundle.
-        ResourceError: it cannot be read.
-    """
+    """What `adopt_offered` would take over, one line a file; nothing is written."""
     if is_bundle(path):
         with _bundle(path) as (_, index):
             wanted = [line for line in index if line.key in {entry.key for entry in entries}]
@@ -149,11 +146,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether `path` is a regular file that begins like a tar whose first member is a bundle's index.
-
-    Raises:
-        ResourceError: it is missing or may not be read.
-    """
+    """Whether `path` is a regular file that begins like a tar whose first member is a bundle's index."""
     if path.is_dir():
         return False
     with open_regular(path) as file:
@@ -161,11 +154,7 @@ def is_bundle(path: Path) -> bool:
 
 
 def check_bundle_target(path: Path) -> None:
-    """Refuses, before anything is downloaded, to write a bundle over something that is none.
-
-    Raises:
-        ResourceError: something else is there, or its folder cannot come to be.
-    """
+    """Refuses, before anything is downloaded, to write a bundle over something that is none."""
     if path.exists() and not (path.is_file() and is_bundle(path)):
         hint = "Choose another name, or remove it first."
         raise ResourceError("the bundle is not written", where=path, why="something else is there", hint=hint)
@@ -173,12 +162,7 @@ def check_bundle_target(path: Path) -> None:
 
 
 def write_bundle(files: Sequence[FetchedFile], path: Path) -> Path:
-    """Writes verified files into a bundle, whole or not at all; the same files give the same bytes.
-
-    Raises:
-        IntegrityError: a file changed meanwhile.
-        ResourceError: the bundle cannot be written.
-    """
+    """Writes verified files into a bundle, whole or not at all; the same files give the same bytes."""
     index = to_json(Index(1, [BundleFile(file.key, file.sha256, file.size) for file in files]))
 
     def write(target: BinaryIO) -> None:
@@ -226,11 +210,7 @@ class _Hashed(io.RawIOBase):
 
 @contextmanager
 def _unchanged(file: FetchedFile) -> Iterator[IO[bytes]]:
-    """The content of a verified file.
-
-    Raises:
-        IntegrityError: at the end, where it is not what was verified.
-    """
+    """The content of a verified file."""
     with open_regular(file.path) as stream:
         content = _Hashed(stream)
         same = os.fstat(stream.fileno()).st_size == file.size
@@ -266,11 +246,7 @@ def _from_bundle(
 
 @contextmanager
 def _bundle(path: Path) -> Iterator[tuple[tarfile.TarFile, list[BundleFile]]]:
-    """The open tar, and what its index says of each file.
-
-    Raises:
-        IntegrityError: it is no bundle, or damaged.
-    """
+    """The open tar, and what its index says of each file."""
     with open_regular(path) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:

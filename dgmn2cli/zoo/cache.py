@@ -2,7 +2,7 @@
 
 Layout of the folder: `files/SHA256.pth` holds content under its own hash, `index/KEY@ORIGIN.json` says which content
 was verified as which entry, `parts/` holds downloads under way. Nothing here is trusted because it is here: whoever
-loads a file hashes it again and compares.
+loads a file hashes it again and compares. What cannot be read or written is a `ResourceError`.
 """
 
 from __future__ import annotations
@@ -145,11 +145,7 @@ def locate(entry: AnyEntry, cache: Path) -> CachedFile | None:
 
 
 def record(entry: AnyEntry, cache: Path, *, sha256: str, size: int, source: str) -> Record:
-    """Notes that content `sha256` was verified as `entry`; the note is durable when this returns.
-
-    Raises:
-        ResourceError: the cache cannot be written.
-    """
+    """Notes that content `sha256` was verified as `entry`; the note is durable when this returns."""
     listed = source in [place.address for place in entry.sources]
     owner = "\n".join(("source", source) if listed else ("adopted", *_origins(entry))) + f"\n{entry.sha256}"
     path = cache / "index" / f"{entry.key}@{hashlib.sha256(owner.encode()).hexdigest()[:12]}.json"
@@ -203,11 +199,7 @@ class FileCheck:
 
 
 def verify_cache(entries: Sequence[AnyEntry], cache: Path, observer: Observer | None = None) -> list[FileCheck]:
-    """Hashes every entry's file again.
-
-    Raises:
-        ResourceError: a file may not be read.
-    """
+    """Hashes every entry's file again."""
     return [_verify(entry, cache, observer or Silent()) for entry in entries]
 
 
@@ -242,10 +234,6 @@ def pin(
 
     Returns:
         The keys that are pinned now and were not before.
-
-    Raises:
-        ConfigError: `out` exists, or nothing is recorded (of an entry named).
-        IntegrityError: a file on disk no longer has its recorded hash.
     """
     if out.exists() and not overwrite:
         raise ConfigError("the manifest is not written", where=out, why="it exists", hint="Add --overwrite.")

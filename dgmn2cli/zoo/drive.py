@@ -1,6 +1,7 @@
 """Google Drive: from a file id to the response with its bytes, past the pages that stand between.
 
-Reading Google's confirmation page, which changes now and then, is left to gdown.
+Reading Google's confirmation page, which changes now and then, is left to gdown. What leads nowhere (quota used up,
+not public, no such file) is a `NetworkError` that says so.
 """
 
 from __future__ import annotations
@@ -29,10 +30,6 @@ def opened_drive_file(client: Client, file_id: str, headers: dict[str, str]) -> 
         client: with `AGENT` as its name.
         file_id: the id in the file's public link.
         headers: `Range` and `If-Range`, sent only with the request for the bytes; empty for the whole file.
-
-    Raises:
-        NetworkError: quota used up, not public, no such file, or a page that leads nowhere.
-        TemporaryError: as for every transfer.
     """
     url = FILE_ADDRESS.format(id=file_id)
     for _ in range(MAX_PAGES):
@@ -58,11 +55,7 @@ def _is_page(response: requests.Response) -> bool:
 
 
 def _confirmed(page: str, url: str) -> str:
-    """The address behind a confirmation page.
-
-    Raises:
-        NetworkError: it is another page; the message says which.
-    """
+    """The address behind a confirmation page."""
     from gdown.download import get_url_from_gdrive_confirmation  # 0.2 s, and most commands never get here
     from gdown.exceptions import FileURLRetrievalError
 

@@ -188,10 +188,6 @@ class Download:
             name: what messages and the record call it.
             stated: the hash that whoever offers the file says it has; empty if they say none.
             verified: content with that hash has passed the structural check.
-
-        Raises:
-            IntegrityError, NonFiniteError: it is not the entry's file.
-            ResourceError: it cannot be read, or the cache not be written.
         """
         source = Source("file", name)
         part = Part(self.parts, self._stem(source))

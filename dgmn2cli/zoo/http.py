@@ -1,4 +1,6 @@
-"""Asking a server: limits, one deadline for everything, safe redirects, and which failures may pass."""
+"""Asking a server: limits, one deadline for everything, safe redirects, and which failures may pass.
+
+All raise `NetworkError`; `TemporaryError` where another attempt may not meet the failure."""
 
 from __future__ import annotations
 
@@ -82,11 +84,6 @@ class Client:
         """The response to GET `url`, body not yet read, and the URL that gave it, redirects followed.
 
         While the block lasts the connection is shut down when the deadline passes, so that no read outlasts it.
-
-        Raises:
-            NetworkError: a redirect from https to anything else, to another scheme, too many redirects, a status that
-                will not change.
-            TemporaryError: no connection, no answer, a status that may pass.
         """
         for _ in range(MAX_REDIRECTS + 1):
             response = self._get(url, headers)
@@ -106,11 +103,7 @@ class Client:
         raise NetworkError("the server does not answer", where=place_of(url), why=why)
 
     def read(self, response: requests.Response, url: str) -> bytes:
-        """The next bytes of the body as they are on the wire, empty at its end.
-
-        Raises:
-            TemporaryError: the connection ended early, or nothing came in time.
-        """
+        """The next bytes of the body as they are on the wire, empty at its end."""
         try:
             block = response.raw.read(BLOCK, decode_content=False)
         except NETWORK_ERRORS as error:
@@ -156,11 +149,7 @@ class Client:
 
 
 def follow(url: str, target: str) -> str:
-    """The URL that `url` leads on to.
-
-    Raises:
-        NetworkError: https is left, or the target is no address that may be asked.
-    """
+    """The URL that `url` leads on to."""
     try:
         onward = urljoin(url, target)
         name, fault = place_of(onward), url_fault(onward)

@@ -48,12 +48,7 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def read_zoo(path: Path) -> Zoo:
-    """The manifest at `path`.
-
-    Raises:
-        ConfigError: not a regular file, too large, not UTF-8, not JSON, or with wrong content (all faults at once).
-        ResourceError: the file may not be read.
-    """
+    """The manifest at `path`."""
     what = "cannot use the zoo manifest"
     text = read_text(path, MANIFEST_LIMIT, what, kind=ConfigError, hint=WAY_OUT)
     try:

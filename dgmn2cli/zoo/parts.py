@@ -3,7 +3,7 @@
 `KEY@SOURCE.TAG.PID.RANDOM.part`: TAG is a hash of what the server called this version of its content, so that a rest is
 only added to a beginning of the same content. A writer holds a lock on its part, which the kernel drops however the
 process ends; the bytes of an abandoned part are *copied* into the new writer's own file, so that even where locks do
-not work no two processes ever write one file.
+not work no two processes ever write one file. Whatever cannot be written is a `ResourceError`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ class Part:
 
     It begins with the longest abandoned part of `stem` (which entry from which source); the others are removed.
     `continued` says that its content came in more than one piece, so that the pieces may not belong together.
-
-    Raises:
-        ResourceError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, stem: str) -> None:
@@ -67,11 +64,7 @@ class Part:
         self.path, self.tag = target, tag
 
     def append(self, block: bytes) -> None:
-        """Writes `block` at the end.
-
-        Raises:
-            ResourceError: disk full and the like; the part is removed then, which gives the space back.
-        """
+        """Writes `block` at the end."""
         view = memoryview(block)
         try:
             with local_write_errors(self.path):
@@ -99,11 +92,7 @@ class Part:
         return hashlib.file_digest(self._file, "sha256").hexdigest()
 
     def publish(self, target: Path) -> None:
-        """Renames the part to `target` and makes the rename durable; the part is used up.
-
-        Raises:
-            ResourceError: the folder cannot be written, or something that is no file is in the way.
-        """
+        """Renames the part to `target` and makes the rename durable; the part is used up."""
         with local_write_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.path, target)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dgmn2cli.config import DataConfig
-from dgmn2cli.data.configured import described_ids, open_configured, split_name
+from dgmn2cli.data.catalog import described_ids, open_configured, split_name
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
 

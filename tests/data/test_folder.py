@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from dgmn2cli.data.catalog import find_splits, open_dataset
-from dgmn2cli.data.description import FolderDescription, description_schema, load_description
-from dgmn2cli.data.folder import id_map, open_folder
+from dgmn2cli.data.folder import FolderDescription, description_schema, id_map, load_description, open_folder
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
 

@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from dgmn2cli.config import DataConfig
-from dgmn2cli.data.catalog import find_splits, open_dataset
+from dgmn2cli.data.catalog import find_splits, open_configured, open_dataset
 from dgmn2cli.data.check import DataReport, check_dataset, require_sound
 from dgmn2cli.data.cityscapes import open_cityscapes
-from dgmn2cli.data.configured import open_configured
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
 

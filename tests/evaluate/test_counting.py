@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, LABEL_ID_OF_TRAIN_ID
-from dgmn2cli.data.description import FolderDescription
-from dgmn2cli.data.folder import id_map
+from dgmn2cli.data.folder import FolderDescription, id_map
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import DataError
 from dgmn2cli.evaluate.counting import Tally, compute_scores, confusion

@@ -144,7 +144,7 @@ def three_steps(folder: Path, model: str, settings: dict, rank: int, world: int)
     import torch.distributed as dist
 
     from dgmn2cli.config import load_config
-    from dgmn2cli.data.configured import open_configured
+    from dgmn2cli.data.catalog import open_configured
     from dgmn2cli.data.loaders import TrainStream, train_batches
     from dgmn2cli.distributed.group import Group
     from dgmn2cli.inference.load import build_segmentor

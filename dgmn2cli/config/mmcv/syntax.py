@@ -158,11 +158,7 @@ class _Reader:
         return show(line[:200].decode("utf-8", "replace"))
 
     def value(self, node: ast.expr, level: int) -> Any:
-        """The value of an expression `level` brackets deep.
-
-        Raises:
-            _Refused: it is none this reader takes.
-        """
+        """The value of an expression `level` brackets deep."""
         self.grow(node, 1, level)
         if isinstance(node, ast.Constant):
             if node.value is None or isinstance(node.value, (str, int, float)):
