@@ -75,7 +75,7 @@ def _outcome(run: Callable[[], None], debug: bool, received: Sequence[int]) -> i
     """Runs a command; `received` gets the signals, which some libraries swallow or turn into errors of their own."""
     try:
         try:
-            run()
+            code = _code_of(run)
             sys.stdout.flush()
         except Exception as error:
             if not received:
@@ -83,8 +83,7 @@ def _outcome(run: Callable[[], None], debug: bool, received: Sequence[int]) -> i
             raise _exception_of(received[0]) from error
         if received:
             raise _exception_of(received[0])
-    except click.exceptions.Exit as stop:
-        return _finish(stop.exit_code, debug)
+        return code
     except (click.Abort, KeyboardInterrupt):
         return _report(Dgmn2Error("interrupted by Ctrl-C"), INTERRUPTED, debug)
     except Terminated:
@@ -92,9 +91,6 @@ def _outcome(run: Callable[[], None], debug: bool, received: Sequence[int]) -> i
     except BrokenPipeError:
         _discard(sys.stdout)
         return READER_GONE
-    except _HELP_WANTED as error:  # a group named without its subcommand
-        click.echo(error.format_message())
-        return _finish(0, debug)
     except click.ClickException as error:
         usage = _usage_error(error)
         return _report(usage, usage.exit_code, debug)
@@ -107,25 +103,20 @@ def _outcome(run: Callable[[], None], debug: bool, received: Sequence[int]) -> i
         if known:
             return _report(known, known.exit_code, debug)
         return _report(_unforeseen(error, debug), 1, debug)
-    return 0
 
 
 def _exception_of(number: int) -> BaseException:
     return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
-def _finish(code: int, debug: bool) -> int:
-    """Flushes what `--help` or `--version` printed."""
+def _code_of(run: Callable[[], None]) -> int:
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _discard(sys.stdout)
-        return READER_GONE
-    except OSError as error:
-        known = _local_resource(error)
-        assert known is not None
-        return _report(known, known.exit_code, debug)
-    return code
+        run()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except _HELP_WANTED as error:  # a group named without its subcommand
+        click.echo(error.format_message())
+    return 0
 
 
 def _report(error: Dgmn2Error, code: int, debug: bool) -> int:

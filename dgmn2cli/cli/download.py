@@ -168,7 +168,7 @@ def choose_source(entry: AnyEntry, text: str) -> Source:
     """The source a user names: its number in the manifest, from 1, or a URL."""
     from gdown.parse_url import parse_url
 
-    from dgmn2cli.zoo.parse import DRIVE_ID, url_fault
+    from dgmn2cli.zoo.manifest import DRIVE_ID, url_fault
 
     if re.fullmatch(r"[0-9]{1,3}", text):
         if 1 <= int(text) <= len(entry.sources):

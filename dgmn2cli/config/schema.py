@@ -350,19 +350,8 @@ RULES = (
     Rule(("train.class_weights", "model.num_classes"), _one_each, "wanted one weight for each of model.num_classes"),
     Rule(("data.classes", "model.num_classes"), _one_each, "wanted one name for each of model.num_classes"),
     Rule(("data.palette", "model.num_classes"), _one_each, "wanted one colour for each of model.num_classes"),
-    *(
-        _folder_only(key)
-        for key in (
-            "train_images",
-            "train_labels",
-            "val_images",
-            "val_labels",
-            "image_suffix",
-            "label_suffix",
-            "reduce_zero_label",
-            "id_map",
-        )
-    ),
+    *map(_folder_only, ("train_images", "train_labels", "val_images", "val_labels", "image_suffix", "label_suffix")),
+    *map(_folder_only, ("reduce_zero_label", "id_map")),
 )
 
 

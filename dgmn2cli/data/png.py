@@ -4,11 +4,13 @@ All raise `Malformed` for what is cut or damaged."""
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from dgmn2cli.data.formats import FETCH_AGAIN, ONE_FRAME, Malformed
 
@@ -114,12 +116,7 @@ def encode_indices(ids: np.ndarray, palette: np.ndarray) -> bytes:
     """
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(palette)] = palette
-    used = max(int(ids.max(initial=0)) + 1, len(palette))
-    rows = np.zeros((ids.shape[0], ids.shape[1] + 1), np.uint8)  # filter byte 0 (none) before each row
-    rows[:, 1:] = ids
-    header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], 8, PALETTE, 0, 0, 0)
-    chunks = (b"IHDR", header), (b"PLTE", colors[:used].tobytes()), (b"IDAT", zlib.compress(rows.tobytes(), 6))
-    parts = [SIGNATURE]
-    for kind, body in (*chunks, (b"IEND", b"")):
-        parts += [struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))]
-    return b"".join(parts)
+    image, file = Image.fromarray(ids), io.BytesIO()
+    image.putpalette(colors[: max(int(ids.max(initial=0)) + 1, len(palette))].tobytes())
+    image.save(file, "PNG", bits=8, compress_level=6)
+    return file.getvalue()

@@ -6,8 +6,8 @@ transform takes the generator it draws from, and draws in the published order: t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -87,22 +87,6 @@ def network_input(
     return normalize((image[:, ::-1] if flip else image)[rows, columns])
 
 
-class Draws(Protocol):
-    """The random numbers the transforms draw; `numpy.random.RandomState` gives them as published."""
-
-    def random_sample(self) -> float:
-        """Uniform in [0, 1)."""
-
-    def rand(self) -> float:
-        """Uniform in [0, 1)."""
-
-    def uniform(self, low: float, high: float) -> float:
-        """Uniform in [low, high)."""
-
-    def randint(self, low: int, high: int | None = None) -> int:
-        """An integer in [low, high), or in [0, low) where `high` is None."""
-
-
 @dataclass(frozen=True)
 class Sample:
     """An image (H, W, 3) uint8, blue green red, and its label (H, W) uint8."""
@@ -111,11 +95,8 @@ class Sample:
     label: np.ndarray
 
 
-class Transform(Protocol):
-    """One step of the augmentation."""
-
-    def __call__(self, sample: Sample, draws: Draws) -> Sample:
-        """The changed sample; the given one is left as it is."""
+Draws = np.random.RandomState  # it draws as the published code does
+Transform = Callable[[Sample, Draws], Sample]  # one step of the augmentation; the given sample is left as it is
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dgmn2cli.zoo.cache import CachedFile, cache_dir, locate, offline_wanted, pin_state
-from dgmn2cli.zoo.manifest import AnyEntry, BackboneEntry, Source, Zoo, ZooEntry
-from dgmn2cli.zoo.parse import load_zoo
+from dgmn2cli.zoo.manifest import AnyEntry, BackboneEntry, Source, Zoo, ZooEntry, load_zoo
 
 __all__ = [
     "AnyEntry",

@@ -23,8 +23,7 @@ from pydantic import StringConstraints, TypeAdapter
 from dgmn2cli.errors import ConfigError, Dgmn2Error, IntegrityError, ResourceError
 from dgmn2cli.files import atomic_write, hash_file, read_bounded, to_json
 from dgmn2cli.observer import Observer, Silent
-from dgmn2cli.zoo.manifest import AnyEntry, Zoo
-from dgmn2cli.zoo.parse import load_zoo
+from dgmn2cli.zoo.manifest import AnyEntry, Zoo, load_zoo
 
 RECORD_LIMIT = 100_000  # bytes; a record has about 500
 Pin = Literal["pinned", "recorded", "unknown"]

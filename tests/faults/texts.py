@@ -12,7 +12,7 @@ from dgmn2cli.config import Config, config_to_toml, load_config
 from dgmn2cli.config.load import published_names
 from dgmn2cli.data import description
 from dgmn2cli.zoo import Zoo
-from dgmn2cli.zoo.parse import read_zoo
+from dgmn2cli.zoo.manifest import load_zoo
 from faults import canary
 from faults.verdicts import Faults, Kind, Violation, judged
 
@@ -52,7 +52,7 @@ def manifests(rng: random.Random, folder: Path, count: int) -> Faults:
 
         def judge(content: bytes = content) -> str:
             target.write_bytes(content)
-            return judged(lambda: read_zoo(target), {2}, faithful)
+            return judged(lambda: load_zoo(target), {2}, faithful)
 
         yield f"{index}", judge
 

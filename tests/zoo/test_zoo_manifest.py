@@ -8,9 +8,10 @@ import pytest
 import dgmn2cli
 from dgmn2cli import resources, zoo
 from dgmn2cli.errors import ConfigError
-from dgmn2cli.zoo.parse import manifest_schema
+from dgmn2cli.validation import schema_of
+from dgmn2cli.zoo.manifest import manifest_adapter
 
-SCHEMA = manifest_schema()
+SCHEMA = schema_of(manifest_adapter())
 HEADS = ("fpn", "setr_naive", "setr_pup", "setr_mla")
 SIZES = ("tiny", "small", "medium", "large")
 

@@ -10,7 +10,7 @@ import pytest
 
 from dgmn2cli import resources
 from dgmn2cli.errors import ConfigError, ResourceError
-from dgmn2cli.zoo.parse import load_zoo, loopback, url_fault
+from dgmn2cli.zoo.manifest import load_zoo, loopback, url_fault
 
 PUBLISHED = json.loads(resources.zoo_path().read_text())
 

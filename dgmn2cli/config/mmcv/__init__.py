@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dgmn2cli.config.mmcv.stock import stock_file
+from dgmn2cli.config.mmcv.syntax import MmcvDocument as MmcvDocument
 from dgmn2cli.config.mmcv.syntax import parse
 from dgmn2cli.config.schema import WRONG
 from dgmn2cli.config.text import MAX_BYTES, read_config_text
@@ -20,25 +20,6 @@ MAX_BASES = 8  # a base of a base of ...
 BASE, DELETE = "_base_", "_delete_"
 V1_MARKS = ("train_dataloader", "val_dataloader", "optim_wrapper", "param_scheduler", "default_hooks", "default_scope")
 _HINT = "Files in the mmcv language are read here, not run; a native .toml file can say the rest."
-
-
-@dataclass
-class MmcvDocument:
-    """An mmcv-style configuration, bases merged.
-
-    Attributes:
-        values: the resolved top-level keys.
-        used: top-level names that serve other lines of their file, such as `norm_cfg`.
-        notes: what was odd, and which base files were absent and supplied from knowledge of the published ones.
-        absent: these base files.
-        faults: what could not be read; empty in a document that is handed out.
-    """
-
-    values: dict[str, Any] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
 
 
 def read_mmcv_file(path: Path) -> MmcvDocument:
@@ -94,10 +75,10 @@ class _Walk:
         """The document in a text that lies in `folder`, its bases merged under it."""
         parsed = parse(text, label)
         values = {name: value for name, value in parsed.values.items() if not name.startswith("__")}
-        below = self.bases(values.pop(BASE, []), label, folder, chain)
-        faults = [*below.faults, *parsed.faults]
-        merged = merge(values, below.values, label, faults)
-        return MmcvDocument(merged, below.used | parsed.used, [*below.notes, *parsed.notes], below.absent, faults)
+        result = self.bases(values.pop(BASE, []), label, folder, chain)
+        result.add(parsed)
+        result.values = merge(values, result.values, label, result.faults)
+        return result
 
     def bases(self, named: Any, label: str, folder: Path | None, chain: tuple[Path, ...]) -> MmcvDocument:
         """The bases of one file side by side; as in mmcv, no key may come from two of them."""
@@ -110,10 +91,7 @@ class _Walk:
             if twice := sorted(result.values.keys() & base.values.keys()):
                 result.faults.append(f"{label}: {BASE}: {show(twice[0])} comes from {show(name)} and another base")
             result.values.update(base.values)
-            result.used |= base.used
-            result.notes += base.notes
-            result.absent += base.absent
-            result.faults += base.faults
+            result.add(base)
         return result
 
     def base(self, name: str, label: str, folder: Path | None, chain: tuple[Path, ...]) -> MmcvDocument:

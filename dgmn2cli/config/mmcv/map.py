@@ -78,47 +78,42 @@ def _name_the_rest(top: Node, document: MmcvDocument) -> None:
 
 
 def _map_model(top: Node) -> None:
-    model = top.child("model")
-    if not top.has("model"):
-        top.fault("model", "absent; wanted a dict(type='EncoderDecoder', ...)")
-        return
-    model.expect("type", ("EncoderDecoder",))
-    size = _map_backbone(model)
-    head = _map_head(model)
-    if head != "fpn":
-        model.expect("neck", (None,))
-    model.fixed(auxiliary_head=[], train_cfg={}, init_cfg=None)
-    top.fixed(train_cfg={})
-    _map_pretrained(model, size)
-    _map_window(top, model)
-    model.done()
+    with top.child("model") as model:
+        if not top.has("model"):
+            top.fault("model", "absent; wanted a dict(type='EncoderDecoder', ...)")
+            return
+        model.expect("type", ("EncoderDecoder",))
+        size = _map_backbone(model)
+        head = _map_head(model)
+        if head != "fpn":
+            model.expect("neck", (None,))
+        model.fixed(auxiliary_head=[], train_cfg={}, init_cfg=None)
+        top.fixed(train_cfg={})
+        _map_pretrained(model, size)
+        _map_window(top, model)
 
 
 def _map_backbone(model: Node) -> str:
     """The backbone's size; its `output` is checked with the head, which needs it."""
-    backbone = model.child("backbone")
-    kind = backbone.expect("type", tuple(f"dgmn2_{size}" for size in BACKBONES), default=None)
-    size = str(kind).removeprefix("dgmn2_") if kind else ""
-    if size:
-        model.mapped.put("model.backbone", size, backbone.place("type"))
-    backbone.give("drop_path_rate", "model.drop_path")
-    backbone.fixed(pretrained=None, init_cfg=None)
-    backbone.harmless("output")
-    _map_norm(backbone, required=False)
-    backbone.done()
+    with model.child("backbone") as backbone:
+        kind = backbone.expect("type", tuple(f"dgmn2_{size}" for size in BACKBONES), default=None)
+        size = str(kind).removeprefix("dgmn2_") if kind else ""
+        if size:
+            model.mapped.put("model.backbone", size, backbone.place("type"))
+        backbone.give("drop_path_rate", "model.drop_path")
+        backbone.fixed(pretrained=None, init_cfg=None)
+        backbone.harmless("output")
+        _map_norm(backbone, required=False)
     return size
 
 
 def _map_pretrained(model: Node, size: str) -> None:
     """First weights of the backbone: the published file by its name, a file of the user's, or none."""
     path, origin = model.text("pretrained"), model.place("pretrained")
-    if "pretrained" not in model.values or path is None:
-        model.mapped.put("train.init", "scratch", origin)
-        return
-    name = PurePosixPath(path).name
+    name = PurePosixPath(path or "").name
     published = [other for other in BACKBONES if name == f"dgmn2_{other}_model.pth"]
-    if not published:
-        model.mapped.put("train.init", path, origin)
+    if path is None or not published:
+        model.mapped.put("train.init", "scratch" if path is None else path, origin)
     elif size and published != [size]:
         model.fault("pretrained", f"{show(path)} is of another backbone than 'dgmn2_{size}'")
     else:
@@ -131,42 +126,41 @@ def _map_norm(node: Node, *, required: bool) -> None:
     if not node.has("norm_cfg") and not required:
         node.harmless("norm_cfg")
         return
-    norm = node.child("norm_cfg")
-    kind = norm.expect("type", ("SyncBN", "BN"), default=None)
-    norm.fixed(requires_grad=True, eps=1e-5, momentum=0.1)
-    norm.done()
+    with node.child("norm_cfg") as norm:
+        kind = norm.expect("type", ("SyncBN", "BN"), default=None)
+        norm.fixed(requires_grad=True, eps=1e-5, momentum=0.1)
     if kind:
         node.mapped.put_once("train.sync_bn", kind == "SyncBN", norm.place("type"))
 
 
 def _map_head(model: Node) -> str:
     """The head's name here; every number it fixes is checked."""
-    head = model.child("decode_head")
-    kind = head.expect("type", ("FPNHead", "VisionTransformerUpHead", "VIT_MLAHead"), default=None)
-    name = ""
-    if kind == "FPNHead":
-        name = "fpn"
-        _check_fpn(model, head)
-    elif kind == "VisionTransformerUpHead":
-        convs = head.expect("num_conv", (4, 2), default=1)
-        name = {4: "setr_pup", 2: "setr_naive"}.get(convs, "")
-        _check_up_head(model, head, name)
-    elif kind == "VIT_MLAHead":
-        name = "setr_mla"
-        _check_mla(model, head)
-    if not kind:
-        return ""
-    if name:
-        model.mapped.put("model.head", name, head.place("type" if name in ("fpn", "setr_mla") else "num_conv"))
-    if not head.has("num_classes"):
-        head.fault("num_classes", "absent; wanted the number of classes")
-    head.give("num_classes", "model.num_classes")
-    head.give("ignore_index", "data.ignore_index", default=255)
-    head.expect("align_corners", (True,), default=False)
-    head.fixed(conv_cfg=None, act_cfg={"type": "ReLU"}, sampler=None, init_cfg=None)
-    _map_norm(head, required=name in ("fpn", "setr_pup", "setr_mla"))
-    _map_loss(head)
-    head.done()
+    with model.child("decode_head") as head:
+        kind = head.expect("type", ("FPNHead", "VisionTransformerUpHead", "VIT_MLAHead"), default=None)
+        name = ""
+        if kind == "FPNHead":
+            name = "fpn"
+            _check_fpn(model, head)
+        elif kind == "VisionTransformerUpHead":
+            convs = head.expect("num_conv", (4, 2), default=1)
+            name = {4: "setr_pup", 2: "setr_naive"}.get(convs, "")
+            _check_up_head(model, head, name)
+        elif kind == "VIT_MLAHead":
+            name = "setr_mla"
+            _check_mla(model, head)
+        if not kind:
+            head.harmless(*head.values)  # of a head that is not known nothing can be said
+            return ""
+        if name:
+            model.mapped.put("model.head", name, head.place("type" if name in ("fpn", "setr_mla") else "num_conv"))
+        if not head.has("num_classes"):
+            head.fault("num_classes", "absent; wanted the number of classes")
+        head.give("num_classes", "model.num_classes")
+        head.give("ignore_index", "data.ignore_index", default=255)
+        head.expect("align_corners", (True,), default=False)
+        head.fixed(conv_cfg=None, act_cfg={"type": "ReLU"}, sampler=None, init_cfg=None)
+        _map_norm(head, required=name in ("fpn", "setr_pup", "setr_mla"))
+        _map_loss(head)
     return name
 
 
@@ -179,14 +173,13 @@ def _output(model: Node, allowed: tuple[str, ...]) -> None:
 
 def _check_fpn(model: Node, head: Node) -> None:
     _output(model, ("neck",))
-    neck = model.child("neck")
-    neck.required(type="FPN", in_channels=_STAGE_CHANNELS, out_channels=256, num_outs=4)
-    neck.fixed(
-        start_level=0, end_level=-1, upsample_cfg={"mode": "nearest"}, conv_cfg=None, norm_cfg=None, act_cfg=None
-    )
-    neck.fixed(add_extra_convs=False, extra_convs_on_inputs=False, relu_before_extra_convs=False)
-    neck.fixed(no_norm_on_lateral=False)
-    neck.done()
+    with model.child("neck") as neck:
+        neck.required(type="FPN", in_channels=_STAGE_CHANNELS, out_channels=256, num_outs=4)
+        neck.fixed(
+            start_level=0, end_level=-1, upsample_cfg={"mode": "nearest"}, conv_cfg=None, norm_cfg=None, act_cfg=None
+        )
+        neck.fixed(add_extra_convs=False, extra_convs_on_inputs=False, relu_before_extra_convs=False)
+        neck.fixed(no_norm_on_lateral=False)
     head.expect("in_index", ([0, 1, 2, 3],), default=-1)
     head.fixed(in_channels=[256, 256, 256, 256], feature_strides=[4, 8, 16, 32], channels=128, dropout_ratio=0.1)
     head.fixed(input_transform="multiple_select")
@@ -215,29 +208,28 @@ def _check_mla(model: Node, head: Node) -> None:
 
 
 def _map_loss(head: Node) -> None:
-    loss = head.child("loss_decode")
-    loss.fixed(type="CrossEntropyLoss", use_sigmoid=False, use_mask=False, loss_weight=1.0, reduction="mean")
-    loss.fixed(avg_non_ignore=False)
-    loss.harmless("loss_name")
-    if loss.has("class_weight"):
-        loss.give("class_weight", "train.class_weights")
-    loss.harmless("class_weight")
-    loss.done()
+    with head.child("loss_decode") as loss:
+        loss.fixed(type="CrossEntropyLoss", use_sigmoid=False, use_mask=False, loss_weight=1.0, reduction="mean")
+        loss.fixed(avg_non_ignore=False)
+        loss.harmless("loss_name")
+        if loss.has("class_weight"):
+            loss.give("class_weight", "train.class_weights")
+        loss.harmless("class_weight")
 
 
 def _map_window(top: Node, model: Node) -> None:
     """The sliding window, under `model` or, as older files have it, at the top."""
-    test = top.child("test_cfg") if top.has("test_cfg") and not model.has("test_cfg") else model.child("test_cfg")
-    if top.has("test_cfg") and model.has("test_cfg"):
-        top.fault("test_cfg", "given here and in the model; wanted one of them")
-    top.harmless("test_cfg")
-    model.harmless("test_cfg")
-    if test.expect("mode", ("slide",), default="whole"):
-        for key, ours in (("crop_size", "inference.window"), ("stride", "inference.stride")):
-            length = side(test, key)
-            if length is not None:
-                test.mapped.put(ours, length, test.place(key))
-    test.done()
+    home = top if top.has("test_cfg") and not model.has("test_cfg") else model
+    with home.child("test_cfg") as test:
+        if top.has("test_cfg") and model.has("test_cfg"):
+            top.fault("test_cfg", "given here and in the model; wanted one of them")
+        top.harmless("test_cfg")
+        model.harmless("test_cfg")
+        if test.expect("mode", ("slide",), default="whole"):
+            for key, ours in (("crop_size", "inference.window"), ("stride", "inference.stride")):
+                length = side(test, key)
+                if length is not None:
+                    test.mapped.put(ours, length, test.place(key))
 
 
 def _map_optimizer(top: Node) -> None:
@@ -250,9 +242,8 @@ def _map_optimizer(top: Node) -> None:
         optimizer.done()
     else:
         top.note("optimizer", "absent; the published AdamW holds")
-    hook = top.child("optimizer_config")
-    hook.fixed(type="OptimizerHook", grad_clip=None)
-    hook.done()
+    with top.child("optimizer_config") as hook:
+        hook.fixed(type="OptimizerHook", grad_clip=None)
 
 
 def _map_schedule(top: Node) -> None:
@@ -267,10 +258,9 @@ def _map_schedule(top: Node) -> None:
         rate.done()
     else:
         top.note("lr_config", "absent; the published polynomial fall holds")
-    runner = top.child("runner")
-    runner.expect("type", ("IterBasedRunner",))
-    runner.give("max_iters", "train.iters")
-    runner.done()
+    with top.child("runner") as runner:
+        runner.expect("type", ("IterBasedRunner",))
+        runner.give("max_iters", "train.iters")
     if "max_iters" not in runner.values:
         top.give("total_iters", "train.iters")
     top.harmless("total_iters")
@@ -281,18 +271,16 @@ def _map_schedule(top: Node) -> None:
 
 def _map_intervals(top: Node) -> None:
     """When checkpoints are saved and evaluations done."""
-    saving = top.child("checkpoint_config")
-    saving.give("interval", "train.save_every")
-    saving.expect("by_epoch", (False,))
-    keep = saving.get("max_keep_ckpts", -1)
-    top.mapped.put("train.keep", 0 if same(keep, -1) else keep, saving.place("max_keep_ckpts"))
-    saving.harmless("save_optimizer", "meta", "create_symlink", "out_dir", "save_last", "type")
-    saving.done()
-    evaluation = top.child("evaluation")
-    evaluation.give("interval", "train.val_every")
-    evaluation.expect("by_epoch", (False,))
-    metric = evaluation.get("metric")
-    if metric is not None and not one_of(metric, ("mIoU", ["mIoU"])):
-        evaluation.note("metric", f"{show(metric)}; evaluation reports mIoU, mAcc and aAcc")
-    evaluation.harmless("efficient_test", "pre_eval", "save_best", "rule", "start", "gpu_collect", "tmpdir", "type")
-    evaluation.done()
+    with top.child("checkpoint_config") as saving:
+        saving.give("interval", "train.save_every")
+        saving.expect("by_epoch", (False,))
+        keep = saving.get("max_keep_ckpts", -1)
+        top.mapped.put("train.keep", 0 if same(keep, -1) else keep, saving.place("max_keep_ckpts"))
+        saving.harmless("save_optimizer", "meta", "create_symlink", "out_dir", "save_last", "type")
+    with top.child("evaluation") as evaluation:
+        evaluation.give("interval", "train.val_every")
+        evaluation.expect("by_epoch", (False,))
+        metric = evaluation.get("metric")
+        if metric is not None and not one_of(metric, ("mIoU", ["mIoU"])):
+            evaluation.note("metric", f"{show(metric)}; evaluation reports mIoU, mAcc and aAcc")
+        evaluation.harmless("efficient_test", "pre_eval", "save_best", "rule", "start", "gpu_collect", "tmpdir", "type")

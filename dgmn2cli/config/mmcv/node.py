@@ -41,7 +41,7 @@ class Mapped:
 
 
 class Node:
-    """One dict of the foreign configuration: a key that nobody asks for is a fault in the end."""
+    """One dict of the foreign configuration: a key nobody asks for within its `with` block is a fault at the end."""
 
     def __init__(self, value: Any, path: str, mapped: Mapped) -> None:
         self.path, self.mapped = path, mapped
@@ -49,6 +49,12 @@ class Node:
         self.seen: set[Any] = {DELETE}
         if not isinstance(value, dict):
             self.fault("", f"{show(value)}, wanted a dict")
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.done()
 
     def place(self, key: str) -> str:
         """The full foreign key."""

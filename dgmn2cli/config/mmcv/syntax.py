@@ -36,20 +36,29 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 
 @dataclass
-class Parsed:
-    """What one text says.
+class MmcvDocument:
+    """An mmcv-style configuration: what one text says, or the text with its bases merged under it.
 
     Attributes:
-        values: the assigned names and their values: dicts, lists, tuples, texts, numbers, truth values, None.
-        used: the names that later lines of the text refer to.
-        notes: legal but odd things.
-        faults: what cannot be read, each with `label:line`.
+        values: the top-level names and their values: dicts, lists, tuples, texts, numbers, truth values, None.
+        used: top-level names that serve other lines of their file, such as `norm_cfg`.
+        notes: what was odd, and which base files were absent and supplied from knowledge of the published ones.
+        absent: these base files.
+        faults: what could not be read, each with `label:line`; empty in a document that is handed out.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+
+    def add(self, other: MmcvDocument) -> None:
+        """Takes in all but the values of another document."""
+        self.used |= other.used
+        self.notes += other.notes
+        self.absent += other.absent
+        self.faults += other.faults
 
 
 class _Refused(Exception):  # noqa: N818
@@ -60,14 +69,14 @@ class _Refused(Exception):  # noqa: N818
         self.line = getattr(node, "lineno", 0)
 
 
-def parse(text: str, label: str) -> Parsed:
+def parse(text: str, label: str) -> MmcvDocument:
     """Reads a configuration in the mmcv language; never raises, whatever the text.
 
     Args:
         text: Python assignments of literals, names assigned above, `dict(...)`, and sums of numbers.
         label: the text's name in messages.
     """
-    parsed = Parsed()
+    parsed = MmcvDocument()
     if found := _unfit(text):
         parsed.faults.append(f"{label}:{found}")
         return parsed
@@ -106,7 +115,7 @@ def _unfit(text: str) -> str:
 class _Reader:
     """Takes statements one by one and keeps the names they assign."""
 
-    def __init__(self, parsed: Parsed, label: str, text: str) -> None:
+    def __init__(self, parsed: MmcvDocument, label: str, text: str) -> None:
         self.parsed, self.label, self.text = parsed, label, text.split("\n")
         self.lines: dict[str, int] = {}
         self.sizes: dict[str, int] = {}
