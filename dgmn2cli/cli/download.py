@@ -209,7 +209,7 @@ def _plan(entries: list[AnyEntry], cache: Path) -> list[str]:
     return lines
 
 
-def _lines(report: DownloadReport) -> Text:
+def _lines(report: DownloadReport) -> list[Text]:
     """For each file what it is, and last its path alone."""
     lines = []
     for file in report.files:
@@ -219,4 +219,4 @@ def _lines(report: DownloadReport) -> Text:
     if report.bundle:
         lines.append(f"bundle of {len(report.files)}: {report.bundle}")
     lines += [str(file.path) for file in report.files]
-    return render.lines(*lines)
+    return [render.lines(*lines)] if lines else []

@@ -47,13 +47,18 @@ class _Cleaned:
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
     """Width and height from the header."""
+    return _header(data)[0]
+
+
+def _header(data: bytes) -> tuple[tuple[int, int], str]:
+    """Width and height, and the kind of colours; empty where simplejpeg does not know how they are sampled."""
     try:
-        height, width, _colors, _sampling = simplejpeg.decode_jpeg_header(data, strict=False)
+        height, width, colors, _sampling = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError) as error:
         if _UNUSUAL in str(error) and min(size := _cleaned(data).size) > 0:
-            return size
+            return size, ""
         raise Malformed(f"the file is cut inside its header, or damaged there ({error})", FETCH_AGAIN) from error
-    return width, height
+    return (width, height), colors
 
 
 def jpeg_exif(data: bytes) -> bytes:
@@ -81,13 +86,8 @@ def decode_jpeg(data: bytes) -> tuple[np.ndarray, str]:
 
 def _strict(data: bytes) -> np.ndarray:
     """Pixels of a file that the decoder has nothing to say about; ValueError if it has."""
-    try:
-        colors = simplejpeg.decode_jpeg_header(data, strict=False)[2]
-    except KeyError as error:
-        raise ValueError("its header is incomplete") from error
-    except ValueError as error:
-        if _UNUSUAL not in str(error) or min(_cleaned(data).size) == 0:
-            raise
+    colors = _header(data)[1]
+    if not colors:
         return _by_pillow(data)
     if colors not in ("CMYK", "YCCK"):
         return simplejpeg.decode_jpeg(data, "BGR", strict=True)

@@ -8,20 +8,19 @@ All raise `IntegrityError` for what is damaged or changed meanwhile, `ResourceEr
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError, ResourceError
-from dgmn2cli.files import atomic_write, check_file, hash_file, open_regular, to_json
+from dgmn2cli.files import HASH_BLOCK, atomic_write, check_file, hash_file, open_regular, to_json
 from dgmn2cli.observer import Observer
 from dgmn2cli.zoo.cache import RECORD_LIMIT, expected_sha256
 from dgmn2cli.zoo.fetch import Download, FetchedFile, Verify, size_limit
@@ -163,14 +162,16 @@ def check_bundle_target(path: Path) -> None:
 
 def write_bundle(files: Sequence[FetchedFile], path: Path) -> Path:
     """Writes verified files into a bundle, whole or not at all; the same files give the same bytes."""
-    index = to_json(Index(1, [BundleFile(file.key, file.sha256, file.size) for file in files]))
+    index = to_json(Index(1, [BundleFile(file.key, file.sha256, file.size) for file in files])).encode()
 
     def write(target: BinaryIO) -> None:
-        with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            _add(tar, INDEX, len(index.encode()), io.BytesIO(index.encode()))
-            for file in {file.sha256: file for file in files}.values():
-                with _unchanged(file) as content:
-                    _add(tar, f"files/{file.sha256}.pth", file.size, content)
+        _begin_member(target, INDEX, len(index))
+        target.write(index)
+        for file in {file.sha256: file for file in files}.values():
+            _begin_member(target, f"files/{file.sha256}.pth", file.size)
+            _copy(file, target)
+        end = target.tell() + 2 * tarfile.BLOCKSIZE
+        target.write(bytes(end - target.tell() + -end % tarfile.RECORDSIZE))
 
     return atomic_write(path, write)
 
@@ -184,46 +185,33 @@ def copy_to(file: FetchedFile, folder: Path, name: str, overwrite: bool) -> Fetc
     """
     target = folder / name
 
-    def write(stream: BinaryIO) -> None:
-        with _unchanged(file) as content:
-            shutil.copyfileobj(content, stream, 1 << 20)
-
     if overwrite or not target.exists():
-        atomic_write(target, write)
+        atomic_write(target, partial(_copy, file))
     elif not target.is_file() or hash_file(target) != file.sha256:
         hint = "Add --force to replace it, or choose another --dest."
         raise ResourceError("the file is not copied", where=target, why="another file is there", hint=hint)
     return replace(file, path=target)
 
 
-class _Hashed(io.RawIOBase):
-    """A file under reading, with the hash of what was read."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        block = self.file.read(size)
-        self.digest.update(block)
-        return block
-
-
-@contextmanager
-def _unchanged(file: FetchedFile) -> Iterator[IO[bytes]]:
-    """The content of a verified file."""
+def _copy(file: FetchedFile, target: BinaryIO) -> None:
+    """Copies the content of a verified file, which must still be what was verified."""
+    digest, left = hashlib.sha256(), file.size
     with open_regular(file.path) as stream:
-        content = _Hashed(stream)
-        same = os.fstat(stream.fileno()).st_size == file.size
-        if same:
-            yield content  # type: ignore[misc]  # reading it gives bytes
-        if not same or content.digest.hexdigest() != file.sha256:
-            raise IntegrityError("the file is no longer what was verified", where=file.path)
+        while block := stream.read(min(HASH_BLOCK, left + 1)):
+            digest.update(block)
+            left -= len(block)
+            if left < 0:
+                break
+            target.write(block)
+    if left or digest.hexdigest() != file.sha256:
+        raise IntegrityError("the file is no longer what was verified", where=file.path)
 
 
-def _add(tar: tarfile.TarFile, name: str, size: int, content: IO[bytes]) -> None:
+def _begin_member(target: BinaryIO, name: str, size: int) -> None:
+    """The header of a tar's next member, its predecessor filled up to a whole block."""
     member = tarfile.TarInfo(name)
     member.size = size
-    tar.addfile(member, content)
+    target.write(bytes(-target.tell() % tarfile.BLOCKSIZE) + member.tobuf(tarfile.USTAR_FORMAT))
 
 
 def _from_bundle(

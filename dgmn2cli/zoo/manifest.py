@@ -65,7 +65,6 @@ def _url(text: str) -> str:
 
 
 def _matching(pattern: str, wanted: str) -> Any:
-    """A text that matches `pattern`, which messages call `wanted`."""
     return Field(pattern=f"^{pattern}$", json_schema_extra={"$comment": wanted})
 
 
@@ -225,9 +224,12 @@ class Zoo:
                 return entry
         names = [known for entry in self.segmentors for known in (entry.key, entry.config)]
         hint = _suggestion(wanted, names) or "`dgmn2 zoo list` shows all models."
-        if any(wanted in _backbone_names(backbone) for backbone in self.backbones):
-            hint = f"It is an ImageNet backbone; models with it: {_with_backbone(self, wanted)}."
-        why = _reason(name) or _file_reason(name)
+        if meant := [backbone.key for backbone in self.backbones if wanted in _backbone_names(backbone)]:
+            with_it = ", ".join(entry.key for entry in self.segmentors if entry.backbone == meant[0])
+            hint = f"It is an ImageNet backbone; models with it: {with_it}."
+        why = _reason(name)
+        if not why and name.endswith((".toml", ".py")):
+            why = "it is neither a published name nor a file here"
         raise ConfigError("no such model", where=shown(name), why=why, hint=hint)
 
     def backbone(self, name: str) -> BackboneEntry:
@@ -284,19 +286,9 @@ def _reason(name: str) -> str:
     return ""
 
 
-def _file_reason(name: str) -> str:
-    """What to know of a name that was meant as a configuration file's."""
-    return "it is neither a published name nor a file here" if name.endswith((".toml", ".py")) else ""
-
-
 def _backbone_names(entry: BackboneEntry) -> tuple[str, ...]:
     key = entry.key.lower()
     return key, key.rsplit("_", 1)[-1], key.replace("_", "-"), entry.file_name.lower()
-
-
-def _with_backbone(zoo: Zoo, name: str) -> str:
-    key = zoo.backbone(name).key
-    return ", ".join(entry.key for entry in zoo.segmentors if entry.backbone == key)
 
 
 def _suggestion(wanted: str, names: list[str]) -> str:
