@@ -147,7 +147,6 @@ def _locate(
 
 
 def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """A node of a schema, a reference followed."""
     reference = node.get("$ref")
     return schema["$defs"][reference.rpartition("/")[2]] if reference else node
 

@@ -236,7 +236,6 @@ def _signals_raise() -> Iterator[list[int]]:
 
 
 def _importing(frame: FrameType | None) -> bool:
-    """Whether the frame runs within an import statement."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True

@@ -69,7 +69,6 @@ def _done(step: StepDone) -> str:
 
 
 def _table(report: DemoReport) -> RenderableType:
-    """The result of a demonstration."""
     scenes = f"on {report.request.held_out} held-out scenes"
     single, averaged = report.single_scale, report.ms_flip
     rows = [

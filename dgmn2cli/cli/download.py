@@ -210,7 +210,6 @@ def _plan(entries: list[AnyEntry], cache: Path) -> list[str]:
 
 
 def _lines(report: DownloadReport) -> list[Text]:
-    """For each file what it is, and last its path alone."""
     lines = []
     for file in report.files:
         how = "already there" if file.cached else f"{file.seconds:.1f} s from {file.source}"

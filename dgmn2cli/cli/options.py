@@ -219,7 +219,6 @@ def model_argument(command: Command) -> Command:
 
 
 def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Shell completion of model names."""
     from dgmn2cli.zoo import load_zoo
 
     return [entry.key for entry in load_zoo().segmentors if entry.key.startswith(incomplete.lower())]

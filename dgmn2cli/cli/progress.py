@@ -59,7 +59,6 @@ class TerminalObserver:
         self.end()
 
     def note(self, message: str) -> None:
-        """A line on stderr."""
         render.notice(self.session, message)
 
     def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
@@ -79,7 +78,6 @@ class TerminalObserver:
     def advance(
         self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
     ) -> None:
-        """Moves the bar."""
         self._done = self._done + parts if done is None else done
         self._total = self._total if total is None else total
         self._detail = detail or self._detail
@@ -107,7 +105,6 @@ class TerminalObserver:
                 self.note(str(line))
 
     def end(self) -> None:
-        """Takes the bar away."""
         if self._bar is not None:
             self._bar.stop()
         self._bar = None

@@ -74,7 +74,6 @@ def show_model(session: Session, key: str | None) -> None:
 
 
 def _describe(entry: AnyEntry, cache: Path) -> dict[str, object]:
-    """The entry, with what the cache knows about its file."""
     cached = locate(entry, cache)
     return {
         **asdict(entry),

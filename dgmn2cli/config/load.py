@@ -97,7 +97,6 @@ class _Draft:
     faults: list[str] = field(default_factory=list)
 
     def put(self, key: str, value: Any, origin: str) -> None:
-        """A later value replaces an earlier one."""
         self.values[key], self.origins[key] = value, origin
 
     def put_known(self, key: str, value: Any, origin: str) -> None:
@@ -161,7 +160,6 @@ class _Draft:
 
 
 def home_of(key: str) -> str:
-    """Where a setting that stands in the wrong place belongs."""
     homes = [section for section in SECTIONS if key in names_of(section)]
     return f"; it belongs in [{homes[0]}]" if homes else ""
 
@@ -194,7 +192,6 @@ def is_path(name: str) -> bool:
 
 
 def _locate(source: str | Path) -> Path:
-    """The file a name or path stands for."""
     text = str(source)
     if not text.strip() or len(text) > 4096 or "\0" in text:
         _refuse(text, "wanted a published name or the path of a .toml or .py file")
@@ -224,7 +221,6 @@ def _stem(path: Path) -> str:
 
 
 def _read_native(draft: _Draft, path: Path) -> None:
-    """Reads a native file and its bases into the draft, bases first."""
     count = 0
 
     def visit(path: Path, label: str, chain: tuple[str, ...]) -> None:

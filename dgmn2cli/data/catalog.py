@@ -75,7 +75,6 @@ def find_splits(root: str | Path) -> tuple[str, ...]:
 
 
 def _folders(parent: Path) -> list[str]:
-    """Names of the folders in `parent` that nobody hid; none where there is no such folder."""
     try:
         return [name for name in os.listdir(parent) if not is_litter(name) and os.path.isdir(parent / name)]
     except (OSError, ValueError):

@@ -163,7 +163,6 @@ def class_weights(pixels: np.ndarray) -> np.ndarray:
 
 
 def _look(pair: Pair, remembered: Remembered, thorough: bool, max_pixels: int) -> _PairFacts:
-    """What one pair is like; its first fault, if any."""
     counts = np.zeros(256, np.int64)
     try:
         if thorough:

@@ -132,7 +132,6 @@ def orient(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _size(data: bytes, max_pixels: int) -> tuple[int, int]:
-    """Width and height from the header, within the limit."""
     kind = sniff(data)
     if kind == "PNG":
         width, height = png_size(data)

@@ -31,7 +31,6 @@ _WHAT = "cannot use the data set's description"
 
 
 def _pairs(value: Any) -> Any:
-    """A table of ids and names as pairs."""
     if not isinstance(value, dict):
         return value
     if not all(key.isascii() and key.isdigit() and len(key) <= 5 and int(key) <= MAX_ID for key in value):

@@ -256,7 +256,6 @@ def _too_few_files(needed: int) -> ResourceError:
 
 
 def _next(batches: Iterator[Any], check: Callable[[], object]) -> Any:
-    """The next batch, or the fault that came instead."""
     while True:
         try:
             return next(batches)

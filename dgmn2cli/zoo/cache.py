@@ -89,7 +89,6 @@ def offline_wanted() -> bool:
 
 
 def _user_cache() -> Path:
-    """The platform's folder for caches."""
     if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
         return Path(os.environ["LOCALAPPDATA"])
     configured = os.environ.get("XDG_CACHE_HOME", "")

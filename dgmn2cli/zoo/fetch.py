@@ -202,7 +202,6 @@ class Download:
         return f"{self.entry.key}@{hashlib.sha256(f'{source.type}:{source.location}'.encode()).hexdigest()[:12]}"
 
     def _from_source(self, source: Source) -> FetchedFile:
-        """The file from one source: transferred with retries, checked, published."""
         part = Part(self.parts, self._stem(source))
         agent = drive.AGENT if source.type == "gdrive" else AGENT
         try:
@@ -293,7 +292,6 @@ class Download:
             )
 
     def _check_space(self, needed: int) -> None:
-        """Refuses early what the disk cannot hold."""
         with suppress(OSError):
             free = shutil.disk_usage(self.parts).free
             if needed > free:
@@ -301,7 +299,6 @@ class Download:
                 raise ResourceError("not enough disk space", where=self.parts, why=why, hint=hint)
 
     def _copy(self, stream: IO[bytes], total: int, part: Part, name: str) -> None:
-        """Fills `part` with `total` bytes of `stream`."""
         if total > size_limit(self.entry):
             why = f"{total:,} bytes, at most {size_limit(self.entry):,} expected"
             raise IntegrityError("the file is not the model", where=name, why=why)
@@ -318,7 +315,6 @@ class Download:
             self.observer.advance(done=part.size)
 
     def _finish(self, source: Source, part: Part, stated: str = "", verified: bool = False) -> FetchedFile:
-        """Checks a complete part, publishes it and notes what it is."""
         part.sync()
         self.known = caching.expected_sha256(self.entry, self.cache)  # another process may have been quicker
         sha256 = self._check(source, part, stated, verified)

@@ -64,7 +64,6 @@ class Client:
         self._session.headers.update({"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity"})
 
     def close(self) -> None:
-        """Ends the session; its cookies are forgotten."""
         self._session.close()
 
     @property
@@ -192,7 +191,6 @@ def _check_status(response: requests.Response, url: str) -> None:
 
 
 def _failure(error: Exception, place: str) -> NetworkError:
-    """What a request that got no response means."""
     if isinstance(error, requests.exceptions.SSLError):
         why = "its certificate is not valid for this connection"
         return NetworkError("the server cannot be trusted", where=place, why=why)

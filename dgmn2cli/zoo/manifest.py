@@ -356,7 +356,6 @@ def _name_faults(document: Any) -> list[Fault]:
 
 
 def _texts(document: Any, group: str) -> dict[str, str]:
-    """The names in a group of entries, by their places."""
     entries = document.get(group) if isinstance(document, dict) else None
     return {
         f"{group}[{index}].{name}": entry[name]

@@ -76,13 +76,11 @@ class Part:
         self.size += len(block)
 
     def restart(self) -> None:
-        """Forgets all content."""
         self._file.seek(0)
         self._file.truncate()
         self.size, self.continued = 0, False
 
     def sync(self) -> None:
-        """Makes the content durable."""
         with local_write_errors(self.path):
             os.fsync(self._file.fileno())
 

@@ -51,8 +51,6 @@ def _checked(document: MmcvDocument, where: object) -> MmcvDocument:
 
 
 class _Walk:
-    """One reading of a file and its bases."""
-
     def __init__(self) -> None:
         self.files = 0
 

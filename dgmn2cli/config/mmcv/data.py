@@ -101,7 +101,6 @@ def _map_split(data: Node, key: str) -> _Split:
 
 
 def _path(text: str | None) -> str:
-    """A folder without a slash at its end."""
     return str(PurePosixPath(text)) if text else ""
 
 
@@ -232,7 +231,6 @@ def _map_train_pipeline(node: Node) -> None:
 
 
 def _map_scale(step: Node) -> None:
-    """The random scale: one scale pair times a ratio."""
     step.fixed(multiscale_mode="range", keep_ratio=True)
     for key, ours in (("img_scale", "augment.scale"), ("ratio_range", "augment.ratio")):
         value = step.get(key)
@@ -263,7 +261,6 @@ def _check_normalize(step: Node) -> None:
 
 
 def _map_test_pipeline(node: Node) -> None:
-    """The test pipeline: one multi-scale wrapper around resize, flip and normalise."""
     steps = _steps(node, ("LoadImageFromFile", "MultiScaleFlipAug"), node.values["pipeline"])
     if load := steps.get("LoadImageFromFile"):
         _check_load(load)

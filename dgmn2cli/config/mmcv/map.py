@@ -122,7 +122,6 @@ def _map_pretrained(model: Node, size: str) -> None:
 
 
 def _map_norm(node: Node, *, required: bool) -> None:
-    """Batch norm, synchronised or not."""
     if not node.has("norm_cfg") and not required:
         node.harmless("norm_cfg")
         return
@@ -270,7 +269,6 @@ def _map_schedule(top: Node) -> None:
 
 
 def _map_intervals(top: Node) -> None:
-    """When checkpoints are saved and evaluations done."""
     with top.child("checkpoint_config") as saving:
         saving.give("interval", "train.save_every")
         saving.expect("by_epoch", (False,))

@@ -149,7 +149,6 @@ def side(node: Node, key: str) -> int | None:
 
 
 def _literal(value: Any) -> str:
-    """An allowed value as a message shows it, in full."""
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_literal(item) for item in value) + "]"
     if isinstance(value, dict):

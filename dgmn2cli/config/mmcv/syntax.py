@@ -113,8 +113,6 @@ def _unfit(text: str) -> str:
 
 
 class _Reader:
-    """Takes statements one by one and keeps the names they assign."""
-
     def __init__(self, parsed: MmcvDocument, label: str, text: str) -> None:
         self.parsed, self.label, self.text = parsed, label, text.split("\n")
         self.lines: dict[str, int] = {}

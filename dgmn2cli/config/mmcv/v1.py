@@ -66,7 +66,6 @@ def to_v0(document: MmcvDocument) -> MmcvDocument:
 
 
 def _move_optimizer(values: dict[str, Any]) -> None:
-    """`optim_wrapper` and `param_scheduler`."""
     if "optim_wrapper" in values:
         wrapper = dict(table(values.pop("optim_wrapper")))
         kind = wrapper.pop("type", "OptimWrapper")
@@ -90,7 +89,6 @@ def _move_optimizer(values: dict[str, Any]) -> None:
 
 
 def _move_loop(values: dict[str, Any]) -> None:
-    """`train_cfg`, `default_hooks` and `val_evaluator`."""
     if "train_cfg" in values:
         loop = dict(table(values.pop("train_cfg")))
         kind = loop.pop("type", None)
