@@ -51,12 +51,7 @@ class Terminated(BaseException):
 
 
 def guarded(run: Callable[[], None], debug: bool = False) -> int:
-    """Runs a command; returns its exit code, having said on stderr what went wrong if anything did.
-
-    Args:
-        run: the command.
-        debug: show tracebacks and the libraries' warnings.
-    """
+    """Runs a command; returns its exit code, having said on stderr what went wrong if anything did."""
     try:
         with _signals_raise() as received:
             _open_missing_streams()

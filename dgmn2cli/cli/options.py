@@ -32,27 +32,16 @@ _FROM_USER = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource
 
 @dataclass(frozen=True)
 class Session:
-    """The global options of one run.
+    """The global options of one run."""
 
-    Attributes:
-        json: print one JSON document on stdout instead of tables.
-        verbose: how many `-v`.
-        quiet: say nothing but answers and errors.
-        color: colours are allowed (`--no-color` not given).
-        zoo_file: another manifest than the published one.
-        cache: the cache folder named by `--cache` or `DGMN2_CACHE`.
-        offline: never touch the network.
-        debug: show tracebacks.
-    """
-
-    json: bool = False
-    verbose: int = 0
-    quiet: bool = False
-    color: bool = True
-    zoo_file: Path | None = None
-    cache: Path | None = None
-    offline: bool = False
-    debug: bool = False
+    json: bool = False  # one JSON document on stdout instead of tables
+    verbose: int = 0  # how many `-v`
+    quiet: bool = False  # nothing but answers and errors
+    color: bool = True  # colours are allowed
+    zoo_file: Path | None = None  # another manifest than the published one
+    cache: Path | None = None  # the cache folder named by `--cache` or `DGMN2_CACHE`
+    offline: bool = False  # never touch the network
+    debug: bool = False  # show tracebacks
 
     def zoo(self) -> Zoo:
         """The manifest in force."""
@@ -163,12 +152,9 @@ def attach_global_options(command: click.Command) -> click.Command:
 
 
 def grouped(name: str, make: Callable[..., object], *options: Decorator) -> Decorator:
-    """A decorator that adds click options to a command and gives it their values as one typed parameter.
+    """A decorator that adds click options to a command and gives it one parameter `name` for them.
 
-    Args:
-        name: of the command's parameter.
-        make: called with the options' values by keyword, usually a dataclass; makes that parameter.
-        options: what `click.option` gives.
+    `make` makes it of their values, by keyword; it is usually a dataclass.
     """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:

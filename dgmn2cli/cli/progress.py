@@ -31,10 +31,7 @@ View = Callable[..., str | Text | None]
 class TerminalObserver:
     """Shows progress on stderr, as a context manager; no bar outlives the block.
 
-    Args:
-        session: the global options; with `-q` nothing is shown.
-        views: for each type of result, what makes the line that shows it on stdout (not with `--json`).
-        notices: the same, for results whose line is a notice on stderr.
+    For each type of result `views` make the line that shows it on stdout (not with `--json`), `notices` one on stderr.
     """
 
     def __init__(

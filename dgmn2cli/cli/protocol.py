@@ -71,8 +71,7 @@ def with_data(split: str) -> Decorator:
 def data_of(recipe: Recipe | None, options: DataOptions) -> tuple[Path, str, DataConfig]:
     """Root, split and description of the data that the options or else the user's configuration file name.
 
-    Args:
-        recipe: which model; None, or a published one: the options' defaults hold where nothing is typed.
+    Without a recipe, or with a published one, the options' defaults hold where nothing is typed.
     """
     from dgmn2cli.config import DataConfig
     from dgmn2cli.data.catalog import split_name

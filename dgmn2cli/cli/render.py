@@ -39,12 +39,7 @@ def _console(session: Session, stderr: bool) -> Console:
 
 
 def emit(session: Session, report: Any, table: Callable[[], RenderableType | Sequence[RenderableType]]) -> None:
-    """Prints the answer: the report as JSON with `--json`, otherwise what `table` makes of it.
-
-    Args:
-        report: a dataclass, dict or list of plain values.
-        table: makes the human form; called only when it is wanted.
-    """
+    """Prints the answer: the report as JSON with `--json`, otherwise what `table` makes of it."""
     if session.json:
         click.echo(json.dumps(to_plain(report), indent=2, allow_nan=False))
         return

@@ -25,15 +25,10 @@ MOST_FOLDERS = 100_000
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """What a search found."""
 
-    Attributes:
-        files: in the order of their names; each lies below the folder that was searched, links not resolved.
-        notes: one line for each kind of entry that was left out, with how many and the first names.
-    """
-
-    files: tuple[Path, ...]
-    notes: tuple[str, ...]
+    files: tuple[Path, ...]  # by name; each lies below the folder that was searched, links not resolved
+    notes: tuple[str, ...]  # one line for each kind of entry left out, with how many and the first names
 
 
 def is_litter(name: str) -> bool:

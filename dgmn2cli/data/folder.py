@@ -193,13 +193,9 @@ def open_folders(
 
     Args:
         source: what errors name as the data set.
-        root: what the folders are relative to.
-        split: its name.
-        folders: of the images and of the label maps; they may be the same.
+        folders: of the images and of the label maps, from `root` on; they may be the same.
         suffixes: what image names end in (empty: any image), and what replaces that in the label's name.
-        ids: what the stored ids mean.
-        classes: the class names.
-        palette: their colours; empty: they are chosen.
+        palette: the classes' colours; empty: they are chosen.
         labels: False to use the images only.
 
     Raises:

@@ -28,21 +28,13 @@ _BIT_BUFFER = 16  # bytes that the decoder may have taken in beyond those it nee
 
 @dataclass(frozen=True)
 class _Cleaned:
-    """A JPEG file without what does not determine its pixels.
+    """A JPEG file without what does not determine its pixels."""
 
-    Attributes:
-        data: the file, always with an end mark.
-        ended: whether it had one.
-        size: width and height.
-        progressive: whether its frame is.
-        scans: of each scan the components, the first and last coefficient, and the lowest bit that is coded.
-    """
-
-    data: bytes
-    ended: bool
-    size: tuple[int, int]
+    data: bytes  # the file, always with an end mark
+    ended: bool  # whether it had one
+    size: tuple[int, int]  # width and height
     progressive: bool
-    scans: tuple[tuple[bytes, int, int, int], ...]
+    scans: tuple[tuple[bytes, int, int, int], ...]  # components, first and last coefficient, lowest bit that is coded
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:

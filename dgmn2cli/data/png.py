@@ -23,24 +23,15 @@ _DECISIVE = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 
 @dataclass(frozen=True)
 class Png:
-    """A PNG file whose chunks are all there, with right checksums; its pixels are not unpacked yet.
+    """A PNG file whose chunks are all there, with right checksums; its pixels are not unpacked yet."""
 
-    Attributes:
-        width, height: as stored.
-        depth: bits per sample: 1, 2, 4, 8 or 16.
-        color_type: 0 gray, 2 RGB, 3 palette, 4 gray with alpha, 6 RGB with alpha.
-        interlaced: in Adam7 order.
-        data: the file with nothing but the chunks that determine its colours.
-        exif: the EXIF block; empty if there is none.
-    """
-
-    width: int
+    width: int  # as stored
     height: int
-    depth: int
-    color_type: int
-    interlaced: bool
-    data: bytes
-    exif: bytes
+    depth: int  # bits per sample: 1, 2, 4, 8 or 16
+    color_type: int  # 0 gray, 2 RGB, 3 palette, 4 gray with alpha, 6 RGB with alpha
+    interlaced: bool  # in Adam7 order
+    data: bytes  # the file with nothing but the chunks that determine its colours
+    exif: bytes  # the EXIF block; empty if there is none
 
 
 def png_size(data: bytes) -> tuple[int, int]:

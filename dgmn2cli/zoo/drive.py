@@ -24,13 +24,7 @@ PAGE_LIMIT = 1 << 16  # bytes of a page that are looked at
 
 @contextmanager
 def opened_drive_file(client: Client, file_id: str, headers: dict[str, str]) -> Iterator[tuple[requests.Response, str]]:
-    """The response that carries the file's bytes, and its address.
-
-    Args:
-        client: with `AGENT` as its name.
-        file_id: the id in the file's public link.
-        headers: `Range` and `If-Range`, sent only with the request for the bytes; empty for the whole file.
-    """
+    """The response that carries the file's bytes, and its address; `headers` go with the request for the bytes only."""
     url = FILE_ADDRESS.format(id=file_id)
     for _ in range(MAX_PAGES):
         with client.opened(url) as (response, final):

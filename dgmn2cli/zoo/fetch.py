@@ -182,12 +182,7 @@ class Download:
     def adopt(self, stream: IO[bytes], total: int, name: str, stated: str = "", verified: bool = False) -> FetchedFile:
         """Takes the `total` bytes of an open file called `name` into the cache as the entry's.
 
-        Args:
-            stream: the open file.
-            total: its bytes.
-            name: what messages and the record call it.
-            stated: the hash that whoever offers the file says it has; empty if they say none.
-            verified: content with that hash has passed the structural check.
+        `stated` is the hash that whoever offers it says it has; `verified` says that such content has passed the check.
         """
         source = Source("file", name)
         part = Part(self.parts, self._stem(source))

@@ -52,10 +52,7 @@ class TemporaryError(NetworkError):
 class Client:
     """A session that asks for bytes as they are, by a deadline; proxies and certificates as the environment says.
 
-    Args:
-        limits: how patient to be.
-        deadline: when everything must be done, on the clock of `time.monotonic`.
-        agent: what it calls itself.
+    The deadline is on the clock of `time.monotonic`.
     """
 
     def __init__(self, limits: Limits, deadline: float, agent: str = AGENT) -> None:

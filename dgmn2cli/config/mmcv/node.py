@@ -14,19 +14,12 @@ ABSENT: Any = object()
 
 @dataclass
 class Mapped:
-    """What a foreign configuration means here.
+    """What a foreign configuration means here."""
 
-    Attributes:
-        values: our settings by dotted key.
-        origins: the foreign key each of them came from.
-        notes: what has no counterpart and changes no result.
-        faults: what has no counterpart and would change results.
-    """
-
-    values: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)  # our settings by dotted key
+    origins: dict[str, str] = field(default_factory=dict)  # the foreign key each of them came from
+    notes: list[str] = field(default_factory=list)  # what has no counterpart and changes no result
+    faults: list[str] = field(default_factory=list)  # what has no counterpart and would change results
 
     def put(self, key: str, value: Any, origin: str) -> None:
         """One of our settings, and where it came from."""

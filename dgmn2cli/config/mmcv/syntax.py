@@ -37,21 +37,13 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 @dataclass
 class MmcvDocument:
-    """An mmcv-style configuration: what one text says, or the text with its bases merged under it.
+    """An mmcv-style configuration: what one text says, or the text with its bases merged under it."""
 
-    Attributes:
-        values: the top-level names and their values: dicts, lists, tuples, texts, numbers, truth values, None.
-        used: top-level names that serve other lines of their file, such as `norm_cfg`.
-        notes: what was odd, and which base files were absent and supplied from knowledge of the published ones.
-        absent: these base files.
-        faults: what could not be read, each with `label:line`; empty in a document that is handed out.
-    """
-
-    values: dict[str, Any] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)  # of the top-level names, nothing but plain values
+    used: set[str] = field(default_factory=set)  # names that serve other lines of their file, such as `norm_cfg`
+    notes: list[str] = field(default_factory=list)  # what was odd
+    absent: list[str] = field(default_factory=list)  # base files supplied from knowledge of the published ones
+    faults: list[str] = field(default_factory=list)  # what could not be read; none in a document that is handed out
 
     def add(self, other: MmcvDocument) -> None:
         """Takes in all but the values of another document."""
@@ -70,12 +62,7 @@ class _Refused(Exception):  # noqa: N818
 
 
 def parse(text: str, label: str) -> MmcvDocument:
-    """Reads a configuration in the mmcv language; never raises, whatever the text.
-
-    Args:
-        text: Python assignments of literals, names assigned above, `dict(...)`, and sums of numbers.
-        label: the text's name in messages.
-    """
+    """Reads a configuration in the mmcv language; never raises, whatever the text; messages call it `label`."""
     parsed = MmcvDocument()
     if found := _unfit(text):
         parsed.faults.append(f"{label}:{found}")
@@ -115,9 +102,7 @@ def _unfit(text: str) -> str:
 class _Reader:
     def __init__(self, parsed: MmcvDocument, label: str, text: str) -> None:
         self.parsed, self.label, self.text = parsed, label, text.split("\n")
-        self.lines: dict[str, int] = {}
-        self.sizes: dict[str, int] = {}
-        self.depths: dict[str, int] = {}
+        self.assigned: dict[str, tuple[int, int, int]] = {}  # line, values and depth as if written out
         self.broken: set[str] = set()
         self.count = self.deepest = 0
 
@@ -139,20 +124,12 @@ class _Reader:
             self.broken.update(names)
             self.fault(refused.line or node.lineno, str(refused))
             return
-        except RecursionError:
-            self.broken.update(names)
-            self.fault(node.lineno, "it is nested too deeply")
-            return
         for name in names:
-            self.assign(name, value, node.lineno, self.count - before)
-
-    def assign(self, name: str, value: Any, line: int, size: int) -> None:
-        """Remembers a name's value, and how large it would be written out."""
-        if name in self.lines:
-            before = self.lines[name]
-            self.parsed.notes.append(f"{self.label}:{line}: {name} is assigned again (line {before}); this holds")
-        self.lines[name], self.sizes[name], self.depths[name] = line, size, self.deepest
-        self.parsed.values[name] = value
+            if name in self.assigned:
+                again = f"{name} is assigned again (line {self.assigned[name][0]}); this holds"
+                self.parsed.notes.append(f"{self.label}:{node.lineno}: {again}")
+            self.assigned[name] = (node.lineno, self.count - before, self.deepest)
+            self.parsed.values[name] = value
 
     def fault(self, line: int, text: str) -> None:
         self.parsed.faults.append(f"{self.label}:{line}: {text}")
@@ -201,7 +178,8 @@ class _Reader:
         """The value of a name assigned above."""
         if node.id in self.parsed.values:
             self.parsed.used.add(node.id)
-            self.grow(node, self.sizes[node.id], level + self.depths[node.id])
+            _, size, depth = self.assigned[node.id]
+            self.grow(node, size, level + depth)
             return self.parsed.values[node.id]
         if node.id in self.broken:
             raise _Refused(node, f"'{node.id}' could not be read (above)")
