@@ -35,10 +35,7 @@ class TerminalObserver:
     """
 
     def __init__(
-        self,
-        session: Session,
-        views: Mapping[type, View] | None = None,
-        notices: Mapping[type, View] | None = None,
+        self, session: Session, views: Mapping[type, View] | None = None, notices: Mapping[type, View] | None = None
     ) -> None:
         self.session, self._views, self._notices = session, dict(views or {}), dict(notices or {})
         self._bar: Progress | None = None

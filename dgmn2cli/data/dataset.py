@@ -39,12 +39,7 @@ class IdMap:
 
     @classmethod
     def of(
-        cls,
-        name: str,
-        classes: Mapping[int, int],
-        hint: str = "",
-        telltale: int = 0,
-        colours: np.ndarray | None = None,
+        cls, name: str, classes: Mapping[int, int], hint: str = "", telltale: int = 0, colours: np.ndarray | None = None
     ) -> IdMap:
         """The map that allows the keys of `classes` and gives each its value."""
         table, legal = np.full(STORED_IDS, IGNORE, np.uint8), np.zeros(STORED_IDS, bool)

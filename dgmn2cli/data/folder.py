@@ -53,9 +53,7 @@ Folder = Annotated[
 NO_IGNORE = must(lambda names: "ignore" not in names, "wanted other names than 'ignore', which stands for no class")
 Names = Annotated[tuple[ClassName, ...], Field(max_length=MAX_CLASSES)]
 Ids = Annotated[
-    tuple[StoredId, ...],
-    BeforeValidator(lambda value: (value,) if type(value) is int else value),
-    WithJsonSchema(_IDS),
+    tuple[StoredId, ...], BeforeValidator(lambda value: (value,) if type(value) is int else value), WithJsonSchema(_IDS)
 ]
 IdMapping = Annotated[tuple[tuple[StoredId, Text], ...], BeforeValidator(_pairs), WithJsonSchema(_ID_MAP)]
 
