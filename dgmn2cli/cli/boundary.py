@@ -122,7 +122,9 @@ def _report(error: Dgmn2Error, code: int, debug: bool) -> int:
         _discard(sys.stdout)
     if error.told and not debug:
         return code
-    lines = [*([] if _says_it_all(error) else error.fault_lines()), f"Error: {error}"]
+    only = error.faults[0] if len(error.faults) == 1 and error.why else ""
+    told = bool(only) and (error.why in only or only in error.why)  # the message holds the only fault
+    lines = [*([] if told else error.fault_lines()), f"Error: {error}"]
     if debug:
         lines.insert(0, traceback.format_exc().rstrip())
     try:
@@ -131,11 +133,6 @@ def _report(error: Dgmn2Error, code: int, debug: bool) -> int:
     except OSError:
         _discard(sys.stderr)
     return code
-
-
-def _says_it_all(error: Dgmn2Error) -> bool:
-    """Whether the message holds the only fault already."""
-    return len(error.faults) == 1 and bool(error.why) and (error.why in error.faults[0] or error.faults[0] in error.why)
 
 
 def _usage_error(error: click.ClickException) -> ConfigError:

@@ -140,12 +140,7 @@ def download(
 def collect(
     entries: list[AnyEntry], get: Callable[[AnyEntry], FetchedFile]
 ) -> tuple[DownloadReport, Dgmn2Error | None]:
-    """Gets every entry; one that fails does not keep the others from being got.
-
-    Returns:
-        The report, and the error to raise once it has been shown: the only failure itself, or one of its kind that
-        names all of them.
-    """
+    """Gets every entry, whichever fail: the report, and the error to raise once it has been shown."""
     files: list[FetchedFile] = []
     errors: list[tuple[str, Dgmn2Error]] = []
     for entry in entries:

@@ -256,19 +256,12 @@ def adapter() -> TypeAdapter[Config]:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting as documentation shows it.
+    """One setting as documentation shows it."""
 
-    Attributes:
-        key: dotted, `optim.lr`.
-        wanted: type and range in words.
-        default: its value where no file says otherwise.
-        help: what it does, with its unit.
-    """
-
-    key: str
-    wanted: str
-    default: Any
-    help: str
+    key: str  # dotted, `optim.lr`
+    wanted: str  # type and range in words
+    default: Any  # its value where no file says otherwise
+    help: str  # what it does, with its unit
 
 
 def config_schema() -> dict[str, Any]:

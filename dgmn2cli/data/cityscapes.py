@@ -75,16 +75,6 @@ PALETTE: np.ndarray = np.array([label.colour for label in _TRAINED], np.uint8)  
 CATEGORY_OF_CLASS: tuple[str, ...] = tuple(label.category for label in _TRAINED)
 
 
-def _lookup(pairs: list[tuple[int, int]], default: int) -> np.ndarray:
-    table = np.full(256, default, np.uint8)
-    for source, target in pairs:
-        table[source] = target
-    return table
-
-
-TRAIN_ID_OF_LABEL_ID: np.ndarray = _lookup([(label.id, label.train_id) for label in LABELS], IGNORE)  # (256,)
-LABEL_ID_OF_TRAIN_ID: np.ndarray = _lookup([(label.train_id, label.id) for label in _TRAINED], 0)  # (256,)
-
 TRAIN_IDS = IdMap.of(
     "labelTrainIds",
     {i: i for i in (*range(len(_TRAINED)), IGNORE)},
@@ -98,6 +88,9 @@ LABEL_IDS = IdMap.of(
     hint="They are 0 to 33; a file of training ids is named *_gtFine_labelTrainIds.png.",
     telltale=len(_TRAINED),
 )
+TRAIN_ID_OF_LABEL_ID: np.ndarray = LABEL_IDS.table[:256]
+LABEL_ID_OF_TRAIN_ID: np.ndarray = np.zeros(256, np.uint8)
+LABEL_ID_OF_TRAIN_ID[: len(_TRAINED)] = [label.id for label in _TRAINED]
 
 
 def is_cityscapes(root: Path) -> bool:

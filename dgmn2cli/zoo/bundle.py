@@ -60,13 +60,8 @@ def adopt_offered(
 ) -> list[FetchedFile]:
     """Takes what `path` offers into the cache, each file after the same checks as a download.
 
-    Args:
-        path: a model file of any name, a folder of such files, or a bundle.
-        entries: the entries looked for.
-        all_wanted: every one of `entries` must be there; otherwise at least one.
-        cache: the cache folder.
-        verify_for: gives an entry's structural check.
-        observer: told the bytes of the file under way.
+    `path` is a model file of any name, a folder of such files, or a bundle. Where `all_wanted`, every one of `entries`
+    must be there, otherwise at least one.
 
     Raises:
         IntegrityError: an entry's file is not there, or not what it says.

@@ -220,15 +220,7 @@ def pin(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> list[str]:
-    """Writes a copy of the manifest in which the recorded hashes and sizes are stated.
-
-    Args:
-        zoo: the manifest in force.
-        entries: whose hashes; all that are recorded if empty.
-        cache: the cache folder.
-        out: the manifest to write.
-        overwrite: replace `out` if it exists.
-        observer: told the bytes hashed.
+    """Writes a copy of the manifest that states the recorded hashes and sizes of `entries`, of all if that is empty.
 
     Returns:
         The keys that are pinned now and were not before.
