@@ -63,7 +63,7 @@ class Fault:
 
 
 def check(adapter: TypeAdapter[T], document: Any, context: Any = None) -> T | list[Fault]:
-    """The record that `document` is under a declared model, or what is wrong with it; `context` is for its validators."""
+    """The record that `document` is under a model, or what is wrong with it; `context` is for its validators."""
     try:
         return adapter.validate_python(document, context=context)
     except ValidationError as error:

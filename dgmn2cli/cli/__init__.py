@@ -75,7 +75,7 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="The global options may also stand after the command: `dgmn2 zoo list --json`.",
 )
 @click.version_option(__version__, prog_name="dgmn2", message="%(prog)s %(version)s")

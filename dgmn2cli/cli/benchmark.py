@@ -23,21 +23,20 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
 @click.option("--all", "every", is_flag=True, help="All published models.")
-@click.option("--bench", type=click.Choice(BENCHES), default="infer", show_default=True, help="What to measure.")
+@click.option("--bench", type=click.Choice(BENCHES), default="infer", help="What to measure.")
 @click.option("--input", "size", type=SIZE, metavar="WxH", help="Size of the window; for e2e and decode of the image.")
 @click.option("--window", type=click.IntRange(33, 8192), metavar="N", help="Side of a square window.  [default: 769]")
 @click.option("--batch", type=click.IntRange(1, 1024), metavar="N", help="Windows at a time.  [default: 1; train: 2]")
-@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, metavar="N", help="Rounds not counted.")
-@click.option("--iters", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Rounds that count.")
+@click.option("--warmup", type=click.IntRange(0), default=1, metavar="N", help="Rounds not counted.")
+@click.option("--iters", type=click.IntRange(1), default=5, metavar="N", help="Rounds that count.")
 @click.option(
     "--against",
     default="plain,torchvision",
-    show_default=True,
     metavar="NAMES",
     help=f"Baselines measured in turn with it: some of {', '.join(BASELINES)}, comma-separated, or none.",
 )
 @click.option("--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting.")
-@click.option("--memory/--no-memory", default=True, help="Measure peak memory.  [default: yes]")
+@click.option("--memory/--no-memory", default=True, help="Measure peak memory.")
 @click.option("--csv", type=PATH, metavar="FILE", help="Write the rows and the machine there.")
 @click.option("--plot", type=PATH, metavar="FILE", help="Draw the figures as bars there (PNG or SVG).")
 @with_run

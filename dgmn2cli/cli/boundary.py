@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -32,15 +33,10 @@ _HINTS = {
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
 _FILES_EXHAUSTED = (errno.EMFILE, errno.ENFILE)
-# what PyTorch, OpenCV, the dynamic linker and the C++ library say when no memory is left, in lower case
-_MEMORY_EXHAUSTED = (
-    "can't allocate memory",
-    "cannot allocate memory",
-    "failed to map segment",
-    "bad_alloc",
-    "insufficient memory",
-    "out of memory",
-    "not enough memory",
+# what PyTorch, OpenCV, the dynamic linker and the C++ library say when no memory is left
+_MEMORY_EXHAUSTED = re.compile(
+    r"can('t|not) allocate memory|failed to map segment|bad_alloc|(insufficient|out of|not enough) memory",
+    re.IGNORECASE,
 )
 AGAIN_AFTER = 0.05  # seconds after which a signal that came during an import is sent again
 PATIENCE = 5.0  # seconds that an import may go on after a signal
@@ -154,7 +150,7 @@ def _local_resource(error: BaseException) -> ResourceError | None:
     """Failures of memory, disk, descriptors and permissions that no deeper layer put into words."""
     text = str(error).strip()
     first, number = text.splitlines()[0][:200] if text else "", getattr(error, "errno", None)
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(w in text.lower() for w in _MEMORY_EXHAUSTED):
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY_EXHAUSTED.search(text):
         why = "; ".join(filter(None, [first, _limit("RLIMIT_AS", "address space (ulimit -v)")]))
         hint = "Use a smaller image or batch, another device, or free some memory."
         return ResourceError("out of memory", why=why, hint=hint)

@@ -31,7 +31,7 @@ def data() -> None:
     "--split", "splits", type=NAME, multiple=True, metavar="NAME", help="Splits to check.  [default: all labelled]"
 )
 @click.option("--quick", is_flag=True, help="Look at the images' headers, but do not decode them.")
-@click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N", help="Threads.")
+@click.option("--workers", type=WORKERS, default=2, metavar="N", help="Threads.")
 @pass_session
 def check(session: Session, folder: Path, splits: tuple[str, ...], quick: bool, workers: int) -> None:
     """Look at every pair in DIR, a Cityscapes tree or a folder with a dataset.toml: files, sizes, ids, classes."""
@@ -63,11 +63,11 @@ def _report(report: DataReport) -> list[RenderableType]:
 
 @data.command(short_help="Make synthetic streets as a Cityscapes tree.")
 @click.argument("folder", type=PATH, metavar="DIR")
-@click.option("--images", type=int, default=80, show_default=True, metavar="N", help="Images in all.")
+@click.option("--images", type=int, default=80, metavar="N", help="Images in all.")
 @click.option("--val", type=int, metavar="N", help="How many of them go to val.  [default: one in five, at least one]")
-@click.option("--size", type=SIZE, default=(512, 256), metavar="WxH", help="Size of an image.  [default: 512x256]")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
-@click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N", help="Threads.")
+@click.option("--size", type=SIZE, default="512x256", metavar="WxH", help="Size of an image.")
+@click.option("--seed", type=int, default=0, help="The same seed gives the same files.")
+@click.option("--workers", type=WORKERS, default=2, metavar="N", help="Threads.")
 @pass_session
 def synth(
     session: Session, folder: Path, images: int, val: int | None, size: tuple[int, int], seed: int, workers: int

@@ -50,14 +50,9 @@ class DownloadReport:
 @click.option("--source", metavar="N|URL", help="Use only this source.")
 @click.option("--dest", type=PATH, metavar="DIR", help="Also copy the files there, under their published names.")
 @click.option("--bundle", type=PATH, metavar="TAR", help="Also write them to one file, for a site without network.")
-@click.option("--retries", type=click.IntRange(0, 100), default=3, show_default=True, help="Attempts after a failure.")
+@click.option("--retries", type=click.IntRange(0, 100), default=3, help="Attempts after a failure.")
 @click.option(
-    "--timeout",
-    type=SECONDS,
-    default="10,30,3600",
-    show_default=True,
-    metavar="SECONDS",
-    help="CONNECT,READ,TOTAL, or TOTAL alone.",
+    "--timeout", type=SECONDS, default="10,30,3600", metavar="SECONDS", help="CONNECT,READ,TOTAL, or TOTAL alone."
 )
 @click.option("--force", is_flag=True, help="Download even if a good file is there; replace files in --dest.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 @protocol.with_data("val")
 @protocol.with_settings
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N images: a partial run.")
-@click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Processes.")
+@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Processes.")
 @click.option("--report", type=PATH, metavar="FILE", help="Write the JSON report here; its journal lies beside it.")
 @click.option("--resume", is_flag=True, help="Go on from the journal of an interrupted run with the same --report.")
 @click.option("--save-preds", type=PATH, metavar="DIR", help="Keep the predictions: trainIds, and labelIds PNGs.")
 @click.option("--official", is_flag=True, help="Ask cityscapesScripts, too, and show the difference.")
 @click.option("--check", is_flag=True, help="Exit 1 unless the published figure is met; a partial run has no verdict.")
-@click.option("--tolerance", type=NumberType(0, 100), default=0.1, show_default=True, help="For --check, in %.")
+@click.option("--tolerance", type=NumberType(0, 100), default=0.1, help="For --check, in %.")
 @click.option("--all", "everything", is_flag=True, help="Every zoo model whose weights are on disk.")
 @protocol.workers_option
 @protocol.with_network

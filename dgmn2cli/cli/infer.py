@@ -24,16 +24,15 @@ SHOWN_CLASSES = 4
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @model_option
-@click.option("-o", "--out", type=PATH, default="dgmn2-output", show_default=True, help="Folder.")
+@click.option("-o", "--out", type=PATH, default="dgmn2-output", help="Folder.")
 @click.option(
     "--save",
     default="ids,overlay",
-    show_default=True,
     metavar="KINDS",
     help="Files to write: ids, color, overlay, labelids, conf, probs, stats; comma-separated.",
 )
 @protocol.with_settings
-@click.option("--alpha", type=NumberType(0, 1), default=0.5, show_default=True, help="Strength of the overlay.")
+@click.option("--alpha", type=NumberType(0, 1), default=0.5, help="Strength of the overlay.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 @protocol.with_network
 @pass_session

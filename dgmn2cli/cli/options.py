@@ -108,7 +108,7 @@ def _global_parameters(environment: bool, hidden: bool) -> list[click.Option]:
     """
 
     def option(*names: str, variable: str | None = None, **settings: Any) -> click.Option:
-        settings |= {"envvar": variable if environment else None, "hidden": hidden}
+        settings |= {"envvar": variable if environment else None, "hidden": hidden, "show_default": False}
         return click.Option(names, expose_value=False, is_eager=True, callback=_store, **settings)
 
     return [
@@ -117,13 +117,7 @@ def _global_parameters(environment: bool, hidden: bool) -> list[click.Option]:
         option("-q", "--quiet", is_flag=True, help="Only answers and errors."),
         option("--color/--no-color", default=True, help="Colours on a terminal."),
         option("--zoo", "zoo_file", type=PATH, metavar="FILE", help="Use another model manifest."),
-        option(
-            "--cache",
-            type=PATH,
-            metavar="DIR",
-            variable="DGMN2_CACHE",
-            help="Folder for downloaded files (DGMN2_CACHE).",
-        ),
+        option("--cache", type=PATH, metavar="DIR", variable="DGMN2_CACHE", help="Folder for downloads (DGMN2_CACHE)."),
         option("--offline", is_flag=True, variable="DGMN2_OFFLINE", help="Never touch the network (DGMN2_OFFLINE)."),
         option("--debug", is_flag=True, help="Show tracebacks and the libraries' warnings."),
     ]
@@ -296,12 +290,7 @@ MEMORY = ParsedType("memory", _parse_memory)
 SIZE = ParsedType("size", _parse_size)
 SECONDS = ParsedType("seconds", _parse_seconds)
 device_option = click.option(
-    "--device",
-    type=DEVICE,
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda[:N]|mps",
-    help="Where to compute.",
+    "--device", type=DEVICE, default="auto", metavar="auto|cpu|cuda[:N]|mps", help="Where to compute."
 )
 
 
@@ -309,7 +298,6 @@ backend_option = click.option(
     "--backend",
     type=click.Choice(BACKENDS),
     default="auto",
-    show_default=True,
     help="Implementation of the attention op; a named one never falls back.",
 )
 threads_option = click.option(
@@ -330,9 +318,7 @@ class RunOptions:
 
 RUN_OPTIONS: tuple[Decorator, ...] = (
     device_option,
-    click.option(
-        "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of weights and activations."
-    ),
+    click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Of weights and activations."),
     backend_option,
     threads_option,
     click.option(

@@ -6,16 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich import progress as bars
 from rich.text import Text
 
 from dgmn2cli.cli import render
@@ -38,7 +29,7 @@ class TerminalObserver:
         self, session: Session, views: Mapping[type, View] | None = None, notices: Mapping[type, View] | None = None
     ) -> None:
         self.session, self._views, self._notices = session, dict(views or {}), dict(notices or {})
-        self._bar: Progress | None = None
+        self._bar: bars.Progress | None = None
         self._task, self._detail, self._done = "", "", 0.0
         self._total: float | None = None
         self._began = self._said = 0.0
@@ -62,11 +53,11 @@ class TerminalObserver:
         self._began = self._said = time.monotonic()
         console = render.err(self.session)
         if console.is_terminal and not self.session.quiet:
-            counts: list[ProgressColumn] = (
-                [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+            counts: list[bars.ProgressColumn] = (
+                [bars.DownloadColumn(), bars.TransferSpeedColumn()] if unit == "bytes" else [bars.MofNCompleteColumn()]
             )
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), *counts)
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+            columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(bar_width=None), *counts)
+            self._bar = bars.Progress(*columns, bars.TimeRemainingColumn(), console=console, transient=True)
             self._bar.add_task(printable(task), total=total, completed=done)  # type: ignore[arg-type]  # rich counts in floats, too
 
     def advance(

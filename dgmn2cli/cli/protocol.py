@@ -61,10 +61,9 @@ def with_data(split: str) -> Decorator:
             metavar="DIR",
             envvar="CITYSCAPES_DATASET",
             default="data/cityscapes",
-            show_default=True,
             help="Cityscapes tree, or a folder with a dataset.toml.",
         ),
-        click.option("--split", type=NAME, default=split, show_default=True, metavar="NAME", help="Of the data set."),
+        click.option("--split", type=NAME, default=split, metavar="NAME", help="Of the data set."),
     )
 
 
@@ -107,14 +106,7 @@ with_settings = grouped(  # a command gets `settings: Settings`
     click.option(
         "--window-batch", type=click.IntRange(1, 256), metavar="N", help="Windows at a time.  [default: by device]"
     ),
-    click.option(
-        "--max-pixels",
-        type=click.IntRange(1),
-        default=100_000_000,
-        show_default=True,
-        metavar="N",
-        help="Largest image.",
-    ),
+    click.option("--max-pixels", type=click.IntRange(1), default=100_000_000, metavar="N", help="Largest image."),
     click.option(
         "--max-memory",
         type=MEMORY,
@@ -131,7 +123,7 @@ with_network = grouped(  # a command gets `network: NetworkOptions`
     *RUN_OPTIONS,
 )
 workers_option = click.option(
-    "--workers", type=click.IntRange(0, 64), default=2, show_default=True, metavar="N", help="Threads that read ahead."
+    "--workers", type=click.IntRange(0, 64), default=2, metavar="N", help="Threads that read ahead."
 )
 
 

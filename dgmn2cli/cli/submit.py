@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @model_argument
 @protocol.with_data("test")
 @protocol.with_settings
-@click.option("-o", "--out", type=PATH, default="dgmn2-submission", show_default=True, help="Folder of labelId files.")
+@click.option("-o", "--out", type=PATH, default="dgmn2-submission", help="Folder of labelId files.")
 @click.option("--zip", "target", type=PATH, metavar="FILE", help="The zip to write.  [default: the folder's name.zip]")
 @click.option("--from", "kept", type=PATH, metavar="DIR", help="Take predictions kept here; no model runs.")
 @click.option("--validate", type=PATH, metavar="ZIP", help="Only check this zip; every fault is named.")

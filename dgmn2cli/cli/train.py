@@ -64,7 +64,7 @@ def _given(**values: Any) -> dict[str, object]:
 @click.command()
 @options.model_argument
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/NAME]")
-@click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N", help="Processes here.")
+@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Processes here.")
 @options.grouped(
     "settings",
     _given,

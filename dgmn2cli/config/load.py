@@ -11,21 +11,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dgmn2cli import resources
+from dgmn2cli.config import schema
 from dgmn2cli.config.mmcv import read_mmcv_file, read_mmcv_text
 from dgmn2cli.config.mmcv.map import map_config
 from dgmn2cli.config.mmcv.node import Mapped
-from dgmn2cli.config.schema import (
-    MAX_NAME,
-    SECTIONS,
-    WRONG,
-    Config,
-    adapter,
-    check_rules,
-    default_of,
-    flat,
-    is_text,
-    names_of,
-)
+from dgmn2cli.config.schema import SECTIONS, WRONG, Config, names_of
 from dgmn2cli.config.text import read_config_text
 from dgmn2cli.errors import ConfigError, Dgmn2Error
 from dgmn2cli.validation import MAX_DOTS, MAX_HINTS, Fault, check, near_miss, parse_toml, raise_faults, short, show
@@ -114,7 +104,7 @@ class _Draft:
             self.faults.append(f"{OVERRIDE}: {show(text)}, wanted SECTION.KEY=VALUE, such as optim.lr=5e-5")
             return
         value = _toml_value(given)
-        self.put_known(key, given if is_text(key) and not isinstance(value, str) else value, OVERRIDE)
+        self.put_known(key, given if schema.is_text(key) and not isinstance(value, str) else value, OVERRIDE)
 
     def take_mapped(self, mapped: Mapped, label: str) -> None:
         """What the reader of mmcv files understood becomes settings, its complaints faults."""
@@ -136,17 +126,17 @@ class _Draft:
                 document.setdefault(section, {})[name] = value
             else:
                 document[key] = value
-        checked = check(adapter(), document)
+        checked = check(schema.adapter(), document)
         faults = checked if isinstance(checked, list) else []
-        values = self._good({fault.key for fault in faults}) if isinstance(checked, list) else flat(checked)
-        self.faults += [self._line(fault) for fault in (*faults, *check_rules(values))]
+        values = self._good({fault.key for fault in faults}) if isinstance(checked, list) else schema.flat(checked)
+        self.faults += [self._line(fault) for fault in (*faults, *schema.check_rules(values))]
         if self.faults or isinstance(checked, list):
             raise_faults(WRONG, self.faults, where, _HINT)
         return checked
 
     def _good(self, wrong: set[str]) -> dict[str, Any]:
         """Every setting's value but the wrong ones, for the rules between settings."""
-        defaults = {f"{part}.{name}": default_of(part, name) for part in SECTIONS for name in names_of(part)}
+        defaults = {f"{part}.{name}": schema.default_of(part, name) for part in SECTIONS for name in names_of(part)}
         good = {key: value for key, value in {**defaults, **self.values}.items() if key not in wrong}
         return {key: tuple(value) if isinstance(value, list) else value for key, value in good.items()}
 
@@ -216,7 +206,7 @@ def _refuse(source: str, why: str, hint: str = "") -> NoReturn:
 
 def _stem(path: Path) -> str:
     """A file's name without its suffix, made fit to be a configuration's name."""
-    stem = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in path.stem)[:MAX_NAME]
+    stem = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in path.stem)[: schema.MAX_NAME]
     return stem if stem.strip(". ") else "config"
 
 

@@ -11,17 +11,9 @@ import numpy as np
 
 from dgmn2cli.config import DataConfig
 from dgmn2cli.data.cityscapes import IMAGE_SUFFIX, SPLITS, is_cityscapes, open_cityscapes
-from dgmn2cli.data.dataset import IGNORE, IdMap, SegmentationSet
+from dgmn2cli.data.dataset import IGNORE, STORED_IDS, IdMap, SegmentationSet
 from dgmn2cli.data.files import is_litter
-from dgmn2cli.data.folder import (
-    DESCRIPTION,
-    MAX_ID,
-    SPLIT,
-    find_description,
-    load_description,
-    open_folder,
-    open_folders,
-)
+from dgmn2cli.data.folder import DESCRIPTION, SPLIT, find_description, load_description, open_folder, open_folders
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import absence
 
@@ -160,7 +152,7 @@ def described_ids(settings: DataConfig) -> IdMap:
     A stored value that ends as neither a class nor ignored is a fault of the file.
     """
     mapped, meaning = dict(settings.id_map), {}
-    ignored = min(settings.ignore_index + settings.reduce_zero_label, MAX_ID)
+    ignored = min(settings.ignore_index + settings.reduce_zero_label, STORED_IDS - 1)
     for stored in sorted({*range(256), *mapped, ignored}):
         value = mapped.get(stored, stored)
         if value == IGNORE or (settings.reduce_zero_label and value == 0):

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
 from dgmn2cli.config.schema import NAMES_ONCE, SEVERAL, ClassName, Color, StoredId, Text, setting
-from dgmn2cli.data.dataset import IGNORE, UNKNOWN_COLOUR, IdMap, Pair, SegmentationSet, missing_labels
+from dgmn2cli.data.dataset import IGNORE, STORED_IDS, UNKNOWN_COLOUR, IdMap, Pair, SegmentationSet, missing_labels
 from dgmn2cli.data.files import SUFFIXES, Found, comparable, ends_with, find_files, short_names
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import absence, read_text
@@ -25,7 +25,7 @@ from dgmn2cli.validation import STRICT, check, must, parse_toml, raise_faults, s
 DESCRIPTION = "dataset.toml"
 SPLIT = "{split}"  # stands for a split's name in the two folders
 MAX_CLASSES = IGNORE  # ids 0..254
-MAX_ID = 65535
+MAX_ID = STORED_IDS - 1
 MAX_BYTES = 1 << 20
 _WHAT = "cannot use the data set's description"
 
