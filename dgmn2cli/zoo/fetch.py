@@ -197,6 +197,10 @@ class Download:
         return f"{self.entry.key}@{hashlib.sha256(f'{source.type}:{source.location}'.encode()).hexdigest()[:12]}"
 
     def _from_source(self, source: Source) -> FetchedFile:
+        if source.type == "file":
+            what = "cannot read the source"
+            with open_regular(source.location, what, kind=NetworkError, unreadable=NetworkError) as file:
+                return self.adopt(file, os.fstat(file.fileno()).st_size, source.location)
         part = Part(self.parts, self._stem(source))
         agent = drive.AGENT if source.type == "gdrive" else AGENT
         try:
@@ -223,12 +227,6 @@ class Download:
 
     def _transfer(self, client: Client, source: Source, part: Part) -> None:
         """Fills `part` from `source`, trying again after failures that may pass."""
-        if source.type == "file":
-            part.restart()
-            what = "cannot read the source"
-            with open_regular(source.location, what, kind=NetworkError, unreadable=NetworkError) as file:
-                self._copy(file, os.fstat(file.fileno()).st_size, part, source.location)
-            return
         retry = Retry(total=self.limits.retries, backoff_factor=self.limits.backoff)
         opened = drive.opened_drive_file if source.type == "gdrive" else Client.opened
         while True:
@@ -297,6 +295,7 @@ class Download:
         if total > size_limit(self.entry):
             why = f"{total:,} bytes, at most {size_limit(self.entry):,} expected"
             raise IntegrityError("the file is not the model", where=name, why=why)
+        part.restart()
         self.observer.begin(self.entry.key, total, unit="bytes")
         while part.size < total:
             try:
