@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 
 from rich import progress as bars
 from rich.text import Text
@@ -38,9 +37,7 @@ class TerminalObserver:
     def __enter__(self) -> TerminalObserver:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.end()
 
     def note(self, message: str) -> None:

@@ -41,11 +41,5 @@ def config_difference(a: Config, b: Config) -> list[str]:
 
 
 def to_toml(value: Any) -> str:
-    """A setting's value as TOML."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)  # printable text only, whose JSON and TOML spellings agree
-    if isinstance(value, tuple):
-        return "[" + ", ".join(to_toml(item) for item in value) + "]"
-    return repr(value)  # the shortest decimal that reads back as the same float
+    """A setting's value as TOML, whose spelling of numbers, printable texts and lists of them is JSON's."""
+    return json.dumps(value, ensure_ascii=False)

@@ -272,8 +272,7 @@ def _stem(name: str) -> str:
     """`name` in lower case without a configuration file's ending; empty if it cannot be a model name."""
     if len(name) > NAME_LIMIT or not name.isprintable():
         return ""
-    lowered = name.lower()
-    return next((lowered.removesuffix(end) for end in (".py", ".toml") if lowered.endswith(end)), lowered)
+    return re.sub(r"\.(py|toml)$", "", name.lower())
 
 
 def _reason(name: str) -> str:
