@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,15 +134,12 @@ def _ignoring(ids: IdMap, ignored: int) -> IdMap:
 
 
 def _open_described(settings: DataConfig, root: Path, split: str) -> SegmentationSet:
-    folders: Mapping[str, tuple[str, str]] = {
-        "train": (settings.train_images, settings.train_labels),
-        "val": (settings.val_images, settings.val_labels),
-    }
-    if split not in folders:
+    if split not in ("train", "val"):
         why = f"the configuration describes train and val, not {split!r}"
         raise DataError("cannot open the data set", where=root, why=why, hint="Choose one of these splits.")
+    folders = (getattr(settings, f"{split}_images"), getattr(settings, f"{split}_labels"))
     suffixes, ids = (settings.image_suffix, settings.label_suffix), described_ids(settings)
-    return open_folders(root, root, split, folders[split], suffixes, ids, settings.classes, settings.palette)
+    return open_folders(root, root, split, folders, suffixes, ids, settings.classes, settings.palette)
 
 
 def described_ids(settings: DataConfig) -> IdMap:

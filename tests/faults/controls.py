@@ -16,8 +16,8 @@ import torch
 from dgmn2cli import files as reports
 from dgmn2cli.checkpoint import formats, unwrap, weights
 from dgmn2cli.cli import boundary
-from dgmn2cli.data import description
 from dgmn2cli.data import files as finding
+from dgmn2cli.data import folder as description
 from dgmn2cli.ops import operators
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
@@ -122,7 +122,7 @@ def _publish_in_place() -> None:
 def _without_boundary() -> None:
     """Errors leave the program as Python shows them."""
 
-    def outcome(run: Callable[[], None], debug: bool) -> int:
+    def outcome(run: Callable[[], None], debug: bool, received: object) -> int:
         run()
         return 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from dgmn2cli import resources
 from dgmn2cli.config import Config, config_to_toml, load_config
 from dgmn2cli.config.load import published_names
-from dgmn2cli.data import description
+from dgmn2cli.data import folder as description
 from dgmn2cli.zoo import Zoo
 from dgmn2cli.zoo.manifest import load_zoo
 from faults import canary
