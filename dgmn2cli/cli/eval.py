@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.console import RenderableType
+from rich.text import Text
 
 from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import PATH, NumberType, Session, model_argument, pass_session
 
 if TYPE_CHECKING:
+    from dgmn2cli.evaluate import EvalReport
+    from dgmn2cli.evaluate.run import ZooReport
     from dgmn2cli.inference.plan import Settings
+    from dgmn2cli.zoo import Zoo
 
 
 @click.command("eval")
@@ -52,7 +59,6 @@ def evaluate(
     With --report, a killed run goes on with --resume, to the identical result. Partial runs, other data, other
     weights and other procedures get no comparison with the published figure, and the reason is shown.
     """
-    from dgmn2cli.cli import eval_tables
     from dgmn2cli.cli.progress import TerminalObserver
     from dgmn2cli.distributed.group import launched_rank
     from dgmn2cli.evaluate import run
@@ -81,11 +87,11 @@ def evaluate(
     if launched_rank() > 0:  # of those that torchrun started the first one speaks
         return
     if recipe is None:
-        render.emit(session, answer, lambda: eval_tables.zoo_table(answer, zoo, settings.ms_flip))
+        render.emit(session, answer, lambda: _zoo_table(answer, zoo, settings.ms_flip))
         run.require_all_sound(answer)
         reports = list(answer.reports)
     else:
-        render.emit(session, single, lambda: eval_tables.report_tables(single))
+        render.emit(session, single, lambda: _report_tables(single))
         reports = [single]
     for official_scores in filter(None, (one.official for one in reports)):
         require_agreement(official_scores)
@@ -97,3 +103,86 @@ def _refuse_one_model(context: click.Context) -> None:
     named = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
     if named or context.params.get("model_named") or context.params.get("checkpoint"):
         raise click.UsageError("--all evaluates every model on disk: name no model and no checkpoint", context)
+
+
+def _share(value: float) -> str:
+    """A fraction in percent, two digits; `n/a` where it is not defined."""
+    return "n/a" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _report_tables(report: EvalReport) -> list[RenderableType]:
+    """The classes, the groups, and the figures."""
+    scores = report.scores
+    title = f"PARTIAL: {report.data.images} of {report.data.of} images" if report.partial else None
+    classes = render.make_table("class", "IoU", "accuracy", "pixels", right=("IoU", "accuracy", "pixels"), title=title)
+    for entry in scores.classes:
+        classes.add_row(entry.name, _share(entry.iou), _share(entry.accuracy), f"{entry.labelled:,}")
+    parts: list[RenderableType] = [classes, ""]
+    if scores.categories:
+        groups = render.make_table("category", "IoU", right=("IoU",))
+        for group in scores.categories:
+            groups.add_row(group.name, _share(group.iou))
+        parts += [groups, ""]
+    if scores.absent:
+        names = ", ".join(scores.absent)
+        parts.append(Text(f"Not in the labels, left out of the means unless predicted (then IoU 0): {names}"))
+    return [*parts, render.record_table([*_figures(report), *_verdict(report), *_about(report)])]
+
+
+def _figures(report: EvalReport) -> list[tuple[str, str]]:
+    scores = report.scores
+    rows = [("aAcc", scores.pixel_accuracy), ("mIoU", scores.mean_iou), ("mAcc", scores.mean_accuracy)]
+    rows += [("category mIoU", scores.mean_category_iou)] if scores.categories else []
+    return [(name, f"{_share(value)} %") for name, value in rows]
+
+
+def _verdict(report: EvalReport) -> list[tuple[str, str]]:
+    rows = _named_once("no comparison", report.no_comparison)
+    if report.comparison is not None:
+        found = report.comparison
+        rows += [("published", f"{found.published:.2f} %"), ("difference", f"{found.difference:+.2f}")]
+    if report.official is not None:
+        official = report.official
+        rows.append(("cityscapesScripts", f"{_share(official.mean_iou)} %, version {official.version}"))
+        rows.append(("difference", f"{official.difference:.12f} at most, over classes, categories and means"))
+    return rows
+
+
+def _named_once(name: str, values: Sequence[str]) -> list[tuple[str, str]]:
+    return [("" if index else name, value) for index, value in enumerate(values)]
+
+
+def _about(report: EvalReport) -> list[tuple[str, str]]:
+    run, data = report.run, report.data
+    many = f", {report.processes} processes" if report.processes > 1 else ""
+    return [
+        ("images", f"{data.images} of {data.of} in split {data.split} of {data.root}"),
+        ("procedure", str(report.protocol)),
+        ("model", f"{run.model} ({run.dtype}, {run.form}), sha256 {run.sha256[:12]}"),
+        ("ran", f"{report.seconds:.1f} s on {run.device_name}, op backend {run.backend}{many}"),
+    ]
+
+
+def _zoo_table(report: ZooReport, zoo: Zoo, ms_flip: bool) -> list[RenderableType]:
+    """The published table with measured columns; models not on disk have none."""
+    kind = "ms+flip" if ms_flip else "mIoU"
+    headings = (f"published\n{kind}", f"measured\n{kind}", "difference")
+    partial = next((r.data for r in report.reports if r.partial), None)
+    title = f"PARTIAL: {partial.images} of {partial.of} images" if partial else None
+    table = render.make_table("key", "head", "backbone", *headings, "", right=headings, title=title)
+    by_model = {entry.run.model: entry for entry in report.reports}
+    failed = {failure.model for failure in report.failures}
+    for entry in zoo.segmentors:
+        found = by_model.get(entry.key)
+        measured = _share(found.scores.mean_iou) if found else render.MISSING
+        comparison = found.comparison if found else None
+        difference = f"{comparison.difference:+.2f}" if comparison else render.MISSING
+        state = "not on disk" if entry.key in report.missing else "failed" if entry.key in failed else ""
+        published = render.percent(entry.miou_ms_flip if ms_flip else entry.miou)
+        names = (entry.key, entry.head, entry.backbone.removeprefix("dgmn2_"))
+        table.add_row(*names, published, measured, difference, state)
+    reasons = list(dict.fromkeys(reason for found in report.reports for reason in found.no_comparison))
+    rows = _named_once("no comparison", reasons)
+    if report.reports:
+        rows += _about(report.reports[0])[:2]
+    return [table, "", render.record_table(rows)]
