@@ -18,8 +18,8 @@ from types import FrameType
 
 import click
 
-from dgmn2cli.__main__ import end_now
 from dgmn2cli.errors import ConfigError, Dgmn2Error, ResourceError, is_exhaustion
+from dgmn2cli.signals import end_now
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM

@@ -93,7 +93,7 @@ def test_hostile_and_foreign_files(call, tmp_path, command):
     target = [tmp_path / "out.safetensors"] if command == "convert" else []
     for name, code, words in (
         ("hostile.pth", 3, "mkdir"), ("inf.pth", 7, "NaN or infinite"), ("page.pth", 3, "web page"),
-        ("none.pth", 5, "No such file"), (".", 3, "a folder"),
+        ("none.pth", 5, "no such file"), (".", 3, "a folder"),
     ):  # fmt: skip
         seen, out, err = call(command, tmp_path / name, *target)
         assert (seen, out, err.count("\n")) == (code, "", 1)
