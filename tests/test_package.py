@@ -79,3 +79,10 @@ def test_commands_work_from_another_folder(installed: Path, tmp_path: Path) -> N
     built = run(installed, tmp_path, "-c", code)
     assert built.returncode == 0, built.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_maker_of_checkpoints_explains_itself(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "examples" / "make_checkpoint.py"
+    made = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "OUT.pth" in made.stdout
+    assert not list(tmp_path.iterdir())
