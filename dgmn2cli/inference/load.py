@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from dgmn2cli.checkpoint.recognise import recognise
 from dgmn2cli.checkpoint.unwrap import Checkpoint, class_names
 from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, verify_checkpoint
 from dgmn2cli.config import Config, ModelConfig, is_path, load_config
-from dgmn2cli.errors import ConfigError, printable
+from dgmn2cli.errors import ConfigError, IntegrityError, printable
 from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
@@ -265,7 +266,13 @@ def assemble(
     for note in read.notes:
         LOGGER.warning("%s: %s", printable(read.path), note)
     model = build_segmentor(recipe.config.model)
-    load_weights(model, read)
+    try:
+        load_weights(model, read)
+    except IntegrityError as error:
+        found = recognise(read.state)
+        if found.key:
+            error.hint = f"It holds {found.in_words()}; name that model, or the configuration of its training."
+        raise
     model.eval()
     use_backend(model, used)
     model.to(target, number).requires_grad_(requires_grad=False)

@@ -15,9 +15,9 @@ from dgmn2cli import runtime
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import write_png
-from dgmn2cli.errors import ConfigError, DataError, ResourceError
+from dgmn2cli.errors import ConfigError, DataError, IntegrityError, ResourceError
 from dgmn2cli.inference.files import find_images, predict_files
-from dgmn2cli.inference.load import assemble, build_model, resolve
+from dgmn2cli.inference.load import assemble, build_model, load, resolve
 from dgmn2cli.inference.plan import Plan, Settings, require_room, resolve_settings
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.observer import Silent
@@ -123,6 +123,13 @@ def test_a_limit_covers_what_was_and_what_will_be_in_use(tmp_path: Path) -> None
         assemble(resolve("setr_naive-tiny"), tmp_path / "none.pth", device="cpu", max_memory=used + 10**7)
     with pytest.raises(ResourceError, match="limit is too small"):
         segmenter().plan((40, 64), Settings(max_memory=highest + 10**9), used=highest + 2 * 10**9)
+
+
+def test_weights_of_another_model_are_named(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "x.pth", filled_state(build_model("setr_naive-tiny", 3)), {})
+    with pytest.raises(IntegrityError) as caught:
+        load("setr_pup-tiny", path)
+    assert "setr_naive-tiny with 3 classes" in caught.value.hint
 
 
 def test_compiling_is_refused_where_it_cannot_work() -> None:
