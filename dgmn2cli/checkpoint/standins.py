@@ -19,16 +19,23 @@ _NUMBERS = frozenset(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4"
 _PATHS = "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"
 _DATA = {  # of the standard library and of numpy, what only holds data
     "argparse": "Namespace",
-    "builtins": "object list dict tuple frozenset int float str bool slice range",
-    "collections": "defaultdict deque",
+    "array": "_array_reconstructor array",
+    "builtins": "object list dict tuple frozenset int float str bool slice range Ellipsis NotImplemented",
+    "collections": "ChainMap defaultdict deque",
     "copyreg": "_reconstructor",
     "datetime": "date datetime time timedelta timezone",
     "decimal": "Decimal",
     "fractions": "Fraction",
+    "ipaddress": "IPv4Address IPv6Address",
     "numpy": "ndarray",
+    "numpy.ma": "MaskedArray",
+    "numpy.ma.core": "_mareconstruct MaskedArray",
     "numpy.random._pickle": "__randomstate_ctor __generator_ctor __bit_generator_ctor",
+    "numpy.random.bit_generator": "__pyx_unpickle_SeedSequence",
     "pathlib": _PATHS,
     "pathlib._local": _PATHS,
+    "random": "Random",
+    "re": "_compile",
     "types": "SimpleNamespace",
     "uuid": "UUID",
 }
@@ -96,8 +103,16 @@ class Array(Inert):
                 self.nested = numbers.reshape(shape).tolist() if len(numbers) else []
 
 
-def scalar(dtype: Dtype, data: bytes) -> float | int | bool:
+class Scalar(Inert):
+    """Stands for a numpy scalar that is no plain number, such as a date."""
+
+    name = "numpy.generic"
+
+
+def scalar(dtype: Dtype, data: bytes) -> float | int | bool | Scalar:
     """Stands for numpy's scalar constructor: a Python number from its bytes."""
+    if dtype.name not in _NUMBERS:
+        return Scalar()
     value: float | int | bool = dtype.unpack(data)[0].item()
     return value
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import array
 import collections
 import datetime
+import ipaddress
 import pathlib
+import random
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -169,6 +173,28 @@ def test_objects_beside_the_weights_are_left_out_and_named(tmp_path: Path, forei
     assert read.rest["counts"] == {"a": 1}
     assert read.rest["best"] == 77.2
     assert not {"args", "records", "slots", "date"} & set(read.rest)
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        np.random.default_rng(0),
+        np.datetime64("2022-09-20"),
+        np.ma.array([1, 2], mask=[0, 1]),
+        re.compile("a+"),
+        random.Random(0),
+        ipaddress.ip_address("127.0.0.1"),
+        array.array("d", [1.0]),
+        collections.ChainMap({1: 2}),
+        ...,
+        NotImplemented,
+    ],
+    ids=lambda thing: type(thing).__name__,
+)
+def test_data_of_the_standard_library_and_of_numpy_is_left_out(tmp_path: Path, thing: object) -> None:
+    path = saved(tmp_path / "x.pth", {"state_dict": STATE, "meta": META, "thing": thing})
+    assert "left out" in " ".join(assert_loads(path))
+    assert "thing" not in read_checkpoint(path).rest
 
 
 def test_a_whole_pickled_network_is_named(tmp_path: Path) -> None:
