@@ -14,12 +14,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import Pipe, get_context, resource_tracker
+from multiprocessing import Pipe, active_children, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # public, not in the stubs
 
@@ -243,14 +243,23 @@ def _process(
             wrapped.add_note(traceback.format_exc())  # shown by --debug
             _leave(wrapped, folder)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        _end(128 + signal.SIGINT)
 
 
-def _leave(error: Dgmn2Error, folder: Path) -> None:
+def _end(code: int) -> NoReturn:
+    """Ends the process without the destructors of torch, which abort it where a collective is under way."""
+    for child in active_children():
+        child.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _leave(error: Dgmn2Error, folder: Path) -> NoReturn:
     (folder / f"error-{os.environ['RANK']}").write_bytes(pickle.dumps(error))
     if isinstance(error, DistributedError):
         time.sleep(YIELD)
-    sys.exit(error.exit_code)
+    _end(error.exit_code)
 
 
 @contextmanager
