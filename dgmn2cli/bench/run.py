@@ -42,7 +42,7 @@ def run_benchmark(recipes: Sequence[Recipe], request: Request, observer: Observe
 
 def _measure(recipe: Recipe, request: Request, report: Report, observer: Observer) -> None:
     config, inference = recipe.config.model, recipe.config.inference
-    name = recipe.entry.key if recipe.entry else recipe.config.name
+    name = recipe.name
     spec = NetworkSpec(name, config.backbone, config.head, config.num_classes)
     sized = request.for_window(inference.window)
     if request.bench == "op":

@@ -167,8 +167,3 @@ def digest(content: Any) -> str:
 
     visit(content)
     return running.hexdigest()
-
-
-def unusual_dtype(state: Mapping[str, Tensor]) -> str:
-    """The first entry of `state` whose dtype no network computes with, in words; else empty."""
-    return next((f"{key} {value.dtype}" for key, value in state.items() if value.dtype not in DTYPES), "")

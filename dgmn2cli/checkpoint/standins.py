@@ -66,6 +66,13 @@ class InertList(list[Any]):
     def __setstate__(self, state: Any) -> None: ...
 
 
+class DictLike:
+    """Makes plain ordered dictionaries: their items are kept, whatever class they were of."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        return OrderedDict()
+
+
 class Dtype:
     """Stands for `numpy.dtype`: knows only the name of a plain number type and its byte order."""
 
@@ -153,7 +160,7 @@ def stand_ins(
         if not holds_data(name):
             continue
         if name in like_dicts:
-            made.append((_ordered_dict(), name))
+            made.append((DictLike, name))
         else:
             base = InertList if name in like_lists else Inert
             made.append((type(base.__name__, (base,), {"name": name}), name))
@@ -169,13 +176,3 @@ def holds_data(name: str) -> bool:
     if top in _OWN:
         return name.startswith(_CLASSES) and last[:1].isupper()
     return bool(module) and top not in sys.stdlib_module_names and last[:1].isupper()
-
-
-def _ordered_dict() -> Callable[..., Any]:
-    """A class that makes plain ordered dictionaries: their items are kept, whatever class they were of."""
-
-    class DictLike:
-        def __new__(cls, *arguments: Any) -> Any:
-            return OrderedDict()
-
-    return DictLike

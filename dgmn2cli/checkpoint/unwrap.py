@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dgmn2cli.checkpoint.contents import Unfit, unusual_dtype, without_objects
+from dgmn2cli.checkpoint.contents import DTYPES, Unfit, without_objects
 from dgmn2cli.checkpoint.formats import Format
 
 WEIGHTS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params", "weights", "module")
@@ -130,8 +130,8 @@ def _weights(entries: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[str, s
             renamed[name] = key
     if not state:
         raise Unfit("it holds no tensors")
-    if odd := unusual_dtype(state):
-        raise Unfit(f"its entry {odd[:120]} has a dtype that no network computes with")
+    if odd := [f"{key} {value.dtype}" for key, value in state.items() if value.dtype not in DTYPES]:
+        raise Unfit(f"its entry {odd[0][:120]} has a dtype that no network computes with")
     return state, renamed
 
 

@@ -117,7 +117,10 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         IntegrityError: with the counts and the first five of the missing, unexpected and misshapen keys.
     """
-    _load(model, checkpoint.state, checkpoint.path)
+    _match(model, checkpoint.state, checkpoint.path)
+    counters = {key: value for key, value in model.state_dict().items() if key.endswith(COUNTER)}
+    with torch.no_grad():
+        model.load_state_dict({**counters, **checkpoint.state}, strict=True)
 
 
 def load_backbone_weights(backbone: nn.Module, checkpoint: Checkpoint) -> None:
@@ -130,15 +133,7 @@ def load_backbone_weights(backbone: nn.Module, checkpoint: Checkpoint) -> None:
     """
     state = {key: value for key, value in checkpoint.state.items() if key not in ("head.weight", "head.bias")}
     prefixed = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
-    state = prefixed or state
-    _load(backbone, state, checkpoint.path)
-
-
-def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    _match(model, state, path)
-    counters = {key: value for key, value in model.state_dict().items() if key.endswith(COUNTER)}
-    with torch.no_grad():
-        model.load_state_dict({**counters, **state}, strict=True)
+    load_weights(backbone, replace(checkpoint, state=prefixed or state))
 
 
 def differences(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -52,7 +52,7 @@ def infer(
     from dgmn2cli.inference import files, load, prediction
 
     kinds = list(dict.fromkeys(kind.strip() for kind in save.split(",") if kind.strip()))
-    prediction.check_kinds(kinds)
+    prediction.check_outputs(kinds)
     with TerminalObserver(session, {files.ImageResult: _line}) as observer:
         found = files.find_images(images, observer)
         files.check_targets(found, out, kinds, overwrite)

@@ -115,7 +115,7 @@ def train(
     request = TrainRequest(
         recipe.config,
         folder,
-        recipe.entry.key if recipe.entry else recipe.config.name,
+        recipe.name,
         adapt_classes=recipe.entry is not None
         and not any(t.strip().startswith("model.num_classes") for t in overrides),
         processes=gpus,
@@ -164,7 +164,7 @@ def _recipe(
     found = resolve(model, overrides, session.zoo(), typed)
     if found.entry is not None and typed != settings:
         found = resolve(model, overrides, session.zoo(), settings)
-    return found, out or RUNS / (found.entry.key if found.entry else found.config.name)
+    return found, out or RUNS / found.name
 
 
 def _model_named() -> bool:

@@ -21,14 +21,12 @@ from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import resolve_device
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(
-    hours=24
-)  # one process may check data or save while the others wait; a dead one is noticed at once
+PATIENCE = timedelta(hours=24)  # one may check data or save while the others wait; a dead one is noticed at once
 SHORTEST, LONGEST = 0.0002, 0.05  # seconds between two looks at whether a collective is done
 ASKING = 10.0  # seconds of waiting after which a process says where it is
 
 
-@dataclass(frozen=True)
+@dataclass
 class Group:
     """One process's view of all that work together; a process alone is a group of one.
 
@@ -46,7 +44,7 @@ class Group:
     device: torch.device
     store: Store | None = None
     observer: Observer = field(default_factory=Silent)
-    _count: dict[str, int] = field(default_factory=dict)
+    _collectives: int = 0  # begun
 
     @property
     def main(self) -> bool:
@@ -113,37 +111,31 @@ class Group:
     def tell(self, value: object) -> None:
         """Leaves a value, which can be pickled, for the first process; waits for nobody."""
         assert self.store is not None
-        key = f"told/{self.rank}/{self._next('told')}"
         with lost_connections():
-            self.store.set(key, pickle.dumps(value))  # type: ignore[arg-type]  # bytes, too
-            self.store.check([key])  # which is answered: then it is there, and `set` is not waited for by torch
+            self.store.queue_push("told", pickle.dumps(value))
+            self.store.queue_len("told")  # which is answered: then it is there, and a push is not waited for by torch
 
     def told(self) -> Iterator[Any]:
         """What the others have told the first process since its last call, in each one's order."""
-        for rank in range(1, self.world) if self.main else ():
-            assert self.store is not None
-            while True:
-                key = f"told/{rank}/{self._count.get(f'heard {rank}', 0)}"
-                with lost_connections():
-                    if not self.store.check([key]):
-                        break
-                    content = self.store.get(key)
-                    self.store.delete_key(key)
-                self._next(f"heard {rank}")
-                yield pickle.loads(content)
+        while self.main and self.store is not None:
+            with lost_connections():
+                if not self.store.queue_len("told"):
+                    return
+                content = self.store.queue_pop("told")
+            yield pickle.loads(content)
 
     def give_up(self) -> None:
         """Lets the others know, before they come to the next collective, that their work until then is not needed."""
         if self.store is not None:
             with lost_connections():
-                self.store.set(f"given up/{self._count.get('collectives', 0)}", "")
+                self.store.set(f"given up/{self._collectives}", "")
 
     def given_up(self) -> bool:
         """Whether another process has given up."""
         if self.store is None:
             return False
         with lost_connections():
-            return bool(self.store.check([f"given up/{self._count.get('collectives', 0)}"]))
+            return bool(self.store.check([f"given up/{self._collectives}"]))
 
     def together(self, work: Callable[[], Result], meanwhile: Callable[[], object] = lambda: None) -> Result:
         """What `work` gives on this process; every process calls this. `meanwhile` is called while it waits for others.
@@ -165,14 +157,10 @@ class Group:
         value: Result = result
         return value
 
-    def _next(self, name: str) -> int:
-        number = self._count.get(name, 0)
-        self._count[name] = number + 1
-        return number
-
     def _finish(self, begin: Callable[[], Any], meanwhile: Callable[[], object] = lambda: None) -> None:
         """Begins a collective and waits for its end; signals are obeyed meanwhile, and a long wait is explained."""
-        number, pause, said = self._next("collectives"), SHORTEST, False
+        number, pause, said = self._collectives, SHORTEST, False
+        self._collectives += 1
         waiting = Waiting("the processes wait for each other", self.observer, first=30.0)
         with lost_connections():
             work = begin()
@@ -232,27 +220,6 @@ def _number(name: str, least: int = 0) -> int:
     return int(text)
 
 
-def devices_for(device: str, processes: int) -> list[str]:
-    """The device of each process.
-
-    Raises:
-        ResourceError: this machine has fewer GPUs.
-        ConfigError: the device named is a single one.
-    """
-    if processes == 1:
-        return [device]
-    if device == "cpu":
-        return ["cpu"] * processes
-    if device not in ("auto", "cuda"):
-        raise ConfigError("one device for several processes", where=f"--device {device}", why=f"--gpus is {processes}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count < processes:
-        found = f"this machine has {count} CUDA device{'s' * (count != 1)}" if count else "PyTorch finds no CUDA device"
-        hint = "Use fewer --gpus, or --device cpu to run the processes on the CPU."
-        raise ResourceError("not enough GPUs", where=f"--gpus {processes}", why=found, hint=hint)
-    return [f"cuda:{index}" for index in range(processes)]
-
-
 def require_devices(device: str, processes: int) -> None:
     """Makes sure, before anything is loaded, that `processes` on this machine have a device each.
 
@@ -267,12 +234,19 @@ def require_devices(device: str, processes: int) -> None:
         processes = _number("LOCAL_WORLD_SIZE", 1)
     if processes == 1:
         resolve_device(device)
-    else:
-        devices_for(device, processes)
+    elif device not in ("cpu", "auto", "cuda"):
+        raise ConfigError("one device for several processes", where=f"--device {device}", why=f"--gpus is {processes}")
+    elif device != "cpu":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count < processes:
+            found = f"this machine has {count} CUDA device{'s' * (count != 1)}"
+            hint = "Use fewer --gpus, or --device cpu to run the processes on the CPU."
+            why = found if count else "PyTorch finds no CUDA device"
+            raise ResourceError("not enough GPUs", where=f"--gpus {processes}", why=why, hint=hint)
 
 
 @contextmanager
-def join(device: str, observer: Observer | None = None, patience: timedelta = PATIENCE) -> Iterator[Group]:
+def join(device: str, observer: Observer | None = None) -> Iterator[Group]:
     """This process as a member of the group it was started in (or alone), the process group open for the block.
 
     The GPU of a process is the one of its number on its machine. Tensors on GPUs travel by NCCL, all others by gloo.
@@ -280,7 +254,6 @@ def join(device: str, observer: Observer | None = None, patience: timedelta = PA
     Args:
         device: `auto`, `cpu`, `cuda`, ...
         observer: told whom this process waits for.
-        patience: how long the others may be busy before a collective fails.
 
     Raises:
         ConfigError, ResourceError: no such device, or not enough of them.
@@ -297,17 +270,17 @@ def join(device: str, observer: Observer | None = None, patience: timedelta = PA
         own = torch.device("cuda", _number("LOCAL_RANK"))
         torch.cuda.set_device(own)
     store = meet(rank, world, watcher)
-    awake(lambda: _connect(store, rank, world, own, patience), Waiting("connecting the processes", watcher), LIMIT)
+    awake(lambda: _connect(store, rank, world, own), Waiting("connecting the processes", watcher), LIMIT)
     try:
         yield Group(rank, world, own, store, watcher)
     finally:
         dist.destroy_process_group()
 
 
-def _connect(store: Store, rank: int, world: int, device: torch.device, patience: timedelta) -> None:
+def _connect(store: Store, rank: int, world: int, device: torch.device) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     rendezvous = PrefixStore("group", store)
-    dist.init_process_group(backend, store=rendezvous, rank=rank, world_size=world, timeout=patience)
+    dist.init_process_group(backend, store=rendezvous, rank=rank, world_size=world, timeout=PATIENCE)
     if device.type == "cuda":  # makes NCCL's connections, which blocks, in the thread that may block
         torch.cuda.set_device(device)
         dist.all_reduce(torch.zeros(1, device=device))

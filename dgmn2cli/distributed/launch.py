@@ -35,14 +35,6 @@ LOOK = 0.1  # seconds between two looks at the processes
 DESCRIPTORS = 64, 16  # files that this process has open at most while it launches, and more for each that is launched
 
 
-class Interrupted(Exception):  # noqa: N818
-    """The processes ended because this one was told to stop; `number` is the signal."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(f"signal {number}")
-
-
 class _RemoteObserver:
     """The observer of the first process, which hands everything to the parent's by way of `end`."""
 
@@ -72,7 +64,7 @@ class _RemoteObserver:
 
 def launch(
     work: Callable[..., Result], arguments: tuple[Any, ...], processes: int, observer: Observer | None = None
-) -> tuple[Result, int]:
+) -> tuple[Result | None, int]:
     """Runs `work(*arguments, observer)` in that many processes of a torch.distributed job, which may then `join`.
 
     SIGINT and SIGTERM are handed on to all of them as SIGINT, and waited for; a second signal, two seconds later or
@@ -86,13 +78,13 @@ def launch(
         observer: told, in this process, what the first one tells the observer that `work` gets; the others' is silent.
 
     Returns:
-        The first process's result; the first signal that was handed on, or 0.
+        The first process's result, None where they ended after a signal without one; the first signal that was handed
+        on, or 0.
 
     Raises:
         Dgmn2Error: what `work` raised in one of them.
         DistributedError: one died.
         ResourceError: they cannot be started.
-        Interrupted: they ended after SIGINT or SIGTERM without a result.
     """
     limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], DESCRIPTORS[0] + DESCRIPTORS[1] * processes
     if limit != resource.RLIM_INFINITY and limit < needed:
@@ -106,9 +98,10 @@ def launch(
                 job.watch(observer or Silent())
         finally:
             job.end()
-        if job.first_failed is None:
-            return pickle.loads((job.folder / "result").read_bytes()), received[0] if received else 0
-        raise Interrupted(received[0]) if received else job.cause(job.first_failed)
+        if job.first_failed is not None and not received:
+            raise job.cause(job.first_failed)
+        result = None if job.first_failed else pickle.loads((job.folder / "result").read_bytes())
+        return result, received[0] if received else 0
 
 
 class _Job:
@@ -125,13 +118,11 @@ class _Job:
         former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the new processes inherit it, until they are ready
         try:
             self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they meet
+            shared = {"MASTER_PORT": self._store.port, "TORCHELASTIC_USE_AGENT_STORE": True, "MASTER_ADDR": "127.0.0.1"}
             for rank in range(count):
-                environment = {
-                    "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
-                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._store.port, "TORCHELASTIC_USE_AGENT_STORE": True,
-                }  # fmt: skip
+                own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
                 end = None if rank else self._writer
-                given = (work, arguments, self.folder, list(warnings.filters), environment, end)
+                given = (work, arguments, self.folder, list(warnings.filters), own | shared, end)
                 process = get_context("spawn").Process(target=_process, args=given)
                 process.start()
                 self._processes.append(process)

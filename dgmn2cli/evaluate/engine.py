@@ -234,8 +234,7 @@ def evaluate_together(
     settings: Settings,
     group: Group,
     tally: Tally,
-    *,
-    done: Sequence[int] = (),
+    done: Sequence[int],
     workers: int,
     keep: PredictionFolder | None,
     observer: Observer,
@@ -347,9 +346,7 @@ def evaluate(
     keep = PredictionFolder.of(save_preds, used) if save_preds is not None else None
     observer.begin(f"evaluating {segmenter.info.model}", len(used))
     about, tally = DataInfo.of_set(used, len(data)), Tally(len(data.classes))
-    return evaluate_together(
-        segmenter, used, about, settings, group, tally, workers=workers, keep=keep, observer=observer
-    )
+    return evaluate_together(segmenter, used, about, settings, group, tally, (), workers, keep, observer)
 
 
 def first(data: SegmentationSet, limit: int | None) -> SegmentationSet:

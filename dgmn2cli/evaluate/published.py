@@ -109,16 +109,16 @@ def require_verdicts(reports: Sequence[EvalReport]) -> None:
     Raises:
         CheckFailed: one does not, or cannot be compared: a check without a verdict has not passed.
     """
-    faults = [fault for report in reports if (fault := _fault(report))]
+    faults = [(report.run.model, fault) for report in reports if (fault := _fault(report))]
     if not faults:
         return
     compared = all(report.comparison is not None for report in reports)
     what = "the measured mIoU is not the published one" if compared else "no verdict is possible"
     hint = "" if compared else "The published figures are for the whole val split, its weights and its procedure."
     if len(reports) == 1:
-        raise CheckFailed(what, where=reports[0].run.model, why=faults[0], hint=hint)
-    faults = [f"{report.run.model}: {fault}" for report in reports if (fault := _fault(report))]
-    raise CheckFailed(what, why=f"for {len(faults)} of {len(reports)} models", hint=hint, faults=faults)
+        raise CheckFailed(what, where=faults[0][0], why=faults[0][1], hint=hint)
+    why = f"for {len(faults)} of {len(reports)} models"
+    raise CheckFailed(what, why=why, hint=hint, faults=[": ".join(fault) for fault in faults])
 
 
 def _fault(report: EvalReport) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
-from dgmn2cli.distributed.launch import Interrupted, launch
+from dgmn2cli.distributed.launch import launch
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError
 from dgmn2cli.evaluate.counting import Journal, Tally, start_tally
 from dgmn2cli.evaluate.engine import PredictionFolder, evaluate_together, match_classes
@@ -87,11 +87,6 @@ def run_zoo(
     return _on_processes(_run_zoo, request, (models, tuple(missing)), observer or Silent())
 
 
-def model_name(recipe: Recipe) -> str:
-    """Zoo key or configuration name."""
-    return recipe.entry.key if recipe.entry else recipe.config.name
-
-
 def _on_processes(
     work: Callable[..., Result], request: EvalRequest, arguments: tuple[Any, ...], observer: Observer
 ) -> Result:
@@ -99,11 +94,11 @@ def _on_processes(
     require_devices(request.device, request.gpus)
     if request.gpus == 1 or launched_world() > 1:
         return _on_this_process(work, request, arguments, observer)
-    try:
-        return launch(_on_this_process, (work, request, arguments), request.gpus, observer)[0]
-    except Interrupted as interrupted:
-        signal.raise_signal(interrupted.number)  # it acts as the caller has arranged
-        raise KeyboardInterrupt from interrupted
+    result, number = launch(_on_this_process, (work, request, arguments), request.gpus, observer)
+    if result is None:
+        signal.raise_signal(number)  # it acts as the caller has arranged
+        raise KeyboardInterrupt
+    return result
 
 
 def _on_this_process(
@@ -131,7 +126,7 @@ def _run_zoo(
 ) -> ZooReport:
     prepared = group.once(partial(prepare, request, [recipe.config.inference for recipe, _ in models], observer))
     reports, failures = [], []
-    names = [model_name(recipe) for recipe, _ in models]
+    names = [recipe.name for recipe, _ in models]
     for name, (recipe, load) in zip(names, models, strict=True):
         folder = request.save_preds / name if request.save_preds is not None else None
         own, journal = replace(request, save_preds=folder), journal_path(request.report, name)
@@ -168,7 +163,7 @@ def _evaluated(
     journal: Path | None,
 ) -> EvalReport:
     """One network's report: every image counted once, the published and the official figures where they belong."""
-    (data, about), name = prepared, model_name(recipe)
+    (data, about), name = prepared, recipe.name
     with _predictions(request, group, data) as keep:
         segmenter = group.together(partial(load, device=str(group.device)))
         match_classes(segmenter.classes, data)
@@ -187,9 +182,8 @@ def _evaluated(
             observer.note(f"{name}: going on after {len(done)} of {len(data)} images")
         observer.begin(f"evaluating {name}", len(data), done=len(done))
         report = evaluate_together(
-            segmenter, data, about, request.settings, group, tally,
-            done=done, workers=request.workers, keep=keep, observer=observer,
-        )  # fmt: skip
+            segmenter, data, about, request.settings, group, tally, done, request.workers, keep, observer
+        )
         if request.official and keep is not None:
             files = [keep.targets(pair.name)[-1] for pair in data.pairs]
             official = group.once(partial(official_scores, data, files, report.scores))

@@ -18,8 +18,8 @@ from dgmn2cli.data.files import find_files
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.evaluate.engine import read_ahead, segmented
-from dgmn2cli.evaluate.submission_check import ZipReport, expected_of, image_name, validate_zip
-from dgmn2cli.files import absence, atomic_write
+from dgmn2cli.evaluate.submission_check import MEMBER_LIMIT, ZipReport, expected_of, image_name, validate_zip
+from dgmn2cli.files import absence, atomic_write, read_bounded
 from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.observer import Observer, Silent
@@ -74,28 +74,16 @@ def open_test(root: Path, split: str, observer: Observer | None = None) -> Segme
     return data
 
 
-def predict_split(
-    segmenter: Segmenter,
-    data: SegmentationSet,
-    settings: Settings,
-    folder: Path,
-    *,
-    workers: int = 2,
-    observer: Observer | None = None,
+def _predict(
+    segmenter: Segmenter, data: SegmentationSet, settings: Settings, folder: Path, workers: int, observer: Observer
 ) -> dict[str, Path]:
-    """Segments every image of `data` and writes `NAME_labelIds.png`; the files by image name.
-
-    Raises:
-        ConfigError: the network's classes are not those of Cityscapes.
-        Dgmn2Error: an image cannot be read, the network fails, a file cannot be written.
-    """
+    """Segments every image of `data` and writes `NAME_labelIds.png`; the files by image name."""
     if not segmenter.classes.cityscapes:
         raise ConfigError("this model cannot make a submission", why="its classes are not those of Cityscapes")
 
-    files, watcher = {}, observer or Silent()
-    watcher.begin("segmenting", len(data))
-    everything = range(len(data))
-    done = segmented(segmenter, data, everything, settings, labels=False, workers=workers, observer=watcher)
+    files, everything = {}, range(len(data))
+    observer.begin("segmenting", len(data))
+    done = segmented(segmenter, data, everything, settings, labels=False, workers=workers, observer=observer)
     with closing(done) as images:
         for index, ids, _, _ in images:
             name = data.pairs[index].name
@@ -136,22 +124,16 @@ def write_zip(path: Path, files: Sequence[Path]) -> Path:
         ResourceError: the zip cannot be written.
     """
 
+    what = "cannot read the prediction"
+
     def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
             for source in sorted(files, key=lambda item: item.name):
                 entry = zipfile.ZipInfo(source.name, _DATE)
                 entry.external_attr = 0o644 << 16
-                archive.writestr(entry, _content(source))
+                archive.writestr(entry, read_bounded(source, MEMBER_LIMIT, what, kind=DataError, unreadable=DataError))
 
     return atomic_write(path, write)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise DataError("cannot read the prediction", where=path, why=why, hint="Check the path.") from error
 
 
 def make_submission(
@@ -173,18 +155,18 @@ def make_submission(
         target: the zip.
 
     Raises:
-        Dgmn2Error: as `predict_split` and `kept_predictions`; ResourceError where a file cannot be written.
+        ConfigError: the network's classes are not those of Cityscapes, or `target` is a folder.
+        Dgmn2Error: an image cannot be read, the network fails, a file cannot be written; as `kept_predictions`.
     """
     began = time.perf_counter()
     if target.is_dir():
-        raise ConfigError(
-            "the zip cannot be written", where=target, why="it is a folder", hint="Name a file with --zip."
-        )
+        hint = "Name a file with --zip."
+        raise ConfigError("the zip cannot be written", where=target, why="it is a folder", hint=hint)
     if segmenter is None:
         files, run, protocol = kept_predictions(folder, data), None, None
     else:
         run, protocol = segmenter.info, resolve_settings(settings, segmenter.inference, segmenter.device)
-        files = predict_split(segmenter, data, settings, folder, workers=workers, observer=observer)
+        files = _predict(segmenter, data, settings, folder, workers, observer or Silent())
     write_zip(target, list(files.values()))
     return SubmissionReport(
         target, folder, run, protocol, time.perf_counter() - began, validate_zip(target, expected_of(data))

@@ -46,7 +46,7 @@ class Expected:
 
     @property
     def count(self) -> int:
-        """Pictures in all."""
+        """Images in all."""
         return len(self.sizes) or sum(TEST_CITIES.values())
 
 
@@ -95,7 +95,9 @@ def validate_zip(path: Path, expected: Expected, observer: Observer | None = Non
                     fault = _member_fault(archive, member, names[-1], expected, seen)
                     faults += [f"{member.filename}: {fault}"] if fault else []
                     observer.advance()
-                faults += _training_ids(seen)
+                if seen and max(seen) < len(CLASSES) and set(seen) - _EVALUATED:
+                    why = "these look like training ids, and labelIds are wanted"
+                    faults.append(f"no file holds an id above {max(seen)}: {why}")
         except zipfile.BadZipFile as error:
             faults.append(f"it is no zip file, or a damaged one ({error})")
         except OSError as error:
@@ -164,15 +166,8 @@ def _label_ids(content: bytes, size: tuple[int, int]) -> np.ndarray:
     return decode_ids(content, size[0] * size[1])
 
 
-def _training_ids(seen: Counter[int]) -> list[str]:
-    """A fault where the ids of the whole submission are those of training."""
-    if seen and max(seen) < len(CLASSES) and set(seen) - _EVALUATED:
-        return [f"no file holds an id above {max(seen)}: these look like training ids, and labelIds are wanted"]
-    return []
-
-
 def _count_faults(names: Sequence[str], expected: Expected) -> Iterator[str]:
-    """Pictures that are there twice or not at all."""
+    """Images that are there twice or not at all."""
     counts = Counter(names)
     yield from (f"{name}: {count} files" for name, count in sorted(counts.items()) if count > 1)
     if expected.sizes:

@@ -48,6 +48,11 @@ class Recipe:
     config: Config
     entry: ZooEntry | None
 
+    @property
+    def name(self) -> str:
+        """Zoo key or configuration name."""
+        return self.entry.key if self.entry else self.config.name
+
 
 def resolve(
     name: str, overrides: Sequence[str] = (), zoo: Zoo | None = None, values: Mapping[str, object] | None = None
@@ -281,7 +286,7 @@ def assemble(
     if compiled:
         network.compile()
     info = RunInfo(
-        model=recipe.entry.key if recipe.entry else recipe.config.name,
+        model=recipe.name,
         checkpoint=str(read.path),
         sha256=read.sha256,
         device=str(target),

@@ -128,17 +128,12 @@ def output_path(folder: str | Path, stem: str, kind: str) -> Path:
     return Path(folder, f"{stem}_{kind}{_SUFFIX.get(kind, '.png')}")
 
 
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raises ConfigError if one of `kinds` is unknown, or none is named."""
+def check_outputs(kinds: Sequence[str], classes: ClassList | None = None) -> None:
+    """Raises ConfigError if one of `kinds` is unknown, none is named, or one makes no sense for `classes`."""
     unknown = [kind for kind in kinds if kind not in OUTPUTS]
     if unknown or not kinds:
         wanted = f"wanted some of {', '.join(OUTPUTS)}"
         what = "no such output" if unknown else "no output is named"
         raise ConfigError(what, where=",".join(unknown)[:60], why=wanted, hint="Correct --save.")
-
-
-def check_outputs(kinds: Sequence[str], classes: ClassList) -> None:
-    """Raises ConfigError if one of `kinds` is unknown or makes no sense for `classes`."""
-    check_kinds(kinds)
-    if "labelids" in kinds and not classes.cityscapes:
+    if "labelids" in kinds and classes is not None and not classes.cityscapes:
         raise ConfigError("labelids cannot be written", why="this model's classes are not those of Cityscapes")

@@ -88,18 +88,12 @@ class Segmenter:
             if not is_out_of_memory(error):
                 raise
             if images.shape[0] == 1:
-                raise self._too_large(images) from error
+                why = f"a single window of {images.shape[3]}x{images.shape[2]} does not fit"
+                hint = "Use a smaller --window, --dtype bfloat16, or another --device."
+                raise ResourceError("out of memory", where=self.info.device, why=why, hint=hint) from error
         self._fitting = images.shape[0] // 2
         LOGGER.warning("out of memory with %d windows at a time: going on with %d", images.shape[0], self._fitting)
         return self.logits(images)
-
-    def _too_large(self, images: Tensor) -> ResourceError:
-        return ResourceError(
-            "out of memory",
-            where=self.info.device,
-            why=f"a single window of {images.shape[3]}x{images.shape[2]} does not fit",
-            hint="Use a smaller --window, --dtype bfloat16, or another --device.",
-        )
 
     def predict(
         self,

@@ -85,11 +85,6 @@ class View:
     open: Callable[[], Crop]
     flipped: bool = False
 
-    @staticmethod
-    def of(image: Tensor, flipped: bool = False) -> View:
-        """The view of an image `(3, h, w)` float, already normalised and, where `flipped` says so, mirrored."""
-        return View((image.shape[1], image.shape[2]), lambda: lambda rows, columns: image[:, rows, columns], flipped)
-
 
 def sweep(
     logits_of: LogitsFunction,
@@ -184,21 +179,20 @@ def _coverage(length: int, windowing: Windowing) -> Tensor:
 class _ViewRows:
     """The mean logits of one view as its sweep gives them, turned into bands of the final image from top to bottom."""
 
-    def __init__(self, sweep: Iterator[Band], view: View, size: tuple[int, int]) -> None:
-        self.sweep, self.view, self.size = sweep, view, size
+    def __init__(self, sweep: Iterator[Band], height: int, size: tuple[int, int], flipped: bool = False) -> None:
+        self.sweep, self.height, self.size, self.flipped = sweep, height, size, flipped
         self.first = self.last = 0  # rows that `ready` has
         self.ready = torch.empty(0)
         self.tail, self.tail_first = torch.empty(0), 0  # rows above them that are still needed
 
     def probabilities(self, band: slice) -> Tensor:
         """`(C, rows, W)` float32 of the rows `band`; they must not start above those of an earlier call."""
-        height = self.view.size[0]
-        span = source_span(height, self.size[0], band)
+        span = source_span(self.height, self.size[0], band)
         while self.last < span.stop:
             self._advance(span.start)
-        logits = resize_rows(self._rows(span)[None], self.size, band, above=span.start, height=height)[0]
+        logits = resize_rows(self._rows(span)[None], self.size, band, above=span.start, height=self.height)[0]
         values = logits.softmax(0)
-        return values.flip(2) if self.view.flipped else values
+        return values.flip(2) if self.flipped else values
 
     def _rows(self, span: slice) -> Tensor:
         ready = self.ready[:, max(span.start - self.first, 0) : span.stop - self.first]
@@ -230,9 +224,9 @@ class Scores:
     @staticmethod
     def of_logits(values: Tensor, size: tuple[int, int]) -> Scores:
         """Of mean logits `(C, h, w)` float32 at the inference size, for an image of `size`."""
-        view = View((values.shape[1], values.shape[2]), _unopened)
-        whole = slice(0, values.shape[1]), values
-        return Scores(size, lambda rows: _mean_bands([_ViewRows(iter([whole]), view, size)], size, rows))
+        height = values.shape[1]
+        whole = slice(0, height), values
+        return Scores(size, lambda rows: _mean_bands([_ViewRows(iter([whole]), height, size)], size, rows))
 
     @staticmethod
     def of_probabilities(values: Tensor) -> Scores:
@@ -263,10 +257,6 @@ class Scores:
             ids[band] = index.to("cpu", torch.uint8)
             confidence[band] = best.cpu()
         return ids, confidence
-
-
-def _unopened() -> Crop:
-    raise AssertionError("the logits are there already")
 
 
 def band_rows(width: int) -> int:
@@ -317,22 +307,21 @@ def segment(
         and without `keep`.
     """
 
-    def rolled(view: View) -> Iterator[Band]:
-        return sweep(logits_of, view, windowing, progress, whole=keep, device=device)
+    def rows_of(view: View) -> _ViewRows:
+        bands = sweep(logits_of, view, windowing, progress, whole=keep, device=device)
+        return _ViewRows(bands, view.size[0], size, view.flipped)
 
     views = list(views)
     if not views:
         raise ValueError("an image needs at least one view")
     if not keep:
-        return Scores(
-            size, lambda rows: _mean_bands([_ViewRows(rolled(view), view, size) for view in views], size, rows)
-        )
+        return Scores(size, lambda rows: _mean_bands([rows_of(view) for view in views], size, rows))
     if len(views) == 1 and not views[0].flipped:
-        [(_, logits)] = rolled(views[0])
+        [(_, logits)] = rows_of(views[0]).sweep
         return Scores.of_logits(logits, size)
     total: Tensor | None = None
     for view in views:
-        for band, values in _mean_bands([_ViewRows(rolled(view), view, size)], size, None):
+        for band, values in _mean_bands([rows_of(view)], size, None):
             if total is None:
                 total = values.new_zeros((values.shape[0], *size))
             total[:, band] += values

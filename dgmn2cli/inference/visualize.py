@@ -106,7 +106,8 @@ def legend(shares: np.ndarray, names: Sequence[str], palette: np.ndarray, width:
     """
     height = int(np.clip(width / 130, *TEXT_HEIGHT))
     order = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
-    entries = [(names[i], _percent(float(shares[i])), palette[i][::-1]) for i in order]
+    percents = [f"{100 * shares[i]:.1f} %" if shares[i] >= 0.001 else "<0.1 %" for i in order]
+    entries = [(names[i], percent, palette[i][::-1]) for i, percent in zip(order, percents, strict=True)]
     name_width = max((text_width(name, height) for name, _, _ in entries), default=0)
     share_width = text_width("100.0 %", height)
     swatch, gap, row = 2 * height, height, 3 * height
@@ -117,22 +118,13 @@ def legend(shares: np.ndarray, names: Sequence[str], palette: np.ndarray, width:
     pitch = max(column, (strip.shape[1] - gap) // columns) if columns > 1 else column
     for index, (name, share, color) in enumerate(entries):
         left, middle = gap + index % columns * pitch, gap // 2 + index // columns * row + row // 2
-        _swatch(strip, left, middle, swatch, color)
+        corners, rim = ((left, middle - height), (left + swatch - 1, middle + height - 1)), max(1, swatch // 20)
+        cv2.rectangle(strip, *corners, color.tolist(), cv2.FILLED)
+        cv2.rectangle(strip, *corners, (color * 0.8).astype(int).tolist(), rim)  # light colours stand off the paper
         draw_text(strip, name, left + swatch + gap // 2, middle, height)
         right = left + swatch + gap + name_width + share_width
         draw_text(strip, share, right - text_width(share, height), middle, height, color=_FAINT)
     return strip
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share >= 0.001 else "<0.1 %"
-
-
-def _swatch(canvas: np.ndarray, left: int, middle: int, side: int, color: np.ndarray) -> None:
-    """A filled box with a thin rim, so that light colours stand off the paper."""
-    top, right, bottom = middle - side // 2, left + side, middle - side // 2 + side
-    cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), [int(c) for c in color], cv2.FILLED)
-    cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), [int(c * 0.8) for c in color], max(1, side // 20))
 
 
 def stack(images: Sequence[np.ndarray]) -> np.ndarray:

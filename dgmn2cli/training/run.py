@@ -14,7 +14,7 @@ import torch.utils.deterministic
 
 from dgmn2cli.config import Config
 from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
-from dgmn2cli.distributed.launch import Interrupted, launch
+from dgmn2cli.distributed.launch import launch
 from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.evaluate import EvalReport
 from dgmn2cli.inference.load import build_segmentor
@@ -47,10 +47,7 @@ def train(request: TrainRequest, observer: Observer) -> TrainReport:
     number = 0
     report: TrainReport | None
     if launched_world() == 1 and request.processes > 1:
-        try:
-            report, number = launch(_rank, (request,), request.processes, observer)
-        except Interrupted as interrupted:
-            report, number = None, interrupted.number
+        report, number = launch(_rank, (request,), request.processes, observer)
     else:
         # torchrun hands on the Ctrl-C that the terminal has sent to every process already
         with StopRequest(insistent=launched_world() == 1) as stop:

@@ -20,7 +20,7 @@ from streets import SMALL, Load, Watcher, make_tree, recipe, segmenter
 import dgmn2cli
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.distributed import group as grouping
-from dgmn2cli.distributed.group import devices_for, join
+from dgmn2cli.distributed.group import join, require_devices
 from dgmn2cli.errors import ConfigError, Dgmn2Error, DistributedError, NonFiniteError, ResourceError
 from dgmn2cli.evaluate import evaluate
 from dgmn2cli.evaluate.request import EvalRequest
@@ -198,19 +198,21 @@ def test_killed_again_and_again_the_matrix_is_identical(tmp_path: Path) -> None:
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert devices_for("cpu", 3) == ["cpu"] * 3
-    assert devices_for("auto", 1) == ["auto"]
+    require_devices("cpu", 3)
+    require_devices("auto", 1)
     for count in (0, 1):
         monkeypatch.setattr(grouping.torch.cuda, "is_available", lambda count=count: count > 0)
         monkeypatch.setattr(grouping.torch.cuda, "device_count", lambda count=count: count)
         with pytest.raises(ResourceError, match="not enough GPUs") as caught:
-            devices_for("auto", 2)
+            require_devices("auto", 2)
         assert caught.value.exit_code == 5
     monkeypatch.setattr(grouping.torch.cuda, "device_count", lambda: 4)
-    assert devices_for("auto", 3) == ["cuda:0", "cuda:1", "cuda:2"]
+    require_devices("auto", 4)
+    with pytest.raises(ResourceError, match="this machine has 4 CUDA devices"):
+        require_devices("cuda", 5)
     for device in ("cuda:1", "mps"):
         with pytest.raises(ConfigError, match="one device for several"):
-            devices_for(device, 2)
+            require_devices(device, 2)
 
 
 # --- within a group of torch.distributed, as training evaluates

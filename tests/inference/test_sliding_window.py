@@ -24,6 +24,11 @@ RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 WINDOWING = Windowing(crop=129, stride=86)
 
 
+def view_of(image: Tensor, flipped: bool = False) -> View:
+    """The view of an image `(3, h, w)` float, already normalised and, where `flipped` says so, mirrored."""
+    return View((image.shape[1], image.shape[2]), lambda: lambda rows, columns: image[:, rows, columns], flipped)
+
+
 @pytest.fixture(scope="module")
 def network() -> InferenceForm:
     model = Segmentor("tiny", "setr_pup").eval()
@@ -51,7 +56,7 @@ def test_impossible_windows_are_refused(bad: dict[str, int]) -> None:
 
 def views(picture: np.ndarray, ratios: tuple[float, ...], flips: tuple[bool, ...]) -> list[View]:
     return [
-        View.of(torch.from_numpy(network_input(fit_image(picture, scaled(SCALE, ratio)), flip=flip)), flip)
+        view_of(torch.from_numpy(network_input(fit_image(picture, scaled(SCALE, ratio)), flip=flip)), flip)
         for ratio in ratios
         for flip in flips
     ]
@@ -62,7 +67,7 @@ def pixels(view: View) -> Tensor:
 
 
 def slide(logits_of: LogitsFunction, image: Tensor, windowing: Windowing) -> Tensor:
-    [(rows, logits)] = sweep(logits_of, View.of(image), windowing, whole=True)
+    [(rows, logits)] = sweep(logits_of, view_of(image), windowing, whole=True)
     assert rows == slice(0, image.shape[1])
     return logits
 
@@ -136,14 +141,14 @@ def test_rows_that_are_let_go_are_the_rows_of_the_whole(size: tuple[int, int], b
     scaled_sizes = [size, (max(size[0] // 2, 1), max(size[1] // 2, 1)), (size[0] * 2, size[1] * 2)]
     images = [torch.randn(3, *scaled, generator=generator) for scaled in scaled_sizes]
     windowing, final = Windowing(32, stride, batch), (size[0] + 17, size[1])
-    for views in ([View.of(images[0])], [View.of(image, flip) for image in images for flip in (False, True)]):
+    for views in ([view_of(images[0])], [view_of(image, flip) for image in images for flip in (False, True)]):
         whole = segment(toy, views, final, windowing)
         passing = segment(toy, views, final, windowing, keep=False)
         for _ in range(2):  # asked for twice, it is computed twice
             assert torch.equal(passing.probabilities(), whole.probabilities())
         assert all(map(torch.equal, passing.classes(), whole.classes()))
     given = 0
-    for rows, logits in sweep(toy, View.of(images[2]), windowing):
+    for rows, logits in sweep(toy, view_of(images[2]), windowing):
         assert rows.start == given
         assert logits.shape[1] == rows.stop - rows.start <= windowing.held_rows(*scaled_sizes[2])
         given = rows.stop
