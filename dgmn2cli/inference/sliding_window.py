@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -68,7 +69,11 @@ class Windowing:
 
     def held_rows(self, height: int, width: int) -> int:
         """The most rows of an image whose sums must be held at a time."""
-        return max(group[-1][0].stop - group[0][0].start for group in self.groups(height, width))
+        tops = np.array(window_starts(height, self.crop, self.stride))
+        across = len(window_starts(width, self.crop, self.stride))
+        first = np.arange(0, len(tops) * across, self.batch)
+        last = np.minimum(first + self.batch, len(tops) * across) - 1
+        return int((np.minimum(tops[last // across] + self.crop, height) - tops[first // across]).max())
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,14 @@ def test_held_rows_do_not_grow_with_the_picture() -> None:
     assert windowing.held_rows(300, 8192) == 300
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 64])
+def test_held_rows_are_those_of_the_tallest_group(batch: int) -> None:
+    for height, width in ((1, 1), (32, 90), (33, 31), (100, 75), (57, 200)):
+        windowing = Windowing(32, 21, batch)
+        tallest = max(group[-1][0].stop - group[0][0].start for group in windowing.groups(height, width))
+        assert windowing.held_rows(height, width) == tallest
+
+
 def test_padding_reaches_the_network_but_not_the_result() -> None:
     seen = []
 
