@@ -22,6 +22,7 @@ from dgmn2cli.runtime import highest_use
 PROBS_BYTES = 10  # per pixel and class, while probabilities are made, halved and compressed
 HINT = "Give files, folders, globs or @list.txt."
 LIST_LIMIT = 16 << 20  # bytes of a list file
+LONGEST_NAME = 255  # bytes of a file's name, on the file systems in use
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def check_targets(images: Iterable[ImageFile], folder: Path, kinds: Sequence[str
     """Refuses outputs before any image is segmented.
 
     Raises:
-        ConfigError: one would overwrite an input, or an existing file without `overwrite`.
+        ConfigError: one would overwrite an input, or an existing file without `overwrite`, or its name is too long.
         ResourceError: the folder cannot come to be.
     """
     images = list(images)
@@ -184,6 +185,9 @@ def check_targets(images: Iterable[ImageFile], folder: Path, kinds: Sequence[str
     lost = [str(target) for target in targets if _real(target) in inputs]
     if lost:
         raise ConfigError("an output would overwrite its input", faults=lost, hint="Choose another folder with -o.")
+    long = [str(target) for target in targets if len(os.fsencode(target.name)) > LONGEST_NAME]
+    if long:
+        raise ConfigError("an output's name would be too long", faults=long, hint="Rename these images.")
     there = [str(target) for target in targets if os.path.exists(target)]
     if there and not overwrite:
         raise ConfigError(

@@ -16,7 +16,7 @@ from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError, IntegrityError, ResourceError
-from dgmn2cli.inference.files import find_images, predict_files
+from dgmn2cli.inference.files import check_targets, find_images, predict_files
 from dgmn2cli.inference.load import assemble, build_model, load, resolve
 from dgmn2cli.inference.plan import Plan, Settings, require_room, resolve_settings
 from dgmn2cli.model.filled import filled_state
@@ -123,6 +123,16 @@ def test_a_limit_covers_what_was_and_what_will_be_in_use(tmp_path: Path) -> None
         assemble(resolve("setr_naive-tiny"), tmp_path / "none.pth", device="cpu", max_memory=used + 10**7)
     with pytest.raises(ResourceError, match="limit is too small"):
         segmenter().plan((40, 64), Settings(max_memory=highest + 10**9), used=highest + 2 * 10**9)
+
+
+def test_a_name_that_leaves_no_room_for_the_outputs_is_refused_before_work(tmp_path: Path) -> None:
+    longest = tmp_path / f"{'ü' * 122}.png"  # 248 bytes
+    write_png(longest, IMAGE)
+    images = find_images([str(longest)])
+    check_targets(images, tmp_path / "out", ["ids"], overwrite=False)
+    with pytest.raises(ConfigError) as caught:
+        check_targets(images, tmp_path / "out", ["ids", "overlay"], overwrite=False)
+    assert len(caught.value.faults) == 1
 
 
 def test_weights_of_another_model_are_named(tmp_path: Path) -> None:
