@@ -36,6 +36,7 @@ class Notes(Silent):
 
     def note(self, message: str) -> None:
         self.heard.append(("note", message))
+        self.noted = time.monotonic()
         if self._number is not None:
             signal.raise_signal(self._number)
 
@@ -55,7 +56,10 @@ def test_what_processes_tell_each_other() -> None:
     assert result == {
         "mean": [0.5, 3.0], "gathered": ["x", "xx"], "once": ("by", 0), "told": ["one", "two"], "again": [],
     }  # fmt: skip
-    assert notes.heard == [("begin", "talking", 2), ("advance", 1, "rank 0")], "of the first process only"
+    told = [
+        words for words in notes.heard if words[0] != "note"
+    ]  # a slow machine: that it waits for the other to start
+    assert told == [("begin", "talking", 2), ("advance", 1, "rank 0")], "of the first process only"
     assert not active_children()
 
 
@@ -81,9 +85,11 @@ def test_the_death_of_a_process_ends_the_others(how: str, capfd: pytest.CaptureF
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_processes_that_wait(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
-    began = time.monotonic()
-    assert launch(work, ("lag",), 2, Notes(number)) == (None, number)
-    assert time.monotonic() - began < 30
+    notes = Notes(number)
+    assert launch(work, ("lag",), 2, notes) == (None, number)
+    assert time.monotonic() - notes.noted < 30, (
+        "from the signal on; how long they take to start is the machine's matter"
+    )
     assert not active_children()
     assert capfd.readouterr() == ("", "")
 
