@@ -165,6 +165,8 @@ def _start_worker(number: int) -> None:
     end_with_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group, they would end it too early
         signal.signal(ignored, signal.SIG_IGN)
+    for fatal in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):  # torch's handlers write lines that end in a NUL
+        signal.signal(fatal, signal.SIG_DFL)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 

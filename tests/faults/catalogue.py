@@ -7,6 +7,7 @@ from pathlib import Path
 
 from faults import (
     commands,
+    deaths,
     disks,
     downloads,
     forms,
@@ -23,7 +24,7 @@ from faults.verdicts import Faults, Kind
 
 KINDS: tuple[Kind, ...] = (
     *models.KINDS, *forms.KINDS, *hostile_pickles.KINDS, *images.KINDS, *trees.KINDS, *texts.KINDS, *downloads.KINDS,
-    *operators.KINDS, *commands.KINDS, *surroundings.KINDS, *disks.KINDS, *networks.KINDS,
+    *operators.KINDS, *deaths.KINDS, *commands.KINDS, *surroundings.KINDS, *disks.KINDS, *networks.KINDS,
 )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def _some_of_each(rng: random.Random, folder: Path, count: int) -> Faults:
 
 
 SHORT = Kind(
-    "command line, some of each", _some_of_each, 0, sum(kind.short for kind in FORKING), patience=90, forks=True
+    "command line, some of each", _some_of_each, 0, sum(kind.short for kind in FORKING), patience=300, forks=True
 )  # in one process, whose start takes longer than most faults
 
 

@@ -18,6 +18,7 @@ from dgmn2cli.checkpoint import formats, unwrap, weights
 from dgmn2cli.cli import boundary
 from dgmn2cli.data import files as finding
 from dgmn2cli.data import folder as description
+from dgmn2cli.data import loaders
 from dgmn2cli.ops import operators
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
@@ -167,6 +168,9 @@ CONTROLS = {
     ),
     "operators' arguments not checked": Control(
         "raw call of an operator", 30, _replace(operators.Operator, "_require", lambda self, arguments: None)
+    ),
+    "a worker's death not expected": Control(
+        "death of a data worker", 6, _replace(loaders, "_next", lambda batches, check: next(batches))
     ),
     "links to folders not followed": Control(
         "finding files", 100, _replace(finding, "_is_folder", lambda entry: entry.is_dir(follow_symlinks=False))

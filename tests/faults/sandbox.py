@@ -24,6 +24,7 @@ from dgmn2cli import cli
 from faults.verdicts import REFUSED, RIGHT, Violation, die_with_parent, note_message
 
 LIMIT = 60.0  # seconds a command may take
+GRACE = 2.0  # seconds in which what it started must end after it, as Python's own resource tracker does
 MEMORY = 4_000_000_000  # bytes it may have at most
 UNFORESEEN = "unforeseen failure"
 READER_GONE = 128 + signal.SIGPIPE
@@ -115,6 +116,7 @@ class Call:
         right: whether an exit code 0 was deserved, judged by what was written to stdout.
         prepare: done in the process before the command.
         after: done in the process after the command, with its exit code; raises a Violation.
+        limit: seconds it may take.
     """
 
     arguments: tuple[str, ...]
@@ -125,6 +127,7 @@ class Call:
     right: Callable[[str], bool] = lambda out: True
     prepare: Callable[[], object] = lambda: None
     after: Callable[[int], object] = lambda code: None
+    limit: float = LIMIT
 
 
 def judge(box: Box, call: Call) -> str:
@@ -198,7 +201,7 @@ def run(box: Box, call: Call) -> Ended:
                 pass
     finally:
         os.close(reader)
-    code, memory = _wait(process)
+    code, memory = _wait(process, call.limit)
     texts = []
     for number in (OUT, ERR):
         size = os.fstat(files[number]).st_size
@@ -257,11 +260,14 @@ def _stream(number: int, encoding: str, errors: str) -> io.TextIOWrapper | None:
     return io.TextIOWrapper(raw, encoding=encoding, errors=errors, write_through=not buffered)  # type: ignore[arg-type]
 
 
-def _wait(process: int) -> tuple[int, int]:
-    end, pause = time.monotonic() + LIMIT, 0.002
+def _wait(process: int, limit: float) -> tuple[int, int]:
+    end, pause = time.monotonic() + limit, 0.002
     while time.monotonic() < end:
         done, status, usage = os.wait4(process, os.WNOHANG)
         if done:
+            grace = time.monotonic() + GRACE
+            while _in_group(process) and time.monotonic() < grace:
+                time.sleep(0.01)
             if _end_group(process):
                 raise Violation("it left processes running")
             return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
@@ -269,7 +275,16 @@ def _wait(process: int) -> tuple[int, int]:
     _end_group(process)
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
-    raise Violation(f"it hung for {LIMIT:g} s")
+    raise Violation(f"it hung for {limit:g} s")
+
+
+def _in_group(process: int) -> bool:
+    """Whether anything that the command started still runs."""
+    try:
+        os.killpg(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _end_group(process: int) -> bool:

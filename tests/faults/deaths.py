@@ -1,0 +1,143 @@
+"""Trainings whose data workers die or fail at a random sample: one line, in time, and resumable.
+
+Signals to the main process, to the group and to processes that train together: tests/training/end_campaign.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import get_worker_info
+from training.small_trainings import write_streets
+
+from dgmn2cli.data import loaders
+from dgmn2cli.errors import DataError
+from faults.sandbox import Box, Call, judge
+from faults.verdicts import RIGHT, Faults, Kind, Violation
+
+STEPS, LIMIT, PATIENCE = 3, 30.0, 180.0
+TRAIN = (
+    "train", "setr_naive-tiny", "--data-root", "data", "--out", "out/run", "--from", "scratch", "--crop", "64",
+    "--scale", "96x64", "--window", "64", "--stride", "48", "--batch-size", "1", "--threads", "1", "--device", "cpu",
+    "--max-iters", str(STEPS), "--val-every", "0", "--save-every", "2",
+)  # fmt: skip
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _end(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+# what happens where a sample is read, whether only in a worker, and the documented exit codes
+IN_READING: dict[str, tuple[Callable[[], None], bool, set[int]]] = {
+    "SIGKILL": (_end(signal.SIGKILL), True, {5}),
+    "SIGSEGV": (_end(signal.SIGSEGV), True, {5}),
+    "SIGABRT": (_end(signal.SIGABRT), True, {5}),
+    "SIGTERM": (_end(signal.SIGTERM), True, {0}),  # a worker leaves it to the main process
+    "exit": (lambda: os._exit(3), True, {5}),
+    "no memory": (lambda: _raise(MemoryError()), False, {5}),
+    "a failing disk": (lambda: _raise(OSError(errno.EIO, os.strerror(errno.EIO))), True, {5}),
+    "a bad image": (lambda: _raise(DataError("the image is damaged")), False, {6}),
+}
+
+
+@dataclass(frozen=True)
+class Death:
+    """How one training is hit: a key of `IN_READING`, its number of workers, the number of the sample."""
+
+    how: str
+    workers: int
+    moment: int
+
+    def prepare(self, struck: Path) -> None:
+        """Done in the training's process before it begins; `struck` will say when it happened."""
+        action, in_worker, _ = IN_READING[self.how]
+        real = loaders._TrainSamples.__getitem__
+
+        def read(samples: Any, place: loaders.StreamPlace) -> Any:
+            augment = samples.augment
+
+            def hit(*given: Any) -> Any:
+                struck.write_text(repr(time.monotonic()))
+                action()
+                return augment(*given)
+
+            if place.position == self.moment and (get_worker_info() is not None or not in_worker):
+                samples.augment = hit
+            try:
+                return real(samples, place)
+            finally:
+                samples.augment = augment
+
+        loaders._TrainSamples.__getitem__ = read  # type: ignore[method-assign]
+
+
+def _outcome(box: Box) -> tuple[dict[str, torch.Tensor], bytes]:
+    run = box.work / "out" / "run"
+    saved = torch.load(run / "checkpoints" / "last.pth", weights_only=True)
+    return saved["state_dict"], (run / "log.jsonl").read_bytes()
+
+
+def draw(chance: random.Random) -> Death:
+    """A training and what happens to it."""
+    workers = chance.choice((1, 1, 2, 0))
+    possible = [how for how, (_, in_worker, _) in IN_READING.items() if workers or not in_worker]
+    return Death(chance.choice(possible), workers, chance.randrange(STEPS))
+
+
+def deaths(rng: random.Random, folder: Path, count: int) -> Faults:
+    """As said above; resumed, each training ends with the weights and the log of one to which nothing happened."""
+    for name in ("torch._dynamo", "matplotlib.figure", "dgmn2cli.cli.train", "dgmn2cli.training.run"):
+        importlib.import_module(name)  # once, not in each training
+    box, whole = Box(folder / "box"), list[tuple[dict[str, torch.Tensor], bytes]]()
+    write_streets(folder / "data", train=2, val=1)
+
+    def fresh() -> Box:
+        shutil.copytree(folder / "data", box.make().work / "data")
+        return box
+
+    def call(death: Death, codes: set[int], *more: str, prepare: Callable[[], object] = lambda: None) -> Call:
+        options = ("--workers", str(death.workers))
+        fonts = {"MPLCONFIGDIR": str(folder / "fonts")}  # matplotlib looks for fonts once, not in each training
+        may_write = ("a/b/desk/out", "cache", "tmp")  # Python's own clean-up is left out where a forked process ends
+        return Call((*TRAIN, *options, *more), codes, fonts, may_write=may_write, prepare=prepare, limit=PATIENCE)
+
+    for index in range(count):
+        death = draw(rng)
+
+        def judge_one(death: Death = death) -> str:
+            if not whole:
+                judge(fresh(), call(death, {0}))
+                whole.append(_outcome(box))
+            struck = folder / "struck"
+            struck.unlink(missing_ok=True)
+            outcome = judge(fresh(), call(death, IN_READING[death.how][2], prepare=lambda: death.prepare(struck)))
+            seconds = time.monotonic() - float(struck.read_text())
+            if seconds > LIMIT:
+                raise Violation(f"it ended {seconds:.0f} s after {death.how}")
+            if outcome != RIGHT:
+                judge(box, call(death, {0}, "--resume"))
+            weights, log = _outcome(box)
+            expected, lines = whole[0]
+            if log != lines or any(not torch.equal(value, expected[name]) for name, value in weights.items()):
+                raise Violation("the resumed training ends otherwise than the unbroken one")
+            return outcome
+
+        yield f"{index} {death.how}, {death.workers} workers, sample {death.moment}", judge_one
+
+
+KINDS = (Kind("death of a data worker", deaths, 20, 1, patience=600, forks=True),)
