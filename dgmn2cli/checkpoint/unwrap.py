@@ -96,7 +96,7 @@ def _holds_tensors(value: Any) -> bool:
 def _wrapper(content: Mapping[str, Any]) -> str:
     """The entry that holds the weights; empty where the content is nothing but them."""
     named = next((name for name in WEIGHTS if isinstance(content.get(name), Mapping)), "")
-    candidates = [key for key, item in content.items() if key not in AVERAGES and _holds_tensors(item)]
+    candidates = [key for key, item in content.items() if key not in (*AVERAGES, "meta") and _holds_tensors(item)]
     if named or (_holds_tensors(content) and not candidates):  # a tensor beside candidates is no weight, but a state
         return named
     if len(candidates) == 1:
