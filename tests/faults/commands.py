@@ -350,7 +350,7 @@ KINDS = (
     Kind("command line, model file to run", kind_of(runner_setups), 124, 3, patience=90, forks=True),
     Kind("command line, model file to take", kind_of(taker_setups), 93, 2, patience=90, forks=True),
     Kind("command line, cached file", kind_of(cached_setups), 108, 2, patience=90, forks=True),
-    Kind("command line, picture", kind_of(picture_setups), 120, 3, patience=90, forks=True),
+    Kind("command line, image", kind_of(picture_setups), 120, 3, patience=90, forks=True),
     Kind("command line, label map and data set", kind_of(data_setups), 107, 3, patience=90, forks=True),
     Kind("command line, manifest and configuration", kind_of(text_setups), 338, 5, patience=90, forks=True),
     Kind("command line, name of a model", kind_of(name_setups), 455, 4, patience=90, forks=True),
