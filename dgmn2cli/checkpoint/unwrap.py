@@ -62,7 +62,7 @@ def unwrap(file: Checkpoint, content: Any, ema: bool = False) -> Checkpoint:
     if not isinstance(content, Mapping):
         what = getattr(content, "name", "") or f"a {type(content).__name__}"
         raise Unfit(f"it holds {what}, wanted named tensors (a state dict)")
-    content = {str(key): item for key, item in content.items()}  # a wrapper may be a number, too
+    content = _raised({str(key): item for key, item in content.items()})  # a wrapper may be a number, too
     average = next((name for name in AVERAGES if _holds_tensors(content.get(name))), "")
     if ema and not average:
         raise Unfit("it holds no averaged weights (state_dict_ema, ema_state_dict, ...), and --ema asks for them")
@@ -87,6 +87,20 @@ def unwrap(file: Checkpoint, content: Any, ema: bool = False) -> Checkpoint:
         listed = ", ".join(sorted(objects)[:5]) + (f" and {len(objects) - 5} more" if len(objects) > 5 else "")
         notes.append(f"Objects of other programs beside the weights were left out: {listed}.")
     return replace(file, state=state, meta=about, rest=rest, wrapper=wrapper, renamed=renamed, notes=tuple(notes))
+
+
+def _raised(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with weights that lie two levels deep, `{'checkpoint': {'state_dict': ...}}`, one level higher."""
+    if any(_holds_tensors(content.get(name)) for name in WEIGHTS):
+        return content
+    inside = [
+        key
+        for key, item in content.items()
+        if key != "meta" and isinstance(item, Mapping) and any(_holds_tensors(item.get(name)) for name in WEIGHTS)
+    ]
+    if len(inside) != 1:
+        return content
+    return {**{key: item for key, item in content.items() if key != inside[0]}, **content[inside[0]]}
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -30,6 +30,7 @@ from dgmn2cli.errors import Dgmn2Error, ResourceError
 from dgmn2cli.runtime import end_with_parent
 
 _ORDER, _AUGMENT = 0, 1  # the two uses of the seed, kept apart
+ENDING = 5.0  # seconds that the end of the data workers may take
 LOOK = 1.0  # seconds between two looks at the workers while a batch is waited for
 FILES = 32, 12  # that a process opens while it trains, and more for each of its workers
 
@@ -206,16 +207,18 @@ def train_batches(
     batches, started = _started(loader, workers)
     try:
         while True:
-            batch = _next(batches, check)
+            batch = _next(batches, check) if workers else next(batches)
             if isinstance(batch, Dgmn2Error):
                 raise batch
             yield batch
     finally:
         for worker in started:
             worker.kill()  # torch would wait for what each is doing
-        # let go first: found later by the garbage collector, together with the queues it would say goodbye through,
-        # torch's iterator waits five seconds for its workers
-        del batches
+        if end := getattr(batches, "_shutdown_workers", None):
+            # it takes a lock that a killed worker may have held: nobody waits for it longer than this
+            ending = threading.Thread(target=end, daemon=True)
+            ending.start()
+            ending.join(ENDING)
 
 
 def _started(loader: DataLoader[Any], workers: int) -> tuple[Iterator[Any], list[BaseProcess]]:
@@ -263,6 +266,8 @@ def _next(batches: Iterator[Any], check: Callable[[], object]) -> Any:
             return next(batches)
         except (OSError, EOFError) as error:  # the connection that hands over a batch ended with its worker
             check()
+            if "in DataLoader worker process" in str(error):
+                raise _failed(str(error)) from error
             raise _died(_first_line(error)) from error
         except RuntimeError as error:
             check()
@@ -271,10 +276,23 @@ def _next(batches: Iterator[Any], check: Callable[[], object]) -> Any:
                 continue
             if "Too many open files" in text or "items of ancdata" in text:
                 raise _too_few_files(0) from error
+            if "in DataLoader worker process" in text:
+                raise _failed(text) from error
             if "DataLoader worker (pid" not in text:
                 raise
             why = "the system ended it, most often for want of memory or shared memory"
             raise _died(f"{why}; /dev/shm: {shared_memory()}") from error
+        except Exception as error:
+            if isinstance(error, Dgmn2Error) or "in DataLoader worker process" not in str(error):
+                raise
+            check()
+            raise _failed(str(error)) from error
+
+
+def _failed(text: str) -> ResourceError:
+    """What a worker raised, of whatever type, in one line: torch hands it on with its traceback as text."""
+    hint = "--resume goes on from what was saved; --debug shows where it failed."
+    return ResourceError("a data worker failed", why=text.strip().splitlines()[-1][:200], hint=hint)
 
 
 def eval_indices(size: int, rank: int = 0, world: int = 1, done: Sequence[int] = ()) -> list[int]:

@@ -128,6 +128,14 @@ def test_wrappers_are_found_and_said(tmp_path: Path, wrapper: str) -> None:
     assert wrapper == "model" or any(f"'{wrapper}'" in note for note in notes)
 
 
+def test_weights_two_levels_deep(tmp_path: Path) -> None:
+    nested = {"checkpoint": {"state_dict": STATE, "meta": META}, "ema": ZEROS, "rng": torch.zeros(3, dtype=torch.uint8)}
+    path = saved(tmp_path / "x.pth", {**nested, "dtype": torch.float16})
+    assert_loads(path)
+    assert_loads(path, ZEROS, ema=True)
+    assert read_checkpoint(path).meta == META
+
+
 def test_several_unknown_wrappers_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError) as caught:
         read_checkpoint(saved(tmp_path / "x.pth", {"student": STATE, "teacher": ZEROS}))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 
@@ -123,11 +124,17 @@ def test_a_killed_worker_is_a_resource_error(data: SegmentationSet) -> None:
         take(train_batches(data, suicide, TrainStream(5, seed=3, batch=1), workers=1), 1)
 
 
-def test_other_failures_keep_their_kind(data: SegmentationSet) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError, OSError, cv2.error])
+def test_what_a_worker_raises_is_one_line(data: SegmentationSet, kind: type[Exception]) -> None:
     def fail(sample: Any, draws: Any) -> Any:
-        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0")  # torch's words for any failure there
+        raise kind("the lens is dirty")
 
-    with pytest.raises(RuntimeError, match="worker process 0"):
+    with pytest.raises(ResourceError, match="a data worker") as caught:
+        take(train_batches(data, fail, TrainStream(5, seed=3, batch=1), workers=1), 1)
+    assert caught.value.exit_code == 5
+    assert "the lens is dirty" in caught.value.why
+    assert "\n" not in caught.value.why
+    with pytest.raises(kind, match="the lens is dirty"):  # in the process itself it stays what it is
         take(train_batches(data, fail, TrainStream(5, seed=3, batch=1)), 1)
 
 

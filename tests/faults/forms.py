@@ -208,7 +208,6 @@ def _wrap(form: Form, entries: Any, wrapper: str, chance: random.Random) -> None
         content[chance.choice(("student", "my weights", 5, (1, 2), b"raw", None))] = entries
     elif wrapper == "nested":
         content["checkpoint"] = {"state_dict": entries}
-        form.wanted, form.culprits = None, ("checkpoint", "meta")
     else:
         content[wrapper] = entries
     if chance.random() < 0.3:
@@ -218,7 +217,7 @@ def _wrap(form: Form, entries: Any, wrapper: str, chance: random.Random) -> None
             "n_averaged": torch.tensor(5)
         }
         form.ema = chance.random() < 0.5
-        if form.ema or wrapper == "nested":  # nothing else is found, and a note says which was taken
+        if form.ema:
             form.wanted, form.culprits = dict(AVERAGED), ()
     elif chance.random() < 0.05:
         form.ema, form.wanted, form.culprits = True, None, ("--ema",)
