@@ -49,9 +49,10 @@ def train(request: TrainRequest, observer: Observer) -> TrainReport:
     if launched_world() == 1 and request.processes > 1:
         report, number = launch(_rank, (request,), request.processes, observer)
     else:
-        # torchrun hands on the Ctrl-C that the terminal has sent to every process already
-        with StopRequest(insistent=launched_world() == 1) as stop:
-            report = _train_here(request, observer, stop)
+        # A signal acts at once while processes wait for each other. Afterwards it is noted; torchrun hands on the
+        # Ctrl-C that the terminal has sent to every process already.
+        with join(request.device, observer) as group, StopRequest(insistent=launched_world() == 1) as stop:
+            report = _train_here(request, observer, stop, group)
         number = stop.number or 0
     if report is None:
         signal.raise_signal(number or signal.SIGINT)  # now that all is saved, it acts as the caller has arranged
@@ -63,16 +64,15 @@ def _rank(request: TrainRequest, observer: Observer) -> TrainReport | None:
     """One process of several started here, on its share of the cores."""
     cores = len(os.sched_getaffinity(0))
     set_threads(request.threads or max(1, cores // request.processes))
-    with StopRequest(insistent=False) as stop:
-        return _train_here(request, observer, stop)
+    with StopRequest(insistent=False) as stop, join(request.device, observer) as group:
+        return _train_here(request, observer, stop, group)
 
 
-def _train_here(request: TrainRequest, observer: Observer, stop: StopRequest) -> TrainReport | None:
+def _train_here(request: TrainRequest, observer: Observer, stop: StopRequest, group: Group) -> TrainReport | None:
     """The training on this process; None where it was stopped, its state saved."""
     began = time.monotonic()
     set_threads(request.threads)
     with ExitStack() as stack:
-        group = stack.enter_context(join(request.device, observer))
         observer = observer if group.main else Silent()
         stack.callback(observer.end)
         stack.enter_context(determinism(group.device, request.config.train.deterministic))

@@ -122,6 +122,22 @@ SAYS = {
 }
 
 
+def test_signals_end_the_wait_for_a_process_that_does_not_come(folder):
+    group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29573"}
+    for number, said in SAYS.items():
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command("alone"), cwd=folder, env=environment() | group, stdout=pipe, stderr=pipe, text=True
+        ) as child:
+            try:
+                assert child.stderr.readline().startswith("waiting for process 2 of 2")
+                child.send_signal(number)
+                err = child.communicate(timeout=30)[1]
+            finally:
+                child.kill()
+        assert (child.returncode, err.splitlines()[-1]) == said
+
+
 def test_signals_end_a_run_with_its_state_saved(folder):
     assert interrupted(folder, command("r"), 2, signal.SIGTERM) == SAYS[signal.SIGTERM]
     assert interrupted(folder, command("r", "--resume"), 4, signal.SIGINT) == SAYS[signal.SIGINT]
