@@ -168,10 +168,10 @@ def _recipe(
 
 
 def _model_named() -> bool:
+    """Whether the command line names the model; what the environment says is only a default."""
     context = click.get_current_context()
-    source = context.get_parameter_source("model")
-    default = source in (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP, None)
-    return bool(context.params.get("model_named")) or not default
+    typed = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
+    return typed or bool(context.params.get("model_named"))
 
 
 def evaluated(result: Evaluated) -> str:

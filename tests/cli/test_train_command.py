@@ -86,7 +86,7 @@ def test_a_dry_run_refuses_what_the_training_would(run: Run) -> None:
         assert run("train", NAIVE, *TWO_STEPS, *options, "--dry-run")[0] == code, options
 
 
-def test_a_run_and_what_may_be_done_with_it(run: Run) -> None:
+def test_a_run_and_what_may_be_done_with_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = run("train", NAIVE, *TWO_STEPS, "--out", "r")
     assert code == 0
     assert err.splitlines()[0].startswith("Effective batch 1 (1 process x 1; the recipe is made for 8: --accumulate 8)")
@@ -105,8 +105,10 @@ def test_a_run_and_what_may_be_done_with_it(run: Run) -> None:
     assert err.splitlines()[:2] == ["augment.crop: 32 -> 64", "train.seed: 0 -> 4"]
     assert "or --force to go on with the new ones" in err.splitlines()[-1]
 
+    monkeypatch.setenv("DGMN2_MODEL", "setr_pup-tiny")  # the run's own model comes before the environment's
     code, out, err = run("train", "--out", "r", "--resume", "--max-iters", "3", "--force", "--json")
     assert code == 0
+    monkeypatch.delenv("DGMN2_MODEL")
     report = json.loads(out)
     assert (report["resumed_at"], report["iterations"]) == (2, 3)
     assert report["notes"][:2] == ["Changed: train.iters: 2 -> 3", "Resumed after 2 steps."]
