@@ -61,7 +61,7 @@ def test_data_files_travel(installed: Path) -> None:
     assert len(list((resources / "configs" / "recipes").glob("*.toml"))) >= 2
     assert (resources / "examples" / "summer_palace.jpg").is_file()
     assert "Creative Commons" in (resources / "examples" / "README.md").read_text(encoding="utf-8")
-    assert (installed / "dgmn2cli" / "demo" / "page.html").is_file()
+    assert (installed / "dgmn2cli" / "report" / "templates" / "demo.html").is_file()
     assert not list(installed.rglob("tests")), "tests do not belong in the wheel"
 
 

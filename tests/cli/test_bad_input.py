@@ -95,7 +95,7 @@ WRONG = [
     ("benchmark fpn-tiny --compile --device cpu", 2, "--compile is for NVIDIA GPUs"),
     ("infer a.txt/b", 6, "cannot find the image (a.txt/b): not a directory. Give files"),
     ("infer @nul.txt", 6, "line 1 has a NUL byte"),
-    ("infer photo.png LONG loop", 4, "the weights are not on disk"),
+    ("infer photo.png LONG loop", 2, "Rename these images"),
     ("infer photo.png --save masks", 2, "no such output (masks): wanted some of ids"),
     ("infer photo.png --save ,", 2, "no output is named: wanted some of ids"),
     ("infer photo.png --alpha nan", 2, "nan is not in the range 0<=x<=1"),
