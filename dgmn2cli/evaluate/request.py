@@ -99,7 +99,7 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> Se
 
 def _require_replaceable(report: Path) -> None:
     """Refuses to write the report where something else is than an earlier one."""
-    if not os.path.lexists(report):
+    if not os.path.exists(report):  # nor a link that leads nowhere: it is replaced
         return
     what = "the report is not written"
     if not report.is_file():
