@@ -45,7 +45,7 @@ REQUIRED = (
     "jinja2",
 )
 OPTIONAL = ("triton", "tensorboard", "cityscapesScripts")
-TORCH_TESTED = ((2, 10), (2, 14))  # oldest and newest version that the tests ran with
+TORCH_TESTED = ((2, 10), (2, 14))  # the oldest that is taken, and the newest: all tests ran with that one only
 SHARED_MEMORY = Path("/dev/shm")  # what data workers pass batches through
 SHARED_MEMORY_WANTED = 10**9  # bytes: a few batches of 769 x 769 crops for each worker
 HOMES = {"native": "cpu", "triton": "cuda"}  # the device a backend is for; the definition runs on the chosen one
@@ -128,10 +128,10 @@ def _libraries() -> Iterator[Finding]:
 
 
 def _torch_version(version: str) -> Finding:
-    """Whether the tests ran with this version of PyTorch."""
+    """Whether this version of PyTorch is old or new beyond what was tried."""
     oldest, newest = (".".join(map(str, bound)) for bound in TORCH_TESTED)
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    about = f"{version}, tested with {oldest} to {newest}"
+    about = f"{version}; wanted {oldest} or newer, tested with {newest}"
     if found < TORCH_TESTED[0]:
         return Finding("PyTorch", "failed", f"{about}: too old")
     return Finding("PyTorch", "note" if found > TORCH_TESTED[1] else "ok", about)
