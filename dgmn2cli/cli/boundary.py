@@ -68,7 +68,7 @@ def _outcome(run: Callable[[], None], debug: bool, received: Sequence[int]) -> i
         try:
             code = _code_of(run)
             sys.stdout.flush()
-        except Exception as error:
+        except Exception as error:  # whatever a library made of a signal
             if not received:
                 raise
             raise _exception_of(received[0]) from error

@@ -282,7 +282,7 @@ def _next(batches: Iterator[Any], check: Callable[[], object]) -> Any:
                 raise
             why = "the system ended it, most often for want of memory or shared memory"
             raise _died(f"{why}; /dev/shm: {shared_memory()}") from error
-        except Exception as error:
+        except Exception as error:  # of any type: what a worker raised, in torch's words
             if isinstance(error, Dgmn2Error) or "in DataLoader worker process" not in str(error):
                 raise
             check()

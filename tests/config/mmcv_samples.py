@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from dgmn2cli.config import Config
+
 SIZES = ("tiny", "small", "medium", "large")
 
 HEAD_TEXTS = {
@@ -136,3 +140,12 @@ def v1_text(head: str = "setr_pup", size: str = "tiny") -> str:
     """One published configuration in MMSegmentation's 1.x format."""
     neck = NECK if head == "fpn" else ""
     return V1.format(size=size, output=OUTPUTS.get(head, ""), neck=neck, head=HEAD_TEXTS[head])
+
+
+def bare(config: Config) -> Config:
+    """The configuration without what differs between two ways of saying it: name and notes."""
+    return replace(config, name="x", notes=())
+
+
+MODELS = [(head, size) for head in HEAD_TEXTS for size in SIZES]
+PUP = config_name("setr_pup", "tiny")
