@@ -6,7 +6,7 @@ transform takes the generator it draws from, and draws in the published order: t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -17,18 +17,18 @@ STD_RGB = (58.395, 57.12, 57.375)
 CROP_TRIES = 10
 
 
-def normal_table() -> np.ndarray:
+def normal_table(mean_rgb: Sequence[float] = MEAN_RGB, std_rgb: Sequence[float] = STD_RGB) -> np.ndarray:
     """(3, 256) float32: the normalised value of each byte, per channel in red green blue order.
 
     As published: subtract the float32 mean in float32, multiply by the float64 reciprocal of the float32 deviation,
     round to float32.
     """
-    mean, std = np.array(MEAN_RGB, np.float32), np.array(STD_RGB, np.float32)
+    mean, std = np.array(mean_rgb, np.float32), np.array(std_rgb, np.float32)
     centred = np.arange(256, dtype=np.float32) - mean[:, None]
     return (centred * (1 / std.astype(np.float64))[:, None]).astype(np.float32)
 
 
-_NORMAL = normal_table()
+NORMAL = normal_table()
 
 
 def target_size(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:
@@ -58,21 +58,21 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def normalize(image: np.ndarray) -> np.ndarray:
+def normalize(image: np.ndarray, table: np.ndarray = NORMAL) -> np.ndarray:
     """The network input (3, H, W) float32, red green blue, of an image (H, W, 3) uint8, blue green red."""
     planes = np.empty((3, *image.shape[:2]), np.float32)
     for channel in range(3):
-        np.take(_NORMAL[channel], image[:, :, 2 - channel], out=planes[channel], mode="clip")
+        np.take(table[channel], image[:, :, 2 - channel], out=planes[channel], mode="clip")
     return planes
 
 
-def fit_image(image: np.ndarray, scale: tuple[int, int] | None) -> np.ndarray:
-    """The published test pipeline's resize: `image` fitted into a scale pair, or itself where that is None."""
-    return image if scale is None else resize_image(image, target_size(image.shape[0], image.shape[1], scale))
-
-
 def network_input(
-    image: np.ndarray, rows: slice = slice(None), columns: slice = slice(None), *, flip: bool = False
+    image: np.ndarray,
+    rows: slice = slice(None),
+    columns: slice = slice(None),
+    *,
+    flip: bool = False,
+    table: np.ndarray = NORMAL,
 ) -> np.ndarray:
     """The published test pipeline after the resize: mirror on bytes, normalise; of a part of the image.
 
@@ -80,11 +80,12 @@ def network_input(
         image: (h, w, 3) uint8, blue green red.
         rows, columns: the part, in pixels of the mirrored image where `flip`.
         flip: mirror the image left to right.
+        table: the normalised value of each byte, as `normal_table`.
 
     Returns:
         (3, rows, columns) float32, red green blue.
     """
-    return normalize((image[:, ::-1] if flip else image)[rows, columns])
+    return normalize((image[:, ::-1] if flip else image)[rows, columns], table)
 
 
 @dataclass(frozen=True)

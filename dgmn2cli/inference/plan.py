@@ -11,6 +11,7 @@ from dgmn2cli.config.schema import MAX_SIDE, PROTOCOLS
 from dgmn2cli.data.images import MAX_PIXELS
 from dgmn2cli.data.transforms import scaled, target_size
 from dgmn2cli.errors import ConfigError, ResourceError
+from dgmn2cli.inference.graph import GraphInference
 from dgmn2cli.inference.sliding_window import Windowing, band_rows
 from dgmn2cli.runtime import highest_use, in_use
 
@@ -54,7 +55,7 @@ class Protocol:
     """The test procedure in force, as `resolve_settings` gives it; reports carry it.
 
     Attributes:
-        name: `paper` or `native`.
+        name: `paper`, `native`, or of a graph `whole` (stretched to exactly `scale`, in one piece).
         scale: the (width, height) images are fitted into; None: they keep their size.
         window, stride: of the sliding window, in pixels.
         window_batch: windows per forward pass; None: not known, because it is chosen by device.
@@ -73,37 +74,41 @@ class Protocol:
     def __str__(self) -> str:
         size = f"{self.scale[0]}x{self.scale[1]}" if self.scale else "the images' size"
         kind = f"{len(self.ratios)} scales" if len(self.ratios) > 1 else "single scale"
-        return f"{self.name}, {kind}{' + flip' if self.flip else ''}, {size}, window {self.window}/{self.stride}"
+        cut = "one piece" if self.window == MAX_SIDE else f"window {self.window}/{self.stride}"
+        return f"{self.name}, {kind}{' + flip' if self.flip else ''}, {size}, {cut}"
 
 
 def resolve_settings(
-    settings: Settings, inference: InferenceConfig, device: torch.device | str | None = None
+    settings: Settings, inference: InferenceConfig | GraphInference, device: torch.device | str | None = None
 ) -> Protocol:
     """What `settings` mean on top of a configuration: the one place where they are resolved.
 
     Args:
         settings: what the user wants.
-        inference: the configuration's test procedure.
+        inference: the configuration's test procedure, or the graph's.
         device: where the network runs, which decides how many windows go through it at a time.
 
     Raises:
         ConfigError: an unknown protocol, or an impossible scale, window, stride or batch.
     """
     name = inference.protocol if settings.protocol is None else settings.protocol
-    if name not in PROTOCOLS:
+    if name not in PROTOCOLS and name != inference.protocol:
         raise ConfigError("no such protocol", where=name[:60], why=f"wanted one of {', '.join(PROTOCOLS)}")
     scale = inference.scale if settings.scale is None else settings.scale
-    if len(scale) != 2 or not all(1 <= side <= MAX_SIDE for side in scale):
+    if name == "native" or (name == "whole" and scale is None):
+        scale = None
+    elif scale is None or len(scale) != 2 or not all(1 <= side <= MAX_SIDE for side in scale):
         raise ConfigError("impossible scale", where=str(scale)[:60], why=f"wanted (width, height), 1 to {MAX_SIDE}")
-    window = inference.window if settings.window is None else settings.window
-    stride = min(inference.stride, window) if settings.stride is None else settings.stride
+    window, stride = (MAX_SIDE, MAX_SIDE) if name == "whole" else (inference.window, inference.stride)
+    window = window if settings.window is None else settings.window
+    stride = min(stride, window) if settings.stride is None else settings.stride
     batch = settings.window_batch
     if batch is None and device is not None:
         batch = WINDOW_BATCH.get(torch.device(device).type, WINDOW_BATCH_GPU)
     Windowing(window, stride, 1 if batch is None else batch)  # refuses what cannot be
     return Protocol(
         name=name,
-        scale=None if name == "native" else scale,
+        scale=scale,
         window=window,
         stride=stride,
         window_batch=batch,
@@ -122,6 +127,7 @@ class Plan:
         windowing: crop, stride and batch.
         size: the image's (height, width).
         keep: hold the scores of the whole image; else only of the rows that windows still reach.
+        stretch: scales are met exactly, whatever the image's shape.
         on_host: sum the logits in main memory although the network runs elsewhere.
         peak: bytes that are predicted to be in use at most; known where a limit was given.
     """
@@ -131,17 +137,19 @@ class Plan:
     windowing: Windowing
     size: tuple[int, int]
     keep: bool = True
+    stretch: bool = False
     on_host: bool = False
     peak: int | None = None
 
     @classmethod
     def of(cls, protocol: Protocol, size: tuple[int, ...]) -> Plan:
         """The plan by which an image of `size` (height, width) is segmented where memory is not limited."""
-        native = protocol.scale is None
+        own, pad, stretch = protocol.scale is None, protocol.name == "native", protocol.name == "whole"
         base = protocol.scale or (size[1], size[0])
-        scales = tuple(None if native and ratio == 1.0 else scaled(base, ratio) for ratio in protocol.ratios)
-        windowing = Windowing(protocol.window, protocol.stride, protocol.window_batch or 1, pad=native)
-        return cls(scales, (False, True) if protocol.flip else (False,), windowing, (size[0], size[1]))
+        scales = tuple(None if own and ratio == 1.0 else scaled(base, ratio) for ratio in protocol.ratios)
+        windowing = Windowing(protocol.window, protocol.stride, protocol.window_batch or 1, pad=pad)
+        flips = (False, True) if protocol.flip else (False,)
+        return cls(scales, flips, windowing, (size[0], size[1]), stretch=stretch)
 
     def __str__(self) -> str:
         batch = self.windowing.batch
@@ -154,7 +162,10 @@ class Plan:
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) at each scale."""
-        return [self.size if scale is None else target_size(*self.size, scale) for scale in self.scales]
+        return [
+            self.size if scale is None else scale[::-1] if self.stretch else target_size(*self.size, scale)
+            for scale in self.scales
+        ]
 
     @property
     def windows(self) -> int:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import read_image
-from dgmn2cli.data.transforms import fit_image, network_input, normal_table
+from dgmn2cli.data.transforms import NORMAL, network_input, resize_image
 from dgmn2cli.errors import DataError, ResourceError
+from dgmn2cli.inference.graph import GraphInference
 from dgmn2cli.inference.plan import SAVE_BYTES, Machine, Plan, Settings, fitted, require_room, resolve_settings
 from dgmn2cli.inference.prediction import ClassList, Prediction
-from dgmn2cli.inference.sliding_window import Crop, Scores, View, segment
+from dgmn2cli.inference.sliding_window import PUBLISHED, Crop, Finish, Scores, View, segment
 from dgmn2cli.observer import Observer
 from dgmn2cli.runtime import PeakMeter, in_use, is_out_of_memory, resolve_dtype
 
@@ -35,10 +36,15 @@ class RunInfo:
         sha256: hash of that file.
         device: `cpu`, `cuda:0`, ...
         device_name: what that is.
-        dtype: of weights and activations.
-        backend: op backend in use.
-        form: `fused` (inference form) or `published` (order of operations as published).
+        dtype: of weights and activations; of a graph's, of what goes in and comes out.
+        backend: op backend in use; of a graph none.
+        form: `fused` (inference form), `published` (order of operations as published) or `graph`.
         weights: the checkpoint's entry that holds the weights, such as `state_dict` or `state_dict_ema`.
+        runtime: what runs it: `torch`, `onnxruntime` or `openvino`.
+        runtime_version: of that.
+        precision: in which it computes.
+        graph: path of the graph, if it is one; `sha256` is that of the weights it was made from, if known.
+        graph_sha256: hash of that file.
     """
 
     model: str
@@ -50,6 +56,18 @@ class RunInfo:
     backend: str
     form: str
     weights: str = ""
+    runtime: str = "torch"
+    runtime_version: str = str(torch.__version__)
+    precision: str = ""
+    graph: str = ""
+    graph_sha256: str = ""
+
+    @property
+    def engine(self) -> str:
+        """What runs it, in words."""
+        if not self.graph:
+            return f"op backend {self.backend}"
+        return f"{self.runtime} {self.runtime_version}, graph {self.graph_sha256[:12]}"
 
 
 class Segmenter:
@@ -60,10 +78,21 @@ class Segmenter:
         classes: what the logits' channels mean.
         info: how it runs.
         inference: scales, ratios and window sizes in force when `predict` is not told otherwise.
+        normal: (3, 256) float32, what each byte becomes, per channel in red green blue order.
+        finish: how its logits become probabilities of the final image.
     """
 
-    def __init__(self, network: nn.Module, classes: ClassList, info: RunInfo, inference: InferenceConfig) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: ClassList,
+        info: RunInfo,
+        inference: InferenceConfig | GraphInference,
+        normal: np.ndarray = NORMAL,
+        finish: Finish = PUBLISHED,
+    ) -> None:
         self.network, self.classes, self.info, self.inference = network, classes, info, inference
+        self.normal, self.finish = normal, finish
         self.device = torch.device(info.device)
         self.dtype = resolve_dtype(info.dtype)
         self._fitting: int | None = None  # windows at a time that memory was seen to hold
@@ -131,7 +160,10 @@ class Segmenter:
         device = torch.device("cpu") if plan.on_host else None
         views = self.views(image, plan)
         with torch.inference_mode():
-            return segment(self.logits, views, plan.size, plan.windowing, progress, keep=plan.keep, device=device)
+            windows = plan.windowing
+            return segment(
+                self.logits, views, plan.size, windows, progress, keep=plan.keep, device=device, finish=self.finish
+            )
 
     def plan(
         self,
@@ -180,10 +212,10 @@ class Segmenter:
 
     def views(self, image: np.ndarray, plan: Plan) -> list[View]:
         """The inferences of an image (H, W, 3) uint8, blue green red; each is resized when it is opened."""
-        fit = lru_cache(maxsize=1)(lambda scale: fit_image(image, scale))  # both orientations share one image
+        resize = lru_cache(maxsize=1)(lambda size: resize_image(image, size))  # both orientations share one image
 
         def view(scale: tuple[int, int] | None, size: tuple[int, int], flip: bool) -> View:
-            return View(size, lambda: self._opened(fit(scale), flip), flip)
+            return View(size, lambda: self._opened(image if scale is None else resize(size), flip), flip)
 
         return [
             view(scale, size, flip) for scale, size in zip(plan.scales, plan.sizes, strict=True) for flip in plan.flips
@@ -192,9 +224,11 @@ class Segmenter:
     def _opened(self, image: np.ndarray, flip: bool) -> Crop:
         """Gives the network input of any part of an image; off the CPU, from bytes that lie on the device."""
         if self.device.type == "cpu":
-            return lambda rows, columns: torch.from_numpy(network_input(image, rows, columns, flip=flip))
+            return lambda rows, columns: torch.from_numpy(
+                network_input(image, rows, columns, flip=flip, table=self.normal)
+            )
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1).flip(0)  # (3, h, w), red green blue
-        table = torch.from_numpy(normal_table()).to(self.device)
+        table = torch.from_numpy(self.normal).to(self.device)
 
         def crop(rows: slice, columns: slice) -> Tensor:
             part = (pixels.flip(2) if flip else pixels)[:, rows, columns]

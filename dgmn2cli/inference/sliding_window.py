@@ -181,22 +181,44 @@ def _coverage(length: int, windowing: Windowing) -> Tensor:
     return counts
 
 
+def _probabilities(logits: Tensor, size: tuple[int, int], band: slice, above: int, height: int) -> Tensor:
+    return resize_rows(logits[None], size, band, above=above, height=height)[0].softmax(0)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How the mean logits of a view become probabilities at the image's size.
+
+    Attributes:
+        span: gives the rows of a map of some height that output rows are made from: as `source_span`.
+        probabilities: of rows of the logits `(C, h, w)` float32: takes the full output size, the output rows wanted,
+            how many rows of the whole map lie above those given, and its height; gives `(C, rows, W)` float32.
+    """
+
+    span: Callable[[int, int, slice], slice]
+    probabilities: Callable[[Tensor, tuple[int, int], slice, int, int], Tensor]
+
+
+PUBLISHED = Finish(source_span, _probabilities)
+
+
 class _ViewRows:
     """The mean logits of one view as its sweep gives them, turned into bands of the final image from top to bottom."""
 
-    def __init__(self, sweep: Iterator[Band], height: int, size: tuple[int, int], flipped: bool = False) -> None:
-        self.sweep, self.height, self.size, self.flipped = sweep, height, size, flipped
+    def __init__(
+        self, sweep: Iterator[Band], height: int, size: tuple[int, int], finish: Finish, flipped: bool = False
+    ) -> None:
+        self.sweep, self.height, self.size, self.finish, self.flipped = sweep, height, size, finish, flipped
         self.first = self.last = 0  # rows that `ready` has
         self.ready = torch.empty(0)
         self.tail, self.tail_first = torch.empty(0), 0  # rows above them that are still needed
 
     def probabilities(self, band: slice) -> Tensor:
         """`(C, rows, W)` float32 of the rows `band`; they must not start above those of an earlier call."""
-        span = source_span(self.height, self.size[0], band)
+        span = self.finish.span(self.height, self.size[0], band)
         while self.last < span.stop:
             self._advance(span.start)
-        logits = resize_rows(self._rows(span)[None], self.size, band, above=span.start, height=self.height)[0]
-        values = logits.softmax(0)
+        values = self.finish.probabilities(self._rows(span), self.size, band, span.start, self.height)
         return values.flip(2) if self.flipped else values
 
     def _rows(self, span: slice) -> Tensor:
@@ -227,11 +249,11 @@ class Scores:
     source: Callable[[int | None], Iterator[Band]]
 
     @staticmethod
-    def of_logits(values: Tensor, size: tuple[int, int]) -> Scores:
+    def of_logits(values: Tensor, size: tuple[int, int], finish: Finish = PUBLISHED) -> Scores:
         """Of mean logits `(C, h, w)` float32 at the inference size, for an image of `size`."""
         height = values.shape[1]
         whole = slice(0, height), values
-        return Scores(size, lambda rows: _mean_bands([_ViewRows(iter([whole]), height, size)], size, rows))
+        return Scores(size, lambda rows: _mean_bands([_ViewRows(iter([whole]), height, size, finish)], size, rows))
 
     @staticmethod
     def of_probabilities(values: Tensor) -> Scores:
@@ -294,6 +316,7 @@ def segment(
     *,
     keep: bool = True,
     device: torch.device | None = None,
+    finish: Finish = PUBLISHED,
 ) -> Scores:
     """Scores of one image over its views: one for single scale, twelve for the published multi-scale and flip.
 
@@ -306,6 +329,7 @@ def segment(
         keep: compute everything now and hold one buffer of the image's scores; else compute while bands are asked
             for, anew each time, holding no more rows than windows reach.
         device: where logits are summed; where the network gives them if None.
+        finish: how they become probabilities.
 
     Returns:
         The softmax of the one view's mean logits, or the mean of the views' probabilities: the same numbers with
@@ -314,7 +338,7 @@ def segment(
 
     def rows_of(view: View) -> _ViewRows:
         bands = sweep(logits_of, view, windowing, progress, whole=keep, device=device)
-        return _ViewRows(bands, view.size[0], size, view.flipped)
+        return _ViewRows(bands, view.size[0], size, finish, view.flipped)
 
     views = list(views)
     if not views:
@@ -323,7 +347,7 @@ def segment(
         return Scores(size, lambda rows: _mean_bands([rows_of(view) for view in views], size, rows))
     if len(views) == 1 and not views[0].flipped:
         [(_, logits)] = rows_of(views[0]).sweep
-        return Scores.of_logits(logits, size)
+        return Scores.of_logits(logits, size, finish)
     total: Tensor | None = None
     for view in views:
         for band, values in _mean_bands([rows_of(view)], size, None):

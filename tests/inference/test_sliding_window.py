@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgmn2cli.data.images import read_image
-from dgmn2cli.data.transforms import fit_image, network_input, scaled
+from dgmn2cli.data.transforms import network_input, resize_image, scaled, target_size
 from dgmn2cli.errors import ConfigError, NonFiniteError
 from dgmn2cli.inference.sliding_window import LogitsFunction, Scores, View, Windowing, segment, sweep, window_starts
 from dgmn2cli.model.filled import filled_state
@@ -56,8 +56,8 @@ def test_impossible_windows_are_refused(bad: dict[str, int]) -> None:
 
 def views(picture: np.ndarray, ratios: tuple[float, ...], flips: tuple[bool, ...]) -> list[View]:
     return [
-        view_of(torch.from_numpy(network_input(fit_image(picture, scaled(SCALE, ratio)), flip=flip)), flip)
-        for ratio in ratios
+        view_of(torch.from_numpy(network_input(resize_image(picture, size), flip=flip)), flip)
+        for size in (target_size(*picture.shape[:2], scaled(SCALE, ratio)) for ratio in ratios)
         for flip in flips
     ]
 

@@ -1,0 +1,77 @@
+"""From a graph's scores to probabilities of the final image, in NumPy alone.
+
+The runner that lies beside an exported graph has no torch and must come to the same bits: so every product and every
+sum is rounded by itself here, and nothing depends on which rows are computed together. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+
+@lru_cache(maxsize=64)
+def source_rows(length: int, target: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Upper and lower source row, and the lower one's weight, of each of `target` output rows, as PyTorch rounds.
+
+    Returns:
+        `(target,)` int64, int64, float32; not to be written to.
+    """
+    rows = np.arange(target, dtype=np.float32)
+    if align_corners:
+        position = rows * np.float32((length - 1) / (target - 1) if target > 1 else 0.0)
+    else:
+        half = np.float32(0.5)
+        position = np.maximum((rows + half) * np.float32(length / target) - half, np.float32(0))
+    upper = np.minimum(position.astype(np.int64), length - 1)
+    return upper, np.minimum(upper + 1, length - 1), position - upper.astype(np.float32)
+
+
+def resize_rows(
+    scores: np.ndarray,
+    size: tuple[int, int],
+    rows: slice,
+    *,
+    align_corners: bool,
+    above: int = 0,
+    height: int | None = None,
+) -> np.ndarray:
+    """Rows `rows` of `scores` resized to `size`, bilinear: first along the columns, then along the rows.
+
+    Args:
+        scores: `(C, h, w)` float32; the whole map, or those of its rows that are needed, and any more.
+        size: full output size `(H, W)`.
+        rows: the output rows wanted, `start` and `stop` within 0..H.
+        align_corners: the corner pixels' centres stay where they are; else the corners themselves.
+        above: rows of the whole map that lie above those in `scores`.
+        height: rows of the whole map; h if None.
+
+    Returns:
+        `(C, rows, W)` float32.
+    """
+    height, width = height or scores.shape[1], scores.shape[2]
+    if height == size[0]:
+        scores = scores[:, rows.start - above : rows.stop - above]
+    else:
+        upper, lower, weight = (values[rows] for values in source_rows(height, size[0], align_corners))
+        scores = _between(scores[:, upper - above], scores[:, lower - above], weight[:, None])
+    if width == size[1]:
+        return scores
+    left, right, weight = source_rows(width, size[1], align_corners)
+    return _between(scores[:, :, left], scores[:, :, right], weight)
+
+
+def _between(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`first + (second - first) * weight`, in the memory of `second`."""
+    second -= first
+    second *= weight
+    second += first
+    return second
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Probabilities `(C, ...)` float32 of scores `(C, ...)` over their first axis."""
+    values = np.exp(scores - scores.max(0))
+    values /= values.sum(0)
+    return values
