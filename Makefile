@@ -30,7 +30,7 @@ check: install
 # 20,000 raw calls of the operators, most with arguments that do not fit.
 sanitize: install
 	mkdir -p build
-	$(CXX) -std=c++17 -O1 -g -fopenmp -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
+	$(CXX) -std=c++17 -O1 -g -pthread -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
 		-I dgmn2cli/ops/csrc tests/ops/fuzz_kernels.cpp -o build/fuzz_kernels
 	build/fuzz_kernels 100000 1
 	MALLOC_PERTURB_=165 PYTHONPATH=$(CURDIR) $(BIN)/python -W ignore tests/ops/fuzz_operators.py 20000 1

@@ -11,8 +11,7 @@ KERNELS = Extension(
     sources=["dgmn2cli/ops/csrc/module.cpp"],
     depends=[str(header) for header in sorted(Path("dgmn2cli/ops/csrc").glob("*.h"))],
     language="c++",
-    extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"],
-    extra_link_args=["-fopenmp"],
+    extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")],
     py_limited_api=True,
     optional=True,  # without a compiler the package still installs; `dgmn2 doctor` says which backend runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -47,6 +48,7 @@ REQUIRED = (
 OPTIONAL = ("triton", "tensorboard", "cityscapesScripts")
 TORCH_TESTED = ((2, 10), (2, 14))  # the oldest that is taken, and the newest: all tests ran with that one only
 SHARED_MEMORY = Path("/dev/shm")  # what data workers pass batches through
+MAPS = Path("/proc/self/maps")  # the libraries in this process
 SHARED_MEMORY_WANTED = 10**9  # bytes: a few batches of 769 x 769 crops for each worker
 HOMES = {"native": "cpu", "triton": "cuda"}  # the device a backend is for; the definition runs on the chosen one
 TOLERANCE = 1e-4  # of the largest value: float32 against the definition in float64
@@ -94,6 +96,7 @@ def examine(zoo: Zoo, cache: Path, device: str = "auto") -> Examination:
         *_gpus(),
         *_backends(device),
         _packing(),
+        *_openmp(),
         _guarded("models", lambda: _models(zoo)),
         *_shared_memory(),
         _cache_folder(cache),
@@ -187,6 +190,14 @@ def _packing() -> Finding:
     return Finding(
         "prepacked weights", "ok" if works else "note", "yes" if works else f"no: {why}; inference is slower"
     )
+
+
+def _openmp() -> Iterator[Finding]:
+    """The OpenMP runtimes in this process: torch's should be the only one; nothing where the system does not tell."""
+    with contextlib.suppress(OSError):
+        found = sorted(set(re.findall(r"(/\S*/lib[gi]?omp\d*\b[^/\s]*)$", MAPS.read_text(), re.MULTILINE)))
+        others = "; several pools of threads in one process slow each other down" if len(found) > 1 else ""
+        yield Finding("OpenMP runtimes", "note" if others else "ok", f"{len(found)}: {', '.join(found)}{others}")
 
 
 def self_test(backend: str, device: str) -> str:

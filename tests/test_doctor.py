@@ -141,3 +141,13 @@ def test_it_works_without_proc(monkeypatch, tmp_path):
     found = doctor.examine(zoo.load_zoo(), tmp_path / "cache", "cpu")
     assert [f for f in found.findings if f.verdict == "failed"] == []
     assert hidden  # it did look
+
+
+def test_a_second_openmp_runtime_is_noted(monkeypatch, tmp_path):
+    line = "7f0{} r-xp 00000000 fe:00 42  /usr/lib/{}\n"
+    monkeypatch.setattr(doctor, "MAPS", tmp_path / "maps")
+    for names, verdict in ((["torch/libgomp.so.1"] * 2, "ok"), (["torch/libgomp.so.1", "libgomp.so.1"], "note")):
+        text = "".join(line.format(number, name) for number, name in enumerate([*names, "libcompress.so"]))
+        (tmp_path / "maps").write_text(text)
+        (found,) = doctor._openmp()
+        assert (found.verdict, found.value[0]) == (verdict, str(len(set(names))))

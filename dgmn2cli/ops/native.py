@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -20,11 +22,23 @@ ISA_VARIABLE = "DGMN2_CPU_ISA"  # forces a lower instruction set than the machin
 _SPARE = 16  # elements the kernels may touch behind the held height logits
 _BANDS, _RECORD = 8, 5  # parts in which the backward sorts an image's samples, and numbers it keeps of each
 
+
+def _parallel_for() -> int:
+    """Address of libtorch's C function `torch_parallel_for`, by which kernels run on torch's own threads; 0 without."""
+    for library in (torch._C.__file__, str(Path(torch.__file__).parent / "lib" / "torch_cpu.dll")):
+        try:
+            return ctypes.cast(ctypes.CDLL(library).torch_parallel_for, ctypes.c_void_p).value or 0
+        except (OSError, AttributeError):  # no such library; a libtorch before 2.10
+            continue
+    return 0
+
+
 _kernels: ModuleType | None
 try:
     from dgmn2cli.ops import _kernels as _loaded  # type: ignore[attr-defined]  # compiled, without a stub
 
     _kernels, _missing = _loaded, ""
+    _kernels.use_threads(_parallel_for())
 except ImportError as error:
     _kernels, _missing = None, f"the compiled extension is not built ({error})"
 

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <thread>
 
 #if defined(FUZZ_BASELINE_ONLY)  // a third of the compile time: one instruction set
 #undef __x86_64__
@@ -460,7 +461,17 @@ void run_seed(std::uint64_t seed, int kind, int format) {
 
 }  // namespace
 
+// What libtorch does with two threads: either takes one half, the caller the first.
+std::int32_t two_threads(std::int64_t begin, std::int64_t end, std::int64_t, dgmn2::Range range, void* context) {
+    const std::int64_t middle = begin + (end - begin + 1) / 2;
+    std::thread second(range, middle, end, context);
+    range(begin, middle, context);
+    second.join();
+    return 0;
+}
+
 int main(int argc, char** argv) {
+    dgmn2::parallel_for = two_threads;
     if (argc != 3) {
         std::fprintf(stderr, "usage: fuzz_kernels COUNT SEED\n");
         return 2;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from pathlib import Path
 
@@ -212,8 +213,11 @@ def test_one_thread_equals_two_bit_for_bit(native: str, shape: tuple[int, ...]) 
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             results.append(run(tensors, size, native))
+        native_module.loaded().use_threads(0)  # a libtorch without the function: serially
+        results.append(run(tensors, size, native))
     finally:
         torch.set_num_threads(before)
+        native_module.loaded().use_threads(native_module._parallel_for())
     for other in results[1:]:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(results[0], other, strict=True))
 
@@ -300,3 +304,24 @@ def test_backward_needs_no_unfolded_tensor(native: str, monkeypatch: pytest.Monk
     tables = 9 * (16 + 15) * 64
     assert allocated - returned <= 9 * samples + 8 * cells + tables + 64 + 16
     assert F.mse_loss(grads[0], torch.zeros_like(grads[0])) > 0
+
+
+def test_the_kernels_bring_no_pool_of_threads_of_their_own(native: str) -> None:
+    assert native_module._parallel_for() != 0
+    compiled = Path(str(native_module.loaded().__file__)).read_bytes()
+    assert [name for name in (b"GOMP_", b"__kmpc", b"libgomp", b"libomp", b"libiomp") if name in compiled] == []
+
+
+def test_threads_that_cannot_be_started_are_an_error(native: str) -> None:
+    """Results would not be complete; what torch returns then is not zero."""
+    refuse = ctypes.CFUNCTYPE(ctypes.c_int32)(lambda: 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        native_module.loaded().use_threads(ctypes.cast(refuse, ctypes.c_void_p).value)
+        with pytest.raises(RuntimeError, match="threads"):
+            run(inputs(1, 9, 9, 1, 16, torch.float32), (9, 9), native)
+    finally:
+        torch.set_num_threads(before)
+        native_module.loaded().use_threads(native_module._parallel_for())
+    run(inputs(1, 9, 9, 1, 16, torch.float32), (9, 9), native)

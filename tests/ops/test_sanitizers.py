@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["-std=c++17", "-O1", "-g", "-fopenmp", "-fsanitize=address,undefined,float-cast-overflow"]
+FLAGS = ["-std=c++17", "-O1", "-g", "-pthread", "-fsanitize=address,undefined,float-cast-overflow"]
 
 
 def build(folder: Path, headers: Path) -> Path:

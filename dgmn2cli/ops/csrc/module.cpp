@@ -36,6 +36,14 @@ class Arguments {
     Py_ssize_t next_ = 0;
 };
 
+// None, or the error that the threads of the last loop ended with.
+PyObject* finished() {
+    if (!dgmn2::threads_failed) Py_RETURN_NONE;
+    dgmn2::threads_failed = false;
+    PyErr_SetString(PyExc_RuntimeError, "torch could not start its threads");
+    return nullptr;
+}
+
 enum Format { float32 = 0, float64 = 1, bfloat16 = 2 };
 
 template <class T>
@@ -61,7 +69,7 @@ PyObject* unfold(Arguments& args, int threads, bool backward) {
     else
         dgmn2::unfold_forward(p, threads);
     Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    return finished();
 }
 
 template <class T>
@@ -95,7 +103,7 @@ PyObject* attention(Arguments& args, int threads, dgmn2::Isa isa, bool backward)
     else
         dgmn2::attention_forward(p, isa, threads);
     Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    return finished();
 }
 
 template <class T>
@@ -117,7 +125,7 @@ PyObject* upsampled(Arguments& args, int threads, dgmn2::Isa isa) {
     Py_BEGIN_ALLOW_THREADS
     dgmn2::upsampled_rows(p, isa, threads);
     Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    return finished();
 }
 
 PyObject* run_unfold(PyObject* tuple, bool backward) {
@@ -173,7 +181,17 @@ PyObject* advise_large_pages(PyObject*, PyObject* tuple) {
     Py_RETURN_NONE;
 }
 
+// Takes the address of libtorch's `torch_parallel_for`, 0 for none.
+PyObject* use_threads(PyObject*, PyObject* tuple) {
+    Arguments args(tuple);
+    const auto address = reinterpret_cast<dgmn2::ParallelFor>(args.number());
+    if (!args.complete()) return nullptr;
+    dgmn2::parallel_for = address;
+    Py_RETURN_NONE;
+}
+
 PyMethodDef METHODS[] = {
+    {"use_threads", use_threads, METH_VARARGS, "Runs loops by the function at this address; 0: serially."},
     {"best_isa", best_isa, METH_NOARGS, "Level of the best instruction set this machine runs."},
     {"advise_large_pages", advise_large_pages, METH_VARARGS, "Asks for large pages behind an allocation."},
     {"unfold_forward", unfold_forward, METH_VARARGS, "deform_unfold."},

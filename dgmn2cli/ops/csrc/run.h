@@ -6,10 +6,23 @@
 
 namespace dgmn2 {
 
+using Range = void (*)(std::int64_t begin, std::int64_t end, void* context);
+using ParallelFor = std::int32_t (*)(std::int64_t begin, std::int64_t end, std::int64_t grain, Range range, void* context);
+
+// libtorch's `torch_parallel_for`, so that the process has one pool of threads; where it is absent, loops run serially.
+inline ParallelFor parallel_for = nullptr;
+inline thread_local bool threads_failed = false;  // threads could not be started: the results are not complete
+
 template <class Work>
 void each(index items, int threads, const Work& work) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && items > 1)
-    for (index item = 0; item < items; ++item) work(item);
+    const Range range = [](std::int64_t begin, std::int64_t end, void* context) {
+        for (std::int64_t item = begin; item < end; ++item) (*static_cast<const Work*>(context))(index(item));
+    };
+    void* context = const_cast<Work*>(&work);
+    if (parallel_for == nullptr || threads < 2 || items < 2)
+        range(0, items, context);
+    else if (parallel_for(0, items, 1, range, context) != 0)
+        threads_failed = true;
 }
 
 template <class T>
