@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dgmn2cli.cli import protocol, render
-from dgmn2cli.cli.options import PATH, NumberType, Session, model_argument, pass_session
+from dgmn2cli.cli.options import PATH, NumberType, Session, command_line, model_argument, pass_session
 
 if TYPE_CHECKING:
     from dgmn2cli.evaluate import EvalReport
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Processes.")
 @click.option("--report", type=PATH, metavar="FILE", help="Write the JSON report here; its journal lies beside it.")
 @click.option("--resume", is_flag=True, help="Go on from the journal of an interrupted run with the same --report.")
+@click.option("--html", type=PATH, metavar="FILE", help="Write a page with everything found: one file, no network.")
+@click.option("--csv", type=PATH, metavar="DIR", help="Write classes.csv and images.csv here.")
+@click.option("--from", "predictions", type=PATH, metavar="PREDS", help="Evaluate predictions on disk; no model.")
+@click.option("--no-analysis", is_flag=True, help="Only count: no outlines, calibration, instances, crops.")
 @click.option("--save-preds", type=PATH, metavar="DIR", help="Keep the predictions: trainIds, and labelIds PNGs.")
 @click.option("--official", is_flag=True, help="Ask cityscapesScripts, too, and show the difference.")
 @click.option("--check", is_flag=True, help="Exit 1 unless the published figure is met; a partial run has no verdict.")
@@ -46,6 +50,10 @@ def evaluate(
     gpus: int,
     report: Path | None,
     resume: bool,
+    html: Path | None,
+    csv: Path | None,
+    predictions: Path | None,
+    no_analysis: bool,
     save_preds: Path | None,
     official: bool,
     check: bool,
@@ -67,16 +75,25 @@ def evaluate(
     from dgmn2cli.evaluate.request import EvalRequest, open_data
     from dgmn2cli.inference.load import resolve
 
-    zoo = session.zoo()
-    recipe = None if everything else resolve(model, zoo=zoo)
+    zoo, context = session.zoo(), click.get_current_context()
+    recipe = None if everything or predictions else resolve(model, zoo=zoo)
     root, split, described = protocol.data_of(recipe, data)
     request = EvalRequest(
         root, split, described, settings, limit, network.device, gpus, workers, network.threads, report, resume,
-        save_preds, official, tolerance, network.compiled, session.cache,
+        save_preds, official, tolerance, network.compiled, session.cache, analysis=not no_analysis,
+        predictions=predictions, html=html, csv=csv, command=command_line(context),
     )  # fmt: skip
+    if everything or predictions:
+        _refuse_one_model(context, "--all evaluates every model on disk" if everything else "--from needs no model")
+    if everything and (html or csv or predictions):
+        raise click.UsageError("--html, --csv and --from are for one evaluation: leave out --all", context)
+    if predictions and (save_preds or official):
+        raise click.UsageError("--save-preds and --official are for a model: leave out --from", context)
     with TerminalObserver(session) as observer:
-        if recipe is None:
-            _refuse_one_model(click.get_current_context())
+        if predictions:
+            open_data(request, [])
+            single = run.run_saved(request, observer)
+        elif recipe is None:
             found, missing = protocol.on_disk(session, zoo)
             models = [(one, protocol.loader(session, one, network, settings)) for one in found]
             answer = run.run_zoo(request, models, missing, observer)
@@ -86,7 +103,7 @@ def evaluate(
             single = run.run(request, recipe, protocol.loader(session, recipe, network, settings), observer)
     if launched_rank() > 0:  # of those that torchrun started the first one speaks
         return
-    if recipe is None:
+    if everything:
         render.emit(session, answer, lambda: _zoo_table(answer, zoo, settings.ms_flip))
         run.require_all_sound(answer)
         reports = list(answer.reports)
@@ -99,10 +116,10 @@ def evaluate(
         require_verdicts(reports)
 
 
-def _refuse_one_model(context: click.Context) -> None:
+def _refuse_one_model(context: click.Context, why: str) -> None:
     named = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
     if named or context.params.get("model_named") or context.params.get("checkpoint"):
-        raise click.UsageError("--all evaluates every model on disk: name no model and no checkpoint", context)
+        raise click.UsageError(f"{why}: name no model and no checkpoint", context)
 
 
 def _share(value: float) -> str:
@@ -133,7 +150,17 @@ def _figures(report: EvalReport) -> list[tuple[str, str]]:
     scores = report.scores
     rows = [("aAcc", scores.pixel_accuracy), ("mIoU", scores.mean_iou), ("mAcc", scores.mean_accuracy)]
     rows += [("category mIoU", scores.mean_category_iou)] if scores.categories else []
-    return [(name, f"{_share(value)} %") for name, value in rows]
+    if report.boundary is not None:
+        rows.append(("boundary mIoU", report.boundary.mean_iou))
+    if report.instances is not None:
+        rows.append(("iIoU", report.instances.mean_iiou))
+    texts = {name: f"{_share(value)} %" for name, value in rows}
+    low, high = report.intervals.mean_iou
+    texts["mIoU"] += f"  [{_share(low)}, {_share(high)}]" if report.data.images > 1 else ""
+    if report.calibration is not None:
+        found = report.calibration
+        texts["calibration"] = f"ECE {_share(found.ece)} %, best temperature {found.temperature:.2f}"
+    return list(texts.items())
 
 
 def _verdict(report: EvalReport) -> list[tuple[str, str]]:
@@ -157,7 +184,7 @@ def _about(report: EvalReport) -> list[tuple[str, str]]:
     many = f", {report.processes} processes" if report.processes > 1 else ""
     return [
         ("images", f"{data.images} of {data.of} in split {data.split} of {data.root}"),
-        ("procedure", str(report.protocol)),
+        *([("procedure", str(report.protocol))] if report.protocol is not None else []),
         ("model", f"{run.model} ({run.dtype}, {run.form}), sha256 {run.sha256[:12]}"),
         ("ran", f"{report.seconds:.1f} s on {run.device_name}, op backend {run.backend}{many}"),
     ]

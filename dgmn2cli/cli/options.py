@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import update_wrapper
@@ -27,6 +28,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 DTYPES = ("float32", "bfloat16", "float16")
 BACKENDS = ("auto", "native", "triton", "reference")
 MAX_SIDE = 100_000  # pixels
+ARGUMENTS = "dgmn2cli.arguments"  # where click's context has the words of the command line
 _FROM_USER = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
 
 
@@ -69,6 +71,11 @@ def current_session() -> Session:
     """The session of the command that runs now."""
     session = click.get_current_context().find_root().obj
     return session if isinstance(session, Session) else Session()
+
+
+def command_line(context: click.Context) -> str:
+    """The command as it could be typed again."""
+    return shlex.join(["dgmn2", *context.meta.get(ARGUMENTS, ())])
 
 
 def pass_session(function: Command) -> Command:

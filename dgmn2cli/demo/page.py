@@ -12,7 +12,7 @@ import numpy as np
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import read_image, read_label, write_png
 from dgmn2cli.demo.report import DemoReport, duration
-from dgmn2cli.evaluate.engine import PredictionFolder
+from dgmn2cli.evaluate.predictions import PredictionFolder
 from dgmn2cli.inference.visualize import class_shares, colorize, draw_text, legend, stack
 from dgmn2cli.report import html
 from dgmn2cli.report.charts import training_curves

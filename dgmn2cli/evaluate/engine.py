@@ -2,91 +2,60 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.data.images import image_header, write_png
+from dgmn2cli.data.images import image_header
 from dgmn2cli.data.loaders import eval_indices
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import ConfigError, Dgmn2Error, DistributedError, NonFiniteError
-from dgmn2cli.evaluate.counting import Tally, compute_scores, confusion
-from dgmn2cli.evaluate.report import DataInfo, EvalReport, versions
-from dgmn2cli.inference.plan import DECODE_BYTES, Settings, resolve_settings
+from dgmn2cli.evaluate.analysis.calibration import sampling_step
+from dgmn2cli.evaluate.analysis.measure import Measured, SegmentedImage, count_only, measure
+from dgmn2cli.evaluate.analysis.summary import analyse
+from dgmn2cli.evaluate.certificate import certify
+from dgmn2cli.evaluate.counting import compute_scores, confusion
+from dgmn2cli.evaluate.journal import Tally
+from dgmn2cli.evaluate.predictions import PredictionFolder
+from dgmn2cli.evaluate.report import DataInfo, EvalReport, analysis_fields, versions
+from dgmn2cli.inference.plan import DECODE_BYTES, Protocol, Settings, resolve_settings
 from dgmn2cli.inference.prediction import ClassList
-from dgmn2cli.inference.segmenter import Segmenter
+from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import in_use
 
 Item = TypeVar("Item")
 HELD_BYTES = 4  # per pixel of an image and its label that are in memory
+ANALYSED_BYTES = 9  # likewise, with its prediction and confidence
+ANALYSIS_BYTES = 24  # per pixel, while an image is analysed
 BEHIND = 2  # segmented images that may wait for their counting
 
 
 @dataclass(frozen=True)
 class Counted:
-    """One image evaluated: its place in the data set, its name, its (N, N + 1) int64 confusion counts, seconds."""
+    """One image evaluated.
+
+    Attributes:
+        index, name: its place in the data set, its name.
+        counts: (N, N + 1) int64, its confusion matrix.
+        seconds: that segmenting it took.
+        measured: its record.
+    """
 
     index: int
     name: str
     counts: np.ndarray
     seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class PredictionFolder:
-    """Where predictions are kept: `trainIds/NAME_trainIds.png`, and for Cityscapes `labelIds/NAME_labelIds.png`.
-
-    Each subfolder holds one file per image, as the official tool wants it. Files appear whole or not at all.
-    """
-
-    folder: Path
-    palette: np.ndarray
-    cityscapes: bool
-
-    @classmethod
-    def of(cls, folder: str | Path, data: SegmentationSet) -> PredictionFolder:
-        """The folder for `data`.
-
-        Raises:
-            ConfigError: a prediction would overwrite a file of the data set, or two images have one name.
-        """
-        made = cls(Path(folder), data.palette, data.kind == "cityscapes")
-        inputs = {os.path.realpath(p) for pair in data.pairs for p in (pair.image, pair.label) if p is not None}
-        targets = [os.path.realpath(target) for pair in data.pairs for target in made.targets(pair.name)]
-        lost = sorted({str(target) for target in targets if target in inputs})
-        if lost:
-            raise ConfigError("a prediction would overwrite a file of the data set", where=folder, faults=lost)
-        if len(set(targets)) < len(targets):
-            raise ConfigError("predictions of several images would get one name", where=data.root)
-        return made
-
-    @property
-    def label_ids(self) -> Path:
-        """The folder of the labelIds files, which the official tool and the test server read."""
-        return self.folder / "labelIds"
-
-    def targets(self, name: str) -> list[Path]:
-        """The files of the image `name`."""
-        trained = self.folder / "trainIds" / f"{name}_trainIds.png"
-        return [trained, self.label_ids / f"{name}_labelIds.png"] if self.cityscapes else [trained]
-
-    def write(self, name: str, ids: np.ndarray) -> None:
-        """Keeps `ids` (H, W) uint8 class ids of the image `name`."""
-        targets = self.targets(name)
-        write_png(targets[0], ids, self.palette)
-        if self.cityscapes:
-            write_png(targets[1], LABEL_ID_OF_TRAIN_ID[ids])
+    measured: Measured
 
 
 def read_ahead(read: Callable[[int], Item], indices: Sequence[int], workers: int) -> Generator[Item, None, None]:
@@ -117,13 +86,15 @@ def segmented(
     labels: bool,
     workers: int,
     observer: Observer,
-) -> Generator[tuple[int, np.ndarray, np.ndarray | None, float], None, None]:
+    analysis: bool = False,
+) -> Generator[SegmentedImage, None, None]:
     """Each image segmented, in the order of `indices`, while threads read the next ones.
 
     Each window advances `observer` by its share of the image.
 
-    Yields:
-        Its place in `data`, its class ids (H, W) uint8, its label where `labels` asks for it, the seconds it took.
+    Args:
+        labels: read them, too.
+        analysis: sample class probabilities, too.
 
     Raises:
         DataError: an image or label cannot be read.
@@ -143,12 +114,13 @@ def segmented(
         segmenter.plan((header.height, header.width), settings)  # a window is measured while no thread disturbs
         before = in_use(segmenter.device)
     workers = max(1, workers)
-    held = workers + 2 + BEHIND + 1  # images read ahead, being segmented, waiting to be counted
-    with closing(read_ahead(read, indices, workers)) as samples:
-        for index, (image, label) in zip(indices, samples, strict=True):
-            began, pixels = time.perf_counter(), image.shape[0] * image.shape[1]
-            used = before + pixels * (workers * DECODE_BYTES + held * HELD_BYTES) if limited else None
-            plan = segmenter.plan(image.shape[:2], settings, used=used)
+    held = (workers + 1) * HELD_BYTES + (BEHIND + 2) * (ANALYSED_BYTES if analysis else HELD_BYTES)
+    with closing(read_ahead(read, indices, workers)) as pairs:
+        for index, (image, label) in zip(indices, pairs, strict=True):
+            began, size = time.perf_counter(), image.shape[:2]
+            extra = workers * DECODE_BYTES + held + analysis * ANALYSIS_BYTES
+            used = before + size[0] * size[1] * extra if limited else None
+            plan = segmenter.plan(size, settings, used=used)
 
             def advance(windows: int, whole: int = plan.windows) -> None:
                 observer.advance(windows / whole)
@@ -158,7 +130,12 @@ def segmented(
             except NonFiniteError as error:
                 where = data.pairs[index].image
                 raise NonFiniteError(error.what, where=where, why=error.why, hint=error.hint) from error
-            yield index, scores.classes()[0].numpy(), label, time.perf_counter() - began
+            confidence = samples = None
+            if analysis:
+                ids, confidence, samples = (p.numpy() for p in scores.classes_and_samples(sampling_step(*size)))
+            else:
+                ids = scores.classes()[0].numpy()
+            yield SegmentedImage(index, image, label, ids, confidence, samples, time.perf_counter() - began)
     segmenter.require_room(settings, 0, "segmenting")
 
 
@@ -171,10 +148,11 @@ def counted_images(
     workers: int = 1,
     keep: PredictionFolder | None = None,
     observer: Observer | None = None,
+    analysis: bool = True,
 ) -> Generator[Counted, None, None]:
     """Each image segmented and compared with its label, in the order of `indices`.
 
-    While the network works on one image, threads read the next ones and count (and save) the ones before.
+    While the network works on one image, threads read the next ones and measure (and save) the ones before.
 
     Raises:
         ConfigError: the network tells other classes apart than the data set.
@@ -183,24 +161,42 @@ def counted_images(
     """
     matched = match_classes(segmenter.classes, data)
 
-    def finish(index: int, ids: np.ndarray, label: np.ndarray | None, seconds: float) -> Counted:
-        assert label is not None
-        pair, ids = data.pairs[index], matched[ids]
-        counts = confusion(ids, label, len(data.classes), where=pair.label)
+    def finish(found: SegmentedImage) -> Counted:
+        ids, samples = matched[found.ids], found.samples
         if keep is not None:
-            keep.write(pair.name, ids)
-        return Counted(index, pair.name, counts, seconds)
+            keep.write(data.pairs[found.index].name, ids)
+        return counted(
+            data, replace(found, ids=ids, samples=None if samples is None else samples[matched.argsort()]), analysis
+        )
 
     watcher = observer or Silent()
-    done = segmented(segmenter, data, indices, settings, labels=True, workers=workers, observer=watcher)
+    done = segmented(
+        segmenter, data, indices, settings, labels=True, workers=workers, observer=watcher, analysis=analysis
+    )
     behind: deque[Future[Counted]] = deque()
     with closing(done) as images, ThreadPoolExecutor(1, "count") as pool:
         for image in images:
-            behind.append(pool.submit(finish, *image))
+            behind.append(pool.submit(finish, image))
             while behind and (behind[0].done() or len(behind) > BEHIND):
                 yield behind.popleft().result()
         while behind:
             yield behind.popleft().result()
+
+
+def counted(data: SegmentationSet, found: SegmentedImage, analysis: bool) -> Counted:
+    """One image compared with its label; ids and samples are by the data set's classes.
+
+    Raises:
+        DataError: prediction and label differ in size.
+    """
+    assert found.label is not None
+    pair = data.pairs[found.index]
+    counts = confusion(found.ids, found.label, len(data.classes), where=pair.label)
+    if analysis:
+        measured = measure(found, pair, counts, data.palette, cityscapes=data.kind == "cityscapes")
+    else:
+        measured = Measured(count_only(pair, found.label, counts))
+    return Counted(found.index, pair.name, counts, found.seconds, measured)
 
 
 def match_classes(classes: ClassList, data: SegmentationSet) -> np.ndarray:
@@ -227,22 +223,59 @@ def match_classes(classes: ClassList, data: SegmentationSet) -> np.ndarray:
     return np.arange(len(names), dtype=np.uint8)
 
 
-def evaluate_together(
+@dataclass(frozen=True)
+class Source:
+    """Where predictions come from.
+
+    Attributes:
+        run: what made them.
+        protocol: the test procedure; None where it is not known.
+        images: the images at the places given, counted one after the other.
+    """
+
+    run: RunInfo
+    protocol: Protocol | None
+    images: Callable[[Sequence[int]], Generator[Counted, None, None]]
+
+
+def network_source(
     segmenter: Segmenter,
     data: SegmentationSet,
-    about: DataInfo,
     settings: Settings,
+    *,
+    workers: int = 1,
+    keep: PredictionFolder | None = None,
+    observer: Observer | None = None,
+    analysis: bool = True,
+) -> Source:
+    """Predictions by a network; arguments as `counted_images`.
+
+    Raises:
+        ConfigError: impossible settings, or the network tells other classes apart than the data set.
+    """
+    match_classes(segmenter.classes, data)
+    protocol = resolve_settings(settings, segmenter.inference, segmenter.device)
+    images = partial(
+        counted_images, segmenter, data, settings=settings, workers=workers, keep=keep, observer=observer,
+        analysis=analysis,
+    )  # fmt: skip
+    return Source(segmenter.info, protocol, images)
+
+
+def evaluate_together(
+    source: Source,
+    data: SegmentationSet,
+    about: DataInfo,
     group: Group,
     tally: Tally,
     done: Sequence[int],
-    workers: int,
-    keep: PredictionFolder | None,
     observer: Observer,
+    command: str = "",
 ) -> EvalReport:
     """Counts every image that is not `done`, each on one process; the first process's tally gets them all.
 
-    They share nothing and wait for nobody until the end: each hands every image's counts to the first one, which adds
-    and notes them. So the sum is exact for any number of processes, and a killed run goes on where it was.
+    They share nothing and wait for nobody until the end: each hands every image's record to the first one, which adds
+    and notes them. So the result is exact for any number of processes, and a killed run goes on where it was.
 
     Args:
         observer: advanced by 1 for each image, in parts; on the first process for all images, which are results, too.
@@ -256,7 +289,7 @@ def evaluate_together(
     """
 
     def take(counted: Counted) -> None:
-        tally.add(counted.index, counted.counts)
+        tally.add(counted.index, counted.measured)
         observer.result(counted)
 
     def hear() -> None:
@@ -266,9 +299,7 @@ def evaluate_together(
 
     def count() -> None:
         mine = eval_indices(len(data), group.rank, group.world, done)
-        with closing(
-            counted_images(segmenter, data, mine, settings, workers=workers, keep=keep, observer=observer)
-        ) as images:
+        with closing(source.images(mine)) as images:
             for counted in images:
                 take(counted) if group.main else group.tell(counted)
                 hear()
@@ -281,31 +312,41 @@ def evaluate_together(
         except Dgmn2Error as error:  # raised when the others can hear of it
             problems.append(error)
 
-    def result() -> tuple[np.ndarray, float]:
+    def result() -> EvalReport:
         hear()
         if problems:
             raise problems[0]
-        if len(tally.done) < len(data):
-            raise DistributedError("an evaluation lost images", why=f"{len(tally.done)} of {len(data)} were counted")
-        return tally.counts, tally.seconds
+        if len(tally.records) < len(data):
+            raise DistributedError("an evaluation lost images", why=f"{len(tally.records)} of {len(data)} were counted")
+        report = _report(source, data, about, tally)
+        return replace(report, processes=group.world, resumed=len(done), command=command)
 
     problems: list[Dgmn2Error] = []
     try:
         group.together(count, meanwhile=hear_while_waiting)
-        counts, seconds = group.once(result)
+        return group.once(result)
     finally:
         tally.note()
+
+
+def _report(source: Source, data: SegmentationSet, about: DataInfo, tally: Tally) -> EvalReport:
+    records, counts, seconds = tally.ordered, tally.counts(len(data.classes)), tally.seconds
     return EvalReport(
-        run=segmenter.info,
-        protocol=resolve_settings(settings, segmenter.inference, segmenter.device),
+        run=source.run,
+        protocol=source.protocol,
         data=about,
         partial=about.partial,
         scores=compute_scores(counts, data.classes, data.categories),
         confusion=tuple(map(tuple, counts.tolist())),
-        processes=group.world,
-        resumed=len(done),
+        **analysis_fields(analyse(records, data.classes, tally.temperatures)),
+        processes=1,
+        resumed=0,
         seconds=seconds,
         versions=versions(),
+        certificate=certify(data, records, tally.temperatures),
+        crops=tally.crops,
+        views=tally.views,
+        palette=tuple(map(tuple, data.palette.tolist())),
     )
 
 
@@ -319,6 +360,7 @@ def evaluate(
     workers: int = 1,
     save_preds: str | Path | None = None,
     observer: Observer | None = None,
+    analysis: bool = True,
 ) -> EvalReport:
     """Evaluates a network over a data set that was checked before (`data.check`).
 
@@ -332,6 +374,7 @@ def evaluate(
         save_preds: keep the predictions in this folder.
         observer: told of progress between windows; what it raises ends the evaluation, on all processes where it is a
             Dgmn2Error. Each `Counted` image is a result, on the first process.
+        analysis: look at outlines, calibration, instances and crops, too; a few percent of the time on a CPU.
 
     Raises:
         ConfigError: impossible settings, or the data set has other classes than the network.
@@ -341,12 +384,12 @@ def evaluate(
     """
     settings, observer = settings or Settings(), observer or Silent()
     group = group or Group(0, 1, segmenter.device)
-    resolve_settings(settings, segmenter.inference, segmenter.device)
     used = first(data, limit)
     keep = PredictionFolder.of(save_preds, used) if save_preds is not None else None
+    source = network_source(segmenter, used, settings, workers=workers, keep=keep, observer=observer, analysis=analysis)
     observer.begin(f"evaluating {segmenter.info.model}", len(used))
-    about, tally = DataInfo.of_set(used, len(data)), Tally(len(data.classes))
-    return evaluate_together(segmenter, used, about, settings, group, tally, (), workers, keep, observer)
+    about = DataInfo.of_set(used, len(data))
+    return evaluate_together(source, used, about, group, Tally(), (), observer).signed()
 
 
 def first(data: SegmentationSet, limit: int | None) -> SegmentationSet:

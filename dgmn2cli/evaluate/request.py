@@ -13,9 +13,10 @@ from dgmn2cli.data.check import check_dataset, fingerprint, require_sound
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import require_devices
 from dgmn2cli.errors import ConfigError, ResourceError
-from dgmn2cli.evaluate.counting import EVERY
-from dgmn2cli.evaluate.engine import PredictionFolder, first
+from dgmn2cli.evaluate.engine import first
+from dgmn2cli.evaluate.journal import EVERY
 from dgmn2cli.evaluate.official import require_official
+from dgmn2cli.evaluate.predictions import PredictionFolder, find_predictions
 from dgmn2cli.evaluate.published import TOLERANCE
 from dgmn2cli.evaluate.report import DataInfo
 from dgmn2cli.files import absence, check_file, check_folder, open_regular
@@ -44,6 +45,11 @@ class EvalRequest:
         compiled: how the networks are loaded; the journal's identity has it.
         cache: the cache folder, where published hashes and checks of data are recorded; the default one if None.
         journal_every: seconds between two journal entries.
+        analysis: look at outlines, calibration, instances and crops, too.
+        predictions: a folder of predictions that are evaluated in place of a network's.
+        html: write the page of the report here.
+        csv: write the tables of the report into this folder.
+        command: as typed, for the report.
     """
 
     root: Path
@@ -63,6 +69,11 @@ class EvalRequest:
     compiled: bool = False
     cache: Path | None = None
     journal_every: float = EVERY
+    analysis: bool = True
+    predictions: Path | None = None
+    html: Path | None = None
+    csv: Path | None = None
+    command: str = ""
 
 
 def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> SegmentationSet:
@@ -85,11 +96,15 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> Se
     if request.report is not None:
         _require_replaceable(request.report)
         check_file(request.report)
-    if request.save_preds is not None:
-        check_folder(request.save_preds)
+    for folder in filter(None, (request.save_preds, request.csv)):
+        check_folder(folder)
+    if request.html is not None:
+        check_file(request.html)
     for inference in inferences:
         resolve_settings(request.settings, inference)
     whole = open_configured(request.described, request.split, request.root)
+    if request.predictions is not None:
+        find_predictions(request.predictions, first(whole, request.limit))
     if request.official:
         require_official(whole.kind)
     if request.save_preds is not None:

@@ -17,16 +17,18 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
 from dgmn2cli.distributed.launch import launch
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError
-from dgmn2cli.evaluate.counting import Journal, Tally, start_tally
-from dgmn2cli.evaluate.engine import PredictionFolder, evaluate_together, match_classes
+from dgmn2cli.evaluate.engine import Source, evaluate_together, network_source
+from dgmn2cli.evaluate.journal import Journal, Tally, start_tally
 from dgmn2cli.evaluate.official import official_scores
+from dgmn2cli.evaluate.page import write_report_page, write_tables
+from dgmn2cli.evaluate.predictions import PredictionFolder
 from dgmn2cli.evaluate.published import compare_with_published, known_hash
 from dgmn2cli.evaluate.report import DataInfo, EvalReport
 from dgmn2cli.evaluate.request import EvalRequest, prepare
+from dgmn2cli.evaluate.saved import MODEL, saved_source
 from dgmn2cli.files import atomic_write, to_json
 from dgmn2cli.inference.load import Recipe
-from dgmn2cli.inference.plan import Protocol, resolve_settings
-from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import set_threads
 
@@ -71,6 +73,30 @@ def run(request: EvalRequest, recipe: Recipe, load: Load, observer: Observer | N
     return _on_processes(_run, request, (recipe, load), observer or Silent())
 
 
+def run_saved(request: EvalRequest, observer: Observer | None = None) -> EvalReport:
+    """Evaluates the predictions in the folder `request.predictions`, without a network; else as `run`.
+
+    Raises:
+        Dgmn2Error: predictions or data set are at fault, the journal is another run's, a process died.
+    """
+    return _on_processes(_run_saved, request, (), observer or Silent())
+
+
+def _run_saved(request: EvalRequest, group: Group, observer: Observer) -> EvalReport:
+    data, about = group.once(partial(prepare, request, [], observer))
+    assert request.predictions is not None
+    source = group.together(
+        partial(
+            saved_source, request.predictions, data, workers=request.workers,
+            max_pixels=request.settings.max_pixels, observer=observer, analysis=request.analysis,
+        )
+    )  # fmt: skip
+    report = _counted(request, group, observer, data, about, source, MODEL, journal_path(request.report))
+    report = replace(report, no_comparison=("the predictions are from files",)).signed()
+    group.once(partial(_finish, request, report, [""]))
+    return report
+
+
 def run_zoo(
     request: EvalRequest,
     models: Sequence[tuple[Recipe, Load]],
@@ -113,7 +139,7 @@ def _on_this_process(
 def _run(request: EvalRequest, group: Group, observer: Observer, recipe: Recipe, load: Load) -> EvalReport:
     prepared = group.once(partial(prepare, request, [recipe.config.inference], observer))
     report = _evaluated(request, group, observer, prepared, recipe, load, journal_path(request.report))
-    group.once(partial(_finish, request.report, report, [""]))
+    group.once(partial(_finish, request, report, [""]))
     return report
 
 
@@ -135,7 +161,7 @@ def _run_zoo(
         except (IntegrityError, NonFiniteError) as error:
             failures.append(ModelFailure(name, str(error)))
     report = ZooReport(tuple(reports), missing, tuple(failures))
-    group.once(partial(_finish, request.report, report, names))
+    group.once(partial(_finish, request, report, names))
     return report
 
 
@@ -144,11 +170,16 @@ def journal_path(report: Path | None, model: str = "") -> Path | None:
     return None if report is None else report.with_name(f"{report.name}{f'.{model}' if model else ''}.journal")
 
 
-def _finish(path: Path | None, report: EvalReport | ZooReport, models: Sequence[str]) -> None:
-    if path is not None:
-        atomic_write(path, to_json(report) + "\n")
+def _finish(request: EvalRequest, report: EvalReport | ZooReport, models: Sequence[str]) -> None:
+    if isinstance(report, EvalReport):
+        if request.html is not None:
+            write_report_page(request.html, report)
+        if request.csv is not None:
+            write_tables(request.csv, report)
+    if request.report is not None:
+        atomic_write(request.report, to_json(report) + "\n")
     for model in models:
-        journal = journal_path(path, model)
+        journal = journal_path(request.report, model)
         if journal is not None:
             journal.unlink(missing_ok=True)
 
@@ -163,33 +194,47 @@ def _evaluated(
     journal: Path | None,
 ) -> EvalReport:
     """One network's report: every image counted once, the published and the official figures where they belong."""
-    (data, about), name = prepared, recipe.name
+    data, about = prepared
     with _predictions(request, group, data) as keep:
         segmenter = group.together(partial(load, device=str(group.device)))
-        match_classes(segmenter.classes, data)
-        protocol = resolve_settings(request.settings, segmenter.inference, segmenter.device)
-        tally = Tally(len(data.classes))
-
-        def begin() -> list[int]:
-            nonlocal tally
-            identity = _identity(request, name, segmenter.info, protocol, about)
-            noted = None if journal is None else Journal(journal, identity, request.journal_every)
-            tally = start_tally(len(data.classes), len(data), noted, resume=request.resume)
-            return sorted(tally.done)
-
-        done = group.once(begin)
-        if done:
-            observer.note(f"{name}: going on after {len(done)} of {len(data)} images")
-        observer.begin(f"evaluating {name}", len(data), done=len(done))
-        report = evaluate_together(
-            segmenter, data, about, request.settings, group, tally, done, request.workers, keep, observer
-        )
+        source = network_source(
+            segmenter, data, request.settings, workers=request.workers, keep=keep, observer=observer,
+            analysis=request.analysis,
+        )  # fmt: skip
+        report = _counted(request, group, observer, data, about, source, recipe.name, journal)
         if request.official and keep is not None:
             files = [keep.targets(pair.name)[-1] for pair in data.pairs]
             official = group.once(partial(official_scores, data, files, report.scores))
             report = replace(report, official=official)
     known = known_hash(recipe.entry, request.cache)
-    return compare_with_published(report, data, recipe.entry, known, request.tolerance)
+    return compare_with_published(report, data, recipe.entry, known, request.tolerance).signed()
+
+
+def _counted(
+    request: EvalRequest,
+    group: Group,
+    observer: Observer,
+    data: SegmentationSet,
+    about: DataInfo,
+    source: Source,
+    name: str,
+    journal: Path | None,
+) -> EvalReport:
+    """The report of one source of predictions, from where its journal says."""
+    tally = Tally()
+
+    def begin() -> list[int]:
+        nonlocal tally
+        identity = _identity(request, name, source, data, about)
+        noted = None if journal is None else Journal(journal, identity, request.journal_every)
+        tally = start_tally(len(data.classes), len(data), noted, resume=request.resume)
+        return sorted(tally.records)
+
+    done = group.once(begin)
+    if done:
+        observer.note(f"{name}: going on after {len(done)} of {len(data)} images")
+    observer.begin(f"evaluating {name}", len(data), done=len(done))
+    return evaluate_together(source, data, about, group, tally, done, observer, request.command)
 
 
 @contextmanager
@@ -214,12 +259,13 @@ def _require_shared(folder: str) -> None:
 
 
 def _identity(
-    request: EvalRequest, model: str, info: RunInfo, protocol: Protocol, about: DataInfo
+    request: EvalRequest, model: str, source: Source, data: SegmentationSet, about: DataInfo
 ) -> dict[str, object]:
-    """All that the confusion matrix (and the kept predictions) depend on, by the names a user knows.
+    """All that the records (and the kept predictions) depend on, by the names a user knows.
 
-    Where the data lies and how many processes work is not in it: neither changes the matrix.
+    Where the data lies and how many processes work is not in it: neither changes the records.
     """
+    info, protocol = source.run, asdict(source.protocol) if source.protocol is not None else {}
     return {
         "model": model,
         "checkpoint sha256": info.sha256,
@@ -229,10 +275,12 @@ def _identity(
         "backend": info.backend,
         "form": info.form,
         "compiled": request.compiled,
-        **{f"protocol {name}": value for name, value in asdict(protocol).items()},
+        **{f"protocol {name}": value for name, value in protocol.items()},
         "split": about.split,
+        "classes": list(data.classes),
         "images": about.images,
         "data sha256": about.sha256,
+        "analysis": request.analysis,
         "save-preds": str(request.save_preds.absolute()) if request.save_preds is not None else None,
     }
 

@@ -85,9 +85,9 @@ def _predict(
     observer.begin("segmenting", len(data))
     done = segmented(segmenter, data, everything, settings, labels=False, workers=workers, observer=observer)
     with closing(done) as images:
-        for index, ids, _, _ in images:
-            name = data.pairs[index].name
-            files[name] = write_png(folder / f"{name}_labelIds.png", LABEL_ID_OF_TRAIN_ID[ids])
+        for image in images:
+            name = data.pairs[image.index].name
+            files[name] = write_png(folder / f"{name}_labelIds.png", LABEL_ID_OF_TRAIN_ID[image.ids])
     return files
 
 

@@ -277,13 +277,24 @@ class Scores:
 
     def classes(self) -> tuple[Tensor, Tensor]:
         """The most probable class of each pixel, `(H, W)` uint8, and its probability, `(H, W)` float32."""
+        ids, confidence, _ = self.classes_and_samples(max(self.size))
+        return ids, confidence
+
+    def classes_and_samples(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `classes`, and in the same pass the probabilities of every `step`-th pixel of every `step`-th row.
+
+        Returns:
+            `(H, W)` uint8, `(H, W)` float32, `(C, ceil(H / step), ceil(W / step))` float32.
+        """
         ids = torch.empty(self.size, dtype=torch.uint8)
         confidence = torch.empty(self.size)
+        samples = []
         for band, values in self.bands():
             best, index = values.max(0)
             ids[band] = index.to("cpu", torch.uint8)
             confidence[band] = best.cpu()
-        return ids, confidence
+            samples.append(values[:, -band.start % step :: step, ::step].to("cpu", copy=True))
+        return ids, confidence, torch.cat(samples, 1)
 
 
 def band_rows(width: int) -> int:

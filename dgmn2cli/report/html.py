@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,8 +21,8 @@ _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".svg
 def write_page(path: Path, template: str, **values: object) -> Path:
     """Writes a page that needs no network and, but for its links, no other file.
 
-    Templates have the filters `percent` (of a fraction), `embed` (an image file), `link` and `relative` (of a file,
-    from the page's folder).
+    Templates have the filters `percent` (of a fraction), `points` (of an SVG polyline), `embed` (an image file), `jpeg`
+    (its bytes), `link` and `relative` (of a file, from the page's folder).
 
     Args:
         path: the page.
@@ -44,16 +45,24 @@ def write_page(path: Path, template: str, **values: object) -> Path:
     )
     environment.filters |= {
         "percent": percent,
+        "points": points,
+        "jpeg": lambda content: f"data:image/jpeg;base64,{base64.b64encode(content).decode()}",
         "embed": embedded,
         "relative": relative,
         "link": lambda file: quote(relative(file)),
     }
-    return atomic_write(path, environment.get_template(template).render(values))
+    page = environment.get_template(template).render(values)
+    return atomic_write(path, page.encode("utf-8", "backslashreplace"))  # names may be no UTF-8
 
 
-def percent(fraction: float) -> str:
+def percent(fraction: float | None, digits: int = 1) -> str:
     """`58.5`, or `n/a`."""
-    return "n/a" if math.isnan(fraction) else f"{100 * fraction:.1f}"
+    return "n/a" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}"
+
+
+def points(values: Sequence[tuple[float, float]]) -> str:
+    """The `points` of an SVG polyline; those that are not finite are left out."""
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in values if math.isfinite(x) and math.isfinite(y))
 
 
 def embedded(path: Path) -> str:

@@ -13,17 +13,21 @@ from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, LABEL_ID_OF_TRA
 from dgmn2cli.data.folder import FolderDescription, id_map
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import DataError
-from dgmn2cli.evaluate.counting import Tally, compute_scores, confusion
+from dgmn2cli.evaluate.analysis.counts import to_text
+from dgmn2cli.evaluate.analysis.measure import ImageRecord, Measured
+from dgmn2cli.evaluate.counting import compute_scores, confusion
+from dgmn2cli.evaluate.journal import Tally
 from dgmn2cli.files import to_plain
 
 GOLDEN: dict[str, Any] = dict(np.load(Path(__file__).parents[1] / "golden" / "golden_metrics.npz"))
 
 
 def golden_counts() -> np.ndarray:
-    tally = Tally(19)
+    tally = Tally()
     for index, (prediction, label) in enumerate(zip(GOLDEN["preds"], GOLDEN["gts"], strict=True)):
-        tally.add(index, confusion(prediction, label, 19))
-    return tally.counts
+        record = ImageRecord(str(index), label.shape[::-1], "", to_text(confusion(prediction, label, 19)))
+        tally.add(index, Measured(record))
+    return tally.counts(19)
 
 
 def test_the_published_figures() -> None:

@@ -23,8 +23,11 @@ from dgmn2cli.data.images import read_label, write_png
 from dgmn2cli.data.loaders import eval_indices
 from dgmn2cli.errors import ConfigError, DataError, NonFiniteError, ResourceError
 from dgmn2cli.evaluate import Settings, counted_images, evaluate
-from dgmn2cli.evaluate.counting import Journal, Tally, start_tally
-from dgmn2cli.evaluate.engine import PredictionFolder, read_ahead
+from dgmn2cli.evaluate.analysis.counts import to_text
+from dgmn2cli.evaluate.analysis.measure import ImageRecord, Measured
+from dgmn2cli.evaluate.engine import read_ahead
+from dgmn2cli.evaluate.journal import Journal, Tally, start_tally
+from dgmn2cli.evaluate.predictions import PredictionFolder
 from dgmn2cli.evaluate.request import EvalRequest, prepare
 from dgmn2cli.evaluate.run import run
 from dgmn2cli.files import to_json
@@ -32,6 +35,7 @@ from dgmn2cli.inference.prediction import CITYSCAPES
 
 Tree = Callable[..., Path]
 GUESSED = replace(CITYSCAPES, stated=False)
+ONES = Measured(ImageRecord("one", (3, 2), "", to_text(np.ones((2, 3), np.int64))))
 
 
 @pytest.fixture
@@ -338,16 +342,16 @@ def test_a_journal_of_another_run_is_refused_with_the_difference(tree: Tree, tmp
 
 def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.journal"
-    tally = Tally(2, Journal(path, {"a": 1}, every=0))
+    tally = Tally(Journal(path, {"a": 1}, every=0))
     tally.note()
     assert not path.exists(), "nothing is counted yet"
-    tally.add(1, np.ones((2, 3), np.int64))
+    tally.add(1, ONES)
     good = path.read_bytes()
     again = start_tally(2, 3, Journal(path, {"a": 1}), resume=True)
-    assert again.done == {1}
-    np.testing.assert_array_equal(again.counts, np.ones((2, 3)))
+    assert set(again.records) == {1}
+    np.testing.assert_array_equal(again.counts(2), np.ones((2, 3)))
     with pytest.raises(ValueError, match="counted already"):
-        again.add(1, np.ones((2, 3), np.int64))
+        again.add(1, ONES)
     for damaged in (good[:-20], good.replace(b"[1]", b"[2]"), b"", b"[]", b'{"digest": 3}', b"[" * 100_000):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="cannot use the journal"):
@@ -361,13 +365,13 @@ def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
 
 def test_journal_entries_are_written_as_time_goes(tmp_path: Path) -> None:
     path = tmp_path / "r.journal"
-    tally = Tally(2, Journal(path, {}, every=1e9))
-    tally.add(0, np.ones((2, 3), np.int64))
+    tally = Tally(Journal(path, {}, every=1e9))
+    tally.add(0, ONES)
     assert not path.exists()
     tally.note()
     assert json.loads(path.read_text())["done"] == [0]
-    eager = Tally(2, Journal(path, {}, every=0))
-    eager.add(5, np.ones((2, 3), np.int64))
+    eager = Tally(Journal(path, {}, every=0))
+    eager.add(5, ONES)
     assert json.loads(path.read_text())["done"] == [5]
 
 

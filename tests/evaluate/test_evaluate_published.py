@@ -21,8 +21,8 @@ from dgmn2cli.data.dataset import Pair, SegmentationSet
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import CheckFailed, ConfigError, DataError, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.evaluate import EvalReport, Settings, evaluate
-from dgmn2cli.evaluate.engine import PredictionFolder
 from dgmn2cli.evaluate.official import official_scores, require_agreement, require_official
+from dgmn2cli.evaluate.predictions import PredictionFolder
 from dgmn2cli.evaluate.published import VAL_CITIES, compare_with_published, require_verdicts
 from dgmn2cli.evaluate.report import DataInfo
 from dgmn2cli.evaluate.request import EvalRequest

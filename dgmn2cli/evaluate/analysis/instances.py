@@ -1,0 +1,143 @@
+"""iIoU: the Cityscapes benchmark's scores in which every instance of a class weighs as much as an average one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, LABEL_ID_OF_TRAIN_ID, LABELS
+from dgmn2cli.data.dataset import Pair
+from dgmn2cli.data.images import read_label
+from dgmn2cli.errors import DataError
+
+SUFFIX = "_gtFine_instanceIds.png"
+GROUP = 1000  # an instance's id is its label id times this, plus its number
+AREAS = {  # mean pixels of an instance, by which the benchmark weighs
+    "person": 3462.4756337644,
+    "rider": 3930.4788056518,
+    "car": 12794.0202738185,
+    "truck": 27855.1264367816,
+    "bus": 35732.1511111111,
+    "train": 67583.7075812274,
+    "motorcycle": 6298.7200839748,
+    "bicycle": 4672.3249222261,
+}
+_CLASS_OF = {label.id: label.train_id for label in LABELS if label.name in AREAS}
+
+
+@dataclass(frozen=True)
+class InstanceCounts:
+    """One image's instances: pixels weighted by the mean area of their class over the area of the instance.
+
+    Attributes:
+        right: by class name, of the weighted pixels those predicted as their class.
+        wrong: the others.
+        group_right, group_wrong: likewise, where any class of the same category is right.
+    """
+
+    right: dict[str, float]
+    wrong: dict[str, float]
+    group_right: dict[str, float]
+    group_wrong: dict[str, float]
+
+
+@dataclass(frozen=True)
+class InstanceScores:
+    """iIoU from 0 to 1, NaN where undefined: means, and by class and category."""
+
+    mean_iiou: float
+    mean_category_iiou: float
+    classes: dict[str, float]
+    categories: dict[str, float]
+
+
+def instance_file(pair: Pair) -> Path | None:
+    """The image's instance map, if there is one beside its label."""
+    if pair.label is None:
+        return None
+    path = pair.label.with_name(pair.label.name.split("_gtFine_")[0] + SUFFIX)
+    return path if path.is_file() else None
+
+
+def read_instances(pair: Pair, size: tuple[int, ...]) -> np.ndarray | None:
+    """The image's instance ids, (H, W) uint16; None without a readable map of that size."""
+    path = instance_file(pair)
+    if path is None:
+        return None
+    try:
+        ids = read_label(path)
+    except DataError:
+        return None  # the report says for how many images there was one
+    return ids if ids.shape == tuple(size) else None
+
+
+def count_instances(prediction: np.ndarray, instances: np.ndarray) -> InstanceCounts:
+    """Weighs the pixels of every instance.
+
+    Args:
+        prediction: (H, W) uint8 training ids.
+        instances: (H, W) instance ids; those below 1000 are no instances.
+    """
+    where = instances >= GROUP
+    ids, found = instances[where].astype(np.intp), prediction[where]
+    areas = np.bincount(ids)
+    hits = np.bincount(ids[LABEL_ID_OF_TRAIN_ID[found] == ids // GROUP], minlength=areas.size)
+    groups = [*dict.fromkeys(CATEGORY_OF_CLASS)]
+    group_of = np.full(256, 255, np.uint8)
+    group_of[: len(CLASSES)] = [groups.index(group) for group in CATEGORY_OF_CLASS]
+    own = np.zeros(areas.size // GROUP + 1, np.uint8)
+    for label, train_id in _CLASS_OF.items():
+        if label < own.size:
+            own[label] = group_of[train_id]
+    group_hits = np.bincount(ids[group_of[found] == own[ids // GROUP]], minlength=areas.size)
+    counts = InstanceCounts({}, {}, {}, {})
+    for index in np.flatnonzero(areas):
+        found_class = _CLASS_OF.get(int(index) // GROUP)
+        if found_class is not None:
+            area, name, group = int(areas[index]), CLASSES[found_class], CATEGORY_OF_CLASS[found_class]
+            weight = AREAS[name] / area
+            _add(counts.right, name, int(hits[index]) * weight)
+            _add(counts.wrong, name, (area - int(hits[index])) * weight)
+            _add(counts.group_right, group, int(group_hits[index]) * weight)
+            _add(counts.group_wrong, group, (area - int(group_hits[index])) * weight)
+    return counts
+
+
+def _add(sums: dict[str, float], name: str, value: float) -> None:
+    sums[name] = sums.get(name, 0.0) + value
+
+
+def instance_scores(images: list[InstanceCounts], confusion: np.ndarray) -> InstanceScores:
+    """iIoU = weighted right / (weighted right + weighted wrong + false positives).
+
+    Args:
+        images: in their order, so that the sums are the same whoever counted.
+        confusion: (19, 20) of all images; the false positives are not weighted.
+    """
+    total = InstanceCounts({}, {}, {}, {})
+    for image in images:
+        for name in ("right", "wrong", "group_right", "group_wrong"):
+            for key, value in getattr(image, name).items():
+                _add(getattr(total, name), key, value)
+    inner = confusion[:, : len(CLASSES)]
+    false = {name: int(inner[:, i].sum() - inner[i, i]) for i, name in enumerate(CLASSES)}
+    classes = {name: _iou(total.right, total.wrong, name, false[name]) for name in AREAS}
+    groups = dict.fromkeys(group for name, group in zip(CLASSES, CATEGORY_OF_CLASS, strict=True) if name in AREAS)
+    categories = {}
+    for group in groups:
+        member = np.array([other == group for other in CATEGORY_OF_CLASS])
+        categories[group] = _iou(total.group_right, total.group_wrong, group, int(inner[~member][:, member].sum()))
+    return InstanceScores(_mean(classes), _mean(categories), classes, categories)
+
+
+def _iou(right: dict[str, float], wrong: dict[str, float], name: str, false: int) -> float:
+    hit = right.get(name, 0.0)
+    union = hit + wrong.get(name, 0.0) + false
+    return hit / union if union else float("nan")
+
+
+def _mean(values: dict[str, float]) -> float:
+    defined = [value for value in values.values() if value == value]
+    return sum(defined) / len(defined) if defined else float("nan")

@@ -1,0 +1,198 @@
+"""One image measured against its label: the record that a report is computed from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from dgmn2cli.data.dataset import IGNORE, Pair
+from dgmn2cli.evaluate.analysis.boundary import RADII, boundary_counts, trimap_counts
+from dgmn2cli.evaluate.analysis.calibration import (
+    BINS,
+    TEMPERATURES,
+    confidence_counts,
+    sampling_step,
+    temperature_confidences,
+    temperature_losses,
+)
+from dgmn2cli.evaluate.analysis.counts import from_text, to_text
+from dgmn2cli.evaluate.analysis.crops import CROP_TILE, VIEW_TILE, Box, Shown, tiles, worst_box
+from dgmn2cli.evaluate.analysis.instances import InstanceCounts, count_instances, read_instances
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What is kept of one image: whole numbers of pixels, from which every figure of a report follows.
+
+    Attributes:
+        name: the image's.
+        size: (width, height).
+        label_hash: of the label's class ids.
+        confusion: (N, N + 1) as `counts.to_text` writes it; row: label, column: prediction.
+        boundary: (2, N), see `boundary_counts`; None where the image was only counted, as for all below.
+        trimap: (5, 2), see `trimap_counts`.
+        confidence: (3, 15), see `confidence_counts`; None where no confidence is known.
+        doubt: one minus the mean confidence of all pixels; None where it is not known.
+        instances: weighted pixels; None where there is no instance map.
+        worst: the part of the image in which most pixels are wrong.
+    """
+
+    name: str
+    size: tuple[int, int]
+    label_hash: str
+    confusion: str
+    boundary: str | None = None
+    trimap: str | None = None
+    confidence: str | None = None
+    doubt: float | None = None
+    instances: InstanceCounts | None = None
+    worst: Box | None = None
+
+    @classmethod
+    def of_plain(cls, plain: dict[str, Any]) -> ImageRecord:
+        """The record that JSON holds.
+
+        Raises:
+            TypeError, ValueError: it is none.
+        """
+        record = cls(**plain)
+        instances, worst = record.instances, record.worst
+        return replace(
+            record,
+            size=(int(record.size[0]), int(record.size[1])),
+            instances=InstanceCounts(**instances) if isinstance(instances, dict) else None,
+            worst=Box(**worst) if isinstance(worst, dict) else None,
+        )
+
+    def matrix(self, classes: int) -> np.ndarray:
+        """(N, N + 1) int64."""
+        return from_text(self.confusion, (classes, classes + 1))
+
+
+@dataclass
+class TemperatureCounts:
+    """What calibration by temperature needs, over all images; see `temperature_losses`, `temperature_confidences`."""
+
+    losses: np.ndarray = field(default_factory=lambda: np.zeros(len(TEMPERATURES) + 1, np.int64))
+    confidences: np.ndarray = field(default_factory=lambda: np.zeros((len(TEMPERATURES), 3, BINS), np.int64))
+
+    def add(self, other: TemperatureCounts) -> None:
+        """Adds another's."""
+        self.losses += other.losses
+        self.confidences += other.confidences
+
+    def to_plain(self) -> dict[str, str]:
+        """For JSON."""
+        return {"losses": to_text(self.losses), "confidences": to_text(self.confidences)}
+
+    @classmethod
+    def of_plain(cls, plain: dict[str, str]) -> TemperatureCounts:
+        """What `to_plain` gave; ValueError, KeyError where it is not."""
+        empty = cls()
+        return cls(*(from_text(plain[name], getattr(empty, name).shape) for name in ("losses", "confidences")))
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentedImage:
+    """One image with all that is known of it.
+
+    Attributes:
+        index: its place in the data set.
+        image: (H, W, 3) uint8, blue green red.
+        label: (H, W) uint8 class ids; None where it was not asked for.
+        ids: (H, W) uint8 predicted class ids.
+        confidence: (H, W) float32 probability of the predicted class; None where it is not known.
+        samples: (C, h, w) float32 class probabilities of every `sampling_step`-th pixel and row, likewise.
+        seconds: that segmenting it took.
+    """
+
+    index: int
+    image: np.ndarray
+    label: np.ndarray | None
+    ids: np.ndarray
+    confidence: np.ndarray | None = None
+    samples: np.ndarray | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One image's record, and what is kept beside the records."""
+
+    record: ImageRecord
+    temperatures: TemperatureCounts | None = None
+    crop: Shown | None = None
+    view: Shown | None = None
+
+
+def count_only(pair: Pair, label: np.ndarray, counts: np.ndarray) -> ImageRecord:
+    """The record of an image of which nothing but (N, N + 1) `counts` is wanted."""
+    height, width = label.shape
+    digest = hashlib.sha256(label.tobytes()).hexdigest()[:16]
+    return ImageRecord(pair.name, (width, height), digest, to_text(counts))
+
+
+def measure(found: SegmentedImage, pair: Pair, counts: np.ndarray, palette: np.ndarray, cityscapes: bool) -> Measured:
+    """Looks at an image from all sides.
+
+    Args:
+        found: with its label; ids and samples by the data set's classes.
+        pair: its files.
+        counts: (N, N + 1), its confusion matrix.
+        palette: the data set's.
+        cityscapes: there may be instance maps.
+    """
+    label, ids, classes = found.label, found.ids, len(counts)
+    assert label is not None
+    valid, right = label != IGNORE, label == ids
+    instances = read_instances(pair, label.shape) if cityscapes else None
+    box = worst_box(valid & ~right)
+    record = replace(
+        count_only(pair, label, counts),
+        boundary=to_text(boundary_counts(ids, label, classes)),
+        trimap=to_text(trimap_counts(ids, label)),
+        instances=None if instances is None else count_instances(ids, instances),
+        worst=box,
+    )
+    temperatures = None
+    if found.confidence is not None and found.samples is not None:
+        doubt = 1.0 - float(found.confidence.mean(dtype=np.float64))
+        record = replace(record, confidence=to_text(confidence_counts(found.confidence, right, valid)), doubt=doubt)
+        temperatures = _try_temperatures(found.index, found.samples, label)
+    part = slice(box.y, box.y + box.side), slice(box.x, box.x + box.side)
+    crop = tiles(found.image[part], label[part], ids[part], palette, CROP_TILE)
+    rank = mean_iou(counts)
+    view = tiles(found.image, label, ids, palette, VIEW_TILE)
+    return Measured(
+        record,
+        temperatures,
+        Shown(-float(box.wrong), crop) if box.wrong else None,
+        Shown(rank, view) if rank == rank else None,
+    )
+
+
+def _try_temperatures(index: int, samples: np.ndarray, label: np.ndarray) -> TemperatureCounts:
+    """The sampled pixels under each temperature; fitted on the images with even places, tested on the others."""
+    step = sampling_step(*label.shape)
+    truth = label[::step, ::step]
+    inside = truth != IGNORE
+    probabilities, truth, counts = samples[:, inside], truth[inside].astype(np.intp), TemperatureCounts()
+    if index % 2:
+        counts.confidences = temperature_confidences(probabilities, truth)
+    else:
+        counts.losses = temperature_losses(probabilities, truth)
+    return counts
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    """The mean IoU over the classes that the label has, of (N, N + 1) counts of one image; NaN where it has none."""
+    inner = counts[:, : len(counts)]
+    hits, labelled = np.diag(inner), counts.sum(1)
+    there = labelled > 0
+    return float((hits[there] / (labelled + inner.sum(0) - hits)[there]).mean()) if there.any() else float("nan")
+
+
+__all__ = ["RADII", "ImageRecord", "Measured", "SegmentedImage", "TemperatureCounts", "count_only", "measure"]
