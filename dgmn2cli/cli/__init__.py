@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem, shell_complete
 
 from dgmn2cli.cli.boundary import guarded
-from dgmn2cli.cli.options import attach_global_options, global_options
+from dgmn2cli.cli.options import ARGUMENTS, attach_global_options, global_options
 from dgmn2cli.errors import ConfigError, shown
 from dgmn2cli.version import __version__
 
@@ -21,6 +21,8 @@ COMMANDS = {
     "demo": ("dgmn2cli.cli.demo:demo", "See it all in minutes: draw streets, train, evaluate, segment, look."),
     "infer": ("dgmn2cli.cli.infer:infer", "Segment images: masks, overlays, class shares."),
     "eval": ("dgmn2cli.cli.eval:evaluate", "Measure a model on a labelled data set, the published figure beside it."),
+    "compare": ("dgmn2cli.cli.compare:compare", "Compare two evaluations image by image: more than chance?"),
+    "verify": ("dgmn2cli.cli.verify:verify", "Check that the numbers of a report can be had again."),
     "train": ("dgmn2cli.cli.train:train", "Train or fine-tune a model, on one process or many."),
     "submit": ("dgmn2cli.cli.submit:submit", "Make or check a submission to the Cityscapes test server."),
     "benchmark": ("dgmn2cli.cli.benchmark:benchmark", "Measure speed and memory beside the published design."),
@@ -97,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return shell_complete(dgmn2, {}, "dgmn2", _COMPLETION, instruction)
 
     def run() -> None:
-        with dgmn2.make_context("dgmn2", arguments) as context:
+        with dgmn2.make_context("dgmn2", list(arguments)) as context:
+            context.meta[ARGUMENTS] = tuple(arguments)
             dgmn2.invoke(context)
 
     return guarded(run, debug="--debug" in arguments)

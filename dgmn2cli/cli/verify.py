@@ -1,0 +1,131 @@
+"""`dgmn2 verify`: whether a report's numbers can be had again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import RenderableType
+
+from dgmn2cli.cli import protocol, render
+from dgmn2cli.cli.options import DEVICE, PATH, Session, complete_model, pass_session, threads_option
+
+if TYPE_CHECKING:
+    from dgmn2cli.cli.progress import TerminalObserver
+    from dgmn2cli.data.dataset import SegmentationSet
+    from dgmn2cli.evaluate.engine import Source
+    from dgmn2cli.evaluate.reading import ReportFile
+    from dgmn2cli.evaluate.verify import Verification
+
+
+@click.command("verify")
+@click.argument("report", type=PATH, metavar="REPORT.json")
+@click.option("--data-root", type=PATH, metavar="DIR", help="Where the data set lies.  [default: as the report says]")
+@click.option("--checkpoint", type=PATH, metavar="FILE", help="The weights.  [default: as the report says]")
+@click.option(
+    "-m",
+    "--model",
+    metavar="MODEL",
+    shell_complete=complete_model,
+    help="Its name or configuration.  [default: as said]",
+)
+@click.option(
+    "--from", "predictions", type=PATH, metavar="PREDS", help="The predictions, for a report of `eval --from`."
+)
+@click.option("--device", type=DEVICE, metavar="auto|cpu|cuda[:N]|mps", help="Where.  [default: as the report says]")
+@threads_option
+@pass_session
+def verify(
+    session: Session,
+    report: Path,
+    data_root: Path | None,
+    checkpoint: Path | None,
+    model: str | None,
+    predictions: Path | None,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Check a report of `eval --report`: exit 1 names the first difference.
+
+    Every figure is computed again from the per-image counts; the weights and the files of a sample of images are
+    hashed; the sample is run again and compared matrix by matrix.
+
+    Example: dgmn2 verify report.json --data-root data/cityscapes
+    """
+    from dgmn2cli.cli.progress import TerminalObserver
+    from dgmn2cli.data.catalog import open_dataset
+    from dgmn2cli.evaluate.reading import read_report
+    from dgmn2cli.evaluate.saved import MODEL
+    from dgmn2cli.evaluate.verify import check_figures
+    from dgmn2cli.evaluate.verify import verify as check
+    from dgmn2cli.runtime import set_threads
+
+    set_threads(threads)
+    found = read_report(report)
+    check_figures(found)  # before anything is loaded
+    about, run = found.plain["data"], found.plain["run"]
+    data = open_dataset(data_root or Path(about["root"]), str(about["split"]))
+    with TerminalObserver(session) as observer:
+        if run["model"] == MODEL:
+            source = _saved(found, data, predictions or Path(run["checkpoint"]), observer)
+        else:
+            source = _network(session, found, data, model or found.model, checkpoint, device, observer)
+        answer = check(found, data, source, observer)
+    render.emit(session, answer, lambda: _table(answer))
+
+
+def _saved(report: ReportFile, data: SegmentationSet, folder: Path, observer: TerminalObserver) -> Source:
+    from dataclasses import replace
+
+    from dgmn2cli.data.images import MAX_PIXELS
+    from dgmn2cli.evaluate.saved import saved_source
+
+    used = replace(data, pairs=data.pairs[: len(report.records)])
+    looked = report.records[0].boundary is not None
+    return saved_source(folder, used, workers=1, max_pixels=MAX_PIXELS, observer=observer, analysis=looked)
+
+
+def _network(
+    session: Session,
+    report: ReportFile,
+    data: SegmentationSet,
+    model: str,
+    checkpoint: Path | None,
+    device: str | None,
+    observer: TerminalObserver,
+) -> Source:
+    from dgmn2cli.evaluate.engine import network_source
+    from dgmn2cli.evaluate.verify import settings_of
+    from dgmn2cli.inference.load import resolve
+
+    run, settings = report.plain["run"], settings_of(report)
+    recipe = resolve(model, zoo=session.zoo())
+    stated = Path(str(run["checkpoint"]))
+    network = protocol.NetworkOptions(
+        checkpoint=checkpoint or (stated if stated.is_file() else None),
+        ema=str(run["weights"]).endswith("ema"),
+        published_order=run["form"] != "fused",
+        device=device or str(run["device"]),
+        dtype=str(run["dtype"]),
+        backend=str(run["backend"]),
+        threads=None,
+        compiled=False,
+    )
+    protocol.require_weights(session, recipe, network)
+    segmenter = protocol.loader(session, recipe, network, settings)(device=network.device)
+    looked = report.records[0].boundary is not None
+    return network_source(segmenter, data, settings, observer=observer, analysis=looked)
+
+
+def _table(answer: Verification) -> RenderableType:
+    return render.record_table(
+        [
+            ("report", f"{answer.report} holds"),
+            (
+                "mIoU",
+                f"{100 * answer.mean_iou:.2f} % of {answer.model}, again from the counts of {answer.images} images",
+            ),
+            ("run again", f"{', '.join(answer.run_again)}: the same matrices on {answer.device}"),
+        ]
+    )

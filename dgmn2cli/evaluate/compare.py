@@ -1,0 +1,163 @@
+"""Two reports on the same images, image by image: whether a difference is more than chance, and where it lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.evaluate.analysis.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Interval,
+    interval,
+    iou_of,
+    nan_mean,
+    parts_of,
+    resampled,
+)
+from dgmn2cli.evaluate.reading import ReportFile
+from dgmn2cli.report import html
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the two: its file, its model, its weights' hash, its mean IoU (a fraction)."""
+
+    report: Path
+    model: str
+    sha256: str
+    mean_iou: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The second's mean IoU minus the first's, with its interval: paired bootstrap over images."""
+
+    mean_iou: float
+    interval: Interval
+    level: float
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class ClassDifference:
+    """One class's IoU in both, the second's minus the first's, and its interval; NaN where undefined."""
+
+    name: str
+    first: float
+    second: float
+    difference: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class ImageDifference:
+    """One image's mean IoU in both, and the second's minus the first's; NaN where it has no label."""
+
+    name: str
+    first: float
+    second: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two evaluations of the same images; fractions.
+
+    Attributes:
+        first, second: what is compared.
+        difference: of the mean IoU.
+        classes: in their order.
+        images: what got better most first, what got worse most last.
+        better, worse, equal: numbers of images.
+    """
+
+    first: Compared
+    second: Compared
+    difference: Difference
+    classes: tuple[ClassDifference, ...]
+    images: tuple[ImageDifference, ...]
+    better: int
+    worse: int
+    equal: int
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval of the difference leaves 0 out."""
+        low, high = self.difference.interval
+        return low > 0 or high < 0
+
+
+def compare(first: ReportFile, second: ReportFile) -> PairedComparison:
+    """Compares two reports.
+
+    Raises:
+        ConfigError: they are about other classes, images or labels.
+    """
+    _require_same_images(first, second)
+    pair = np.stack([parts_of(report.matrices) for report in (first, second)], 1)  # (n, 2, 3, N)
+    total = iou_of(pair.sum(0))  # (2, N)
+    means = nan_mean(total)
+    count, classes = len(pair), len(first.classes)
+    samples = np.concatenate(
+        [iou_of(sums.reshape(-1, 2, 3, classes)) for sums in resampled(pair.reshape(count, 6, classes))]
+    )
+    mean_samples, class_samples = np.diff(nan_mean(samples), axis=1)[:, 0], samples[:, 1] - samples[:, 0]
+    images = _image_differences(first, pair)
+    return PairedComparison(
+        first=_compared(first, float(means[0])),
+        second=_compared(second, float(means[1])),
+        difference=Difference(float(means[1] - means[0]), interval(mean_samples), LEVEL, RESAMPLES, SEED),
+        classes=tuple(
+            ClassDifference(name, float(a), float(b), float(b - a), interval(class_samples[:, i]))
+            for i, (name, a, b) in enumerate(zip(first.classes, *total, strict=True))
+        ),
+        images=images,
+        better=sum(image.difference > 0 for image in images),
+        worse=sum(image.difference < 0 for image in images),
+        equal=sum(image.difference == 0 for image in images),
+    )
+
+
+def _require_same_images(first: ReportFile, second: ReportFile) -> None:
+    pairs = list(zip(first.records, second.records, strict=False))
+    why = ""
+    if first.classes != second.classes:
+        why = "their classes are others, or in another order"
+    elif len(first.records) != len(second.records):
+        why = f"one is about {len(first.records)} images, the other about {len(second.records)}"
+    elif other := next(((a, b) for a, b in pairs if a.name != b.name), None):
+        why = f"one is about the image {other[0].name}, the other about {other[1].name}"
+    elif other := next(((a, b) for a, b in pairs if (a.size, a.label_hash) != (b.size, b.label_hash)), None):
+        why = f"the label of {other[0].name} is not the same"
+    if why:
+        hint = "Evaluate both on the same split, with the same --limit."
+        raise ConfigError("the reports cannot be compared", where=second.path, why=why, hint=hint)
+
+
+def _compared(report: ReportFile, mean: float) -> Compared:
+    return Compared(report.path, report.model, str(report.plain["run"]["sha256"]), mean)
+
+
+def _image_differences(report: ReportFile, pair: np.ndarray) -> tuple[ImageDifference, ...]:
+    means = nan_mean(np.where(pair[:, :, 1] > 0, iou_of(pair), np.nan))  # (n, 2)
+    found = [
+        ImageDifference(record.name, float(a), float(b), float(b - a))
+        for record, (a, b) in zip(report.records, means, strict=True)
+    ]
+    return tuple(sorted(found, key=lambda image: -image.difference if image.difference == image.difference else 0.0))
+
+
+def write_comparison_page(path: Path, found: PairedComparison) -> Path:
+    """Writes the page of a comparison: one file that needs no network.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    reach = max([0.01, *(abs(v) for c in found.classes for v in (*c.interval, c.difference) if v == v)])
+    return html.write_page(path, "compare.html", found=found, reach=reach)

@@ -1,0 +1,198 @@
+"""Whether a report holds: its figures computed again from its records, its files hashed, a sample run again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.errors import CheckFailed
+from dgmn2cli.evaluate.analysis.measure import ImageRecord
+from dgmn2cli.evaluate.analysis.summary import analyse
+from dgmn2cli.evaluate.certificate import digest_of, fingerprint_of, sampled
+from dgmn2cli.evaluate.counting import compute_scores
+from dgmn2cli.evaluate.engine import Source
+from dgmn2cli.evaluate.reading import ReportFile
+from dgmn2cli.files import hash_file, to_plain
+from dgmn2cli.inference.plan import Protocol, Settings
+from dgmn2cli.observer import Observer, Silent
+
+CLOSE = 1e-9  # relative; another NumPy may add floats in another order
+_SAMPLED_ALIKE = ("name", "size", "label_hash", "confusion", "boundary", "trimap", "instances", "worst")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A report that holds: how many images it is about, those that were run again, and on what."""
+
+    report: Path
+    model: str
+    mean_iou: float
+    images: int
+    run_again: tuple[str, ...]
+    device: str
+
+
+def verify(report: ReportFile, data: SegmentationSet, source: Source, observer: Observer | None = None) -> Verification:
+    """Checks a report, the cheapest first.
+
+    Args:
+        report: as read.
+        data: the images it says it is about, in their order.
+        source: what makes the predictions it says it is about.
+        observer: told of each image.
+
+    Raises:
+        CheckFailed: something differs; the first difference is named.
+        Dgmn2Error: an image cannot be read, the network fails.
+    """
+    watcher = observer or Silent()
+    check_figures(report)
+    check_data(report, data)
+    check_source(report, source)
+    check_digest(report)
+    places = sampled(len(report.records), int(report.plain["certificate"]["seed"]))
+    watcher.begin("verifying", len(places))
+    with closing(source.images(places)) as images:
+        for found in images:
+            _check_image(report, report.records[found.index], found.measured.record)
+            watcher.result(found)
+    return Verification(
+        report=report.path,
+        model=report.model,
+        mean_iou=float(report.plain["scores"]["mean_iou"]),
+        images=len(report.records),
+        run_again=tuple(report.records[place].name for place in places),
+        device=source.run.device_name,
+    )
+
+
+def settings_of(report: ReportFile) -> Settings:
+    """The settings that give the report's procedure; those of a report without one if it has none."""
+    protocol = report.plain.get("protocol")
+    if not isinstance(protocol, dict):
+        return Settings()
+    return Settings(
+        ms_flip=len(protocol.get("ratios") or ()) > 1 or bool(protocol.get("flip")),
+        scale=tuple(protocol["scale"]) if protocol.get("scale") else None,
+        window=protocol.get("window"),
+        stride=protocol.get("stride"),
+        protocol=protocol.get("name"),
+        window_batch=protocol.get("window_batch"),
+    )
+
+
+def check_figures(report: ReportFile) -> None:
+    """Computes every figure again from the records.
+
+    Raises:
+        CheckFailed: one differs.
+    """
+    plain, certificate, counts = report.plain, report.plain["certificate"], report.matrices.sum(0)
+    scores = compute_scores(counts, report.classes, report.categories)
+    analysis = analyse(report.records, report.classes, report.temperatures)
+    expected = {
+        "scores": scores,
+        "confusion": counts,
+        **{field.name: getattr(analysis, field.name) for field in fields(analysis)},
+    }
+    for name, value in expected.items():
+        _same(report, plain.get(name), to_plain(value), name, "its records give")
+    total, of = len(report.records), plain["data"]["of"]
+    _same(report, plain["data"]["images"], total, "data.images", "it has")
+    _same(report, plain["partial"], total < of, "partial", "its images say")
+    names = [report.records[place].name for place in sampled(total, int(certificate["seed"]))]
+    _same(report, [entry["name"] for entry in certificate["sample"]], names, "certificate.sample", "its seed draws")
+    fingerprint = fingerprint_of(report.classes, report.records)
+    _same(report, certificate["fingerprint"], fingerprint, "certificate.fingerprint", "its records give")
+    if plain["comparison"] is not None:
+        _same(report, plain["comparison"]["measured"], 100 * scores.mean_iou, "comparison.measured", "its records give")
+
+
+def check_data(report: ReportFile, data: SegmentationSet) -> None:
+    """Compares names, classes, and the sampled files.
+
+    Raises:
+        CheckFailed: one differs.
+    """
+    _same(report, list(report.classes), list(data.classes), "certificate.classes", "the data set has")
+    _same(report, report.plain["data"]["split"], data.split, "data.split", "the data set has")
+    _same(report, report.plain["data"]["kind"], data.kind, "data.kind", "the data set has")
+    _same(report, report.plain["data"]["of"], len(data), "data.of", "the data set has")
+    names = [pair.name for pair in data.pairs[: len(report.records)]]
+    _same(report, [record.name for record in report.records], names, "certificate.records", "the data set has")
+    places = sampled(len(report.records), int(report.plain["certificate"]["seed"]))
+    for i, (place, entry) in enumerate(zip(places, report.plain["certificate"]["sample"], strict=True)):
+        pair, where = data.pairs[place], f"certificate.sample[{i}] ({data.pairs[place].name})"
+        assert pair.label is not None
+        _same(report, entry["image_sha256"], hash_file(pair.image), f"{where}.image_sha256", "the file has")
+        _same(report, entry["label_sha256"], hash_file(pair.label), f"{where}.label_sha256", "the file has")
+
+
+def check_source(report: ReportFile, source: Source) -> None:
+    """Compares what makes the predictions now with what made them.
+
+    Raises:
+        CheckFailed: it differs.
+    """
+    run, plain = source.run, report.plain["run"]
+    for name in ("model", "sha256", "weights", "dtype", "form", "backend"):
+        if plain[name] or name != "weights":  # a training's own evaluation names no entry of a file
+            _same(report, plain[name], getattr(run, name), f"run.{name}", "here it is")
+    protocol = report.plain["protocol"]
+    if source.protocol is None or protocol is None:
+        _same(report, protocol, to_plain(source.protocol), "protocol", "here it is")
+        return
+    for field in fields(Protocol):
+        wanted = to_plain(getattr(source.protocol, field.name))
+        _same(report, protocol.get(field.name), wanted, f"protocol.{field.name}", "the settings give")
+
+
+def check_digest(report: ReportFile) -> None:
+    """Raises CheckFailed where anything in the report was changed since it was written."""
+    written, found = report.plain["certificate"]["digest"], digest_of(report.plain)
+    _same(report, written, found, "certificate.digest", "its content has")
+
+
+def _check_image(report: ReportFile, old: ImageRecord, new: ImageRecord) -> None:
+    where = f"image {old.name}"
+    looked = old.boundary is not None
+    for name in _SAMPLED_ALIKE if looked else _SAMPLED_ALIKE[:4]:
+        before, now = to_plain(getattr(old, name)), to_plain(getattr(new, name))
+        _same(report, before, now, f"{where}: {name}", "run again it is")
+
+
+def _same(report: ReportFile, old: Any, new: Any, where: str, how: str) -> None:
+    """Raises CheckFailed where two JSON values differ, naming the first place."""
+    for place, before, now in _differences(old, new, where):
+        hint = "The report was changed, or data, weights, device or libraries are others than when it was made."
+        why = f"{place}: the report has {_shown(before)}, {how} {_shown(now)}"
+        raise CheckFailed("the report does not hold", where=report.path, why=why, hint=hint)
+
+
+def _differences(old: Any, new: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            if key in old and key in new:
+                yield from _differences(old[key], new[key], f"{where}.{key}")
+            else:
+                yield f"{where}.{key}", old.get(key), new.get(key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (before, now) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(before, now, f"{where}[{i}]")
+    elif isinstance(old, float) and isinstance(new, float):
+        if not math.isclose(old, new, rel_tol=CLOSE, abs_tol=1e-12):
+            yield where, old, new
+    elif type(old) is not type(new) or old != new:
+        yield where, old, new
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
