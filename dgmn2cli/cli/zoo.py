@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dgmn2cli.cli.options import PATH, Session, complete_model, pass_session
+from dgmn2cli.cli.options import PATH, NumberType, Session, complete_model, pass_session
 from dgmn2cli.cli.render import MISSING, billions, emit, lines, make_table, megabytes, millions, percent, record_table
 from dgmn2cli.errors import CheckFailed, ConfigError
 from dgmn2cli.zoo import AnyEntry, ZooEntry, locate, pin_state
@@ -29,19 +31,67 @@ def zoo() -> None:
     """List and show the published models; check what is on disk."""
 
 
+SORTS: dict[str, Callable[[ZooEntry], float | str]] = {
+    "key": lambda entry: entry.key,
+    "miou": lambda entry: -(entry.miou or 0),
+    "ms-flip": lambda entry: -(entry.miou_ms_flip or 0),
+    "params": lambda entry: entry.params,
+    "gmacs": lambda entry: _work(entry),
+}
+
+
 @zoo.command("list", short_help="List the segmentation models.")
 @click.argument("pattern", default="", required=False)
+@click.option("--min-miou", type=NumberType(0, 100), metavar="F", help="Only those with this mIoU or more, in %.")
+@click.option("--max-gmacs", type=NumberType(0), metavar="F", help="Only those with so many GMACs per window or fewer.")
+@click.option("--pareto", is_flag=True, help="Only those that no other beats: as good with less work, or better.")
+@click.option("--sort", type=click.Choice([*SORTS]), help="Best or smallest first.  [default: the zoo's order]")
 @pass_session
-def list_models(session: Session, pattern: str) -> None:
-    """List the segmentation models, all or those matching PATTERN (`*-tiny`, `pup`)."""
+def list_models(
+    session: Session, pattern: str, min_miou: float | None, max_gmacs: float | None, pareto: bool, sort: str | None
+) -> None:
+    """List the segmentation models, all or those matching PATTERN (`*-tiny`, `pup`).
+
+    Figures are single scale. `--pareto` looks at mIoU and GMACs, after the other conditions.
+
+    Example: dgmn2 zoo list --pareto --max-gmacs 400 --sort gmacs
+    """
     manifest = session.zoo()
     found = manifest.entries(pattern)
     if not found:
         raise ConfigError("no model matches", where=shown(pattern), hint="`dgmn2 zoo list` shows all models.")
+    found = choose(found, min_miou=min_miou, max_gmacs=max_gmacs, pareto=pareto, sort=sort)
+    if not found:
+        hint = "Loosen --min-miou or --max-gmacs."
+        raise ConfigError("no model matches", why="none fulfils all conditions", hint=hint)
     cache = session.cache_dir()
     rows = [_describe(entry, cache) for entry in found]
     report = {"zoo": manifest.path, "default": manifest.default, "cache": cache, "models": rows}
     emit(session, report, lambda: _list_table(found, rows, manifest.default))
+
+
+def choose(
+    entries: tuple[ZooEntry, ...], *, min_miou: float | None, max_gmacs: float | None, pareto: bool, sort: str | None
+) -> tuple[ZooEntry, ...]:
+    """The entries that fulfil the conditions, sorted; see `dgmn2 zoo list --help`."""
+    found = [
+        entry
+        for entry in entries
+        if (min_miou is None or (entry.miou or 0) >= min_miou)
+        and (max_gmacs is None or _work(entry) <= 1e9 * max_gmacs)
+    ]
+    if pareto:
+        found = [entry for entry in found if not any(_beats(other, entry) for other in found)]
+    return tuple(sorted(found, key=SORTS[sort]) if sort else found)
+
+
+def _work(entry: ZooEntry) -> float:
+    return math.inf if entry.macs_769 is None else entry.macs_769
+
+
+def _beats(one: ZooEntry, other: ZooEntry) -> bool:
+    mine, theirs = (one.miou or 0, -_work(one)), (other.miou or 0, -_work(other))
+    return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
 def _list_table(found: tuple[ZooEntry, ...], rows: list[dict[str, object]], default: str) -> list[RenderableType]:
