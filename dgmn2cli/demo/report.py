@@ -42,13 +42,14 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """One evaluation of the held-out scenes: fractions from 0 to 1, wall time, and the file with all of it."""
+    """One evaluation of the held-out scenes: fractions from 0 to 1, wall time, the file with all of it, its page."""
 
     mean_iou: float
     pixel_accuracy: float
     mean_accuracy: float
     seconds: float
     report: Path
+    page: Path
 
 
 @dataclass(frozen=True)

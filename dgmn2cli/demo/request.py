@@ -120,6 +120,10 @@ class DemoFolder:
         """The report of one evaluation."""
         return self.path / "evaluation" / f"{name}.json"
 
+    def evaluation_page(self, name: str) -> Path:
+        """The page of one evaluation."""
+        return self.path / "evaluation" / f"{name}.html"
+
     def predictions(self, name: str) -> Path:
         """The predictions of one evaluation."""
         return self.path / "evaluation" / name

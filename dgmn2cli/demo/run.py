@@ -155,6 +155,7 @@ class _Demo:
             device=request.device,
             threads=request.threads,
             report=folder.evaluation(name),
+            html=folder.evaluation_page(name),
             save_preds=folder.predictions(name),
         )
         report = evaluate(wanted, self.recipe, load, self.observer)
@@ -205,8 +206,8 @@ class _Demo:
             run=folder.run,
             request=request,
             training=trained,
-            single_scale=_figures(single, folder.evaluation(SINGLE_SCALE)),
-            ms_flip=_figures(averaged, folder.evaluation(MS_FLIP)),
+            single_scale=_figures(single, folder.evaluation(SINGLE_SCALE), folder.evaluation_page(SINGLE_SCALE)),
+            ms_flip=_figures(averaged, folder.evaluation(MS_FLIP), folder.evaluation_page(MS_FLIP)),
             largest=largest.name,
             largest_share=largest.share,
             constant_mean_iou=largest.share / sum(entry.share > 0 for entry in classes),
@@ -221,9 +222,9 @@ class _Demo:
         )
 
 
-def _figures(report: EvalReport, path: Path) -> Figures:
+def _figures(report: EvalReport, path: Path, page: Path) -> Figures:
     scores = report.scores
-    return Figures(scores.mean_iou, scores.pixel_accuracy, scores.mean_accuracy, report.seconds, path)
+    return Figures(scores.mean_iou, scores.pixel_accuracy, scores.mean_accuracy, report.seconds, path, page)
 
 
 def class_figures(single: EvalReport, averaged: EvalReport, data: SegmentationSet) -> tuple[ClassFigures, ...]:

@@ -35,13 +35,14 @@ class RunFolder:
         config: the resolved configuration: the run can be repeated from it.
         log: one line per step and evaluation; the same for interrupted and unbroken runs.
         curves: the curves so far.
-        evaluation: the final evaluation.
+        evaluation, page: the final evaluation, and its page for a browser.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config, self.log = path / "config.toml", path / "log.jsonl"
         self.curves, self.evaluation = path / "curves.png", path / "evaluation.json"
+        self.page = path / "evaluation.html"
 
     def sample(self, iteration: int) -> Path:
         """Sample predictions of the evaluation after `iteration` steps."""

@@ -20,6 +20,7 @@ from dgmn2cli.distributed.group import Group
 from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.errors import Dgmn2Error
 from dgmn2cli.evaluate import EvalReport
+from dgmn2cli.evaluate.page import write_report_page
 from dgmn2cli.files import atomic_write, hash_file, to_json
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.observer import Observer
@@ -196,7 +197,8 @@ class Loop:
         backend = str(self.training.environment["backend"])
         segmenter = snapshot(self.config, weights, data, self.group, backend, name)
         workers = self.config.data.workers
-        self.evaluation = validate(segmenter, data, self.group, workers, self.observer, self._check_stop)
+        last = self.iteration >= self.config.train.iters
+        self.evaluation = validate(segmenter, data, self.group, workers, self.observer, self._check_stop, analysis=last)
         if self.group.main:
             self._show(partial(self._write_samples, segmenter))
         return self.evaluation
@@ -291,9 +293,10 @@ class Loop:
     def _write_final(self, report: EvalReport) -> EvalReport:
         assert self.logs is not None
         last = self.store.last
-        report = replace(report, run=replace(report.run, checkpoint=str(last), sha256=hash_file(last)))
+        report = replace(report, run=replace(report.run, checkpoint=str(last), sha256=hash_file(last))).signed()
         self.logs.event("finished", self.iteration)
         atomic_write(self.folder.evaluation, to_json(report) + "\n")
+        self._show(partial(write_report_page, self.folder.page, report))
         self._show(self._draw_curves)
         return report
 

@@ -89,6 +89,8 @@ def validate(
     workers: int,
     observer: Observer,
     check: Callable[[], object],
+    *,
+    analysis: bool = False,
 ) -> EvalReport:
     """Evaluates on all processes together, single scale; every process gets the report of the whole.
 
@@ -99,12 +101,13 @@ def validate(
         workers: threads that read ahead.
         observer: told of each of this process's images.
         check: called between windows; what it raises gives the evaluation up, on every process.
+        analysis: see `evaluate`.
 
     Raises:
         Dgmn2Error: as `evaluate`.
     """
     watch = _Watch(f"evaluating {segmenter.info.checkpoint}", observer, check)
-    return evaluate(segmenter, data, group=group, workers=max(1, workers), observer=watch)
+    return evaluate(segmenter, data, group=group, workers=max(1, workers), observer=watch, analysis=analysis)
 
 
 def write_samples(path: Path, segmenter: Segmenter, data: SegmentationSet) -> Path:

@@ -41,8 +41,8 @@ def test_the_run_folder_holds_everything(unbroken, streets):
     request, report, watcher = unbroken
     out = request.out
     assert {path.name for path in out.iterdir()} == {
-        "checkpoints", "config.toml", "curves.png", "environment.json", "evaluation.json", "events.jsonl", "lock",
-        "log.jsonl", "samples", "tensorboard",
+        "checkpoints", "config.toml", "curves.png", "environment.json", "evaluation.html", "evaluation.json",
+        "events.jsonl", "lock", "log.jsonl", "samples", "tensorboard",
     }  # fmt: skip
     assert {path.name for path in (out / "checkpoints").iterdir()} == {
         "best.pth", "iter_000000002.pth", "iter_000000004.pth", "last.pth", "previous.pth",
