@@ -73,10 +73,9 @@ def evaluate(
     from dgmn2cli.evaluate.official import require_agreement
     from dgmn2cli.evaluate.published import require_verdicts
     from dgmn2cli.evaluate.request import EvalRequest, open_data
-    from dgmn2cli.inference.load import resolve
 
     zoo, context = session.zoo(), click.get_current_context()
-    recipe = None if everything or predictions else resolve(model, zoo=zoo)
+    recipe = None if everything or predictions else protocol.recipe_of(session, model, network)
     root, split, described = protocol.data_of(recipe, data)
     request = EvalRequest(
         root, split, described, settings, limit, network.device, gpus, workers, network.threads, report, resume,
@@ -98,7 +97,7 @@ def evaluate(
             models = [(one, protocol.loader(session, one, network, settings)) for one in found]
             answer = run.run_zoo(request, models, missing, observer)
         else:
-            open_data(request, [recipe.config.inference])  # refused before a download, if at all
+            open_data(request, [recipe.inference])  # refused before a download, if at all
             protocol.require_weights(session, recipe, network)
             single = run.run(request, recipe, protocol.loader(session, recipe, network, settings), observer)
     if launched_rank() > 0:  # of those that torchrun started the first one speaks
@@ -118,8 +117,8 @@ def evaluate(
 
 def _refuse_one_model(context: click.Context, why: str) -> None:
     named = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
-    if named or context.params.get("model_named") or context.params.get("checkpoint"):
-        raise click.UsageError(f"{why}: name no model and no checkpoint", context)
+    if named or any(context.params.get(name) for name in ("model_named", "checkpoint", "graph")):
+        raise click.UsageError(f"{why}: name no model, no checkpoint and no graph", context)
 
 
 def _share(value: float) -> str:
@@ -181,12 +180,13 @@ def _named_once(name: str, values: Sequence[str]) -> list[tuple[str, str]]:
 
 def _about(report: EvalReport) -> list[tuple[str, str]]:
     run, data = report.run, report.data
+    weights = f", sha256 {run.sha256[:12]}" if run.sha256 else ""
     many = f", {report.processes} processes" if report.processes > 1 else ""
     return [
         ("images", f"{data.images} of {data.of} in split {data.split} of {data.root}"),
         *([("procedure", str(report.protocol))] if report.protocol is not None else []),
-        ("model", f"{run.model} ({run.dtype}, {run.form}), sha256 {run.sha256[:12]}"),
-        ("ran", f"{report.seconds:.1f} s on {run.device_name}, op backend {run.backend}{many}"),
+        ("model", f"{run.model} ({run.precision}, {run.form}){weights}"),
+        ("ran", f"{report.seconds:.1f} s on {run.device_name}, {run.engine}{many}"),
     ]
 
 

@@ -49,7 +49,7 @@ def infer(
 ) -> None:
     """Segment images: files, folders, globs or @list.txt; masks and overlays go to the output folder."""
     from dgmn2cli import runtime
-    from dgmn2cli.inference import files, load, prediction
+    from dgmn2cli.inference import files, prediction
 
     kinds = list(dict.fromkeys(kind.strip() for kind in save.split(",") if kind.strip()))
     prediction.check_outputs(kinds)
@@ -57,7 +57,7 @@ def infer(
         found = files.find_images(images, observer)
         files.check_targets(found, out, kinds, overwrite)
         runtime.set_threads(network.threads)
-        recipe = load.resolve(model, zoo=session.zoo())
+        recipe = protocol.recipe_of(session, model, network)
         make = protocol.loader(session, recipe, network, settings)
         segmenter = make(device=network.device, observer=observer)
         report = files.predict_files(segmenter, found, out, kinds, settings, alpha=alpha, observer=observer)
@@ -86,5 +86,7 @@ def _summary(report: InferReport) -> list[Table | Text]:
     for share in report.classes:
         table.add_row(share.name, f"{share.pixels:,}", f"{100 * share.share:.1f} %")
     run, count = report.run, len(report.images)
-    about = f"{count} image{'s' * (count != 1)} in {report.seconds:.1f} s with {run.model} ({run.dtype}, {run.form})"
-    return [table, render.lines(f"{about} on {run.device_name}, op backend {run.backend}")] if count else []
+    about = (
+        f"{count} image{'s' * (count != 1)} in {report.seconds:.1f} s with {run.model} ({run.precision}, {run.form})"
+    )
+    return [table, render.lines(f"{about} on {run.device_name}, {run.engine}")] if count else []

@@ -7,7 +7,7 @@ for each: `network: NetworkOptions`, `settings: Settings`, `data: DataOptions`, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,30 +16,57 @@ import click
 
 from dgmn2cli.cli.options import MEMORY, NAME, PATH, RUN_OPTIONS, SIZE, Decorator, Session, grouped
 from dgmn2cli.cli.progress import TerminalObserver
-from dgmn2cli.errors import ResourceError
+from dgmn2cli.errors import ResourceError, shown
 from dgmn2cli.zoo import Zoo, locate
 
 if TYPE_CHECKING:
     from dgmn2cli.config import DataConfig
     from dgmn2cli.inference.load import Recipe
     from dgmn2cli.inference.plan import Settings
+    from dgmn2cli.inference.runtimes import AnyRecipe
     from dgmn2cli.inference.segmenter import Segmenter
 
 _SIDE = click.IntRange(1, 8192)
+RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """Which weights a model gets and how it runs: `--checkpoint --ema --published-order` and the run options."""
+    """Which network runs and how: `--checkpoint --ema --published-order --runtime --graph` and the run options."""
 
     checkpoint: Path | None
     ema: bool
     published_order: bool
+    runtime: str
+    graph: Path | None
     device: str
     dtype: str
     backend: str
     threads: int | None
     compiled: bool
+
+    @classmethod
+    def of(cls, runtime: str | None, graph: Path | None, **values: Any) -> NetworkOptions:
+        """The options as typed; a usage error where some of them do not go together."""
+        made = cls(runtime=runtime or ("torch" if graph is None else "onnxruntime"), graph=graph, **values)
+        if made.runtime == "torch" and graph is not None:
+            raise click.UsageError("--graph needs another --runtime than torch: onnxruntime or openvino")
+        if made.runtime != "torch" and graph is None:
+            raise click.UsageError(f"--runtime {runtime} needs --graph DIR; `dgmn2 export MODEL -o DIR` makes one")
+        if graph is None:
+            return made
+        not_for_graphs = {
+            "--checkpoint": made.checkpoint,
+            "--ema": made.ema,
+            "--published-order": made.published_order,
+            "--dtype": made.dtype != "float32",
+            "--backend": made.backend != "auto",
+            "--compile": made.compiled,
+            f"--device {made.device}": made.device not in ("auto", "cpu"),
+        }
+        if given := [name for name, value in not_for_graphs.items() if value]:
+            raise click.UsageError(f"{', '.join(given)} cannot be used with --graph: a graph is as it was exported")
+        return replace(made, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -67,7 +94,7 @@ def with_data(split: str) -> Decorator:
     )
 
 
-def data_of(recipe: Recipe | None, options: DataOptions) -> tuple[Path, str, DataConfig]:
+def data_of(recipe: AnyRecipe | None, options: DataOptions) -> tuple[Path, str, DataConfig]:
     """Root, split and description of the data that the options or else the user's configuration file name.
 
     Without a recipe, or with a published one, the options' defaults hold where nothing is typed.
@@ -76,7 +103,9 @@ def data_of(recipe: Recipe | None, options: DataOptions) -> tuple[Path, str, Dat
     from dgmn2cli.data.catalog import split_name
 
     root, split = options.data_root, options.split
-    if recipe is None or recipe.entry is not None:
+    from dgmn2cli.inference.load import Recipe
+
+    if not isinstance(recipe, Recipe) or recipe.entry is not None:
         return root, split, DataConfig()
     data, typed = recipe.config.data, click.core.ParameterSource.COMMANDLINE
     source = click.get_current_context().get_parameter_source
@@ -116,7 +145,11 @@ with_settings = grouped(  # a command gets `settings: Settings`
 )
 with_network = grouped(  # a command gets `network: NetworkOptions`
     "network",
-    NetworkOptions,
+    NetworkOptions.of,
+    click.option("--runtime", type=click.Choice(RUNTIMES), help="What runs the network.  [default: torch]"),
+    click.option(
+        "--graph", type=PATH, metavar="DIR", help="An exported graph: its folder, or an ONNX file with its protocol."
+    ),
     click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones."),
     click.option("--ema", is_flag=True, help="Take the averaged weights that the checkpoint holds beside its own."),
     click.option("--published-order", is_flag=True, help="Run the operations as published, not their exact equal."),
@@ -127,10 +160,31 @@ workers_option = click.option(
 )
 
 
-def loader(session: Session, recipe: Recipe, network: NetworkOptions, settings: Settings) -> Callable[..., Segmenter]:
-    """What makes the recipe's network when called with `device=NAME`; it can be sent to another process."""
-    from dgmn2cli.inference.load import assemble
+def recipe_of(session: Session, model: str, network: NetworkOptions) -> AnyRecipe:
+    """The model that is meant: the graph where one is given, which names its model itself."""
+    from dgmn2cli.inference.load import resolve
 
+    if network.graph is None:
+        return resolve(model, zoo=session.zoo())
+    from dgmn2cli.inference.runtimes import GraphRecipe
+
+    found, context = GraphRecipe.of(network.graph, session.zoo()), click.get_current_context()
+    typed = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
+    if (typed or context.params.get("model_named")) and model != found.name:
+        raise click.UsageError(f"the graph is of '{shown(found.name)}', not of '{shown(model)}'; leave out the model")
+    return found
+
+
+def loader(
+    session: Session, recipe: AnyRecipe, network: NetworkOptions, settings: Settings
+) -> Callable[..., Segmenter]:
+    """What makes the recipe's network when called with `device=NAME`; it can be sent to another process."""
+    from dgmn2cli.inference.load import Recipe, assemble
+
+    if not isinstance(recipe, Recipe):
+        from dgmn2cli.inference.runtimes import open_graph
+
+        return partial(open_graph, recipe.graph, network.runtime, max_memory=settings.max_memory)
     return partial(
         assemble,
         recipe,
@@ -146,10 +200,15 @@ def loader(session: Session, recipe: Recipe, network: NetworkOptions, settings: 
     )
 
 
-def require_weights(session: Session, recipe: Recipe, network: NetworkOptions) -> None:
+def require_weights(session: Session, recipe: AnyRecipe, network: NetworkOptions) -> None:
     """Sees to it that there are weights: published ones that are wanted and not on disk are fetched."""
     from dgmn2cli import runtime
-    from dgmn2cli.inference.load import ensure_weights, published
+    from dgmn2cli.inference.load import Recipe, ensure_weights, published
+
+    if not isinstance(recipe, Recipe):
+        from dgmn2cli.inference.runtimes import require_runtime
+
+        return require_runtime(network.runtime)
 
     device = runtime.resolve_device(network.device)  # refused before a download, if at all
     if network.compiled:

@@ -49,7 +49,6 @@ def submit(
     """
     from dgmn2cli import runtime
     from dgmn2cli.evaluate import submission, submission_check
-    from dgmn2cli.inference.load import resolve
 
     with TerminalObserver(session) as observer:
         if validate is not None:
@@ -63,7 +62,7 @@ def submit(
             check_folder(folder)
         if not target.is_dir():  # which `make_submission` says
             check_file(target)
-        recipe = resolve(model, zoo=session.zoo()) if kept is None else None
+        recipe = protocol.recipe_of(session, model, network) if kept is None else None
         images = submission.open_test(data.data_root, data.split, observer)
         runtime.set_threads(network.threads)
         segmenter = None
@@ -88,7 +87,11 @@ def _expected(data: protocol.DataOptions) -> Expected:
 
 def _made(report: SubmissionReport) -> Table:
     run = report.run
-    source = f"{run.model} on {run.device_name}, {report.protocol}" if run else f"predictions kept in {report.folder}"
+    source = (
+        f"{run.model} on {run.device_name}, {run.engine}, {report.protocol}"
+        if run
+        else f"predictions kept in {report.folder}"
+    )
     rows = [("made from", source), ("label ids", str(report.folder)), ("seconds", f"{report.seconds:.1f}")]
     return render.record_table([*rows, *_rows(report.check)])
 

@@ -97,21 +97,22 @@ def _network(
 ) -> Source:
     from dgmn2cli.evaluate.engine import network_source
     from dgmn2cli.evaluate.verify import settings_of
-    from dgmn2cli.inference.load import resolve
 
     run, settings = report.plain["run"], settings_of(report)
-    recipe = resolve(model, zoo=session.zoo())
     stated = Path(str(run["checkpoint"]))
     network = protocol.NetworkOptions(
         checkpoint=checkpoint or (stated if stated.is_file() else None),
         ema=str(run["weights"]).endswith("ema"),
-        published_order=run["form"] != "fused",
+        published_order=run["form"] == "published",
+        runtime=str(run["runtime"]),
+        graph=Path(str(run["graph"])) if run["graph"] else None,
         device=device or str(run["device"]),
         dtype=str(run["dtype"]),
         backend=str(run["backend"]),
         threads=None,
         compiled=False,
     )
+    recipe = protocol.recipe_of(session, model, network)
     protocol.require_weights(session, recipe, network)
     segmenter = protocol.loader(session, recipe, network, settings)(device=network.device)
     looked = report.records[0].boundary is not None

@@ -38,13 +38,17 @@ def about(report: EvalReport) -> list[tuple[str, str]]:
     run, data = report.run, report.data
     rows = [
         ("model", f"{run.model} ({run.form} form)"),
-        ("weights", run.checkpoint),
+        ("weights", run.checkpoint or "in the graph"),
+        *([("graph", f"{run.graph}, sha256 {run.graph_sha256}")] if run.graph else []),
         ("sha256 of the weights", run.sha256 or "not known"),
         ("procedure", str(report.protocol or "not known: the predictions are from files")),
         ("data", f"{data.images} of {data.of} images, split {data.split} of {data.root}"),
         ("data fingerprint", report.certificate.fingerprint),
         ("device", f"{run.device}: {run.device_name}"),
-        ("dtype, op backend", f"{run.dtype}, {run.backend}"),
+        (
+            "runtime",
+            f"{run.runtime} {run.runtime_version}, {run.precision}" + f", op backend {run.backend}" * bool(run.backend),
+        ),
         ("processes, seconds", f"{report.processes}, {report.seconds:.1f}"),
         ("versions", ", ".join(f"{name} {value}" for name, value in report.versions.items())),
         ("command", report.command or "from Python"),

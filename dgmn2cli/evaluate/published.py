@@ -66,6 +66,8 @@ def _model(report: EvalReport, entry: ZooEntry | None, known_sha256: str | None)
         return ["the model is not in the zoo"]
     if known_sha256 is None:
         return ["the hash of the published weights is not known here, so this checkpoint cannot be told to be them"]
+    if report.run.graph and not report.run.sha256:
+        return ["the graph does not say from which weights it was made"]
     if report.run.sha256 != known_sha256:
         return [f"the checkpoint is not the published one (sha256 {report.run.sha256[:12]}, not {known_sha256[:12]})"]
     return []

@@ -20,6 +20,7 @@ from dgmn2cli.evaluate.predictions import PredictionFolder, find_predictions
 from dgmn2cli.evaluate.published import TOLERANCE
 from dgmn2cli.evaluate.report import DataInfo
 from dgmn2cli.files import absence, check_file, check_folder, open_regular
+from dgmn2cli.inference.graph import GraphInference
 from dgmn2cli.inference.plan import Settings, resolve_settings
 from dgmn2cli.observer import Observer
 from dgmn2cli.zoo.cache import checks_dir
@@ -76,7 +77,7 @@ class EvalRequest:
     command: str = ""
 
 
-def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig]) -> SegmentationSet:
+def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig | GraphInference]) -> SegmentationSet:
     """The whole split, once everything has been refused that can be without reading an image or loading a network.
 
     Args:
@@ -126,7 +127,7 @@ def _require_replaceable(report: Path) -> None:
 
 
 def prepare(
-    request: EvalRequest, inferences: Sequence[InferenceConfig], observer: Observer
+    request: EvalRequest, inferences: Sequence[InferenceConfig | GraphInference], observer: Observer
 ) -> tuple[SegmentationSet, DataInfo]:
     """The images, each read once and found sound.
 

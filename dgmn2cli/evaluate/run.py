@@ -27,7 +27,7 @@ from dgmn2cli.evaluate.report import DataInfo, EvalReport
 from dgmn2cli.evaluate.request import EvalRequest, prepare
 from dgmn2cli.evaluate.saved import MODEL, saved_source
 from dgmn2cli.files import atomic_write, to_json
-from dgmn2cli.inference.load import Recipe
+from dgmn2cli.inference.runtimes import AnyRecipe
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import set_threads
@@ -59,7 +59,7 @@ class ZooReport:
     failures: tuple[ModelFailure, ...]
 
 
-def run(request: EvalRequest, recipe: Recipe, load: Load, observer: Observer | None = None) -> EvalReport:
+def run(request: EvalRequest, recipe: AnyRecipe, load: Load, observer: Observer | None = None) -> EvalReport:
     """Evaluates one network; writes the report, then removes the journal.
 
     Args:
@@ -99,7 +99,7 @@ def _run_saved(request: EvalRequest, group: Group, observer: Observer) -> EvalRe
 
 def run_zoo(
     request: EvalRequest,
-    models: Sequence[tuple[Recipe, Load]],
+    models: Sequence[tuple[AnyRecipe, Load]],
     missing: Sequence[str] = (),
     observer: Observer | None = None,
 ) -> ZooReport:
@@ -136,8 +136,8 @@ def _on_this_process(
         return work(own, group, observer if group.main else Silent(), *arguments)
 
 
-def _run(request: EvalRequest, group: Group, observer: Observer, recipe: Recipe, load: Load) -> EvalReport:
-    prepared = group.once(partial(prepare, request, [recipe.config.inference], observer))
+def _run(request: EvalRequest, group: Group, observer: Observer, recipe: AnyRecipe, load: Load) -> EvalReport:
+    prepared = group.once(partial(prepare, request, [recipe.inference], observer))
     report = _evaluated(request, group, observer, prepared, recipe, load, journal_path(request.report))
     group.once(partial(_finish, request, report, [""]))
     return report
@@ -147,10 +147,10 @@ def _run_zoo(
     request: EvalRequest,
     group: Group,
     observer: Observer,
-    models: Sequence[tuple[Recipe, Load]],
+    models: Sequence[tuple[AnyRecipe, Load]],
     missing: tuple[str, ...],
 ) -> ZooReport:
-    prepared = group.once(partial(prepare, request, [recipe.config.inference for recipe, _ in models], observer))
+    prepared = group.once(partial(prepare, request, [recipe.inference for recipe, _ in models], observer))
     reports, failures = [], []
     names = [recipe.name for recipe, _ in models]
     for name, (recipe, load) in zip(names, models, strict=True):
@@ -189,7 +189,7 @@ def _evaluated(
     group: Group,
     observer: Observer,
     prepared: tuple[SegmentationSet, DataInfo],
-    recipe: Recipe,
+    recipe: AnyRecipe,
     load: Load,
     journal: Path | None,
 ) -> EvalReport:
@@ -270,6 +270,8 @@ def _identity(
         "model": model,
         "checkpoint sha256": info.sha256,
         "weights": info.weights,
+        "runtime": info.runtime,
+        "graph sha256": info.graph_sha256,
         "device": info.device.split(":")[0],
         "dtype": info.dtype,
         "backend": info.backend,

@@ -140,7 +140,7 @@ def check_source(report: ReportFile, source: Source) -> None:
         CheckFailed: it differs.
     """
     run, plain = source.run, report.plain["run"]
-    for name in ("model", "sha256", "weights", "dtype", "form", "backend"):
+    for name in ("model", "sha256", "weights", "dtype", "form", "backend", "runtime", "graph_sha256"):
         if plain[name] or name != "weights":  # a training's own evaluation names no entry of a file
             _same(report, plain[name], getattr(run, name), f"run.{name}", "here it is")
     protocol = report.plain["protocol"]

@@ -17,7 +17,7 @@ from torch import nn
 from dgmn2cli.checkpoint.recognise import recognise
 from dgmn2cli.checkpoint.unwrap import Checkpoint, class_names
 from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, verify_checkpoint
-from dgmn2cli.config import Config, ModelConfig, is_path, load_config
+from dgmn2cli.config import Config, InferenceConfig, ModelConfig, is_path, load_config
 from dgmn2cli.errors import ConfigError, IntegrityError, printable
 from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
@@ -52,6 +52,11 @@ class Recipe:
     def name(self) -> str:
         """Zoo key or configuration name."""
         return self.entry.key if self.entry else self.config.name
+
+    @property
+    def inference(self) -> InferenceConfig:
+        """The test procedure."""
+        return self.config.inference
 
 
 def resolve(
@@ -318,11 +323,11 @@ def class_list(count: int, meta: Mapping[str, Any]) -> ClassList:
     if names is None or len(names) != count:
         names = tuple(f"class {index}" for index in range(count))
     cityscapes = names == CITYSCAPES.names
-    return ClassList(names, _palette(palette, count, cityscapes), cityscapes, stated)
+    return ClassList(names, choose_palette(palette, count, cityscapes), cityscapes, stated)
 
 
-def _palette(palette: object, count: int, cityscapes: bool) -> np.ndarray:
-    """(count, 3) uint8: the checkpoint's colours where they are usable, else Cityscapes', else spread-out hues."""
+def choose_palette(palette: object, count: int, cityscapes: bool) -> np.ndarray:
+    """(count, 3) uint8: the given colours where they are usable, else Cityscapes', else spread-out hues."""
     try:
         colors = np.asarray(palette)
     except (ValueError, TypeError, OverflowError):

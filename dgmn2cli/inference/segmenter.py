@@ -42,7 +42,7 @@ class RunInfo:
         weights: the checkpoint's entry that holds the weights, such as `state_dict` or `state_dict_ema`.
         runtime: what runs it: `torch`, `onnxruntime` or `openvino`.
         runtime_version: of that.
-        precision: in which it computes.
+        precision: in which it computes; `dtype` if not said.
         graph: path of the graph, if it is one; `sha256` is that of the weights it was made from, if known.
         graph_sha256: hash of that file.
     """
@@ -62,9 +62,13 @@ class RunInfo:
     graph: str = ""
     graph_sha256: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.precision:
+            object.__setattr__(self, "precision", self.dtype)
+
     @property
     def engine(self) -> str:
-        """What runs it, in words."""
+        """What runs it, in words: the op backend, or a graph's runtime."""
         if not self.graph:
             return f"op backend {self.backend}"
         return f"{self.runtime} {self.runtime_version}, graph {self.graph_sha256[:12]}"
