@@ -6,12 +6,15 @@ import glob
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import absence
+from dgmn2cli.observer import Observer, Silent
 
 # every format that `read_image` decodes, as files of it are named; compared in lower case
 SUFFIXES = (
@@ -20,7 +23,7 @@ SUFFIXES = (
 )  # fmt: skip
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information"})
 _NAMED = 3  # examples in a note
-MOST_FOLDERS = 100_000
+MOST_FOLDERS, MOST_ENTRIES = 100_000, 5_000_000  # that one search goes through
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ def ends_with(name: str, suffixes: Sequence[str]) -> str:
     return next((suffix for suffix in suffixes if folded.endswith(comparable(suffix).lower())), "")
 
 
-def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, name_others: bool = True) -> Found:
+def find_files(
+    folder: Path, suffixes: Sequence[str] = SUFFIXES, *, name_others: bool = True, observer: Observer = Silent()
+) -> Found:
     """The files below `folder` whose names end in one of `suffixes`, in any case.
 
     Links to files and folders are followed, but not in circles. Left out, and named in a note: what is hidden or left
@@ -59,9 +64,10 @@ def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, name_others:
         folder: where to search, with its subfolders.
         suffixes: what the names end in.
         name_others: whether files of other names are noted.
+        observer: told of each folder.
 
     Raises:
-        DataError: there is no such folder, or links lead to more than 100,000 folders.
+        DataError: there is no such folder, or the search leads to more than 100,000 folders or 5,000,000 entries.
     """
     if not os.path.isdir(folder):
         raise DataError("cannot search the folder", where=folder, why=absence(folder, "folder"), hint="Check the path.")
@@ -69,14 +75,11 @@ def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, name_others:
     found: list[tuple[str, Path]] = []
     left_out: dict[str, list[str]] = {}
     pending: list[tuple[str, tuple[str, ...]]] = [("", ())]
-    searched = 0
+    bounds = _Bounds(folder, observer)
     while pending:
         inside, above = pending.pop()
         here = os.path.join(folder, inside) if inside else str(folder)
-        real, searched = os.path.realpath(here), searched + 1
-        if searched > MOST_FOLDERS:
-            why = f"its links lead to more than {MOST_FOLDERS:,} folders"
-            raise DataError("cannot search the folder", where=folder, why=why, hint="Remove links from it.")
+        real = os.path.realpath(here)
         if real in above:
             left_out.setdefault("a link in a circle", []).append(inside)
             continue
@@ -86,6 +89,7 @@ def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, name_others:
         except OSError as error:
             left_out.setdefault(f"a folder that cannot be read ({error.strerror})", []).append(inside)
             continue
+        bounds.count(len(entries))
         for entry in entries:
             name = os.path.join(inside, entry.name)
             matches = comparable(entry.name).lower().endswith(endings)
@@ -103,16 +107,21 @@ def find_files(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, name_others:
     return Found(tuple(path for _, path in sorted(found)), notes)
 
 
-def find_matches(pattern: str) -> Found:
+def find_matches(pattern: str, observer: Observer = Silent()) -> Found:
     """The files that a glob matches (`**` for any folders); hidden ones only where the pattern names them.
 
-    Every file counts, whatever its suffix; folders and what a desktop leaves are left out, and named in a note.
+    Every file counts, whatever its suffix; folders and what a desktop leaves are left out, and named in a note. `**`
+    follows links, but not in circles.
+
+    Args:
+        pattern: the glob.
+        observer: told of each folder that `**` stands for.
 
     Raises:
-        DataError: nothing matches.
+        DataError: nothing matches, or `**` stands for more folders than `find_files` goes through.
     """
     try:
-        matches = sorted(glob.glob(pattern, recursive=True), key=comparable)
+        matches = sorted(set(_expand(pattern, _Bounds(pattern, observer))), key=comparable)
     except ValueError:  # a NUL byte
         matches = []
     folders = [match for match in matches if os.path.isdir(match)]
@@ -122,6 +131,47 @@ def find_matches(pattern: str) -> Found:
         raise DataError("no file matches", where=pattern, hint="Give files, folders, globs or @list.txt.")
     kinds = {"a folder": folders, "hidden, or left by a desktop": litter}
     return Found(files, tuple(_note(pattern, kind, names) for kind, names in kinds.items() if names))
+
+
+def _expand(pattern: str, bounds: _Bounds) -> Iterator[str]:
+    """What a glob matches; not by Python's `**`, which goes round in circles of links."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    place = parts.index("**")
+    head = os.sep.join(parts[:place]) + os.sep * (place > 0)
+    rest = list(dropwhile(lambda part: part == "**", parts[place:])) or ["*"]
+    for start in glob.iglob(head) if head else [""]:
+        pending: list[tuple[str, tuple[str, ...]]] = [(start, ())]
+        while pending:
+            folder, above = pending.pop()
+            real = os.path.realpath(folder)
+            if real in above:
+                continue
+            yield from _expand(os.path.join(glob.escape(folder), *rest), bounds)
+            with suppress(OSError), os.scandir(folder or ".") as scan:
+                entries = list(scan)
+                bounds.count(len(entries))
+                inside = [entry.name for entry in entries if _is_folder(entry) and not is_litter(entry.name)]
+                pending += [(os.path.join(folder, name), (*above, real)) for name in inside]
+
+
+class _Bounds:
+    """How far one search has come; it tells an observer and ends what goes too far."""
+
+    def __init__(self, where: str | Path, observer: Observer) -> None:
+        self.where, self.observer, self.folders, self.entries = where, observer, 0, 0
+        observer.begin(f"searching {where}", unit="folders")
+
+    def count(self, entries: int) -> None:
+        """One folder more, which has so many entries."""
+        self.folders, self.entries = self.folders + 1, self.entries + entries
+        self.observer.advance(detail=f"{self.folders:,} folders, {self.entries:,} entries")
+        if self.folders > MOST_FOLDERS or self.entries > MOST_ENTRIES:
+            what = f"{MOST_FOLDERS:,} folders" if self.folders > MOST_FOLDERS else f"{MOST_ENTRIES:,} entries"
+            why, hint = f"the search, which follows links, leads to more than {what}", "Name a folder further down."
+            raise DataError("cannot search the folder", where=self.where, why=why, hint=hint)
 
 
 def distinct_names(files: Iterable[Path]) -> list[Path]:

@@ -142,12 +142,12 @@ def _expand(source: str, observer: Observer) -> tuple[Sequence[Path], Path | Non
         return _read_list(Path(source[1:])), None
     path = Path(source)
     if os.path.isdir(path):
-        found = find_files(path)
+        found = find_files(path, observer=observer)
         if not found.files:
             why = "; ".join([f"wanted {', '.join(SUFFIXES)}", *found.notes])
             raise DataError("no image in the folder", where=path, why=why)
     elif not os.path.lexists(path) and glob.has_magic(source):
-        found = find_matches(source)
+        found = find_matches(source, observer)
     else:
         return [path], None
     for note in found.notes:

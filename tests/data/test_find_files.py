@@ -22,6 +22,7 @@ from dgmn2cli.data.files import (
     short_names,
 )
 from dgmn2cli.errors import DataError
+from dgmn2cli.observer import Silent
 
 
 def put(root: Path, *names: str) -> Path:
@@ -149,3 +150,46 @@ def test_short_names_are_told_apart() -> None:
     assert short("a.png", "a.jpg", "a.png.jpg", "b.jpg") == ["a.png", "a.jpg", "a.png.jpg", "b"]
     both = [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")]
     assert short(*both) == both
+
+
+def test_a_search_says_how_far_it_is_and_where_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, *(f"{folder}/{name}.png" for folder in "abc" for name in range(5)))
+    told: list[str] = []
+
+    class Watcher(Silent):
+        def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
+            told.append(task)
+
+        def advance(
+            self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
+        ) -> None:
+            told.append(detail)
+
+    wanted = [f"searching {tmp_path}", *(f"{n + 1} folders, {5 * n + 3} entries" for n in range(4))]
+    assert len(find_files(tmp_path, observer=Watcher()).files) == 15
+    assert told == wanted
+    told.clear()
+    assert len(find_matches(f"{tmp_path}/**/*.png", Watcher()).files) == 15
+    assert told[1:] == wanted[1:]
+    for name, bound, said in (("MOST_FOLDERS", 3, "3 folders"), ("MOST_ENTRIES", 17, "17 entries")):
+        monkeypatch.setattr(f"dgmn2cli.data.files.{name}", bound)
+        for search in (lambda: find_files(tmp_path), lambda: find_matches(f"{tmp_path}/**/*.png")):
+            with pytest.raises(DataError, match=said) as caught:
+                search()
+            assert str(tmp_path) in str(caught.value)
+        monkeypatch.undo()
+
+
+def test_globs_end_where_links_go_round(tmp_path: Path) -> None:
+    """Python's own `**` goes 40 links deep, in every order of these: 3^40 folders."""
+    put(tmp_path, "0.png", "a/1.png", "a/b/2.png", "a/b/c/3.png", "a/x/b/c/4.png", ".hidden/5.png")
+    for link in "uvw":
+        (tmp_path / "a" / link).symlink_to("..")
+    for pattern, found in (
+        ("**", ["0", "1", "2", "3", "4"]), ("**/*.png", ["0", "1", "2", "3", "4"]), ("**/b/*", ["2"]),
+        ("**/b/**/*.png", ["2", "3", "4"]), ("*/b/**", ["2", "3"]), ("**/**/3.png", ["3"]), ("a/**/c/*", ["3", "4"]),
+        ("*/*.png", ["1"]),
+    ):  # fmt: skip
+        files = find_matches(f"{tmp_path}/{pattern}").files
+        assert [path.stem for path in sorted(files, key=lambda path: path.name)] == found, pattern
+        assert len(files) == len(found)
