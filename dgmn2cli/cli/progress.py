@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from rich import filesize
 from rich import progress as bars
 from rich.text import Text
 
@@ -31,6 +32,7 @@ class TerminalObserver:
         self._bar: bars.Progress | None = None
         self._task, self._detail, self._done = "", "", 0.0
         self._total: float | None = None
+        self._unit = ""
         self._began = self._said = 0.0
         self._first = 0.0
 
@@ -47,6 +49,7 @@ class TerminalObserver:
         """A bar, once the task has taken two seconds; without a terminal a line every half minute."""
         self.end()
         self._task, self._total, self._done, self._first, self._detail = task, total, done, done, ""
+        self._unit = unit
         self._began = self._said = time.monotonic()
         console = render.err(self.session)
         if console.is_terminal and not self.session.quiet:
@@ -92,7 +95,8 @@ class TerminalObserver:
         self._bar = None
 
     def _line(self, now: float) -> str:
-        count = f" {self._done:.0f} of {self._total:.0f}" if self._total else ""
+        size = filesize.decimal if self._unit == "bytes" else str
+        count = f" {size(round(self._done))} of {size(round(self._total))}" if self._total else ""
         detail = f": {self._detail}" if self._detail else ""
         fresh = self._done - self._first
         left = (
