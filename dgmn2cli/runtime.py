@@ -184,6 +184,11 @@ def highest_use(device: torch.device) -> int:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else _status_bytes("VmHWM")
 
 
+def machine_memory() -> int:
+    """Bytes of main memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def can_measure(device: torch.device) -> bool:
     """Whether `PeakMeter` works for the device on this system."""
     if device.type == "cpu":

@@ -13,7 +13,7 @@ from dgmn2cli.data.transforms import scaled, target_size
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.inference.graph import GraphInference
 from dgmn2cli.inference.sliding_window import Windowing, band_rows
-from dgmn2cli.runtime import highest_use, in_use
+from dgmn2cli.runtime import highest_use, in_use, machine_memory
 
 WINDOW_BATCH = {"cpu": 1}  # measured on two cores: batches gain nothing on a CPU and cost memory
 WINDOW_BATCH_GPU = 4
@@ -218,6 +218,25 @@ def require_room(limit: int, device: torch.device, needed: int, doing: str) -> N
         why += f", {gigabytes(needed)} more are needed" if needed else ""
         why += f"; it was passed before: {gigabytes(highest)} were in use" if highest > limit else ""
         raise ResourceError("the memory limit is too small", where=doing, why=why, hint="Raise --max-memory.")
+
+
+def require_possible(plan: Plan, classes: int, device: torch.device) -> None:
+    """Refuses what this machine's memory cannot hold in any case, where the user has set no limit.
+
+    Args:
+        plan: how an image is to be segmented.
+        classes: of the network.
+        device: where it runs.
+
+    Raises:
+        ResourceError: says what it would take at least.
+    """
+    whole, scores = machine_memory(), 4 * classes * _held_elements(plan) if device.type == "cpu" else 0
+    least = _scaled_bytes(plan) + scores
+    if least > whole:
+        width, height = max((size[1], size[0]) for size in plan.sizes)
+        why = f"{width}x{height} pixels take at least {gigabytes(least)}, and the machine has {gigabytes(whole)}"
+        raise ResourceError("not enough memory", why=why, hint="Use a smaller --scale, or set --max-memory.")
 
 
 def fitted(plan: Plan, machine: Machine, result_bytes: int = SAVE_BYTES) -> Plan:

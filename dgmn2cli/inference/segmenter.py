@@ -17,7 +17,16 @@ from dgmn2cli.data.images import read_image
 from dgmn2cli.data.transforms import NORMAL, network_input, resize_image
 from dgmn2cli.errors import DataError, ResourceError
 from dgmn2cli.inference.graph import GraphInference
-from dgmn2cli.inference.plan import SAVE_BYTES, Machine, Plan, Settings, fitted, require_room, resolve_settings
+from dgmn2cli.inference.plan import (
+    SAVE_BYTES,
+    Machine,
+    Plan,
+    Settings,
+    fitted,
+    require_possible,
+    require_room,
+    resolve_settings,
+)
 from dgmn2cli.inference.prediction import ClassList, Prediction
 from dgmn2cli.inference.sliding_window import PUBLISHED, Crop, Finish, Scores, View, segment
 from dgmn2cli.observer import Observer
@@ -188,11 +197,13 @@ class Segmenter:
 
         Raises:
             ConfigError: an impossible setting.
-            ResourceError: the memory limit cannot be kept, or memory cannot be measured here.
+            ResourceError: the memory limit cannot be kept, memory cannot be measured here, or without a limit the
+                machine has too little of it.
         """
         settings = settings or Settings()
         plan = Plan.of(resolve_settings(settings, self.inference, self.device), size)
         if settings.max_memory is None:
+            require_possible(plan, len(self.classes.names), self.device)
             return plan
         self.require_room(settings, 0, "reading the image")
         window, apart = self._measured(plan.largest_window), self.device.type != "cpu"

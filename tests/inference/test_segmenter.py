@@ -151,3 +151,19 @@ def test_compiling_is_refused_where_it_cannot_work() -> None:
 def test_arrays_that_are_no_images(array: np.ndarray) -> None:
     with pytest.raises(DataError):
         segmenter().predict(array)
+
+
+def test_what_the_machine_cannot_hold_is_refused_without_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runtime.machine_memory() > 10**8
+    made = segmenter()
+    with pytest.raises(ResourceError, match=r"99999x\d+ pixels take at least \d+") as caught:
+        made.plan((40, 40), Settings(scale=(99999, 99999)))
+    assert caught.value.exit_code == 5
+    least = (4 * len(made.classes.names) + 3) * 1000 * 1000
+    for memory, refused in ((least - 1, True), (least, False)):
+        monkeypatch.setattr("dgmn2cli.inference.plan.machine_memory", lambda memory=memory: memory)
+        if refused:
+            with pytest.raises(ResourceError, match="1000x1000 pixels take at least"):
+                made.plan((40, 40), Settings(scale=(1000, 1000), window=64, stride=48))
+        else:
+            made.plan((40, 40), Settings(scale=(1000, 1000), window=64, stride=48))
