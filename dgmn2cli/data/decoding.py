@@ -5,6 +5,7 @@ All raise `Malformed` for what is no image of the kind wanted, too large, cut or
 from __future__ import annotations
 
 import io
+import os
 import struct
 import threading
 import warnings
@@ -117,7 +118,11 @@ def decode_ids(data: bytes, max_pixels: int) -> np.ndarray:
 
 def decode_colours(data: bytes, max_pixels: int) -> np.ndarray:
     """The colours of a label PNG, (H, W, 3) uint8 red green blue; not turned, alpha left out."""
-    return _to_bgr(_load_png(_label_png(data, max_pixels)))[..., ::-1]
+    png = _label_png(data, max_pixels)
+    if png.depth == 16:
+        hint = 'If its values are class ids, say label_format = "ids"; otherwise export colours of 8 bits per channel.'
+        raise Malformed("its values have 16 bits, wanted the colours of classes, which have 8", hint)
+    return _to_bgr(_load_png(png))[..., ::-1]
 
 
 def orient(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -152,13 +157,32 @@ def _pillow(kind: str, data: bytes) -> Iterator[ImageFile]:
     if kind == "WebP" and 8 + int.from_bytes(data[4:8], "little") > len(data):
         raise Malformed("the file is cut", FETCH_AGAIN)
     try:
-        with _quiet, warnings.catch_warnings():
+        with _quiet, warnings.catch_warnings(), _muted(kind == "TIFF"):
             warnings.simplefilter("ignore")
             yield _READERS[kind](io.BytesIO(data))
     except Malformed:
         raise
     except _ERRORS as error:
         raise Malformed(f"it is cut or damaged ({error or type(error).__name__})", FETCH_AGAIN) from error
+
+
+@contextmanager
+def _muted(mute: bool) -> Iterator[None]:
+    """Within the block nothing reaches stderr: libtiff writes there what Pillow raises, too."""
+    if not mute:
+        yield
+        return
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        kept = os.dup(2)
+        os.dup2(sink, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+    finally:
+        os.close(sink)
 
 
 def _decode_other(kind: str, data: bytes, image: ImageFile) -> np.ndarray:

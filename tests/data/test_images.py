@@ -393,3 +393,22 @@ def test_written_palette_png_round_trips_and_repeats(tmp_path: Path) -> None:
 def test_written_deep_png_round_trips(tmp_path: Path) -> None:
     ids = RNG.integers(0, 65536, (5, 4), dtype=np.uint16)
     np.testing.assert_array_equal(np.array(Image.open(write_png(tmp_path / "x.png", ids))), ids)
+
+
+def test_damaged_files_write_nothing_to_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff, and libjpeg within it, speak for themselves."""
+    kinds = [("TIFF", {"compression": name}) for name in ("jpeg", "tiff_lzw", "tiff_adobe_deflate")]
+    wholes = [encode(MODES["RGB"], kind, **options) for kind, options in (*kinds, ("JPEG", {}), ("GIF", {}))]
+    random, refused = np.random.default_rng(1), 0
+    for number in range(400):
+        data = bytearray(wholes[number % len(wholes)])
+        for position in random.integers(0, len(data), 6):
+            data[position] ^= 1 << random.integers(0, 8)
+        try:
+            read_image(put(tmp_path, bytes(data)))
+        except DataError:
+            refused += 1
+    assert refused > 100
+    assert capfd.readouterr() == ("", "")
+    os.write(2, b"still there")
+    assert capfd.readouterr().err == "still there"

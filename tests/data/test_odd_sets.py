@@ -198,3 +198,14 @@ def test_a_split_that_is_no_folder(tmp_path: Path) -> None:
     for split in ("{split.x}", "a\0b", "../..", "\udcff"):
         with pytest.raises(DataError):
             open_dataset(root, split)
+
+
+def test_ids_of_16_bits_are_no_colours(tmp_path: Path) -> None:
+    """Their upper bytes are all zero, which would be the colour of the first class."""
+    root = make(tmp_path / "set", THREE + PALETTE + 'label_format = "colour"\nunlisted = "ignore"')
+    for name in "abc":
+        write_png(root / f"labels/train/{name}.png", IDS.astype(np.uint16) * 7)
+    faults = check(root).faults
+    assert len(faults) == 3
+    assert "16 bits" in faults[0]
+    assert 'label_format = "ids"' in faults[0]
