@@ -10,9 +10,12 @@ import json
 import pickle
 import re
 import struct
+import threading
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -29,6 +32,7 @@ MAX_HEADER_BYTES = 16 << 20
 META_KEY = "dgmn2_meta"  # where a safetensors file keeps, as JSON, what a .pth file keeps under `meta`
 LEGACY_PICKLES = 5  # magic number, version, machine, content, names of the storages
 AGAIN = "Download it again."
+_turn = threading.Lock()
 # everything PyTorch, zipfile and the restricted reader have been seen to raise on damaged or hostile files
 _READ_ERRORS = (
     RuntimeError,
@@ -77,7 +81,7 @@ def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False)
         references, stored = _scan_archive(path, file, size) if archive else (scan(file, LEGACY_PICKLES), False)
         allowed = stand_ins(references.names, references.like_dicts, references.like_lists)
         file.seek(0)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]  # its hint has no tuples
+        with warnings.catch_warnings(), _only(allowed):
             warnings.simplefilter("ignore")
             if mapped and stored:
                 value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -98,6 +102,23 @@ def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False)
                 hint="Nothing in it was executed. Get the file from its publisher.",
             ) from error
         raise _unreadable(path, "the file is damaged or of another kind") from error
+
+
+@contextmanager
+def _only(allowed: list[tuple[Callable[..., Any], str]]) -> Iterator[None]:
+    """Within the block the restricted reader takes names for these and no others; PyTorch allows some more by itself.
+
+    With `torch.serialization.safe_globals`, chance would decide between its exceptions and our stand-ins for them.
+    """
+    with _turn:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)  # type: ignore[arg-type]  # its hint has no tuples
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def _unreadable(path: Path, why: str) -> IntegrityError:

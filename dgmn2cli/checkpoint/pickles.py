@@ -19,6 +19,7 @@ _NAME_LIMIT = 300  # bytes of a module's or function's name
 
 _ARGUMENT = {b"\x80": 1, b"J": 4, b"K": 1, b"M": 2, b"G": 8, b"h": 1, b"j": 4, b"q": 1, b"r": 4}
 _PLAIN = frozenset((b"N", b"\x88", b"\x89", b")", b"]", b"}", b"\x8f", b"J", b"K", b"M", b"G"))
+_BYTES = frozenset(("_codecs.encode", "builtins.bytes"))  # by whose calls protocol 2 carries bytes
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 
 
@@ -42,11 +43,19 @@ class References:
 
 @dataclass(slots=True)
 class _Value:
-    """What matters of a value on the stack: how many values hashing it visits, how deep its tuples go, its class."""
+    """What matters of a value on the stack.
+
+    Attributes:
+        cost: how many values hashing it visits.
+        depth: how deep its tuples go.
+        name: the class or function that it is, or whose call gave it.
+        of_bytes: it is a tuple of nothing but bytes, as calls carry them.
+    """
 
     cost: int = 1
     depth: int = 0
     name: str = ""
+    of_bytes: bool = False
 
 
 @dataclass
@@ -68,7 +77,8 @@ class _Machine:
         depth = 1 + max((part.depth for part in parts), default=0)
         if depth > MAX_DEPTH:
             raise Excess(f"its tuples are nested more than {MAX_DEPTH} levels deep")
-        self.stack.append(_Value(1 + sum(part.cost for part in parts), depth))
+        of_bytes = all(part.name in _BYTES for part in parts)
+        self.stack.append(_Value(1 + sum(part.cost for part in parts), depth, of_bytes=of_bytes))
 
     def use_again(self, value: _Value) -> None:
         self.hashed += value.cost
@@ -112,7 +122,7 @@ def _step(machine: _Machine, code: bytes, file: IO[bytes]) -> bool:
     argument = file.read(_ARGUMENT.get(code, 0))
     stack = machine.stack
     if code in _PLAIN:
-        stack.append(_Value())
+        stack.append(_Value(of_bytes=code == b")"))
     elif code in (b"X", b"U", b"\x8a"):
         _skip_text(file, code)
         stack.append(_Value())
@@ -134,6 +144,8 @@ def _step(machine: _Machine, code: bytes, file: IO[bytes]) -> bool:
         machine.use_again(machine.memo[int.from_bytes(argument, "little")])
     elif code in (b"R", b"\x81"):
         arguments, called = stack.pop(), stack.pop()
+        if called.name == "builtins.bytearray" and not (arguments.of_bytes and code == b"R"):
+            raise Excess("it holds a bytearray that is not made of bytes")  # a number would be its length
         machine.use_again(_Value(arguments.cost + 1, name=called.name))
     elif code in (b"a", b"e", b"s", b"u"):
         _fill(machine, code)
@@ -160,15 +172,10 @@ def _fill(machine: _Machine, code: bytes) -> None:
 
 
 def _read_name(file: IO[bytes]) -> str:
-    """A module and a name, as Python 3 calls them.
-
-    The reader takes quadratic time over long ones, and fills bytearrays of any length.
-    """
+    """A module and a name, as Python 3 calls them; the reader takes quadratic time over long ones."""
     lines = [file.readline(_NAME_LIMIT + 1) for _ in range(2)]
     if any(len(line) > _NAME_LIMIT for line in lines):
         raise Excess(f"it names something in more than {_NAME_LIMIT} characters")
-    if lines[1].strip() == b"bytearray":
-        raise Excess("it holds a bytearray, which no checkpoint needs")
     module, name = (line.removesuffix(b"\n").decode("utf-8", "replace") for line in lines)
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f"{module}.{name}"

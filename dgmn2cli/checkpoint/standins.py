@@ -6,6 +6,7 @@ file. A name whose use would act, such as `os.system`, gets no stand-in and is r
 
 from __future__ import annotations
 
+import builtins
 import math
 import sys
 from collections import OrderedDict
@@ -173,6 +174,10 @@ def holds_data(name: str) -> bool:
     if last in _DATA.get(module, "").split():
         return True
     top = module.split(".")[0]
+    if module == "builtins":
+        kind = getattr(builtins, last, None)
+        return isinstance(kind, type) and issubclass(kind, BaseException)
     if top in _OWN:
         return name.startswith(_CLASSES) and last[:1].isupper()
-    return bool(module) and top not in sys.stdlib_module_names and last[:1].isupper()
+    of_python = top in sys.stdlib_module_names and not last.endswith(("Error", "Exception", "Warning"))
+    return bool(module) and not of_python and last[:1].isupper()

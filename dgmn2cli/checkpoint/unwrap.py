@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -131,6 +132,7 @@ def _weights(entries: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[str, s
     state: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
     tensors = {str(key): item for key, item in entries.items() if str(key) not in _COUNTERS}
+    _require_one_network(tensors)
     common = _common_prefix(tensors)
     for key, item in tensors.items():
         if not isinstance(item, Tensor):
@@ -154,6 +156,22 @@ def _own_name(key: str) -> str:
     while any(key.startswith(prefix) for prefix in PREFIXES):
         key = key.partition(".")[2]
     return key.replace("._orig_mod.", ".")
+
+
+def _require_one_network(names: Mapping[str, Any]) -> None:
+    """Refuses the weights of several networks under one entry, such as `model.` and `ema_model.`, by their prefixes.
+
+    Raises:
+        Unfit: names the prefixes.
+    """
+    counts: Counter[str] = Counter()
+    for key in map(_own_name, names):
+        starts = [0] * key.startswith(_FIRST) + [found + 1 for start in _FIRST if (found := key.find(f".{start}")) >= 0]
+        if starts:
+            counts[key[: min(starts)]] += 1
+    if len(counts) > 1:
+        listed = ", ".join(f"{prefix!r} ({count})" for prefix, count in sorted(counts.items())[:5])
+        raise Unfit(f"its names have several prefixes, one for each network: {listed}; save one of them by itself")
 
 
 def _common_prefix(names: Mapping[str, Any]) -> str:

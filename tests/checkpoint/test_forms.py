@@ -7,6 +7,7 @@ import array
 import collections
 import datetime
 import ipaddress
+import json
 import pathlib
 import random
 import re
@@ -283,3 +284,44 @@ def test_a_tensor_that_cannot_be_taken_is_named(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError) as caught:
         read_checkpoint(saved(tmp_path / "x.pth", {"state_dict": state}))
     assert "'state_dict.decode_head.bias'" in caught.value.why
+
+
+SPELLED = {"buffer": bytearray(b"\0\xff"), "empty": bytearray()}
+FAILED = {"error": ValueError("x", 1), "interrupted": KeyboardInterrupt(), "line": json.JSONDecodeError("a", "b", 0)}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_bytearrays_and_exceptions_beside_the_weights(tmp_path: Path, zipped: bool) -> None:
+    content = {"state_dict": STATE, "a": SPELLED, "b": FAILED, "again": [SPELLED["buffer"]] * 2}
+    path = saved(tmp_path / "x.pth", content, _use_new_zipfile_serialization=zipped)
+    [note] = assert_loads(path)
+    for name in ("builtins.ValueError", "builtins.KeyboardInterrupt", "json.decoder.JSONDecodeError"):
+        assert name in note
+    assert read_checkpoint(path).rest["a"] == {"buffer": b"\0\xff", "empty": b""}
+
+
+class _Spelled:
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __reduce__(self) -> Any:
+        return bytearray, self.arguments
+
+
+@pytest.mark.parametrize("arguments", [(1 << 40,), (b"x", 1 << 40), ("x", "idna"), ([1] * 9,)])
+def test_a_bytearray_is_made_of_bytes_alone(tmp_path: Path, arguments: tuple[Any, ...]) -> None:
+    """A number would be its length, and some encodings take quadratic time."""
+    with pytest.raises(IntegrityError, match="bytearray"):
+        read_checkpoint(saved(tmp_path / "x.pth", {"state_dict": STATE, "x": _Spelled(*arguments)}))
+
+
+@pytest.mark.parametrize("prefixes", [("model.", "ema_model."), ("", "teacher."), ("student.net.", "teacher.net.")])
+def test_several_networks_under_one_entry_are_told_apart_by_their_prefixes(
+    tmp_path: Path, prefixes: tuple[str, str]
+) -> None:
+    state = {**prefixed(prefixes[0]), **prefixed(prefixes[1], ZEROS)}
+    for content in (state, {"state_dict": state, "meta": META}):
+        with pytest.raises(IntegrityError) as caught:
+            read_checkpoint(saved(tmp_path / "x.pth", content))
+        for prefix in prefixes:
+            assert f"'{prefix.removeprefix('model.')}' ({len(STATE)})" in str(caught.value)

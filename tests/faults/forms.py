@@ -6,6 +6,7 @@ import argparse
 import collections
 import datetime
 import functools
+import json
 import os
 import pathlib
 import random
@@ -90,7 +91,8 @@ SIDE: dict[str, Callable[[], Any]] = {
     "ids": lambda: {1, 2}, "space": lambda: types.SimpleNamespace(a=1), "dtype": lambda: torch.float16,
     "size": lambda: torch.Size([1, 2]), "complex": lambda: 1 + 2j, "none": lambda: None, "raw": lambda: b"\0\xff",
     "optimizer": lambda: {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
-    "epoch": lambda: 3,
+    "epoch": lambda: 3, "buffer": lambda: bytearray(b"\0\xff"), "empty": bytearray, "error": lambda: ValueError("x", 1),
+    "failed": lambda: json.JSONDecodeError("x", "y", 0),
 }  # fmt: skip
 ACTING: dict[str, Callable[[], Any]] = {
     "faults.canary.fire": lambda: Reducing(canary.fire, "x"),
@@ -131,7 +133,7 @@ def draw(chance: random.Random) -> Form:
     """A form at random."""
     form = Form()
     state = _values(form, chance)
-    flaw = chance.choice((*[""] * 9, "missing", "shape", "extra", "no tensor", "sparse", "complex", "twice"))
+    flaw = chance.choice((*[""] * 9, "missing", "shape", "extra", "no tensor", "sparse", "complex", "twice", "several"))
     if flaw:
         _spoil(form, state, flaw, chance)
     entries = _named(form, state, chance)
@@ -172,6 +174,9 @@ def _spoil(form: Form, state: dict[str, Any], flaw: str, chance: random.Random) 
     elif flaw == "extra":
         form.culprits = ("backbone.extra",)
         state["backbone.extra"] = torch.ones(1)
+    elif flaw == "several":
+        form.culprits = ("ema_model.",)
+        state |= {f"ema_model.{name}": value for name, value in state.items()}
     elif flaw == "twice":
         state[f"module.{key}"] = value + 1
     else:
