@@ -46,7 +46,15 @@ def must(holds: Callable[[Any], object], wanted: str) -> AfterValidator:
     return AfterValidator(checked)
 
 
-Printable = Annotated[StrictStr, must(str.isprintable, "wanted a text without control characters")]
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+Printable = Annotated[
+    StrictStr,
+    must(_is_utf8, "wanted UTF-8; rename what has this name, or make a link of another name to it"),
+    must(lambda text: text.isprintable() or not _is_utf8(text), "wanted a text without control characters"),
+]
 Byte = Annotated[StrictInt, Field(ge=0, le=255)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,3 +236,13 @@ def test_refusals(run: Run, arguments: list[str], code: int, message: str) -> No
     assert message in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("Error: ")
     assert [path.name for path in Path().iterdir()] == ["data"], "nothing is left behind"
+
+
+def test_a_data_folder_whose_name_is_not_utf_8(run: Run, tmp_path: Path) -> None:
+    name = os.fsdecode(b"d\xe9")
+    (tmp_path / name).symlink_to("data")
+    code, out, err = run("train", NAIVE, *TWO_STEPS, "--data-root", name)
+    assert (code, out) == (2, "")
+    assert "data.root" in err
+    assert "wanted UTF-8" in err
+    assert "control" not in err
