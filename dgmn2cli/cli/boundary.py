@@ -160,6 +160,9 @@ def _local_resource(error: BaseException) -> ResourceError | None:
     if "can't start new thread" in text:
         limits = [_limit("RLIMIT_NPROC", "processes (ulimit -u)"), _limit("RLIMIT_AS", "address space (ulimit -v)")]
         return ResourceError("cannot start a thread", why="; ".join(filter(None, limits)), hint="Raise the limit.")
+    if number == errno.ENOENT and _nowhere():
+        hint = "Start the command in another folder."
+        return ResourceError("the folder in which the command was started is gone", hint=hint)
     if isinstance(error, OSError):
         place = traceback.extract_tb(error.__traceback__)[-1:]
         printing = any(part in frame.filename for frame in place for part in ("click", "rich", __name__.split(".")[-1]))
@@ -167,6 +170,15 @@ def _local_resource(error: BaseException) -> ResourceError | None:
         hint = _HINTS.get(error.errno or 0, "Check the path and its permissions.")
         return ResourceError("cannot read or write", where=where, why=error.strerror or text, hint=hint)
     return None
+
+
+def _nowhere() -> bool:
+    """Whether the working folder is gone, for which whatever starts processes asks."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _limit(name: str, words: str) -> str:

@@ -222,3 +222,14 @@ def test_no_escape_sequence_of_a_name_reaches_the_terminal(capsys, terminal):
         assert "\u202e" not in shown
         assert "\\x1b]0;PWNED" in shown
         assert len(shown.splitlines()) == 1 + (isinstance(part, str) and "\n" in part) + 3 * (part is table)
+
+
+def test_a_working_folder_that_is_gone_is_named(capsys, tmp_path, monkeypatch):
+    """What starts processes asks for it, and the system's error names nothing."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        os.getcwd()
+    code, [line] = ending(capsys, caught.value)
+    assert (code, line.startswith("Error: the folder in which the command was started is gone.")) == (5, True)
