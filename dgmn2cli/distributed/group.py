@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,9 @@ Result = TypeVar("Result")
 PATIENCE = timedelta(hours=24)  # one may check data or save while the others wait; a dead one is noticed at once
 SHORTEST, LONGEST = 0.0002, 0.05  # seconds between two looks at whether a collective is done
 ASKING = 10.0  # seconds of waiting after which a process says where it is
+
+
+def _nothing() -> None: ...
 
 
 @dataclass
@@ -58,7 +62,7 @@ class Group:
             self._finish(lambda: dist.all_reduce(numbers, async_op=True))
         return [float(number) for number in numbers / self.world]
 
-    def gather(self, value: Result, meanwhile: Callable[[], object] = lambda: None) -> list[Result]:
+    def gather(self, value: Result, meanwhile: Callable[[], object] = _nothing) -> list[Result]:
         """Every process's value, in the order of ranks, on every process.
 
         Args:
@@ -124,12 +128,6 @@ class Group:
                 content = self.store.queue_pop("told")
             yield pickle.loads(content)
 
-    def give_up(self) -> None:
-        """Lets the others know, before they come to the next collective, that their work until then is not needed."""
-        if self.store is not None:
-            with lost_connections():
-                self.store.set(f"given up/{self._collectives}", "")
-
     def given_up(self) -> bool:
         """Whether another process has given up."""
         if self.store is None:
@@ -137,27 +135,39 @@ class Group:
         with lost_connections():
             return bool(self.store.check([f"given up/{self._collectives}"]))
 
-    def together(self, work: Callable[[], Result], meanwhile: Callable[[], object] = lambda: None) -> Result:
-        """What `work` gives on this process; every process calls this. `meanwhile` is called while it waits for others.
+    def together(self, work: Callable[[], Result], meanwhile: Callable[[], object] | None = None) -> Result:
+        """What `work` gives on this process; every process calls this.
+
+        Args:
+            work: the others hear of its failure by `given_up`, before they are done themselves.
+            meanwhile: called again and again while this process waits for the others.
 
         Raises:
-            Dgmn2Error: what it raised on one process, on all.
+            Dgmn2Error: what either raised on one process, on all.
         """
         result: Any = None
-        failure = None
-        try:
-            result = work()
-        except Dgmn2Error as error:
-            failure = error
-            self.give_up()
-        for found in self.gather(failure, meanwhile):
-            if found is not None:
-                found.told = not self.main
-                raise found
+        begun, failures = self._collectives, list[Dgmn2Error]()
+
+        def attempt(action: Callable[[], object]) -> Any:
+            try:
+                return action()
+            except Dgmn2Error as error:
+                failures.append(error)
+                if self.store is not None:
+                    with lost_connections():
+                        self.store.set(f"given up/{begun}", "")
+
+        result = attempt(work)
+        found = self.gather(failures[:1], partial(attempt, meanwhile or _nothing))
+        if meanwhile is not None:
+            found += self.gather(failures[:1])
+        for failure in (error for errors in found for error in errors):
+            failure.told = not self.main
+            raise failure
         value: Result = result
         return value
 
-    def _finish(self, begin: Callable[[], Any], meanwhile: Callable[[], object] = lambda: None) -> None:
+    def _finish(self, begin: Callable[[], Any], meanwhile: Callable[[], object] = _nothing) -> None:
         """Begins a collective and waits for its end; signals are obeyed meanwhile, and a long wait is explained."""
         number, pause, said = self._collectives, SHORTEST, False
         self._collectives += 1

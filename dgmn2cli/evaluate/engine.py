@@ -18,7 +18,7 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import image_header
 from dgmn2cli.data.loaders import eval_indices
 from dgmn2cli.distributed.group import Group
-from dgmn2cli.errors import ConfigError, Dgmn2Error, DistributedError, NonFiniteError
+from dgmn2cli.errors import ConfigError, DistributedError, NonFiniteError, ResourceError
 from dgmn2cli.evaluate.analysis.calibration import sampling_step
 from dgmn2cli.evaluate.analysis.measure import Measured, SegmentedImage, count_only, measure
 from dgmn2cli.evaluate.analysis.summary import analyse
@@ -108,19 +108,14 @@ def segmented(
         sample = data.read(index, max_pixels=settings.max_pixels)
         return sample.image, sample.label
 
-    limited, before = settings.max_memory is not None and segmenter.device.type == "cpu", 0
-    if limited and len(indices):
-        header = image_header(data.pairs[indices[0]].image, settings.max_pixels)
-        segmenter.plan((header.height, header.width), settings)  # a window is measured while no thread disturbs
-        before = in_use(segmenter.device)
-    workers = max(1, workers)
-    held = (workers + 1) * HELD_BYTES + (BEHIND + 2) * (ANALYSED_BYTES if analysis else HELD_BYTES)
+    workers, ahead = max(1, workers), 0
+    limited = settings.max_memory is not None and segmenter.device.type == "cpu" and len(indices) > 0
+    if limited:
+        workers, ahead = _readers(segmenter, data, indices, settings, workers, analysis)
     with closing(read_ahead(read, indices, workers)) as pairs:
         for index, (image, label) in zip(indices, pairs, strict=True):
             began, size = time.perf_counter(), image.shape[:2]
-            extra = workers * DECODE_BYTES + held + analysis * ANALYSIS_BYTES
-            used = before + size[0] * size[1] * extra if limited else None
-            plan = segmenter.plan(size, settings, used=used)
+            plan = segmenter.plan(size, settings, used=ahead if limited else None)
 
             def advance(windows: int, whole: int = plan.windows) -> None:
                 observer.advance(windows / whole)
@@ -137,6 +132,38 @@ def segmented(
                 ids = scores.classes()[0].numpy()
             yield SegmentedImage(index, image, label, ids, confidence, samples, time.perf_counter() - began)
     segmenter.require_room(settings, 0, "segmenting")
+
+
+def _readers(
+    segmenter: Segmenter,
+    data: SegmentationSet,
+    indices: Sequence[int],
+    settings: Settings,
+    workers: int,
+    analysis: bool,
+) -> tuple[int, int]:
+    """How many threads may read ahead under a memory limit, and the bytes that are in use at most when they do.
+
+    It is decided before the first image is read, by the largest one, so that no limit is passed in the meantime.
+
+    Raises:
+        ResourceError: the limit is too small for one thread, too.
+    """
+    headers = [image_header(data.pairs[index].image, settings.max_pixels) for index in indices]
+    height, width = max(((header.height, header.width) for header in headers), key=lambda size: size[0] * size[1])
+    segmenter.plan((height, width), settings)  # a window is measured while no thread disturbs
+    before = in_use(segmenter.device)
+    while True:
+        held = (workers + 1) * HELD_BYTES + (BEHIND + 2) * (ANALYSED_BYTES if analysis else HELD_BYTES)
+        ahead = before + height * width * (workers * DECODE_BYTES + held + analysis * ANALYSIS_BYTES)
+        try:
+            segmenter.plan((height, width), settings, used=ahead)
+        except ResourceError:
+            if workers == 1:
+                raise
+            workers -= 1
+        else:
+            return workers, ahead
 
 
 def counted_images(
@@ -307,21 +334,16 @@ def evaluate_together(
                     return
 
     def hear_while_waiting() -> None:
-        try:
-            hear()
-        except Dgmn2Error as error:  # raised when the others can hear of it
-            problems.append(error)
+        hear()
+        observer.advance(0)  # what it raises ends the waiting, too
 
     def result() -> EvalReport:
         hear()
-        if problems:
-            raise problems[0]
         if len(tally.records) < len(data):
             raise DistributedError("an evaluation lost images", why=f"{len(tally.records)} of {len(data)} were counted")
         report = _report(source, data, about, tally)
         return replace(report, processes=group.world, resumed=len(done), command=command)
 
-    problems: list[Dgmn2Error] = []
     try:
         group.together(count, meanwhile=hear_while_waiting)
         return group.once(result)

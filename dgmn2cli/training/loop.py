@@ -230,7 +230,7 @@ class Loop:
             self.observer.note(f"An image of the run's progress is missing: {text}")
 
     def _write_samples(self, segmenter: Segmenter) -> None:
-        write_samples(self.folder.sample(self.iteration), segmenter, self.training.val)
+        write_samples(self.folder.sample(self.iteration), segmenter, self.training.val, self._check_stop)
 
     def _draw_curves(self) -> None:
         if damaged := self.folder.draw_curves(self.config.name):

@@ -110,17 +110,20 @@ def validate(
     return evaluate(segmenter, data, group=group, workers=max(1, workers), observer=watch, analysis=analysis)
 
 
-def write_samples(path: Path, segmenter: Segmenter, data: SegmentationSet) -> Path:
+def write_samples(path: Path, segmenter: Segmenter, data: SegmentationSet, check: Callable[[], object]) -> Path:
     """Writes a sheet of the first images: image, label, prediction.
+
+    Args:
+        check: called between windows; what it raises ends the work.
 
     Raises:
         DataError: an image cannot be read.
         ResourceError: the file cannot be written.
     """
-    rows = []
+    rows, watch = [], _Watch("", Silent(), check)
     for index in range(min(SHOWN, len(data))):
         sample = data.read(index)
-        found = segmenter.predict(np.ascontiguousarray(sample.image[:, :, ::-1]))
+        found = segmenter.predict(np.ascontiguousarray(sample.image[:, :, ::-1]), observer=watch)
         tiles = [sample.image, colorize(sample.label, data.palette), colorize(found.ids, data.palette)]
         name = data.pairs[index].name
         rows.append(list(zip([name[:40], "label", "prediction"], tiles, strict=True)))

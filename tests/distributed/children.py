@@ -76,6 +76,31 @@ def lag(group: Group, observer: Observer) -> None:
     group.wait()
 
 
+def give_up_waiting(group: Group, observer: Observer) -> list[str]:
+    """The first process waits for the second, busy one, until it has had enough: both end with its reason."""
+    looks = 0
+
+    def work() -> None:
+        for _ in range(0 if group.main else 600):
+            time.sleep(0.1)
+            if group.given_up():
+                return
+        assert group.main, "nobody gave up"
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks > 3:
+            raise NonFiniteError(f"enough of process {group.rank}")
+
+    said = []
+    try:
+        group.together(work, meanwhile=look if group.main else lambda: None)
+    except NonFiniteError as error:
+        said.append(str(error))
+    return group.gather(said)[1] + said
+
+
 def say(what: object) -> None:
     """A line on stdout, at once."""
     sys.stdout.write(f"{what}\n")

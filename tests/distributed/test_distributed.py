@@ -63,6 +63,12 @@ def test_what_processes_tell_each_other() -> None:
     assert not active_children()
 
 
+def test_a_process_that_waits_may_give_up_for_all() -> None:
+    began = time.monotonic()
+    assert launch(work, ("give_up_waiting",), 2) == (["enough of process 0."] * 2, 0)
+    assert time.monotonic() - began < 55, "the second would be busy for 60 s"
+
+
 def test_an_error_keeps_its_kind_and_what_is_unforeseen_is_said() -> None:
     with pytest.raises(NonFiniteError, match="step 3") as caught:
         launch(work, ("refuse",), 2)

@@ -22,7 +22,7 @@ from dgmn2cli.data.dataset import IdMap
 from dgmn2cli.data.images import read_label, write_png
 from dgmn2cli.data.loaders import eval_indices
 from dgmn2cli.errors import ConfigError, DataError, NonFiniteError, ResourceError
-from dgmn2cli.evaluate import Settings, counted_images, evaluate
+from dgmn2cli.evaluate import Settings, counted_images, engine, evaluate
 from dgmn2cli.evaluate.analysis.counts import to_text
 from dgmn2cli.evaluate.analysis.measure import ImageRecord, Measured
 from dgmn2cli.evaluate.engine import read_ahead
@@ -392,3 +392,29 @@ def test_a_file_that_vanishes_meanwhile_is_named_and_the_rest_is_kept(tree: Tree
     report = run(replace(request, resume=True), recipe(), Load(), Watcher())
     assert report.resumed >= 2
     assert report.confusion == run(replace(request, report=None), recipe(), Load(), Watcher()).confusion
+
+
+def test_as_many_threads_read_ahead_as_the_memory_limit_allows(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is decided by the largest image, before the first one is read."""
+    data, made = open_dataset(tree(3), "val"), segmenter()
+    larger = tree(1, size=(80, 90)).parent / "city"
+    data = replace(data, pairs=(*data.pairs, *open_dataset(larger, "val").pairs[:1]))
+    asked: list[int | None] = []
+
+    def plan(size: tuple[int, ...], settings: Settings, *, used: int | None = None) -> None:
+        asked.append(used)
+        assert tuple(size) == (80, 90)
+        if used is not None and used > limit:
+            raise ResourceError("the memory limit is too small")
+
+    monkeypatch.setattr(made, "plan", plan)
+    monkeypatch.setattr(engine, "in_use", lambda device: 1000)
+    per_reader = 80 * 90 * (engine.DECODE_BYTES + engine.HELD_BYTES)
+    kept = 80 * 90 * (engine.HELD_BYTES + (engine.BEHIND + 2) * engine.ANALYSED_BYTES + engine.ANALYSIS_BYTES)
+    for workers, limit in ((6, 10**9), (3, 1000 + kept + 3 * per_reader), (1, 1000 + kept + 2 * per_reader - 1)):
+        found = engine._readers(made, data, range(len(data)), Settings(max_memory=limit), 6, analysis=True)
+        assert found == (workers, 1000 + kept + workers * per_reader)
+    limit = 1000 + kept
+    with pytest.raises(ResourceError):
+        engine._readers(made, data, range(len(data)), Settings(max_memory=limit), 6, analysis=True)
+    assert asked[0] is None, "a window is measured first"

@@ -9,8 +9,10 @@ import shutil
 import pytest
 import torch
 from small_trainings import Watcher, outcome, small_request, write_streets
+from streets import segmenter
 
 from dgmn2cli.config import load_config
+from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import hash_file
 from dgmn2cli.training import loop
@@ -18,6 +20,7 @@ from dgmn2cli.training.initial_weights import class_weights_from
 from dgmn2cli.training.prepare import require_normal_batches
 from dgmn2cli.training.run import train
 from dgmn2cli.training.state import load_state
+from dgmn2cli.training.validate import Stopped, write_samples
 
 NAIVE = "setr_naive_dgmn2_tiny_4x2_769x769_40k_cityscapes"
 TWO = {"train.iters": 2, "train.save_every": 1, "train.val_every": 0}
@@ -130,3 +133,19 @@ def test_class_weights_wait_for_no_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="cannot use the class weights"):
         class_weights_from(str(tmp_path / "pipe"), (1.0, 1.0), ("a", "b"))
+
+
+def test_a_stop_does_not_wait_for_the_sample_sheet(streets, tmp_path):
+    data, made = open_dataset(streets, "val"), segmenter()
+    looks = 0
+
+    def check():
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise Stopped("the training was told to stop")
+
+    with pytest.raises(Stopped):
+        write_samples(tmp_path / "x.png", made, data, check)
+    assert looks == 2
+    assert not (tmp_path / "x.png").exists()
