@@ -210,13 +210,18 @@ def displaced(name: str, arguments: list[Any], random: random.Random) -> list[An
     return arguments
 
 
-def agrees(ours: Any, expected: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
+def agrees(ours: Any, expected: tuple[Tensor, ...], dtype: torch.dtype, spreads: bool = False) -> bool:
+    """Whether each result is finite where the expected one is, and near it; `spreads`: more of it may be NaN."""
     results = ours if isinstance(ours, tuple) else (ours,)
     for one, other in zip(results, expected, strict=True):
         if one.device.type == "meta":
             continue
+        if one.shape != other.shape:
+            return False
         known = other.isfinite()
-        if one.shape != other.shape or not torch.equal(one.isfinite() & known, known):
+        if spreads:
+            known &= one.isfinite()
+        if not torch.equal(one.isfinite() & known, known):
             return False
         allowed = TOLERANCE[dtype] * (1 + other[known].abs().max().item() if known.any() else 1)
         if known.any() and (one.double() - other)[known].abs().max() > allowed:
@@ -259,8 +264,10 @@ def call(name: str, arguments: list[Any]) -> str:
     if name == "upsampled_rows":
         result = arguments[2]
     expected = OPERATORS[name][1](*arguments)
+    # one offset that is not finite, as 1e30 in float16, makes the gradients of its neighbours NaN, too
+    spreads = name.endswith("_backward") and not all(tensor.isfinite().all() for tensor in tensors)
     coarsest = next(known for known in TOLERANCE if any(tensor.dtype == known for tensor in tensors))
-    return "ran" if expected is None or agrees(result, expected, coarsest) else "the result is wrong"
+    return "ran" if expected is None or agrees(result, expected, coarsest, spreads) else "the result is wrong"
 
 
 def run(cases: int, seed: int) -> Counter[str]:
