@@ -59,6 +59,15 @@ class GraphInput:
     width: Pixels | None = setting(None, "Columns; null: any number.")
     batch: Batch | None = setting(None, "Images at a time; null: any number.")
 
+    @property
+    def size(self) -> str:
+        """`WIDTHxHEIGHT` that it takes, in words."""
+        return f"{self.width or 'any'}x{self.height or 'any'}"
+
+    def fits(self, height: int | None, width: int | None) -> bool:
+        """Whether it takes images of this size."""
+        return self.height in (None, height) and self.width in (None, width)
+
 
 @validated(frozen=True, config=LAZY)
 class GraphOutput:
@@ -228,8 +237,6 @@ def _contradictions(found: GraphProtocol) -> list[str]:
     faults, inference, taken = [], found.inference, found.input
     if len(found.palette) not in (0, len(found.classes)):
         faults.append(f"palette: {len(found.palette)} colours for {len(found.classes)} classes")
-    if (taken.height is None) != (taken.width is None):
-        faults.append("input.height and input.width: wanted both or neither")
     if taken.dtype == "uint8" and (set(taken.mean) != {0.0} or set(taken.std) != {1.0}):
         faults.append("input.mean and input.std: bytes are not normalised; wanted [0, 0, 0] and [1, 1, 1]")
     if found.graph in found.external or PROTOCOL_FILE in (found.graph, *found.external):
@@ -238,10 +245,9 @@ def _contradictions(found: GraphProtocol) -> list[str]:
         faults.append("inference.scale: none, wanted width and height for 'paper'")
     if inference.stride > inference.window:
         faults.append(f"inference.stride: {inference.stride}, wanted at most inference.window")
-    fixed = None if taken.height is None or taken.width is None else (taken.width, taken.height)
-    if fixed is not None:
-        if inference.protocol == "whole" and inference.scale != fixed:
-            faults.append(f"inference.scale: {show(inference.scale)}, but the graph takes {fixed[0]}x{fixed[1]}")
-        if inference.protocol != "whole" and fixed != (inference.window, inference.window):
-            faults.append(f"inference.window: {inference.window}, but the graph takes {fixed[0]}x{fixed[1]}")
+    whole = inference.protocol == "whole"
+    width, height = (inference.scale or (None, None)) if whole else (inference.window, inference.window)
+    if not taken.fits(height, width):
+        name, seen = ("scale", inference.scale) if whole else ("window", inference.window)
+        faults.append(f"inference.{name}: {show(seen)}, but the graph takes {taken.size}")
     return faults

@@ -151,8 +151,8 @@ class GraphNetwork(nn.Module):
         """
         taken = self.graph.protocol.input
         height, width = images.shape[2:]
-        if taken.height is not None and (taken.height, taken.width) != (height, width):
-            why = f"the graph takes {taken.width}x{taken.height} only"
+        if not taken.fits(height, width):
+            why = f"the graph takes {taken.size} only"
             hint = "Use --protocol native, which pads windows; or --runtime torch; or a graph that takes any size."
             where = f"a window of {width}x{height}"
             raise ConfigError("the graph cannot segment this image exactly", where=where, why=why, hint=hint)

@@ -86,7 +86,6 @@ WRONG = {
     "inference.window": changed(input__height=512, input__width=512),
     "inference.scale": changed(inference__scale=None),
     "input.height": changed(input__height=10**9),
-    "input.height and input.width": changed(input__height=None),
     "input.std": changed(input__std=[0.0, 1.0, 1.0]),
     "input.mean and input.std": changed(input__dtype="uint8"),
     "output.kind": changed(output__kind="logit"),
