@@ -10,7 +10,8 @@ from dgmn2cli.bench import RATIO_HEADING
 from dgmn2cli.bench.report import AnyRow, PartRow, Report, Row
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.files import to_plain
-from dgmn2cli.report.charts import ORANGE, Bar, BarGroup
+from dgmn2cli.plotting import ORANGE
+from dgmn2cli.report.charts import Bar, BarGroup
 
 MISSING = "-"
 # headings of columns without numbers

@@ -20,6 +20,10 @@ from dgmn2cli.version import __version__
 COMMANDS = {
     "demo": ("dgmn2cli.cli.demo:demo", "See it all in minutes: draw streets, train, evaluate, segment, look."),
     "infer": ("dgmn2cli.cli.infer:infer", "Segment images: masks, overlays, class shares."),
+    "explain": (
+        "dgmn2cli.cli.explain:explain",
+        "Show what a network attends to at a position: nodes, weights, two hops.",
+    ),
     "eval": ("dgmn2cli.cli.eval:evaluate", "Measure a model on a labelled data set, the published figure beside it."),
     "compare": ("dgmn2cli.cli.compare:compare", "Compare two evaluations image by image: more than chance?"),
     "verify": ("dgmn2cli.cli.verify:verify", "Check that the numbers of a report can be had again."),

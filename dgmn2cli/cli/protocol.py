@@ -122,19 +122,13 @@ def _make_settings(**values: Any) -> Settings:
     return Settings(**values)
 
 
-with_settings = grouped(  # a command gets `settings: Settings`
-    "settings",
-    _make_settings,
-    click.option("--ms-flip", is_flag=True, help="Average six scales and their mirror images."),
+_VIEW_OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--protocol", type=click.Choice(["paper", "native"]), help="Published resize, or the image's own size."
     ),
     click.option("--scale", type=SIZE, metavar="WxH", help="Size images are fitted into.  [default: 2049x1025]"),
     click.option("--window", type=_SIDE, metavar="N", help="Side of a window.  [default: 769]"),
     click.option("--stride", type=_SIDE, metavar="N", help="Step between windows.  [default: 513]"),
-    click.option(
-        "--window-batch", type=click.IntRange(1, 256), metavar="N", help="Windows at a time.  [default: by device]"
-    ),
     click.option("--max-pixels", type=click.IntRange(1), default=100_000_000, metavar="N", help="Largest image."),
     click.option(
         "--max-memory",
@@ -143,6 +137,16 @@ with_settings = grouped(  # a command gets `settings: Settings`
         help="Keep memory (of the process; on a GPU, of the GPU) below this, such as 3G.  [default: no limit]",
     ),
 )
+with_settings = grouped(  # a command gets `settings: Settings`
+    "settings",
+    _make_settings,
+    click.option("--ms-flip", is_flag=True, help="Average six scales and their mirror images."),
+    click.option(
+        "--window-batch", type=click.IntRange(1, 256), metavar="N", help="Windows at a time.  [default: by device]"
+    ),
+    *_VIEW_OPTIONS,
+)
+with_single_scale = grouped("settings", _make_settings, *_VIEW_OPTIONS)  # the same, but for ms+flip and batches
 with_network = grouped(  # a command gets `network: NetworkOptions`
     "network",
     NetworkOptions.of,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import read_image
 from dgmn2cli.data.transforms import NORMAL, network_input, resize_image
 from dgmn2cli.errors import DataError, ResourceError
+from dgmn2cli.inference.explain import Explanation, explain
 from dgmn2cli.inference.graph import GraphInference
 from dgmn2cli.inference.plan import (
     SAVE_BYTES,
@@ -167,6 +168,29 @@ class Segmenter:
         scores = self.scores(pixels, plan, observer.advance if observer is not None else None)
         ids, confidence = scores.classes()
         return Prediction(ids.numpy(), confidence.numpy(), self.classes, pixels, scores, plan.windows)
+
+    def explain(
+        self, image: str | Path | np.ndarray, x: float, y: float, settings: Settings | None = None
+    ) -> Explanation:
+        """What every block and head attends to at one position: the nodes that the network used.
+
+        The image is seen at a single scale, unmirrored, in the window whose centre is nearest to the position.
+
+        Args:
+            image: a path, or (H, W, 3) uint8 RGB.
+            x, y: the position in pixels of the image, 0 being the centre of the first one.
+            settings: the test procedure; the configuration's if None.
+
+        Raises:
+            DataError: the image cannot be read.
+            ConfigError: an impossible setting, a position outside the image, or a network without such layers.
+            NonFiniteError: the network gave NaN or infinity.
+        """
+        pixels = _bgr(image)
+        plan = self.plan(pixels.shape[:2], replace(settings or Settings(), ms_flip=False))
+        [view] = self.views(pixels, plan)
+        names, model = self.classes.names, self.info.model
+        return explain(self.network, self.logits, view, plan.windowing, pixels, (x, y), names, model)
 
     def scores(self, image: np.ndarray, plan: Plan, progress: Callable[[int], object] | None = None) -> Scores:
         """Class scores of one image, (H, W, 3) uint8, blue green red, by `plan`; `progress` gets counts of windows."""

@@ -123,7 +123,7 @@ def sweep(
     sums: Tensor | None = None
     done = 0  # rows given away; row `done` is the first of `sums`
     for index, group in enumerate(groups):
-        scores = logits_of(_stack(crop, view.size, group, windowing))
+        scores = logits_of(stack_windows(crop, view.size, group, windowing))
         if sums is None:
             held = height if whole else windowing.held_rows(height, width)
             sums = scores.new_zeros((scores.shape[1], held, width), dtype=torch.float32, device=device)
@@ -138,7 +138,7 @@ def sweep(
         if final > done:
             ready = sums[:, : final - done]
             ready /= down[done:final] * across  # how often a row is covered times how often a column is
-            _require_finite(ready)
+            require_finite(ready)
             yield slice(done, final), ready
             if not last:
                 _move_up(sums, final - done)
@@ -153,7 +153,8 @@ def _move_up(sums: Tensor, rows: int) -> None:
         channel[kept:] = 0
 
 
-def _require_finite(logits: Tensor) -> None:
+def require_finite(logits: Tensor) -> None:
+    """Raises NonFiniteError where logits `(C, h, w)` hold NaN or infinity."""
     # extremes of one class at a time: of rows within a larger buffer all at once, PyTorch would make a copy
     extremes = torch.stack([extreme for channel in logits for extreme in channel.aminmax()])
     if not bool(extremes.isfinite().all()):
@@ -164,7 +165,7 @@ def _require_finite(logits: Tensor) -> None:
         )
 
 
-def _stack(crop: Crop, size: tuple[int, int], boxes: list[tuple[slice, slice]], windowing: Windowing) -> Tensor:
+def stack_windows(crop: Crop, size: tuple[int, int], boxes: list[tuple[slice, slice]], windowing: Windowing) -> Tensor:
     """The windows as one batch `(B, 3, h, w)`."""
     windows = [crop(rows, columns) for rows, columns in boxes]
     if windowing.pad and min(size) < windowing.crop:

@@ -24,6 +24,22 @@ class RelativePositionTables(nn.Module):
         self.rel_width = nn.Parameter(nn.init.normal_(torch.empty(rows, width), std=width**-0.5))
 
 
+class AttentionOp(nn.Module):
+    """The op as a module without parameters: a forward hook on it sees what any form of the network samples from."""
+
+    def forward(
+        self,
+        qkv: Tensor,
+        offset: Tensor,
+        height_table: Tensor,
+        width_table: Tensor,
+        size: tuple[int, int],
+        backend: str,
+    ) -> Tensor:
+        """As `ops.deform_attention`."""
+        return deform_attention(qkv, offset, height_table, width_table, size, backend)
+
+
 class DynamicGraphAttention(nn.Module):
     """Each query position attends, per head, to 9 neighbours at learned offsets.
 
@@ -39,6 +55,7 @@ class DynamicGraphAttention(nn.Module):
             raise ValueError(f"channels ({channels}) must be a multiple of heads ({heads})")
         self.heads = heads
         self.backend = "auto"
+        self.op = AttentionOp()
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
         self.conv_offset = nn.Linear(channels // heads, 2 * SAMPLES)  # a Linear; the name is the checkpoints'
@@ -59,13 +76,13 @@ class DynamicGraphAttention(nn.Module):
         # offsets come from the normed input, not from q; both are read in place by the op
         qkv = self.qkv(tokens).view(batch, count, 3, self.heads, channels // self.heads)
         offset = self.conv_offset(tokens.view(batch, count, self.heads, channels // self.heads))
-        mixed = deform_attention(
+        mixed = self.op(
             qkv,
             offset,
             resample_table(self.pos_emb.rel_height, height),
             resample_table(self.pos_emb.rel_width, width),
             size,
-            backend=self.backend,
+            self.backend,
         )
         return self.proj(mixed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,31 +60,75 @@ def _table_rows(length: int, device: torch.device) -> Tensor:
     return length - 1 + torch.arange(SAMPLES, device=device) - position[:, None]
 
 
-def deform_attention(
-    qkv: Tensor, offset: Tensor, height_table: Tensor, width_table: Tensor, size: tuple[int, int]
-) -> Tensor:
-    """The definition of `dgmn2cli.ops.deform_attention`; half-precision inputs are computed in float32."""
+class Neighbours(NamedTuple):
+    """The nine samples of every query, per head: where they lie, and what goes into the softmax.
+
+    Attributes:
+        y, x: `(B, h, Q, 9)` coordinates in pixels of the map.
+        content: `(B, h, Q, 9)`, `q . k_s * d**-0.5`.
+        position: `(B, h, Q, 9)`, the relative position logits.
+        values: `(B, h, Q, 9, d)`.
+    """
+
+    y: Tensor
+    x: Tensor
+    content: Tensor
+    position: Tensor
+    values: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """The attention weights, `(B, h, Q, 9)`; they sum to 1."""
+        return (self.content + self.position).softmax(3)
+
+    def mixed(self) -> Tensor:
+        """The op's output, `(B, Q, h * d)`."""
+        return (self.weights.unsqueeze(4) * self.values).sum(3).transpose(1, 2).flatten(2)
+
+
+def neighbours(
+    qkv: Tensor,
+    offset: Tensor,
+    height_table: Tensor,
+    width_table: Tensor,
+    size: tuple[int, int],
+    queries: Tensor | None = None,
+) -> Neighbours:
+    """What `deform_attention` samples for each query; half-precision inputs are computed in float32.
+
+    Args:
+        qkv, offset, height_table, width_table, size: as for `dgmn2cli.ops.deform_attention`.
+        queries: `(Q,)` int64, the positions to look at; all N, in order, if None.
+    """
     height, width = size
     batch, count, _, heads, depth = qkv.shape
     work = torch.promote_types(qkv.dtype, torch.float32)
     q, k, v = qkv.to(work).unbind(2)  # each (B, N, h, d)
-    tables = height_table.to(work), width_table.to(work)
+    position = position_logits(q, height_table.to(work), width_table.to(work), size)  # (B, N, h, 9)
     offset = offset.to(work).reshape(batch, height, width, heads, SAMPLES, 2)
     y, x = offset.permute(5, 0, 3, 1, 2, 4)  # each (B, h, H, W, 9)
     tap = torch.arange(KERNEL, device=qkv.device, dtype=work) - 1
     rows = torch.arange(height, device=qkv.device, dtype=work)[:, None, None]
     columns = torch.arange(width, device=qkv.device, dtype=work)[:, None]
-    y = (rows + tap.repeat_interleave(KERNEL) + y).reshape(batch * heads, count * SAMPLES)
-    x = (columns + tap.repeat(KERNEL) + x).reshape(batch * heads, count * SAMPLES)
+    y = (rows + tap.repeat_interleave(KERNEL) + y).flatten(2, 3)  # (B, h, N, 9)
+    x = (columns + tap.repeat(KERNEL) + x).flatten(2, 3)
+    if queries is not None:
+        q, position, y, x = q[:, queries], position[:, queries], y[:, :, queries], x[:, :, queries]
+        count = len(queries)
 
-    maps = torch.cat((k, v), dim=3).transpose(1, 2).reshape(batch * heads, count, 2 * depth)
-    sampled = _sample(maps, size, y, x).view(batch, heads, count, SAMPLES, 2 * depth)
+    maps = torch.cat((k, v), dim=3).transpose(1, 2).reshape(batch * heads, height * width, 2 * depth)
+    places = (y.reshape(batch * heads, count * SAMPLES), x.reshape(batch * heads, count * SAMPLES))
+    sampled = _sample(maps, size, *places).view(batch, heads, count, SAMPLES, 2 * depth)
     k_s, v_s = sampled.split(depth, dim=4)
-    q = q.transpose(1, 2)  # (B, h, N, d)
-    position = position_logits(q.transpose(1, 2), *tables, size).transpose(1, 2)  # (B, h, N, 9)
-    logits = (q.unsqueeze(3) * k_s).sum(4) * depth**-0.5 + position
-    mixed = (logits.softmax(3).unsqueeze(4) * v_s).sum(3)  # (B, h, N, d)
-    return mixed.transpose(1, 2).reshape(batch, count, heads * depth).to(qkv.dtype)
+    content = (q.transpose(1, 2).unsqueeze(3) * k_s).sum(4) * depth**-0.5
+    return Neighbours(y, x, content, position.transpose(1, 2), v_s)
+
+
+def deform_attention(
+    qkv: Tensor, offset: Tensor, height_table: Tensor, width_table: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """The definition of `dgmn2cli.ops.deform_attention`; half-precision inputs are computed in float32."""
+    return neighbours(qkv, offset, height_table, width_table, size).mixed().to(qkv.dtype)
 
 
 def deform_unfold(input: Tensor, offset: Tensor, geometry: Sequence[int]) -> Tensor:

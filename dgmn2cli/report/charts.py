@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,31 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dgmn2cli.errors import printable
-from dgmn2cli.files import atomic_write
+from dgmn2cli.plotting import BLUE, GRAY, PALE_BLUE, drawing, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-BLUE, PALE_BLUE, ORANGE, GRAY = "#1f6fb2", "#b9d3ea", "#eb8c3c", "#646b73"
 _WINDOW = 1 / 40  # share of the steps that a smooth curve averages
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 10,
-    "text.parse_math": False,  # names are the user's, and `$` in them is no formula
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GRAY,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e5e8",
-    "xtick.color": GRAY,
-    "ytick.color": GRAY,
-    "svg.hashsalt": "dgmn2cli",  # equal figures give equal bytes
-}
 
 
 @dataclass(frozen=True)
@@ -74,14 +52,14 @@ def training_curves(records: Iterable[Mapping[str, Any]], path: str | Path, titl
     evaluations: list[Mapping[str, Any]] = []
     for record in records:
         (evaluations if "miou" in record else steps).append(record)
-    with _drawing():
-        figure = _figure(12.8, 8.6, title)
+    with drawing():
+        figure = new_figure(12.8, 8.6, title)
         charts = figure.subplots(2, 2).flat
         _curve(next(charts), "loss", steps, "loss", smooth=True)
         _curve(next(charts), "accuracy in % of all pixels", steps, "acc", smooth=True)
         _curve(next(charts), "learning rate", steps, "lr")
         _curve(next(charts), "mean IoU in %", evaluations, "miou", factor=100, marker="o")
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def bar_chart(groups: Sequence[BarGroup], path: str | Path, title: str = "", subtitle: str = "") -> Path:
@@ -96,8 +74,8 @@ def bar_chart(groups: Sequence[BarGroup], path: str | Path, title: str = "", sub
         ResourceError: the file cannot be written.
     """
     counts = [len(group.bars) for group in groups]
-    with _drawing():
-        figure = _figure(11, 0.9 + sum(0.3 * count + 0.55 for count in counts), f"{title}\n{subtitle}".strip())
+    with drawing():
+        figure = new_figure(11, 0.9 + sum(0.3 * count + 0.55 for count in counts), f"{title}\n{subtitle}".strip())
         grid = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": counts})
         for axes, group in zip(grid.flat, groups, strict=True):
             bars = axes.barh(range(len(group.bars)), [bar.length for bar in group.bars], color=group.color)
@@ -109,7 +87,7 @@ def bar_chart(groups: Sequence[BarGroup], path: str | Path, title: str = "", sub
             axes.grid(visible=False)
             axes.xaxis.set_visible(False)
             axes.spines["bottom"].set_visible(False)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def _curve(
@@ -144,35 +122,3 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     starts = np.maximum(ends - window, 0)
     mean: np.ndarray = (sums[ends] - sums[starts]) / (ends - starts)
     return mean
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    """Imports matplotlib, and gives it this module's style whatever the user's own settings are."""
-    logger = logging.getLogger("matplotlib")
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.ERROR)  # building the font cache and a missing home folder are no news
-    import matplotlib
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks: boxes are drawn
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
-
-
-def _figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure; width and height in hundreds of pixels."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    if title:
-        lines = "\n".join(printable(line) for line in title.splitlines())
-        figure.suptitle(lines, x=0.01, ha="left", weight="bold", size=12)
-    return figure
-
-
-def _save(figure: Figure, path: str | Path) -> Path:
-    kind = "svg" if Path(path).suffix.lower() == ".svg" else "png"
-    metadata = {"Date": None} if kind == "svg" else {}
-    return atomic_write(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from dgmn2cli.errors import ResourceError
+from dgmn2cli.plotting import BLUE, ORANGE
 from dgmn2cli.report import charts
-from dgmn2cli.report.charts import BLUE, ORANGE, Bar, BarGroup, bar_chart, training_curves
+from dgmn2cli.report.charts import Bar, BarGroup, bar_chart, training_curves
 
 STEPS: list[dict[str, Any]] = [
     {"iter": i, "loss": 3 / i, "acc": None if i == 7 else 50 + i / 10, "lr": 1e-4} for i in range(1, 101)
@@ -33,13 +34,13 @@ def painted(path: Path, color: str) -> np.ndarray:
 
 def test_curves_show_the_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, np.ndarray] = {}
-    save = charts._save
+    save = charts.save_figure
 
     def note(figure: Any, path: Path) -> Path:
         seen.update({axes.get_title(loc="left"): axes.lines[-1].get_xydata() for axes in figure.axes if axes.lines})
         return save(figure, path)
 
-    monkeypatch.setattr(charts, "_save", note)
+    monkeypatch.setattr(charts, "save_figure", note)
     image = cv2.imread(str(training_curves(iter(STEPS + EVALUATIONS), tmp_path / "curves.png", "fpn_$tiny$ 街")))
     assert image.shape == (860, 1280, 3)
     assert list(seen) == ["loss", "accuracy in % of all pixels", "learning rate", "mean IoU in %"]

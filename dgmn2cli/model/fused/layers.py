@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dgmn2cli.model.attention import SAMPLES, DynamicGraphAttention
+from dgmn2cli.model.attention import SAMPLES, AttentionOp, DynamicGraphAttention
 from dgmn2cli.model.backbone import Block
-from dgmn2cli.ops import deform_attention, resample_table
+from dgmn2cli.ops import resample_table
 from dgmn2cli.ops.resample import resize_rows
 from dgmn2cli.ops.upsampled import TAPS, can_convolve, convolve_upsampled
 
@@ -250,6 +250,7 @@ class FusedBlock(nn.Module):
         attention: DynamicGraphAttention = block.attn
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.heads, self.backend = attention.heads, attention.backend
+        self.op = AttentionOp()
         self.qkv = FusedLinear(attention.qkv)
         self.offset = FusedLinear(attention.conv_offset)
         self.proj = FusedLinear(attention.proj)
@@ -278,13 +279,13 @@ class FusedBlock(nn.Module):
             normed = self.norm1(part)
             to.copy_(self.qkv(normed).view(-1, 3, heads, depth).permute(2, 1, 0, 3))
             at.copy_(self.offset(normed.view(-1, heads, depth)))
-        mixed = deform_attention(
+        mixed = self.op(
             qkv.view(heads, 3, batch, count, depth).permute(2, 3, 1, 0, 4),
             offset.view(batch, count, heads, 2 * SAMPLES),
             resample_table(self.rel_height, size[0]),
             resample_table(self.rel_width, size[1]),
             size,
-            backend=self.backend,
+            self.backend,
         )
         for part, update in zip(rows.split(self.chunk), mixed.view(-1, channels).split(self.chunk), strict=True):
             attended = self.proj(update, part)

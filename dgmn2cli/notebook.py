@@ -1,0 +1,33 @@
+"""What results show of themselves in a notebook: HTML that needs nothing else, every value escaped."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+from dgmn2cli.errors import printable
+
+
+def image_html(content: bytes, text: str, kind: str = "png") -> str:
+    """An image, its bytes embedded, no wider than the page; `text` is said in its place where images are not shown."""
+    data = base64.b64encode(content).decode()
+    return f'<img alt="{_safe(text)}" style="max-width: 100%" src="data:image/{kind};base64,{data}">'
+
+
+def table_html(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]], right: int = 1) -> str:
+    """A table under a title; the columns from number `right` on hold numbers."""
+
+    def row(cells: Sequence[object], tag: str) -> str:
+        sides = ("left" if index < right else "right" for index in range(len(cells)))
+        made = (
+            f'<{tag} style="text-align: {side}">{_safe(cell)}</{tag}>' for side, cell in zip(sides, cells, strict=True)
+        )
+        return f"<tr>{''.join(made)}</tr>"
+
+    body = "".join(row(cells, "td") for cells in rows)
+    return f"<p><b>{_safe(title)}</b></p><table><thead>{row(headings, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def _safe(value: object) -> str:
+    return escape(printable(value))
