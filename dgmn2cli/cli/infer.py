@@ -12,13 +12,14 @@ from rich.text import Text
 from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import PATH, NumberType, Session, model_option, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
-from dgmn2cli.errors import DataError
+from dgmn2cli.errors import DataError, printable
 
 if TYPE_CHECKING:
     from dgmn2cli.inference.files import ImageResult, InferReport
     from dgmn2cli.inference.plan import Settings
 
 SHOWN_CLASSES = 4
+SHOWN_DOUBTS = 10
 
 
 @click.command()
@@ -29,7 +30,7 @@ SHOWN_CLASSES = 4
     "--save",
     default="ids,overlay",
     metavar="KINDS",
-    help="Files to write: ids, color, overlay, labelids, conf, probs, stats; comma-separated.",
+    help="Files to write: ids, color, overlay, labelids, conf, entropy, disagreement, probs, stats; comma-separated.",
 )
 @protocol.with_settings
 @click.option("--alpha", type=NumberType(0, 1), default=0.5, help="Strength of the overlay.")
@@ -85,8 +86,13 @@ def _summary(report: InferReport) -> list[Table | Text]:
     table = render.make_table("class", "pixels", "share", right=("pixels", "share"))
     for share in report.classes:
         table.add_row(share.name, f"{share.pixels:,}", f"{100 * share.share:.1f} %")
+    doubts = render.make_table("most doubtful image", "doubt", right=("doubt",))
+    doubt_of = {result.path: result.doubt for result in report.images}
+    for path in report.by_doubt[:SHOWN_DOUBTS]:
+        doubts.add_row(Text(printable(path)), f"{100 * doubt_of[path]:.1f} %")
     run, count = report.run, len(report.images)
     about = (
         f"{count} image{'s' * (count != 1)} in {report.seconds:.1f} s with {run.model} ({run.precision}, {run.form})"
     )
-    return [table, render.lines(f"{about} on {run.device_name}, {run.engine}")] if count else []
+    last = render.lines(f"{about} on {run.device_name}, {run.engine}")
+    return [] if not count else [table, doubts, last] if count > 1 else [table, last]

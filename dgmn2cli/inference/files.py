@@ -14,12 +14,15 @@ from dgmn2cli.data.images import image_header, read_image
 from dgmn2cli.errors import ConfigError, DataError, is_exhaustion
 from dgmn2cli.files import absence, check_folder, read_bounded
 from dgmn2cli.inference.plan import DECODE_BYTES, SAVE_BYTES, Protocol, Settings, resolve_settings
-from dgmn2cli.inference.prediction import ClassShare, Prediction, check_outputs, output_path
+from dgmn2cli.inference.prediction import ClassShare, check_outputs, output_path
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+from dgmn2cli.notebook import table_html
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import highest_use
 
 PROBS_BYTES = 10  # per pixel and class, while probabilities are made, halved and compressed
+MIRRORED_BYTES = 8  # per pixel and class, while a mirrored image is segmented and compared
+MAP_BYTES = 8  # per pixel, for a map of shares and its bytes
 HINT = "Give files, folders, globs or @list.txt."
 LIST_LIMIT = 16 << 20  # bytes of a list file
 LONGEST_NAME = 255  # bytes of a file's name, on the file systems in use
@@ -51,6 +54,7 @@ class ImageResult:
         windows: windows that went through the network.
         seconds: from reading it to its last file.
         classes: what it shows, largest first.
+        doubt: the mean entropy of its pixels, 0 to 1.
         outputs: file by kind.
         memory: what was in use at most, where a limit was given.
     """
@@ -61,6 +65,7 @@ class ImageResult:
     windows: int
     seconds: float
     classes: list[ClassShare]
+    doubt: float
     outputs: dict[str, Path]
     memory: MemoryUse | None
 
@@ -83,6 +88,7 @@ class InferReport:
         images: what was done.
         failures: what could not be read.
         classes: pixel shares over all images, largest first.
+        by_doubt: the images, the one with the most doubt first.
         seconds: wall time, loading the model excluded.
     """
 
@@ -91,7 +97,12 @@ class InferReport:
     images: list[ImageResult]
     failures: list[Failure]
     classes: list[ClassShare]
+    by_doubt: list[Path]
     seconds: float
+
+    def _repr_html_(self) -> str:
+        rows = [(done.path, f"{100 * done.doubt:.1f} %", f"{done.width} x {done.height}") for done in self.images]
+        return table_html(f"{len(self.images)} images with {self.run.model}", ("image", "doubt", "size"), rows)
 
 
 def find_images(sources: Sequence[str], observer: Observer | None = None) -> list[ImageFile]:
@@ -236,7 +247,8 @@ def predict_files(
     observer = observer or Silent()
     check_outputs(kinds, segmenter.classes)
     protocol = resolve_settings(settings, segmenter.inference, segmenter.device)
-    result_bytes = SAVE_BYTES + ("probs" in kinds) * PROBS_BYTES * len(segmenter.classes.names)
+    per_class = ("probs" in kinds) * PROBS_BYTES + ("disagreement" in kinds) * MIRRORED_BYTES
+    result_bytes = SAVE_BYTES + ("entropy" in kinds) * MAP_BYTES + per_class * len(segmenter.classes.names)
     began, results, failures = time.perf_counter(), [], []
     observer.begin(f"segmenting {len(images)} image{'s' * (len(images) != 1)}", 0)
     windows = 0
@@ -255,22 +267,24 @@ def predict_files(
             continue
         plan = segmenter.plan(image.shape[:2], settings, result_bytes)
         windows += plan.windows
+        if "disagreement" in kinds:
+            windows += segmenter.mirrored_windows(plan, settings)
         observer.advance(0, total=windows)
         if plan.peak is not None:
             observer.note(f"{file.path}: {plan}")
-        scores = segmenter.scores(image, plan, observer.advance)
-        ids, confidence = scores.classes()
-        prediction = Prediction(ids.numpy(), confidence.numpy(), segmenter.classes, image, scores, plan.windows)
+        prediction = segmenter.predict_planned(image, plan, settings, observer.advance)
         outputs = prediction.save(folder, file.name, kinds, alpha)
         seconds = time.perf_counter() - start
         memory = None if plan.peak is None else MemoryUse(plan.peak, highest_use(segmenter.device))
         height, width = image.shape[:2]
-        result = ImageResult(file.path, width, height, plan.windows, seconds, prediction.stats(), outputs, memory)
+        stats, doubt = prediction.stats(), prediction.doubt
+        result = ImageResult(file.path, width, height, plan.windows, seconds, stats, doubt, outputs, memory)
         results.append(result)
         observer.result(result)
     segmenter.require_room(settings, 0, "segmenting")
     total = _total_shares(results)
-    return InferReport(segmenter.info, protocol, results, failures, total, time.perf_counter() - began)
+    by_doubt = [result.path for result in sorted(results, key=lambda result: -result.doubt)]
+    return InferReport(segmenter.info, protocol, results, failures, total, by_doubt, time.perf_counter() - began)
 
 
 def _total_shares(results: Sequence[ImageResult]) -> list[ClassShare]:

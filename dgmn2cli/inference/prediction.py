@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from dgmn2cli.data.cityscapes import CLASSES, LABEL_ID_OF_TRAIN_ID, PALETTE
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.files import atomic_write, to_json
-from dgmn2cli.inference.sliding_window import Scores
+from dgmn2cli.inference.sliding_window import Scores, entropy
 from dgmn2cli.inference.visualize import class_shares, colorize, overlay_with_legend
+from dgmn2cli.notebook import image_html
 
-OUTPUTS = ("ids", "color", "overlay", "labelids", "conf", "probs", "stats")
+OUTPUTS = ("ids", "color", "overlay", "labelids", "conf", "entropy", "disagreement", "probs", "stats")
 _SUFFIX = {"probs": ".npz", "stats": ".json"}
 
 
@@ -62,6 +64,8 @@ class Prediction:
         image: (H, W, 3) uint8, blue green red: the image itself.
         scores: what the probabilities are made from when asked for.
         windows: windows that went through the network.
+        doubt: the mean entropy of the pixels, 0 where each is certain, 1 if all classes were always as probable.
+        orientations: gives the scores of a single scale, as the image is and mirrored.
     """
 
     ids: np.ndarray
@@ -70,11 +74,28 @@ class Prediction:
     image: np.ndarray = field(repr=False)
     scores: Scores = field(repr=False)
     windows: int
+    doubt: float
+    orientations: Callable[[], tuple[Scores, Scores]] = field(repr=False)
 
     @cached_property
     def probs(self) -> np.ndarray:
         """(C, H, W) float32 class probabilities; computed on first use (76 bytes a pixel for 19 classes)."""
         return self.scores.probabilities().cpu().numpy()
+
+    @cached_property
+    def entropy(self) -> np.ndarray:
+        """(H, W) float32: the entropy of each pixel's probabilities, 0 to 1; computed on first use."""
+        return np.concatenate([entropy(values).cpu().numpy() for _, values in self.scores.bands()])
+
+    @cached_property
+    def disagreement(self) -> np.ndarray:
+        """(H, W) float32: how far the probabilities move when the image is mirrored, at a single scale.
+
+        Half of the sum of their absolute differences, 0 to 1; segments the image once more on first use.
+        """
+        seen, mirrored = (scores.bands() for scores in self.orientations())
+        pairs = zip(seen, mirrored, strict=True)
+        return np.concatenate([((one - other).abs().sum(0) / 2).cpu().numpy() for (_, one), (_, other) in pairs])
 
     def overlay(self, alpha: float = 0.5) -> np.ndarray:
         """The image tinted by class with a legend below it: (h, w, 3) uint8, blue green red."""
@@ -92,7 +113,7 @@ class Prediction:
         """Writes `STEM_KIND.png` (`.npz` for probs, `.json` for stats) for each kind, whole or not at all.
 
         Kinds: `ids` (class ids as a palette PNG), `color`, `overlay`, `labelids` (official Cityscapes ids), `conf`
-        (confidence x 255), `probs` (float16, array `probs`), `stats`.
+        (confidence x 255), `entropy` and `disagreement` (x 255), `probs` (float16, array `probs`), `stats`.
 
         Raises:
             ConfigError: an unknown kind, or `labelids` of other classes than Cityscapes'.
@@ -104,6 +125,14 @@ class Prediction:
             self._write(kind, path, alpha)
         return paths
 
+    def _repr_png_(self) -> bytes:
+        """The overlay, for notebooks."""
+        return cv2.imencode(".png", self.overlay())[1].tobytes()
+
+    def _repr_html_(self) -> str:
+        height, width = self.ids.shape
+        return image_html(self._repr_png_(), f"{width} x {height} pixels, {len(self.stats())} classes")
+
     def _write(self, kind: str, path: Path, alpha: float) -> None:
         if kind == "ids":
             write_png(path, self.ids, self.classes.palette)
@@ -114,13 +143,20 @@ class Prediction:
         elif kind == "labelids":
             write_png(path, LABEL_ID_OF_TRAIN_ID[self.ids])
         elif kind == "conf":
-            write_png(path, np.rint(self.confidence * 255).astype(np.uint8))
+            write_png(path, _bytes_of(self.confidence))
+        elif kind in ("entropy", "disagreement"):
+            write_png(path, _bytes_of(self.entropy if kind == "entropy" else self.disagreement))
         elif kind == "stats":
             atomic_write(path, to_json({"size": self.ids.shape[::-1], "classes": self.stats()}) + "\n")
         else:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, probs=self.probs.astype(np.float16))
             atomic_write(path, buffer.getvalue())
+
+
+def _bytes_of(shares: np.ndarray) -> np.ndarray:
+    """Numbers from 0 to 1 as bytes."""
+    return np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
 
 
 def output_path(folder: str | Path, stem: str, kind: str) -> Path:

@@ -161,13 +161,31 @@ class Segmenter:
             ConfigError: an impossible setting.
             NonFiniteError: the network gave NaN or infinity.
         """
-        pixels = _bgr(image)
-        plan = self.plan(pixels.shape[:2], Settings(ms_flip, scale, window, stride, protocol, window_batch))
+        pixels, settings = _bgr(image), Settings(ms_flip, scale, window, stride, protocol, window_batch)
+        plan = self.plan(pixels.shape[:2], settings)
         if observer is not None:
             observer.begin("segmenting", plan.windows)
-        scores = self.scores(pixels, plan, observer.advance if observer is not None else None)
-        ids, confidence = scores.classes()
-        return Prediction(ids.numpy(), confidence.numpy(), self.classes, pixels, scores, plan.windows)
+        return self.predict_planned(pixels, plan, settings, observer.advance if observer is not None else None)
+
+    def predict_planned(
+        self, image: np.ndarray, plan: Plan, settings: Settings, progress: Callable[[int], object] | None = None
+    ) -> Prediction:
+        """As `predict`, of an image (H, W, 3) uint8, blue green red, by the `plan` that `settings` gave for it."""
+        scores = self.scores(image, plan, progress)
+        ids, confidence, _, doubt = scores.outcome(doubt=True)
+
+        def orientations() -> tuple[Scores, Scores]:
+            single = self.plan(plan.size, replace(settings, ms_flip=False))
+            seen = self.scores(image, single, progress) if settings.ms_flip else scores
+            return seen, self.scores(image, replace(single, flips=(True,)), progress)
+
+        classes, windows = self.classes, plan.windows
+        return Prediction(ids.numpy(), confidence.numpy(), classes, image, scores, windows, doubt, orientations)
+
+    def mirrored_windows(self, plan: Plan, settings: Settings) -> int:
+        """Windows that `Prediction.disagreement` takes beyond those of `plan`."""
+        single = self.plan(plan.size, replace(settings, ms_flip=False))
+        return single.windows * (2 if settings.ms_flip else 1)
 
     def explain(
         self, image: str | Path | np.ndarray, x: float, y: float, settings: Settings | None = None

@@ -6,8 +6,10 @@ same numbers come out whether the logits of a whole image are kept or only the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -278,8 +280,7 @@ class Scores:
 
     def classes(self) -> tuple[Tensor, Tensor]:
         """The most probable class of each pixel, `(H, W)` uint8, and its probability, `(H, W)` float32."""
-        ids, confidence, _ = self.classes_and_samples(max(self.size))
-        return ids, confidence
+        return self.outcome()[:2]
 
     def classes_and_samples(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """As `classes`, and in the same pass the probabilities of every `step`-th pixel of every `step`-th row.
@@ -287,15 +288,41 @@ class Scores:
         Returns:
             `(H, W)` uint8, `(H, W)` float32, `(C, ceil(H / step), ceil(W / step))` float32.
         """
+        return self.outcome(step)[:3]
+
+    def outcome(self, step: int | None = None, *, doubt: bool = False) -> Outcome:
+        """As `classes_and_samples` (with one sample for `step` None); with `doubt` the mean entropy, else 0."""
         ids = torch.empty(self.size, dtype=torch.uint8)
-        confidence = torch.empty(self.size)
-        samples = []
+        confidence, samples, total = torch.empty(self.size), [], 0.0
+        step = step or max(self.size)
         for band, values in self.bands():
             best, index = values.max(0)
             ids[band] = index.to("cpu", torch.uint8)
             confidence[band] = best.cpu()
             samples.append(values[:, -band.start % step :: step, ::step].to("cpu", copy=True))
-        return ids, confidence, torch.cat(samples, 1)
+            total += float(entropy(values).double().sum()) if doubt else 0.0
+        return Outcome(ids, confidence, torch.cat(samples, 1), total / ids.numel())
+
+
+class Outcome(NamedTuple):
+    """What one pass over the scores finds.
+
+    Attributes:
+        ids: the most probable classes, `(H, W)` uint8.
+        confidence: their probabilities, `(H, W)` float32.
+        samples: all probabilities of some pixels, `(C, h, w)` float32.
+        doubt: the mean entropy of all pixels, 0 to 1.
+    """
+
+    ids: Tensor
+    confidence: Tensor
+    samples: Tensor
+    doubt: float
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """The entropy of each pixel's `(C, h, w)` class probabilities, `(h, w)`: 0 where one is certain, 1 if all equal."""
+    return torch.special.entr(probabilities).sum(0) / math.log(max(len(probabilities), 2))
 
 
 def band_rows(width: int) -> int:
