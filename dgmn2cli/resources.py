@@ -40,6 +40,19 @@ def config_dir() -> Path:
     return _root() / "configs"
 
 
+def preset_dir() -> Path:
+    """The folder of the descriptions of known data sets.
+
+    Raises:
+        ResourceError: the installation lacks it.
+    """
+    folder = _PACKAGE / "data" / "presets"
+    if not folder.is_dir():
+        why = "data/presets is missing"
+        raise ResourceError("the installed package is incomplete", where=_PACKAGE, why=why, hint="Reinstall dgmn2cli.")
+    return folder
+
+
 def example_photograph() -> Path:
     """A photograph under a free licence that came with the package; `PHOTOGRAPH_CREDIT` must stand beside it.
 

@@ -1,4 +1,4 @@
-"""`dgmn2 data`: checking a data set, and making a synthetic one."""
+"""`dgmn2 data`: checking and showing a data set, known layouts, synthetic ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from dgmn2cli.cli.options import NAME, PATH, SIZE, Session, pass_session
+from dgmn2cli.cli import protocol
+from dgmn2cli.cli.options import NAME, PATH, SIZE, Session, model_option, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.cli.render import emit, make_table, notice
 from dgmn2cli.errors import printable
@@ -22,7 +23,7 @@ WORKERS = click.IntRange(1, 256)
 
 @click.group()
 def data() -> None:
-    """Check a data set, or make a synthetic one."""
+    """Check a data set, look at it, make a synthetic one; the known layouts."""
 
 
 @data.command(short_help="Look at every pair of image and label map.")
@@ -30,15 +31,25 @@ def data() -> None:
 @click.option(
     "--split", "splits", type=NAME, multiple=True, metavar="NAME", help="Splits to check.  [default: all labelled]"
 )
+@protocol.dataset_option
 @click.option("--quick", is_flag=True, help="Look at the images' headers, but do not decode them.")
 @click.option("--workers", type=WORKERS, default=2, metavar="N", help="Threads.")
 @pass_session
-def check(session: Session, folder: Path, splits: tuple[str, ...], quick: bool, workers: int) -> None:
-    """Look at every pair in DIR, a Cityscapes tree or a folder with a dataset.toml: files, sizes, ids, classes."""
+def check(
+    session: Session, folder: Path, splits: tuple[str, ...], dataset: str | None, quick: bool, workers: int
+) -> None:
+    """Look at every pair in DIR: files, sizes, ids, classes.
+
+    DIR is a Cityscapes tree, a folder with a dataset.toml, or with --dataset a known data set.
+    """
     from dgmn2cli.data.catalog import find_splits, open_dataset
     from dgmn2cli.data.check import check_dataset, require_sound
+    from dgmn2cli.data.preset import open_preset
 
-    sets = [open_dataset(folder, split) for split in splits or find_splits(folder) or ("train",)]
+    if dataset is not None:
+        sets = [open_preset(dataset, folder, split) for split in splits or (None,)]
+    else:
+        sets = [open_dataset(folder, split) for split in splits or find_splits(folder) or ("train",)]
     with TerminalObserver(session) as observer:
         reports = [check_dataset(found, thorough=not quick, workers=workers, observer=observer) for found in sets]
     emit(session, reports, lambda: [part for report in reports for part in _report(report)])
@@ -67,18 +78,92 @@ def _report(report: DataReport) -> list[RenderableType]:
 @click.option("--val", type=int, metavar="N", help="How many of them go to val.  [default: one in five, at least one]")
 @click.option("--size", type=SIZE, default="512x256", metavar="WxH", help="Size of an image.")
 @click.option("--seed", type=int, default=0, help="The same seed gives the same files.")
+@click.option(
+    "--layout", type=NAME, metavar="NAME", help="Of this known data set, with its ids.  [default: Cityscapes']"
+)
 @click.option("--workers", type=WORKERS, default=2, metavar="N", help="Threads.")
 @pass_session
 def synth(
-    session: Session, folder: Path, images: int, val: int | None, size: tuple[int, int], seed: int, workers: int
+    session: Session,
+    folder: Path,
+    images: int,
+    val: int | None,
+    size: tuple[int, int],
+    seed: int,
+    layout: str | None,
+    workers: int,
 ) -> None:
-    """Draw synthetic streets of all 19 classes into DIR, in the layout of Cityscapes, splits train and val."""
+    """Draw synthetic streets of all 19 classes into DIR, in the layout of Cityscapes or of another data set."""
+    from dgmn2cli.data.preset import find_preset
     from dgmn2cli.demo.streets.dataset import make_dataset
 
+    preset = None if layout is None else find_preset(layout)
     held_out = max(1, images // 5) if val is None else val
     with TerminalObserver(session) as observer:
         observer.begin("drawing", images)
         made = {"train": images - held_out, "val": held_out}
-        report = make_dataset(folder, **made, size=size, seed=seed, workers=workers, step=observer.advance)
+        step = observer.advance
+        report = make_dataset(folder, **made, size=size, seed=seed, workers=workers, step=step, layout=preset)
     shown = [f"{count} in {split} ({len(report.classes[split])} classes)" for split, count in report.images.items()]
     emit(session, report, lambda: f"{report.root}: {', '.join(shown)}")
+
+
+@data.command(short_help="List the known data sets.")
+@pass_session
+def presets(session: Session) -> None:
+    """List the data sets whose layouts and ids are known: what `eval --dataset` takes."""
+    from dgmn2cli.data import preset
+
+    known = [found.describe() for found in preset.presets().values()]
+
+    def shown() -> RenderableType:
+        table = make_table("name", "data set", "images", "label maps", "splits", "without")
+        for row in known:
+            splits, absent = ", ".join(row.splits), ", ".join(row.mapping.without)
+            table.add_row(row.name, row.title, row.images, row.labels, splits, absent)
+        return table
+
+    emit(session, known, shown)
+
+
+@data.command(short_help="Print a known data set's description.")
+@click.argument("name", shell_complete=protocol.complete_dataset)
+@pass_session
+def template(session: Session, name: str) -> None:
+    """Print the commented dataset.toml of the known data set NAME, to change and keep beside images of one's own.
+
+    Example: dgmn2 data template idd > mine/dataset.toml
+    """
+    from dgmn2cli.data.preset import find_preset
+
+    preset = find_preset(name)
+    text = preset.path.read_text(encoding="utf-8")
+    emit(session, {"name": preset.name, "description": text}, lambda: text.rstrip("\n"))
+
+
+@data.command(short_help="Show samples as a training sees them.")
+@click.argument("folder", type=PATH, metavar="DIR")
+@click.option("--split", type=NAME, default="train", metavar="NAME", help="Of the data set.")
+@protocol.dataset_option
+@model_option
+@click.option("-o", "--out", type=PATH, default="samples.png", metavar="FILE", help="The sheet, a PNG.")
+@click.option("--samples", type=click.IntRange(1, 100), default=6, metavar="N", help="How many.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the augmentation.")
+@pass_session
+def browse(
+    session: Session, folder: Path, split: str, dataset: str | None, model: str, out: Path, samples: int, seed: int
+) -> None:
+    """Draw a contact sheet of samples of DIR: images, then with their labels as MODEL's training augments them."""
+    from dgmn2cli.data.catalog import open_dataset
+    from dgmn2cli.data.preset import find_preset, open_preset
+    from dgmn2cli.inference.load import resolve
+    from dgmn2cli.training.browse import write_samples
+
+    if dataset is None:
+        found = open_dataset(folder, split)
+    else:
+        typed = click.get_current_context().get_parameter_source("split") is click.core.ParameterSource.COMMANDLINE
+        found = open_preset(dataset, folder, split if typed else find_preset(dataset).said.splits[0])
+    config = resolve(model, zoo=session.zoo()).config
+    shown = write_samples(found, config, out, count=samples, seed=seed)
+    emit(session, {"sheet": out, "samples": shown}, lambda: f"{out}: {', '.join(shown)}")

@@ -12,18 +12,32 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dgmn2cli.cli import protocol, render
-from dgmn2cli.cli.options import PATH, NumberType, Session, command_line, model_argument, pass_session
+from dgmn2cli.cli.options import PATH, NumberType, ParsedType, Session, command_line, model_argument, pass_session
 
 if TYPE_CHECKING:
+    from dgmn2cli.data.corruption import Corruption
     from dgmn2cli.evaluate import EvalReport
     from dgmn2cli.evaluate.run import ZooReport
     from dgmn2cli.inference.plan import Settings
     from dgmn2cli.zoo import Zoo
 
 
+def _parse_corruption(text: str) -> Corruption:
+    from dgmn2cli.data.corruption import Corruption
+
+    return Corruption.parse(text)
+
+
 @click.command("eval")
 @model_argument
 @protocol.with_data("val")
+@protocol.dataset_option
+@click.option(
+    "--corrupt",
+    type=ParsedType("corruption", _parse_corruption),
+    metavar="KIND:LEVEL,...",
+    help="Make the images worse first: fog, night, blur, noise, jpeg; levels 1 to 5.",
+)
 @protocol.with_settings
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N images: a partial run.")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Processes.")
@@ -45,6 +59,8 @@ def evaluate(
     session: Session,
     model: str,
     data: protocol.DataOptions,
+    dataset: str | None,
+    corrupt: Corruption | None,
     settings: Settings,
     limit: int | None,
     gpus: int,
@@ -77,10 +93,13 @@ def evaluate(
     zoo, context = session.zoo(), click.get_current_context()
     recipe = None if everything or predictions else protocol.recipe_of(session, model, network)
     root, split, described = protocol.data_of(recipe, data)
+    if dataset is not None:
+        root, split = protocol.preset_of(dataset, data)
     request = EvalRequest(
         root, split, described, settings, limit, network.device, gpus, workers, network.threads, report, resume,
         save_preds, official, tolerance, network.compiled, session.cache, analysis=not no_analysis,
         predictions=predictions, html=html, csv=csv, command=command_line(context),
+        dataset=dataset or "", corruption=corrupt,
     )  # fmt: skip
     if everything or predictions:
         _refuse_one_model(context, "--all evaluates every model on disk" if everything else "--from needs no model")
@@ -184,6 +203,7 @@ def _about(report: EvalReport) -> list[tuple[str, str]]:
     many = f", {report.processes} processes" if report.processes > 1 else ""
     return [
         ("images", f"{data.images} of {data.of} in split {data.split} of {data.root}"),
+        *data.remarks(),
         *([("procedure", str(report.protocol))] if report.protocol is not None else []),
         ("model", f"{run.model} ({run.precision}, {run.form}){weights}"),
         ("ran", f"{report.seconds:.1f} s on {run.device_name}, {run.engine}{many}"),

@@ -94,6 +94,38 @@ def with_data(split: str) -> Decorator:
     )
 
 
+def preset_of(dataset: str, options: DataOptions) -> tuple[Path, str]:
+    """Root and split of a known data set: as typed, else `data/NAME` and the split to evaluate on.
+
+    Raises:
+        ConfigError: there is no such data set.
+    """
+    from dgmn2cli.data.preset import find_preset
+
+    typed, source = click.core.ParameterSource.COMMANDLINE, click.get_current_context().get_parameter_source
+    preset = find_preset(dataset)
+    return (
+        options.data_root if source("data_root") is typed else Path("data", preset.name),
+        options.split if source("split") is typed else preset.split,
+    )
+
+
+def complete_dataset(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from dgmn2cli.resources import preset_dir
+
+    return sorted(path.stem for path in preset_dir().glob(f"{incomplete.lower()}*.toml"))
+
+
+dataset_option = click.option(
+    "--dataset",
+    type=NAME,
+    default=None,
+    metavar="NAME",
+    shell_complete=complete_dataset,
+    help="The data set is this known one: see `dgmn2 data presets`.",
+)
+
+
 def data_of(recipe: AnyRecipe | None, options: DataOptions) -> tuple[Path, str, DataConfig]:
     """Root, split and description of the data that the options or else the user's configuration file name.
 

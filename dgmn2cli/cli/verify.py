@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import RenderableType
 
 from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import DEVICE, PATH, Session, complete_model, pass_session, threads_option
+from dgmn2cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from dgmn2cli.cli.progress import TerminalObserver
@@ -54,7 +56,6 @@ def verify(
     Example: dgmn2 verify report.json --data-root data/cityscapes
     """
     from dgmn2cli.cli.progress import TerminalObserver
-    from dgmn2cli.data.catalog import open_dataset
     from dgmn2cli.evaluate.reading import read_report
     from dgmn2cli.evaluate.saved import MODEL
     from dgmn2cli.evaluate.verify import check_figures
@@ -65,7 +66,7 @@ def verify(
     found = read_report(report)
     check_figures(found)  # before anything is loaded
     about, run = found.plain["data"], found.plain["run"]
-    data = open_dataset(data_root or Path(about["root"]), str(about["split"]))
+    data = _opened(about, data_root or Path(about["root"]))
     with TerminalObserver(session) as observer:
         if run["model"] == MODEL:
             source = _saved(found, data, predictions or Path(run["checkpoint"]), observer)
@@ -73,6 +74,22 @@ def verify(
             source = _network(session, found, data, model or found.model, checkpoint, device, observer)
         answer = check(found, data, source, observer)
     render.emit(session, answer, lambda: _table(answer))
+
+
+def _opened(about: Mapping[str, Any], root: Path) -> SegmentationSet:
+    """The data set that a report is about, under `root`."""
+    from dataclasses import replace
+
+    from dgmn2cli.data.catalog import open_dataset
+    from dgmn2cli.data.corruption import Corruption
+    from dgmn2cli.data.preset import open_preset
+
+    split, mapping, corrupted = str(about["split"]), about.get("mapping"), str(about.get("corruption") or "")
+    data = open_preset(str(mapping["dataset"]), root, split) if mapping else open_dataset(root, split)
+    try:
+        return replace(data, corruption=Corruption.parse(corrupted)) if corrupted else data
+    except ValueError as error:
+        raise ConfigError("the report's data.corruption is unknown", why=str(error)) from error
 
 
 def _saved(report: ReportFile, data: SegmentationSet, folder: Path, observer: TerminalObserver) -> Source:

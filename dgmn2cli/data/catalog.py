@@ -12,7 +12,16 @@ from dgmn2cli.config import DataConfig
 from dgmn2cli.data.cityscapes import IMAGE_SUFFIX, SPLITS, is_cityscapes, open_cityscapes
 from dgmn2cli.data.dataset import IGNORE, STORED_IDS, IdMap, SegmentationSet
 from dgmn2cli.data.files import is_litter
-from dgmn2cli.data.folder import DESCRIPTION, SPLIT, find_description, load_description, open_folder, open_folders
+from dgmn2cli.data.folder import (
+    DESCRIPTION,
+    SPLIT,
+    Layout,
+    find_description,
+    load_description,
+    open_folder,
+    open_folders,
+)
+from dgmn2cli.data.preset import recognise
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import absence
 
@@ -35,6 +44,8 @@ def open_dataset(root: str | Path, split: str, *, labels: bool = True) -> Segmen
         return open_cityscapes(root, split, labels=labels)
     why = "it holds neither leftImg8bit nor " + DESCRIPTION if os.path.isdir(root) else absence(root, "folder")
     hint = "Give the folder of a Cityscapes tree, or of a dataset.toml; `dgmn2 data synth DIR` makes one to try."
+    if os.path.isdir(root) and (known := recognise(root)):
+        hint = f"It is laid out like {' and '.join(known)}: add --dataset {known[0]}."
     raise DataError("cannot open the data set", where=root, why=why, hint=hint)
 
 
@@ -138,8 +149,8 @@ def _open_described(settings: DataConfig, root: Path, split: str) -> Segmentatio
         why = f"the configuration describes train and val, not {split!r}"
         raise DataError("cannot open the data set", where=root, why=why, hint="Choose one of these splits.")
     folders = (getattr(settings, f"{split}_images"), getattr(settings, f"{split}_labels"))
-    suffixes, ids = (settings.image_suffix, settings.label_suffix), described_ids(settings)
-    return open_folders(root, root, split, folders, suffixes, ids, settings.classes, settings.palette)
+    layout, ids = Layout(folders, (settings.image_suffix, settings.label_suffix)), described_ids(settings)
+    return open_folders(root, root, split, layout, ids, settings.classes, settings.palette)
 
 
 def described_ids(settings: DataConfig) -> IdMap:

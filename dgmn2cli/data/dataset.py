@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +108,21 @@ class Pair:
     ids: IdMap
 
 
+@dataclass(frozen=True)
+class LabelMapping:
+    """How a known data set's stored ids become classes.
+
+    Attributes:
+        dataset: the preset's name.
+        sha256: over what each stored id becomes.
+        without: the classes that none becomes.
+    """
+
+    dataset: str
+    sha256: str
+    without: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class SegmentationSet:
     """One split of a data set.
@@ -122,6 +137,8 @@ class SegmentationSet:
         kind: "cityscapes" or "folder".
         unmatched: label files that no image belongs to.
         notes: what was left out or is odd about the files' names.
+        mapping: how stored ids become classes, where the data set is a known one.
+        corruption: what is done to an image when it is read, given its name; its `str` says what.
     """
 
     root: Path
@@ -133,13 +150,17 @@ class SegmentationSet:
     kind: str = "folder"
     unmatched: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    mapping: LabelMapping | None = None
+    corruption: Callable[[np.ndarray, str], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def read_image(self, index: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """The image (H, W, 3) uint8, blue green red; errors as `images.read_image`."""
-        return read_image(self.pairs[index].image, max_pixels)
+        pair = self.pairs[index]
+        image = read_image(pair.image, max_pixels)
+        return image if self.corruption is None else self.corruption(image, pair.name)
 
     def read_label(self, index: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """The label (H, W) uint8: class ids and `IGNORE`.

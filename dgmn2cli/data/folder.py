@@ -6,7 +6,7 @@ import colorsys
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
 from dgmn2cli.config.schema import NAMES_ONCE, SEVERAL, ClassName, Color, StoredId, Text, setting
+from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, PALETTE
 from dgmn2cli.data.dataset import IGNORE, STORED_IDS, UNKNOWN_COLOUR, IdMap, Pair, SegmentationSet, missing_labels
 from dgmn2cli.data.files import SUFFIXES, Found, comparable, ends_with, find_files, short_names
 from dgmn2cli.errors import ConfigError, DataError
@@ -24,6 +25,8 @@ from dgmn2cli.validation import STRICT, check, must, parse_toml, raise_faults, s
 
 DESCRIPTION = "dataset.toml"
 SPLIT = "{split}"  # stands for a split's name in the two folders
+ANY = "*"  # stands for any one folder, of one name in both
+CITYSCAPES = "cityscapes"  # in place of the classes: Cityscapes' 19, with their colours and groups
 MAX_CLASSES = IGNORE  # ids 0..254
 MAX_ID = STORED_IDS - 1
 MAX_BYTES = 1 << 20
@@ -65,8 +68,10 @@ class FolderDescription:
     classes: Annotated[Names, Field(min_length=1), NAMES_ONCE, SEVERAL, NO_IGNORE] = Field(
         description="The class names; class ids are their positions."
     )
-    images: Folder = setting("images/{split}", "Folder of the images, searched with its subfolders.")
-    labels: Folder = setting("labels/{split}", "Folder of the label maps, searched with its subfolders.")
+    images: Folder = setting("images/{split}", "Folder of the images, searched with its subfolders; * is any folder.")
+    labels: Folder = setting("labels/{split}", "Folder of the label maps, likewise.")
+    image_prefix: Text = setting("", "What image names begin with.")
+    label_prefix: Text = setting("", "What replaces the image's prefix in the name of its label map.")
     image_suffix: Text = setting("", "What image names end in; empty: any image.")
     label_suffix: Text = setting(".png", "What replaces the image's suffix in the name of its label map.")
     label_format: Literal["ids", "colour"] = setting(
@@ -78,6 +83,11 @@ class FolderDescription:
     id_map: IdMapping = setting((), 'Stored id = class name or "ignore", for files whose ids are not the positions.')
     unlisted: Literal["refuse", "ignore"] = setting("refuse", "What a stored id (or colour) without a meaning is.")
     categories: Names = setting((), "The group of each class; empty: none.")
+    splits: tuple[Text, ...] = setting((), "The splits' names, the one to evaluate on last; empty: found by folders.")
+    title: Text = setting("", "What the data set is called.")
+    source: Text = setting("", "Where it comes from.")
+    licence: Text = setting("", "Under which terms.")
+    note: Text = setting("", "What one should know about it.")
 
 
 @lru_cache(maxsize=1)
@@ -103,6 +113,9 @@ def load_description(path: str | Path) -> FolderDescription:
         raw = parse_toml(text)
     except ValueError as error:
         raise ConfigError(_WHAT, where=path, why=str(error)) from error
+    if raw.get("classes") == CITYSCAPES:
+        named = {"classes": CLASSES, "palette": PALETTE.tolist(), "categories": CATEGORY_OF_CLASS}
+        raw = {**named, **raw, "classes": list(CLASSES)}
     found = check(_adapter(), raw)
     faults = [str(fault) for fault in found] if isinstance(found, list) else _contradictions(found)
     if faults or isinstance(found, list):
@@ -156,11 +169,14 @@ def chosen_palette(count: int) -> np.ndarray:
     return np.rint(np.array(colors).reshape(-1, 3) * 255).astype(np.uint8)
 
 
-def open_folder(path: str | Path, split: str = "train", *, labels: bool = True) -> SegmentationSet:
+def open_folder(
+    path: str | Path, split: str = "train", *, root: Path | None = None, labels: bool = True
+) -> SegmentationSet:
     """One split of a user's data set.
 
     Args:
         path: the description's path.
+        root: where its folders start; where it lies if None.
         labels: False to use the images only.
 
     Raises:
@@ -169,18 +185,36 @@ def open_folder(path: str | Path, split: str = "train", *, labels: bool = True) 
     """
     path = Path(path)
     said = load_description(path)
-    folders = (said.images.replace(SPLIT, split), said.labels.replace(SPLIT, split))
-    suffixes, ids = (said.image_suffix, said.label_suffix), id_map(said)
-    found = open_folders(path, path.parent, split, folders, suffixes, ids, said.classes, said.palette, labels=labels)
+    layout = Layout(
+        (said.images.replace(SPLIT, split), said.labels.replace(SPLIT, split)),
+        (said.image_suffix, said.label_suffix),
+        (said.image_prefix, said.label_prefix),
+    )
+    source, root = (path, path.parent) if root is None else (root, root)
+    found = open_folders(source, root, split, layout, id_map(said), said.classes, said.palette, labels=labels)
     return replace(found, categories=said.categories)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the files of a split lie, and how an image's name becomes its label map's: of images, of label maps.
+
+    Attributes:
+        folders: they may be the same; `*` is any one folder.
+        suffixes: what names end in; an image's may be empty: any image.
+        prefixes: what names begin with.
+    """
+
+    folders: tuple[str, str]
+    suffixes: tuple[str, str]
+    prefixes: tuple[str, str] = ("", "")
 
 
 def open_folders(
     source: Path,
     root: Path,
     split: str,
-    folders: tuple[str, str],
-    suffixes: tuple[str, str],
+    layout: Layout,
     ids: IdMap,
     classes: tuple[str, ...],
     palette: Sequence[tuple[int, int, int]],
@@ -191,25 +225,25 @@ def open_folders(
 
     Args:
         source: what errors name as the data set.
-        folders: of the images and of the label maps, from `root` on; they may be the same.
-        suffixes: what image names end in (empty: any image), and what replaces that in the label's name.
+        layout: of the split, from `root` on.
         palette: the classes' colours; empty: they are chosen.
         labels: False to use the images only.
 
     Raises:
         DataError: no such folder, no images, or images without a label map (all are named).
     """
-    images_dir, labels_dir = (root / folder for folder in folders)
+    (images_dir, of_images), (labels_dir, of_labels) = (_base(root, folder) for folder in layout.folders)
+    suffixes, prefixes = layout.suffixes, layout.prefixes
     endings = (suffixes[0],) if suffixes[0] else SUFFIXES
     what, hint = "cannot open the data set", "Check `images` and `image_suffix` in its description, and the split."
     if not os.path.isdir(images_dir):
         raise DataError(what, where=images_dir, why=absence(images_dir, "folder"), hint=hint)
-    found = find_files(images_dir, endings)
+    found = _within(find_files(images_dir, endings), images_dir, of_images)
     there = Found((), ())
     if os.path.isdir(labels_dir) and (labels or images_dir in (labels_dir, *labels_dir.parents)):
-        there = find_files(labels_dir, (suffixes[1],), name_others=False)
-    label_of = {_stem(file, labels_dir, (suffixes[1],)): file for file in there.files}
-    stems = {file: _stem(file, images_dir, endings) for file in found.files}
+        there = _within(find_files(labels_dir, (suffixes[1],), name_others=False), labels_dir, of_labels)
+    label_of = {_stem(file, labels_dir, (suffixes[1],), prefixes[1]): file for file in there.files}
+    stems = {file: _stem(file, images_dir, endings, prefixes[0]) for file in found.files}
     beside = {label for file, stem in stems.items() if (label := label_of.get(stem)) not in (None, file)}
     if images_dir in (labels_dir, *labels_dir.parents):  # what is named like a label there is none of the images
         beside |= set(there.files)
@@ -224,7 +258,7 @@ def open_folders(
     )
     for image, name in zip(images, names, strict=True):
         stem = stems[image]
-        label = label_of.get(stem, labels_dir / (stem + suffixes[1])) if labels else None
+        label = label_of.get(stem, labels_dir / _renamed(stem, prefixes[1], suffixes[1])) if labels else None
         if labels and stem not in label_of:
             faults.append(f"{image}: there is no {label}")
         pairs.append(Pair(name, image, label, ids))
@@ -239,7 +273,33 @@ def open_folders(
     return SegmentationSet(source, split, tuple(pairs), classes, colours, unmatched=unmatched, notes=notes)
 
 
-def _stem(file: Path, folder: Path, endings: tuple[str, ...]) -> str:
-    """The name below `folder` without its ending, in the form in which names are compared."""
+def _base(root: Path, folder: str) -> tuple[Path, str]:
+    """The part of a folder's path before its first `*`, and the pattern from there on."""
+    parts = Path(folder).parts
+    fixed = next((place for place, part in enumerate(parts) if ANY in part), len(parts))
+    return root.joinpath(*parts[:fixed]), "/".join(parts[fixed:])
+
+
+def _within(found: Found, base: Path, pattern: str) -> Found:
+    """The files below the folders that a pattern matches, all if it is empty."""
+    if not pattern:
+        return found
+    depth = pattern.count("/") + 1
+
+    def belongs(file: Path) -> bool:
+        parts = file.relative_to(base).parts
+        return len(parts) > depth and Path(*parts[:depth]).match(pattern)
+
+    return Found(tuple(filter(belongs, found.files)), found.notes)
+
+
+def _renamed(stem: str, prefix: str, suffix: str) -> str:
+    folder, slash, name = stem.rpartition("/")
+    return f"{folder}{slash}{prefix}{name}{suffix}"
+
+
+def _stem(file: Path, folder: Path, endings: tuple[str, ...], prefix: str) -> str:
+    """The name below `folder` without its prefix and ending, in the form in which names are compared."""
     name = comparable(file.relative_to(folder))
-    return name[: len(name) - len(comparable(ends_with(name, endings)))]
+    above, slash, name = name[: len(name) - len(comparable(ends_with(name, endings)))].rpartition("/")
+    return above + slash + name.removeprefix(comparable(prefix))

@@ -43,6 +43,7 @@ def about(report: EvalReport) -> list[tuple[str, str]]:
         ("sha256 of the weights", run.sha256 or "not known"),
         ("procedure", str(report.protocol or "not known: the predictions are from files")),
         ("data", f"{data.images} of {data.of} images, split {data.split} of {data.root}"),
+        *data.remarks(),
         ("data fingerprint", report.certificate.fingerprint),
         ("device", f"{run.device}: {run.device_name}"),
         (

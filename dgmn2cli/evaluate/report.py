@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.data.dataset import LabelMapping, SegmentationSet
 from dgmn2cli.evaluate.analysis.bootstrap import Intervals
 from dgmn2cli.evaluate.analysis.boundary import Boundary
 from dgmn2cli.evaluate.analysis.calibration import Calibration
@@ -34,6 +34,8 @@ class DataInfo:
         of: images in the split.
         sizes: "WIDTHxHEIGHT" -> number of images; empty if the data was not checked.
         sha256: over the names and contents of all evaluated images and labels; empty if not computed.
+        mapping: how stored ids became classes, where the data set is a known one.
+        corruption: what was done to the images, such as `fog:3`; empty: nothing.
     """
 
     root: str
@@ -43,11 +45,30 @@ class DataInfo:
     of: int
     sizes: dict[str, int] = field(default_factory=dict)
     sha256: str = ""
+    mapping: LabelMapping | None = None
+    corruption: str = ""
 
     @classmethod
     def of_set(cls, data: SegmentationSet, of: int) -> DataInfo:
         """`data` as evaluated, out of `of` images of its split; its files are not looked at."""
-        return cls(root=str(data.root), split=data.split, kind=data.kind, images=len(data), of=of)
+        return cls(
+            root=str(data.root),
+            split=data.split,
+            kind=data.kind,
+            images=len(data),
+            of=of,
+            mapping=data.mapping,
+            corruption=str(data.corruption or ""),
+        )
+
+    def remarks(self) -> list[tuple[str, str]]:
+        """What is particular about the data: names and values; none for a data set as it is."""
+        rows = [("made worse", self.corruption)] if self.corruption else []
+        if self.mapping is not None:
+            rows.append(("mapping", f"{self.mapping.dataset}, sha256 {self.mapping.sha256[:12]}"))
+            if self.mapping.without:
+                rows.append(("without counterpart", ", ".join(self.mapping.without)))
+        return rows
 
     @property
     def partial(self) -> bool:

@@ -10,7 +10,9 @@ from pathlib import Path
 from dgmn2cli.config import DataConfig, InferenceConfig
 from dgmn2cli.data.catalog import open_configured
 from dgmn2cli.data.check import check_dataset, fingerprint, require_sound
+from dgmn2cli.data.corruption import Corruption
 from dgmn2cli.data.dataset import SegmentationSet
+from dgmn2cli.data.preset import open_preset
 from dgmn2cli.distributed.group import require_devices
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.evaluate.engine import first
@@ -75,6 +77,8 @@ class EvalRequest:
     html: Path | None = None
     csv: Path | None = None
     command: str = ""
+    dataset: str = ""
+    corruption: Corruption | None = None
 
 
 def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig | GraphInference]) -> SegmentationSet:
@@ -103,7 +107,11 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig | Graph
         check_file(request.html)
     for inference in inferences:
         resolve_settings(request.settings, inference)
-    whole = open_configured(request.described, request.split, request.root)
+    if request.dataset:
+        whole = open_preset(request.dataset, request.root, request.split)
+    else:
+        whole = open_configured(request.described, request.split, request.root)
+    whole = replace(whole, corruption=request.corruption)
     if request.predictions is not None:
         find_predictions(request.predictions, first(whole, request.limit))
     if request.official:

@@ -282,6 +282,8 @@ def _identity(
         "classes": list(data.classes),
         "images": about.images,
         "data sha256": about.sha256,
+        "mapping": about.mapping.sha256 if about.mapping else "",
+        "corruption": about.corruption,
         "analysis": request.analysis,
         "save-preds": str(request.save_preds.absolute()) if request.save_preds is not None else None,
     }

@@ -123,6 +123,9 @@ def check_data(report: ReportFile, data: SegmentationSet) -> None:
     _same(report, report.plain["data"]["split"], data.split, "data.split", "the data set has")
     _same(report, report.plain["data"]["kind"], data.kind, "data.kind", "the data set has")
     _same(report, report.plain["data"]["of"], len(data), "data.of", "the data set has")
+    mapping, corruption = to_plain(data.mapping), str(data.corruption or "")
+    _same(report, report.plain["data"].get("mapping"), mapping, "data.mapping", "the data set has")
+    _same(report, report.plain["data"].get("corruption", ""), corruption, "data.corruption", "the data set has")
     names = [pair.name for pair in data.pairs[: len(report.records)]]
     _same(report, [record.name for record in report.records], names, "certificate.records", "the data set has")
     places = sampled(len(report.records), int(report.plain["certificate"]["seed"]))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from dgmn2cli.data.cityscapes import (
@@ -17,14 +18,18 @@ from dgmn2cli.data.cityscapes import (
     TRAIN_ID_OF_LABEL_ID,
     TRAIN_IDS_SUFFIX,
 )
+from dgmn2cli.data.folder import ANY, SPLIT, id_map
 from dgmn2cli.data.images import write_png
+from dgmn2cli.data.preset import Preset, stored_ids
 from dgmn2cli.demo.streets.scene import LARGE, OPTIONAL, Scene, draw_scene
 from dgmn2cli.errors import ConfigError, DataError
-from dgmn2cli.files import check_folder
+from dgmn2cli.files import atomic_write, check_folder
 
 CITIES = {"train": ("nordhafen", "lindental", "steinbruck"), "val": ("seefeld",)}
 SMALLEST_SIDE, LARGEST_SIDE = 64, 8192
 MOST_IMAGES = 100_000
+DRAWN = "drawn"  # the folder that stands for any one
+JPEG_QUALITY = 98
 _TRIES = 12
 _SHOWN = 0.0006  # share of the image from which a class counts as shown
 _ALWAYS = tuple(name for name in CLASSES if name not in OPTIONAL and name != "rider")
@@ -99,6 +104,7 @@ def make_dataset(
     seed: int = 0,
     workers: int = 2,
     step: Callable[[], object] = lambda: None,
+    layout: Preset | None = None,
 ) -> SynthReport:
     """Writes synthetic streets as a Cityscapes tree: images, label ids, training ids, instances, colours.
 
@@ -109,6 +115,8 @@ def make_dataset(
         seed: the same one gives the same files.
         workers: threads.
         step: called after each scene.
+        layout: write images and label maps as this known data set has them, in place of a Cityscapes tree; its last
+            split takes the place of val, all others share the rest.
 
     Raises:
         ConfigError: an impossible size, number or seed.
@@ -116,14 +124,18 @@ def make_dataset(
         ResourceError: a file cannot be written.
     """
     root = Path(root)
-    _check(root, train, val, size, seed)
+    _check(root, train, val, size, seed, layout)
+    stored = stored_ids(id_map(layout.said), len(CLASSES)) if layout else None
     shown: dict[str, set[str]] = {"train": set(), "val": set()}
     jobs = [(split, i, n) for split, n in (("train", train), ("val", val)) for i in range(n)]
 
     def work(job: tuple[str, int, int]) -> tuple[str, set[str]]:
         split, index, count = job
         scene = make_scene(seed, split, index, count, size)
-        write_scene(root, split, index, scene)
+        if layout is None or stored is None:
+            write_scene(root, split, index, scene)
+        else:
+            write_in_layout(root, layout, stored, split, index, scene)
         return split, shown_classes(scene)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -147,7 +159,26 @@ def write_scene(root: Path, split: str, index: int, scene: Scene) -> None:
     write_png(root / "leftImg8bit" / split / city / (stem + IMAGE_SUFFIX), scene.image)
 
 
-def _check(root: Path, train: int, val: int, size: tuple[int, int], seed: int) -> None:
+def write_in_layout(root: Path, layout: Preset, stored: np.ndarray, split: str, index: int, scene: Scene) -> None:
+    """One scene as a known data set would have it: its label map, then its image.
+
+    Args:
+        stored: what is stored for each training id, as `stored_ids` gives it.
+    """
+    said, name = layout.said, f"{CITIES[split][index % len(CITIES[split])]}_{index:06d}"
+    splits = said.splits[:1] if split == "train" else said.splits[-1:]
+    folders = [root / folder.replace(SPLIT, splits[0]).replace(ANY, DRAWN) for folder in (said.images, said.labels)]
+    ids = stored[TRAIN_ID_OF_LABEL_ID[scene.ids]]
+    written = ids if ids.max() > 255 else ids.astype(np.uint8)
+    write_png(folders[1] / f"{said.label_prefix}{name}{said.label_suffix}", written)
+    image = folders[0] / f"{said.image_prefix}{name}{said.image_suffix or '.png'}"
+    if image.suffix == ".jpg":
+        atomic_write(image, cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes())
+    else:
+        write_png(image, scene.image)
+
+
+def _check(root: Path, train: int, val: int, size: tuple[int, int], seed: int, layout: Preset | None) -> None:
     what = "cannot make the synthetic data set"
     if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in size):
         why = f"the size is {size[0]}x{size[1]}, and each side must be {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
@@ -159,7 +190,15 @@ def _check(root: Path, train: int, val: int, size: tuple[int, int], seed: int) -
     if not 0 <= seed < 1 << 63:
         raise ConfigError(what, where=root, why=f"the seed {seed} is not between 0 and 2^63")
     check_folder(root)
-    taken = [folder for folder in ("leftImg8bit", "gtFine") if (root / folder).exists()]
+    tops: tuple[str, ...] = ("leftImg8bit", "gtFine")
+    if layout is not None:
+        folders = [
+            folder.replace(SPLIT, split)
+            for folder in (layout.said.images, layout.said.labels)
+            for split in layout.said.splits
+        ]
+        tops = tuple(dict.fromkeys(Path(folder).parts[0] for folder in folders))
+    taken = [folder for folder in tops if (root / folder).exists()]
     if taken:
         hint = "Name another folder, or remove it."
         raise DataError(what, where=root, why=f"it holds {' and '.join(taken)} already", hint=hint)

@@ -1,0 +1,169 @@
+"""Known data sets: packaged descriptions of their layouts and of what their stored ids mean in Cityscapes' classes."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from dgmn2cli.data.dataset import IGNORE, IdMap, LabelMapping, SegmentationSet
+from dgmn2cli.data.folder import SPLIT, FolderDescription, id_map, load_description, open_folder
+from dgmn2cli.errors import ConfigError, DataError, shown
+from dgmn2cli.resources import preset_dir
+
+LOOKED_AT = 2000  # files of a folder whose names are looked at
+
+
+@dataclass(frozen=True)
+class PresetInfo:
+    """A known data set in words: where it comes from, where its files lie, how stored ids become classes."""
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    note: str
+    images: str
+    labels: str
+    splits: tuple[str, ...]
+    mapping: LabelMapping
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A known data set.
+
+    Attributes:
+        name: what `--dataset` takes.
+        path: of its description.
+        said: what the description says.
+    """
+
+    name: str
+    path: Path
+    said: FolderDescription
+
+    @property
+    def split(self) -> str:
+        """The split to evaluate on."""
+        return self.said.splits[-1]
+
+    def mapping(self) -> LabelMapping:
+        """How its stored ids become classes."""
+        ids = id_map(self.said)
+        return LabelMapping(self.name, mapping_hash(ids), without(ids, self.said.classes))
+
+    def describe(self) -> PresetInfo:
+        """What a user may want to know of it."""
+        said = self.said
+        images, labels = (
+            f"{folder}/{prefix}*{suffix}"
+            for folder, prefix, suffix in (
+                (said.images, said.image_prefix, said.image_suffix),
+                (said.labels, said.label_prefix, said.label_suffix),
+            )
+        )
+        names = (self.name, said.title, said.source, said.licence, said.note)
+        return PresetInfo(*names, images, labels, said.splits, self.mapping())
+
+    def fits(self, root: Path) -> bool:
+        """Whether a split under `root` has images and label maps where this has them, with names like these."""
+        said = self.said
+        parts = (said.images, said.image_prefix, said.image_suffix), (said.labels, said.label_prefix, said.label_suffix)
+        return any(
+            all(_has(root, folder.replace(SPLIT, split), *ends) for folder, *ends in parts) for split in said.splits
+        )
+
+
+def _has(root: Path, pattern: str, prefix: str, suffix: str) -> bool:
+    """Whether the folders that a pattern matches hold a file of such a name."""
+    names = (name for folder in root.glob(pattern) for name in _names(folder))
+    return any(name.startswith(prefix) and name.endswith(suffix) for name in names)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """The names of files below a folder, of so many that a large set costs no time."""
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    return islice(names, LOOKED_AT)
+
+
+@lru_cache(maxsize=1)
+def presets() -> dict[str, Preset]:
+    """All known data sets by name.
+
+    Raises:
+        ResourceError: the installation lacks them.
+    """
+    paths = sorted(preset_dir().glob("*.toml"))
+    return {path.stem: Preset(path.stem, path, load_description(path)) for path in paths}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of a name.
+
+    Raises:
+        ConfigError: there is none; a similar name is suggested.
+    """
+    known = presets()
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "See `dgmn2 data presets`."
+        raise ConfigError("no such data set", where=shown(name), why=f"known are {', '.join(known)}", hint=hint)
+    return known[name]
+
+
+def open_preset(name: str, root: str | Path, split: str | None = None, *, labels: bool = True) -> SegmentationSet:
+    """One split of the known data set `name` under `root`.
+
+    Raises:
+        ConfigError: no such data set.
+        DataError: it is not laid out like that (the preset that it is laid out like is named), or lacks label maps.
+    """
+    preset, root = find_preset(name), Path(root)
+    try:
+        data = open_folder(preset.path, split or preset.split, root=root, labels=labels)
+    except DataError as error:
+        others = [other for other in recognise(root) if other != name]
+        if others:
+            error.hint = f"It is laid out like {' and '.join(others)}: use --dataset {others[0]}."
+        elif not error.faults:
+            said = preset.said
+            error.hint = f"{said.title} has {said.images}/*{said.image_suffix} and {said.labels}/*{said.label_suffix}."
+        raise
+    return replace(data, mapping=preset.mapping())
+
+
+def recognise(root: Path) -> list[str]:
+    """The presets that a folder is laid out like; of several the ones with the deepest folders, which say most."""
+    fitting = {name: preset.said.images.count("/") for name, preset in presets().items() if preset.fits(root)}
+    return [name for name, depth in fitting.items() if depth == max(fitting.values())]
+
+
+def mapping_hash(ids: IdMap) -> str:
+    """SHA-256 over what each of the 65536 stored ids becomes, and over which of them may occur."""
+    return hashlib.sha256(ids.table.tobytes() + np.packbits(ids.legal).tobytes()).hexdigest()
+
+
+def without(ids: IdMap, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes that no stored id becomes."""
+    made = set(ids.table[ids.legal].tolist()) - {IGNORE}
+    return tuple(name for index, name in enumerate(classes) if index not in made)
+
+
+def stored_ids(ids: IdMap, count: int) -> np.ndarray:
+    """(256,) uint16: a stored id that becomes each class; where there is none, and beyond `count`, an ignored one."""
+    legal = np.flatnonzero(ids.legal)
+    ignored = legal[ids.table[legal] == IGNORE]
+    table = np.full(256, ignored[0], np.uint16)
+    for index in range(count):
+        found = legal[ids.table[legal] == index]
+        if len(found):
+            table[index] = found[0]
+    return table
