@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -21,6 +22,7 @@ from dgmn2cli.evaluate.certificate import Certificate, digest_of
 from dgmn2cli.evaluate.counting import Scores
 from dgmn2cli.inference.plan import Protocol
 from dgmn2cli.inference.segmenter import RunInfo
+from dgmn2cli.notebook import table_html
 from dgmn2cli.version import __version__
 
 
@@ -160,6 +162,15 @@ class EvalReport:
     crops: dict[int, Shown] = field(default_factory=dict, repr=False, metadata={"json": False})
     views: dict[int, Shown] = field(default_factory=dict, repr=False, metadata={"json": False})
     palette: tuple[tuple[int, ...], ...] = field(default=(), repr=False, metadata={"json": False})
+
+    def _repr_html_(self) -> str:
+        def percent(value: float) -> str:
+            return "n/a" if math.isnan(value) else f"{100 * value:.2f}"
+
+        rows = [(entry.name, percent(entry.iou), percent(entry.accuracy)) for entry in self.scores.classes]
+        mean = percent(self.scores.mean_iou)
+        title = f"{self.run.model}: mIoU {mean} % on {self.data.images} of {self.data.of} images of {self.data.split}"
+        return table_html(title, ("class", "IoU in %", "accuracy in %"), rows)
 
     def signed(self) -> EvalReport:
         """The report with the digest of its content in the certificate: the last that is done before it is written."""

@@ -68,12 +68,7 @@ class Explanation:
     predicted: str
     confidence: float
     blocks: tuple[BlockGraph, ...]
-    image: np.ndarray = field(repr=False)
-
-    def document(self) -> dict[str, object]:
-        """What the JSON file says: everything but the image itself."""
-        names = ("model", "x", "y", "window", "predicted", "confidence", "blocks")
-        return {name: getattr(self, name) for name in names}
+    image: np.ndarray = field(repr=False, metadata={"json": False})
 
     def render(self, kind: str = "png") -> bytes:
         """The graph drawn on the image, as the bytes of a `png` or `svg` file."""
@@ -102,7 +97,7 @@ class Explanation:
         """
         paths = {kind: graph_path(folder, stem, kind) for kind in kinds}
         for kind, path in paths.items():
-            atomic_write(path, to_json(self.document()) + "\n" if kind == "json" else self.render(kind))
+            atomic_write(path, to_json(self) + "\n" if kind == "json" else self.render(kind))
         return paths
 
     @cached_property

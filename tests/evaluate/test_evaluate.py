@@ -108,6 +108,7 @@ def test_multi_scale_and_limit(tree: Tree) -> None:
 def test_absent_and_only_predicted_classes(tree: Tree) -> None:
     data = open_dataset(tree(2, classes=[0, 1, 8, 10, 13]), "val")
     report = evaluate(segmenter(Colours(never=(2, 8))), data, SMALL)
+    assert f"fake: mIoU {100 * report.scores.mean_iou:.2f} % on" in report._repr_html_()
     by_name = {score.name: score for score in report.scores.classes}
     assert np.isnan(by_name["building"].iou)
     assert by_name["vegetation"].iou == 0
