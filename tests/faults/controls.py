@@ -19,6 +19,7 @@ from dgmn2cli.cli import boundary
 from dgmn2cli.data import files as finding
 from dgmn2cli.data import folder as description
 from dgmn2cli.data import loaders
+from dgmn2cli.distributed import launch as launching
 from dgmn2cli.ops import operators
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
@@ -146,6 +147,16 @@ def _write_in_place() -> None:
             module.atomic_write = write_plainly
 
 
+def _deaf_launch() -> None:
+    """Nobody asks how the processes of a training ended."""
+
+    def watch(self: Any, observer: Any) -> None:
+        while self.alive():
+            self._hear(observer)
+
+    launching._Job.watch = watch  # type: ignore[method-assign]
+
+
 RESUMED = "resumed download, nothing checked behind it"
 CONTROLS = {
     "no hash compared at load": Control("model file, hash known", 200, _without_hash),
@@ -172,6 +183,7 @@ CONTROLS = {
     "a worker's death not expected": Control(
         "death of a data worker", 6, _replace(loaders, "_next", lambda batches, check: next(batches))
     ),
+    "a process's end not looked at": Control("death of a process of a training", 3, _deaf_launch),
     "links to folders not followed": Control(
         "finding files", 100, _replace(finding, "_is_folder", lambda entry: entry.is_dir(follow_symlinks=False))
     ),

@@ -132,8 +132,16 @@ def spliced(data: bytes, rng: random.Random) -> bytes:
             return damaged
 
 
-def in_child(action: Callable[[], int], seconds: float = 20.0, kill_after: float | None = None) -> tuple[int, str, str]:
+def in_child(
+    action: Callable[[], int], seconds: float = 20.0, kill_after: float | None = None, once: Path | None = None
+) -> tuple[int, str, str]:
     """Runs `action` in a forked process with pipes for stdout and stderr, as a shell would.
+
+    Args:
+        action: gives the exit code.
+        seconds: it may take.
+        kill_after: seconds from the beginning after which it is killed.
+        once: they count from when this path is there, where it appears within `seconds`.
 
     Returns:
         Its exit code (negative: the signal that ended it), its stdout and stderr.
@@ -143,10 +151,18 @@ def in_child(action: Callable[[], int], seconds: float = 20.0, kill_after: float
     """
     child = start_child(action)
     if kill_after is not None:
+        end = time.monotonic() + seconds
+        while once is not None and not once.exists() and _runs(child[0]) and time.monotonic() < end:
+            time.sleep(0.0005)
         time.sleep(kill_after)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child[0], signal.SIGKILL)
     return end_child(child, seconds)
+
+
+def _runs(process: int) -> bool:
+    """Whether a child of this process has not ended yet; it stays to be waited for."""
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def start_child(action: Callable[[], int]) -> tuple[int, list[int]]:
