@@ -113,12 +113,21 @@ def _network(
     observer: TerminalObserver,
 ) -> Source:
     from dgmn2cli.evaluate.engine import network_source
+    from dgmn2cli.evaluate.published import known_hash
     from dgmn2cli.evaluate.verify import settings_of
 
     run, settings = report.plain["run"], settings_of(report)
     stated = Path(str(run["checkpoint"]))
+    if checkpoint is None and stated.is_file():
+        checkpoint = stated
+    if checkpoint is None and known_hash(recipe.entry, session.cache) != run["sha256"]:
+        why, hint = (
+            "the file is not there, and its weights are not the published ones",
+            "Name it with --checkpoint FILE.",
+        )
+        raise ConfigError("cannot run the report's model", where=stated, why=why, hint=hint)
     network = protocol.NetworkOptions(
-        checkpoint=checkpoint or (stated if stated.is_file() else None),
+        checkpoint=checkpoint,
         ema=str(run["weights"]).endswith("ema"),
         published_order=run["form"] == "published",
         runtime=str(run["runtime"]),

@@ -244,3 +244,53 @@ def test_under_torchrun(run: Run, tmp_path: Path, checkpoint: Path) -> None:
     assert (report["confusion"], report["processes"]) == (alone["confusion"], 2)
     assert json.loads(Path("r.json").read_text()) == report
     assert report["official"]["difference"] < 1e-12
+
+
+def test_a_report_page_tables_and_their_verification(
+    run: Run, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, weights = make_tree(tmp_path / "city", 3), shutil.copy(checkpoint, tmp_path / "own.pth")
+    arguments = ("setr_naive-tiny", "--checkpoint", "own.pth", "--data-root", root, "--report", "r.json")
+    code, out, err = run(*arguments, "--html", "r.html", "--csv", "tables", "--ms-flip")
+    assert (code, err) == (0, "")
+    assert any(line.startswith("mIoU ") and "[" in line for line in out.splitlines())
+    assert all(any(line.startswith(name) for line in out.splitlines()) for name in ("boundary mIoU", "calibration"))
+    report = json.loads(Path("r.json").read_text())
+    assert report["command"].startswith("dgmn2 eval setr_naive-tiny --checkpoint own.pth --data-root ")
+    assert report["command"] in Path("r.html").read_text().replace("&#39;", "'")
+    assert sorted(path.name for path in Path("tables").iterdir()) == ["classes.csv", "images.csv"]
+    assert main(["verify", "r.json"]) == 0
+    assert "r.json holds" in capsys.readouterr().out
+    os.unlink(weights)
+    assert main(["verify", "r.json"]) == 2
+    assert "Name it with --checkpoint FILE." in capsys.readouterr().err
+    assert main(["verify", "r.json", "--checkpoint", str(checkpoint)]) == 0
+    assert main(["verify", "r.json", "--checkpoint", str(checkpoint), "--data-root", "nowhere"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--from", "preds", "-m", "fpn-tiny"], 2, "--from needs no model"),
+        (["--from", "preds", "--checkpoint", "x.pth"], 2, "--from needs no model"),
+        (["--from", "preds", "--official"], 2, "leave out --from"),
+        (["--from", "preds", "--save-preds", "x"], 2, "leave out --from"),
+        (["--from", "preds"], 6, "cannot read the predictions (preds): there is no such folder"),
+        (["--from", "city"], 6, "1 of 1 images have no file"),
+        (["--all", "--html", "x.html"], 2, "leave out --all"),
+        (["--all", "--from", "preds"], 2, "leave out --all"),
+        (["--from", "city", "--html", "city"], 5, "cannot write the file (city)"),
+        (["--from", "city", "--csv", "file"], 5, "is no folder"),
+    ],
+)
+def test_refusals_of_pages_and_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str],
+    code: int, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    make_tree(tmp_path / "city", 1)
+    (tmp_path / "file").write_text("")
+    assert main(["eval", "--data-root", "city", *arguments]) == code
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("Error: ")) == ("", 1)
+    assert message in captured.err

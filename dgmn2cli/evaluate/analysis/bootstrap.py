@@ -60,8 +60,9 @@ def resampled(parts: np.ndarray, seed: int = SEED) -> Iterator[np.ndarray]:
     flat, block = parts.reshape(count, -1).astype(np.float64), max(1, _AT_ONCE // count)
     for first in range(0, RESAMPLES, block):
         draws = min(block, RESAMPLES - first)
-        weights = rng.multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
-        yield (weights @ flat).reshape(draws, *parts.shape[1:])
+        drawn = rng.integers(0, count, (draws, count)) + np.arange(draws)[:, None] * count
+        weights = np.bincount(drawn.ravel(), minlength=draws * count).reshape(draws, count)  # how often each is drawn
+        yield (weights.astype(np.float64) @ flat).reshape(draws, *parts.shape[1:])
 
 
 def iou_samples(parts: np.ndarray) -> np.ndarray:

@@ -171,7 +171,7 @@ def simulated_parts(rng: np.random.Generator, images: int) -> np.ndarray:
 
 def test_intervals_cover_the_truth_in_93_to_97_of_100_sets() -> None:
     truth = float(bootstrap.nan_mean(bootstrap.iou_of(simulated_parts(np.random.default_rng(99), 400_000).sum(0))))
-    rng, covered, sets = np.random.default_rng(5), 0, 400
+    rng, covered, sets = np.random.default_rng(5), 0, 300
     for _ in range(sets):
         low, high = bootstrap.intervals(simulated_parts(rng, 150), ("a", "b", "c", "d")).mean_iou
         covered += low <= truth <= high
