@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import RenderableType
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from dgmn2cli.data.dataset import SegmentationSet
     from dgmn2cli.evaluate.engine import Source
     from dgmn2cli.evaluate.reading import ReportFile
+    from dgmn2cli.evaluate.report import DataInfo
     from dgmn2cli.evaluate.verify import Verification
 
 
@@ -65,18 +65,17 @@ def verify(
     set_threads(threads)
     found = read_report(report)
     check_figures(found)  # before anything is loaded
-    about, run = found.plain["data"], found.plain["run"]
-    data = _opened(about, data_root or Path(about["root"]))
+    data = _opened(found.data, data_root or Path(found.data.root))
     with TerminalObserver(session) as observer:
-        if run["model"] == MODEL:
-            source = _saved(found, data, predictions or Path(run["checkpoint"]), observer)
+        if found.run.model == MODEL:
+            source = _saved(found, data, predictions or Path(found.run.checkpoint), observer)
         else:
-            source = _network(session, found, data, model or found.model, checkpoint, device, observer)
+            source = _network(session, found, data, model or found.run.model, checkpoint, device, observer)
         answer = check(found, data, source, observer)
     render.emit(session, answer, lambda: _table(answer))
 
 
-def _opened(about: Mapping[str, Any], root: Path) -> SegmentationSet:
+def _opened(about: DataInfo, root: Path) -> SegmentationSet:
     """The data set that a report is about, under `root`."""
     from dataclasses import replace
 
@@ -84,8 +83,8 @@ def _opened(about: Mapping[str, Any], root: Path) -> SegmentationSet:
     from dgmn2cli.data.corruption import Corruption
     from dgmn2cli.data.preset import open_preset
 
-    split, mapping, corrupted = str(about["split"]), about.get("mapping"), str(about.get("corruption") or "")
-    data = open_preset(str(mapping["dataset"]), root, split) if mapping else open_dataset(root, split)
+    mapping, corrupted = about.mapping, about.corruption
+    data = open_preset(mapping.dataset, root, about.split) if mapping else open_dataset(root, about.split)
     try:
         return replace(data, corruption=Corruption.parse(corrupted)) if corrupted else data
     except ValueError as error:
@@ -116,29 +115,27 @@ def _network(
     from dgmn2cli.evaluate.published import known_hash
     from dgmn2cli.evaluate.verify import settings_of
 
-    run, settings = report.plain["run"], settings_of(report)
-    stated = Path(str(run["checkpoint"]))
+    run, settings = report.run, settings_of(report)
+    stated = Path(run.checkpoint)
     if checkpoint is None and stated.is_file():
         checkpoint = stated
-    if checkpoint is None and known_hash(recipe.entry, session.cache) != run["sha256"]:
-        why, hint = (
-            "the file is not there, and its weights are not the published ones",
-            "Name it with --checkpoint FILE.",
-        )
-        raise ConfigError("cannot run the report's model", where=stated, why=why, hint=hint)
     network = protocol.NetworkOptions(
         checkpoint=checkpoint,
-        ema=str(run["weights"]).endswith("ema"),
-        published_order=run["form"] == "published",
-        runtime=str(run["runtime"]),
-        graph=Path(str(run["graph"])) if run["graph"] else None,
-        device=device or str(run["device"]),
-        dtype=str(run["dtype"]),
-        backend=str(run["backend"]),
+        ema=run.weights.endswith("ema"),
+        published_order=run.form == "published",
+        runtime=run.runtime,
+        graph=Path(run.graph) if run.graph else None,
+        device=device or run.device,
+        dtype=run.dtype,
+        backend=run.backend,
         threads=None,
         compiled=False,
     )
     recipe = protocol.recipe_of(session, model, network)
+    if not run.graph and checkpoint is None and known_hash(recipe.entry, session.cache) != run.sha256:
+        why = "the file is not there, and its weights are not the published ones"
+        hint = "Name it with --checkpoint FILE."
+        raise ConfigError("cannot run the report's model", where=stated, why=why, hint=hint)
     protocol.require_weights(session, recipe, network)
     segmenter = protocol.loader(session, recipe, network, settings)(device=network.device)
     looked = report.records[0].boundary is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dgmn2cli.evaluate.engine import Counted, counted_images, evaluate
+from dgmn2cli.evaluate.engine import Counted, counted_images
 from dgmn2cli.evaluate.report import DataInfo, EvalReport
+from dgmn2cli.evaluate.together import evaluate
 from dgmn2cli.inference.plan import Protocol, Settings
 
 __all__ = [

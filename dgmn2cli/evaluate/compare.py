@@ -141,7 +141,7 @@ def _require_same_images(first: ReportFile, second: ReportFile) -> None:
 
 
 def _compared(report: ReportFile, mean: float) -> Compared:
-    return Compared(report.path, report.model, str(report.plain["run"]["sha256"]), mean)
+    return Compared(report.path, report.run.model, report.run.sha256, mean)
 
 
 def _image_differences(report: ReportFile, pair: np.ndarray) -> tuple[ImageDifference, ...]:

@@ -1,4 +1,4 @@
-"""The evaluation itself: images read ahead, segmented, compared with their labels, by one process or by many."""
+"""Images read ahead, segmented and compared with their labels, one after the other."""
 
 from __future__ import annotations
 
@@ -9,24 +9,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import image_header
-from dgmn2cli.data.loaders import eval_indices
-from dgmn2cli.distributed.group import Group
-from dgmn2cli.errors import ConfigError, DistributedError, NonFiniteError, ResourceError
+from dgmn2cli.errors import ConfigError, NonFiniteError, ResourceError
 from dgmn2cli.evaluate.analysis.calibration import sampling_step
 from dgmn2cli.evaluate.analysis.measure import Measured, SegmentedImage, count_only, measure
-from dgmn2cli.evaluate.analysis.summary import analyse
-from dgmn2cli.evaluate.certificate import certify
-from dgmn2cli.evaluate.counting import compute_scores, confusion
-from dgmn2cli.evaluate.journal import Tally
+from dgmn2cli.evaluate.counting import confusion
 from dgmn2cli.evaluate.predictions import PredictionFolder
-from dgmn2cli.evaluate.report import DataInfo, EvalReport, analysis_fields, versions
 from dgmn2cli.inference.plan import DECODE_BYTES, Protocol, Settings, resolve_settings
 from dgmn2cli.inference.prediction import ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
@@ -287,133 +280,3 @@ def network_source(
         analysis=analysis,
     )  # fmt: skip
     return Source(segmenter.info, protocol, images)
-
-
-def evaluate_together(
-    source: Source,
-    data: SegmentationSet,
-    about: DataInfo,
-    group: Group,
-    tally: Tally,
-    done: Sequence[int],
-    observer: Observer,
-    command: str = "",
-) -> EvalReport:
-    """Counts every image that is not `done`, each on one process; the first process's tally gets them all.
-
-    They share nothing and wait for nobody until the end: each hands every image's record to the first one, which adds
-    and notes them. So the result is exact for any number of processes, and a killed run goes on where it was.
-
-    Args:
-        observer: advanced by 1 for each image, in parts; on the first process for all images, which are results, too.
-
-    Returns:
-        The report on every process, nothing compared yet.
-
-    Raises:
-        Dgmn2Error: what one process raised, on all of them.
-        DistributedError: a process is gone.
-    """
-
-    def take(counted: Counted) -> None:
-        tally.add(counted.index, counted.measured)
-        observer.result(counted)
-
-    def hear() -> None:
-        for counted in group.told():
-            take(counted)
-            observer.advance()
-
-    def count() -> None:
-        mine = eval_indices(len(data), group.rank, group.world, done)
-        with closing(source.images(mine)) as images:
-            for counted in images:
-                take(counted) if group.main else group.tell(counted)
-                hear()
-                if group.given_up():
-                    return
-
-    def hear_while_waiting() -> None:
-        hear()
-        observer.advance(0)  # what it raises ends the waiting, too
-
-    def result() -> EvalReport:
-        hear()
-        if len(tally.records) < len(data):
-            raise DistributedError("an evaluation lost images", why=f"{len(tally.records)} of {len(data)} were counted")
-        report = _report(source, data, about, tally)
-        return replace(report, processes=group.world, resumed=len(done), command=command)
-
-    try:
-        group.together(count, meanwhile=hear_while_waiting)
-        return group.once(result)
-    finally:
-        tally.note()
-
-
-def _report(source: Source, data: SegmentationSet, about: DataInfo, tally: Tally) -> EvalReport:
-    records, counts, seconds = tally.ordered, tally.counts(len(data.classes)), tally.seconds
-    return EvalReport(
-        run=source.run,
-        protocol=source.protocol,
-        data=about,
-        partial=about.partial,
-        scores=compute_scores(counts, data.classes, data.categories),
-        confusion=tuple(map(tuple, counts.tolist())),
-        **analysis_fields(analyse(records, data.classes, tally.temperatures)),
-        processes=1,
-        resumed=0,
-        seconds=seconds,
-        versions=versions(),
-        certificate=certify(data, records, tally.temperatures),
-        crops=tally.crops,
-        views=tally.views,
-        palette=tuple(map(tuple, data.palette.tolist())),
-    )
-
-
-def evaluate(
-    segmenter: Segmenter,
-    data: SegmentationSet,
-    settings: Settings | None = None,
-    *,
-    group: Group | None = None,
-    limit: int | None = None,
-    workers: int = 1,
-    save_preds: str | Path | None = None,
-    observer: Observer | None = None,
-    analysis: bool = True,
-) -> EvalReport:
-    """Evaluates a network over a data set that was checked before (`data.check`).
-
-    Args:
-        segmenter: the network.
-        data: images and labels.
-        settings: the test procedure; the configuration's if None.
-        group: processes that share the work; every one must call this, and all get the report of the whole.
-        limit: evaluate only the first images.
-        workers: threads that read ahead.
-        save_preds: keep the predictions in this folder.
-        observer: told of progress between windows; what it raises ends the evaluation, on all processes where it is a
-            Dgmn2Error. Each `Counted` image is a result, on the first process.
-        analysis: look at outlines, calibration, instances and crops, too; a few percent of the time on a CPU.
-
-    Raises:
-        ConfigError: impossible settings, or the data set has other classes than the network.
-        DataError: an image or label cannot be read.
-        NonFiniteError: the network gave NaN or infinity.
-        DistributedError: another process failed.
-    """
-    settings, observer = settings or Settings(), observer or Silent()
-    group = group or Group(0, 1, segmenter.device)
-    used = first(data, limit)
-    keep = PredictionFolder.of(save_preds, used) if save_preds is not None else None
-    source = network_source(segmenter, used, settings, workers=workers, keep=keep, observer=observer, analysis=analysis)
-    observer.begin(f"evaluating {segmenter.info.model}", len(used))
-    about = DataInfo.of_set(used, len(data))
-    return evaluate_together(source, used, about, group, Tally(), (), observer).signed()
-
-
-def first(data: SegmentationSet, limit: int | None) -> SegmentationSet:
-    """The first `limit` images of `data`; all if None."""
-    return data if limit is None or limit >= len(data) else replace(data, pairs=data.pairs[:limit])

@@ -14,7 +14,7 @@ import numpy as np
 
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.evaluate.analysis.crops import Shown, keep_worst
-from dgmn2cli.evaluate.analysis.measure import ImageRecord, Measured, TemperatureCounts
+from dgmn2cli.evaluate.analysis.measure import RECORDS, ImageRecord, Measured, TemperatureCounts
 from dgmn2cli.files import atomic_write, read_bounded, to_plain
 
 EVERY = 2.0  # seconds between two entries of a journal; what a kill can cost, beside the images under way
@@ -159,7 +159,7 @@ def start_tally(classes: int, images: int, journal: Journal | None, *, resume: b
         )
     tally = Tally(journal, float(body["seconds"]))
     try:
-        records = [ImageRecord.of_plain(plain) for plain in body["records"]]
+        records = RECORDS.validate_python(body["records"])
         tally.records = dict(zip(map(int, body["done"]), records, strict=True))
         tally.counts(classes)
         tally.temperatures = TemperatureCounts.of_plain(body["temperatures"])

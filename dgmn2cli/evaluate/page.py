@@ -46,10 +46,8 @@ def about(report: EvalReport) -> list[tuple[str, str]]:
         *data.remarks(),
         ("data fingerprint", report.certificate.fingerprint),
         ("device", f"{run.device}: {run.device_name}"),
-        (
-            "runtime",
-            f"{run.runtime} {run.runtime_version}, {run.precision}" + f", op backend {run.backend}" * bool(run.backend),
-        ),
+        ("runtime", f"{run.runtime} {run.runtime_version}, {run.precision}" if report.protocol else "none"),
+        *([("op backend", run.backend)] if run.backend else []),
         ("processes, seconds", f"{report.processes}, {report.seconds:.1f}"),
         ("versions", ", ".join(f"{name} {value}" for name, value in report.versions.items())),
         ("command", report.command or "from Python"),

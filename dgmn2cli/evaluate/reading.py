@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from dgmn2cli.errors import ConfigError, DataError
-from dgmn2cli.evaluate.analysis.measure import ImageRecord, TemperatureCounts
+from dgmn2cli.evaluate.analysis.measure import RECORDS, ImageRecord, TemperatureCounts
+from dgmn2cli.evaluate.report import DataInfo
 from dgmn2cli.files import read_text
+from dgmn2cli.inference.plan import Protocol
+from dgmn2cli.inference.segmenter import RunInfo
 from dgmn2cli.validation import parse_json
 
 SIZE_LIMIT = 1 << 30  # bytes of a report
+_RUN, _DATA = TypeAdapter(RunInfo), TypeAdapter(DataInfo)
+_PROTOCOL: TypeAdapter[Protocol | None] = TypeAdapter(Protocol | None)
 _WHAT, _HINT = "cannot read the report", "Name a report that `dgmn2 eval --report FILE` wrote."
 
 
@@ -24,6 +30,8 @@ class ReportFile:
     Attributes:
         path: the file.
         plain: its JSON.
+        run, protocol, data: what it says was evaluated.
+        seed: with which the sample was drawn.
         classes, categories: names.
         records: of every image.
         temperatures: see `TemperatureCounts`.
@@ -31,15 +39,14 @@ class ReportFile:
 
     path: Path
     plain: dict[str, Any]
+    run: RunInfo
+    protocol: Protocol | None
+    data: DataInfo
+    seed: int
     classes: tuple[str, ...]
     categories: tuple[str, ...]
     records: tuple[ImageRecord, ...]
     temperatures: TemperatureCounts
-
-    @property
-    def model(self) -> str:
-        """What was evaluated."""
-        return str(self.plain["run"]["model"])
 
     @property
     def matrices(self) -> np.ndarray:
@@ -78,11 +85,17 @@ def _parsed(path: Path, plain: Any) -> ReportFile:
     report = ReportFile(
         path=path,
         plain=plain,
+        run=_RUN.validate_python(plain["run"]),
+        protocol=_PROTOCOL.validate_python(plain["protocol"]),
+        data=_DATA.validate_python(plain["data"]),
+        seed=int(certificate["seed"]),
         classes=tuple(map(str, certificate["classes"])),
         categories=tuple(map(str, certificate["categories"])),
-        records=tuple(ImageRecord.of_plain(record) for record in certificate["records"]),
+        records=tuple(RECORDS.validate_python(certificate["records"])),
         temperatures=temperatures,
     )
-    if not report.records or report.matrices.min() < 0 or not report.model:
+    if not report.records or report.matrices.min() < 0 or report.seed < 0:
         raise ValueError("no images, or counts below 0")
+    if not all(isinstance(entry, dict) for entry in certificate["sample"]):
+        raise ValueError("its sample is no list of images")
     return report

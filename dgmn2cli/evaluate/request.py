@@ -15,12 +15,12 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.preset import open_preset
 from dgmn2cli.distributed.group import require_devices
 from dgmn2cli.errors import ConfigError, ResourceError
-from dgmn2cli.evaluate.engine import first
 from dgmn2cli.evaluate.journal import EVERY
 from dgmn2cli.evaluate.official import require_official
 from dgmn2cli.evaluate.predictions import PredictionFolder, find_predictions
 from dgmn2cli.evaluate.published import TOLERANCE
 from dgmn2cli.evaluate.report import DataInfo
+from dgmn2cli.evaluate.together import first
 from dgmn2cli.files import absence, check_file, check_folder, open_regular
 from dgmn2cli.inference.graph import GraphInference
 from dgmn2cli.inference.plan import Settings, resolve_settings

@@ -17,7 +17,7 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
 from dgmn2cli.distributed.launch import launch
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError
-from dgmn2cli.evaluate.engine import Source, evaluate_together, network_source
+from dgmn2cli.evaluate.engine import Source, network_source
 from dgmn2cli.evaluate.journal import Journal, Tally, start_tally
 from dgmn2cli.evaluate.official import official_scores
 from dgmn2cli.evaluate.page import write_report_page, write_tables
@@ -26,6 +26,7 @@ from dgmn2cli.evaluate.published import compare_with_published, known_hash
 from dgmn2cli.evaluate.report import DataInfo, EvalReport
 from dgmn2cli.evaluate.request import EvalRequest, prepare
 from dgmn2cli.evaluate.saved import MODEL, saved_source
+from dgmn2cli.evaluate.together import evaluate_together
 from dgmn2cli.files import atomic_write, to_json
 from dgmn2cli.inference.runtimes import AnyRecipe
 from dgmn2cli.inference.segmenter import Segmenter

@@ -30,7 +30,7 @@ def saved_source(
     """
     files = find_predictions(folder, data)
     digest = hashlib.sha256("".join(hash_file(file) for file in files).encode()).hexdigest()
-    run = RunInfo(MODEL, str(folder), digest, "none", "files", "none", "none", "files")
+    run = RunInfo(MODEL, str(folder), digest, "none", "files", "none", "", "files", runtime="files", runtime_version="")
 
     def one(index: int) -> Counted:
         began = time.perf_counter()

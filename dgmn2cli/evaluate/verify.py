@@ -51,11 +51,11 @@ def verify(report: ReportFile, data: SegmentationSet, source: Source, observer: 
         Dgmn2Error: an image cannot be read, the network fails.
     """
     watcher = observer or Silent()
-    check_figures(report)
+    mean_iou = check_figures(report)
     check_data(report, data)
     check_source(report, source)
     check_digest(report)
-    places = sampled(len(report.records), int(report.plain["certificate"]["seed"]))
+    places = sampled(len(report.records), report.seed)
     watcher.begin("verifying", len(places))
     with closing(source.images(places)) as images:
         for found in images:
@@ -63,8 +63,8 @@ def verify(report: ReportFile, data: SegmentationSet, source: Source, observer: 
             watcher.result(found)
     return Verification(
         report=report.path,
-        model=report.model,
-        mean_iou=float(report.plain["scores"]["mean_iou"]),
+        model=report.run.model,
+        mean_iou=mean_iou,
         images=len(report.records),
         run_again=tuple(report.records[place].name for place in places),
         device=source.run.device_name,
@@ -73,28 +73,35 @@ def verify(report: ReportFile, data: SegmentationSet, source: Source, observer: 
 
 def settings_of(report: ReportFile) -> Settings:
     """The settings that give the report's procedure; those of a report without one if it has none."""
-    protocol = report.plain.get("protocol")
-    if not isinstance(protocol, dict):
+    protocol = report.protocol
+    if protocol is None:
         return Settings()
     return Settings(
-        ms_flip=len(protocol.get("ratios") or ()) > 1 or bool(protocol.get("flip")),
-        scale=tuple(protocol["scale"]) if protocol.get("scale") else None,
-        window=protocol.get("window"),
-        stride=protocol.get("stride"),
-        protocol=protocol.get("name"),
-        window_batch=protocol.get("window_batch"),
+        ms_flip=len(protocol.ratios) > 1 or protocol.flip,
+        scale=protocol.scale,
+        window=protocol.window,
+        stride=protocol.stride,
+        protocol=protocol.name,
+        window_batch=protocol.window_batch,
     )
 
 
-def check_figures(report: ReportFile) -> None:
+def check_figures(report: ReportFile) -> float:
     """Computes every figure again from the records.
+
+    Returns:
+        The mean IoU.
 
     Raises:
         CheckFailed: one differs.
     """
     plain, certificate, counts = report.plain, report.plain["certificate"], report.matrices.sum(0)
     scores = compute_scores(counts, report.classes, report.categories)
-    analysis = analyse(report.records, report.classes, report.temperatures)
+    try:
+        analysis = analyse(report.records, report.classes, report.temperatures)
+    except ValueError as error:
+        why = f"certificate.records: {error}"
+        raise CheckFailed("the report does not hold", where=report.path, why=why) from error
     expected = {
         "scores": scores,
         "confusion": counts,
@@ -102,15 +109,17 @@ def check_figures(report: ReportFile) -> None:
     }
     for name, value in expected.items():
         _same(report, plain.get(name), to_plain(value), name, "its records give")
-    total, of = len(report.records), plain["data"]["of"]
+    total, of = len(report.records), report.data.of
     _same(report, plain["data"]["images"], total, "data.images", "it has")
-    _same(report, plain["partial"], total < of, "partial", "its images say")
-    names = [report.records[place].name for place in sampled(total, int(certificate["seed"]))]
-    _same(report, [entry["name"] for entry in certificate["sample"]], names, "certificate.sample", "its seed draws")
+    _same(report, plain.get("partial"), total < of, "partial", "its images say")
+    names = [report.records[place].name for place in sampled(total, report.seed)]
+    _same(report, [entry.get("name") for entry in certificate["sample"]], names, "certificate.sample", "its seed draws")
     fingerprint = fingerprint_of(report.classes, report.records)
-    _same(report, certificate["fingerprint"], fingerprint, "certificate.fingerprint", "its records give")
-    if plain["comparison"] is not None:
-        _same(report, plain["comparison"]["measured"], 100 * scores.mean_iou, "comparison.measured", "its records give")
+    _same(report, certificate.get("fingerprint"), fingerprint, "certificate.fingerprint", "its records give")
+    if isinstance(plain.get("comparison"), dict):
+        measured = plain["comparison"].get("measured")
+        _same(report, measured, 100 * scores.mean_iou, "comparison.measured", "its records give")
+    return scores.mean_iou
 
 
 def check_data(report: ReportFile, data: SegmentationSet) -> None:
@@ -128,12 +137,12 @@ def check_data(report: ReportFile, data: SegmentationSet) -> None:
     _same(report, report.plain["data"].get("corruption", ""), corruption, "data.corruption", "the data set has")
     names = [pair.name for pair in data.pairs[: len(report.records)]]
     _same(report, [record.name for record in report.records], names, "certificate.records", "the data set has")
-    places = sampled(len(report.records), int(report.plain["certificate"]["seed"]))
+    places = sampled(len(report.records), report.seed)
     for i, (place, entry) in enumerate(zip(places, report.plain["certificate"]["sample"], strict=True)):
         pair, where = data.pairs[place], f"certificate.sample[{i}] ({data.pairs[place].name})"
         assert pair.label is not None
-        _same(report, entry["image_sha256"], hash_file(pair.image), f"{where}.image_sha256", "the file has")
-        _same(report, entry["label_sha256"], hash_file(pair.label), f"{where}.label_sha256", "the file has")
+        _same(report, entry.get("image_sha256"), hash_file(pair.image), f"{where}.image_sha256", "the file has")
+        _same(report, entry.get("label_sha256"), hash_file(pair.label), f"{where}.label_sha256", "the file has")
 
 
 def check_source(report: ReportFile, source: Source) -> None:
@@ -144,8 +153,8 @@ def check_source(report: ReportFile, source: Source) -> None:
     """
     run, plain = source.run, report.plain["run"]
     for name in ("model", "sha256", "weights", "dtype", "form", "backend", "runtime", "graph_sha256"):
-        if plain[name] or name != "weights":  # a training's own evaluation names no entry of a file
-            _same(report, plain[name], getattr(run, name), f"run.{name}", "here it is")
+        if plain.get(name) or name != "weights":  # a training's own evaluation names no entry of a file
+            _same(report, plain.get(name), getattr(run, name), f"run.{name}", "here it is")
     protocol = report.plain["protocol"]
     if source.protocol is None or protocol is None:
         _same(report, protocol, to_plain(source.protocol), "protocol", "here it is")
@@ -157,7 +166,7 @@ def check_source(report: ReportFile, source: Source) -> None:
 
 def check_digest(report: ReportFile) -> None:
     """Raises CheckFailed where anything in the report was changed since it was written."""
-    written, found = report.plain["certificate"]["digest"], digest_of(report.plain)
+    written, found = report.plain["certificate"].get("digest"), digest_of(report.plain)
     _same(report, written, found, "certificate.digest", "its content has")
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from dgmn2cli.data.dataset import IGNORE, Pair
 from dgmn2cli.evaluate.analysis.boundary import RADII, boundary_counts, trimap_counts
@@ -51,25 +51,12 @@ class ImageRecord:
     instances: InstanceCounts | None = None
     worst: Box | None = None
 
-    @classmethod
-    def of_plain(cls, plain: dict[str, Any]) -> ImageRecord:
-        """The record that JSON holds.
-
-        Raises:
-            TypeError, ValueError: it is none.
-        """
-        record = cls(**plain)
-        instances, worst = record.instances, record.worst
-        return replace(
-            record,
-            size=(int(record.size[0]), int(record.size[1])),
-            instances=InstanceCounts(**instances) if isinstance(instances, dict) else None,
-            worst=Box(**worst) if isinstance(worst, dict) else None,
-        )
-
     def matrix(self, classes: int) -> np.ndarray:
         """(N, N + 1) int64."""
         return from_text(self.confusion, (classes, classes + 1))
+
+
+RECORDS = TypeAdapter(list[ImageRecord])  # as JSON holds them; what does not fit is a ValueError
 
 
 @dataclass
