@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -203,15 +204,18 @@ def counted_images(
             yield behind.popleft().result()
 
 
-def counted(data: SegmentationSet, found: SegmentedImage, analysis: bool) -> Counted:
+def counted(data: SegmentationSet, found: SegmentedImage, analysis: bool, where: Path | None = None) -> Counted:
     """One image compared with its label; ids and samples are by the data set's classes.
+
+    Args:
+        where: the file to name in an error; the label if None.
 
     Raises:
         DataError: prediction and label differ in size.
     """
     assert found.label is not None
     pair = data.pairs[found.index]
-    counts = confusion(found.ids, found.label, len(data.classes), where=pair.label)
+    counts = confusion(found.ids, found.label, len(data.classes), where=where or pair.label)
     if analysis:
         measured = measure(found, pair, counts, data.palette, cityscapes=data.kind == "cityscapes")
     else:

@@ -37,7 +37,7 @@ def saved_source(
         sample = data.read(index, max_pixels=max_pixels)
         ids = read_prediction(files[index], data, max_pixels)
         found = SegmentedImage(index, sample.image, sample.label, ids, seconds=time.perf_counter() - began)
-        return counted(data, found, analysis)
+        return counted(data, found, analysis, files[index])
 
     def images(indices: Sequence[int]) -> Generator[Counted, None, None]:
         with closing(read_ahead(one, indices, workers)) as found:

@@ -212,3 +212,43 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert captured.out == ""
     assert "run.sha256" in captured.err
     assert len(captured.err.splitlines()) == 1
+
+
+ODD: list[tuple[object, tuple[str | int, ...]]] = [
+    (5, ("data", "root")),
+    (None, ("data", "of")),
+    ("x", ("protocol", "window")),
+    ([], ("protocol", "ratios")),
+    (None, ("run", "model")),
+    (7, ("run", "sha256")),
+    ([], ("run",)),
+    ("x", ("certificate", "seed")),
+    (-1, ("certificate", "seed")),
+    ([1, 2, 3], ("certificate", "sample")),
+    ([], ("certificate", "sample")),
+    (None, ("certificate", "digest")),
+    ({}, ("certificate", "temperatures")),
+    (None, ("certificate", "temperatures")),
+    (None, ("certificate", "records", 0, "boundary")),
+    (None, ("certificate", "records", 1, "confidence")),
+    ("19x20 999:1", ("certificate", "records", 0, "confusion")),
+    ("19x20 0:-5", ("certificate", "records", 0, "confusion")),
+    ("x", ("certificate", "records", 2, "doubt")),
+    ({"x": 1}, ("certificate", "records", 0, "worst")),
+    ([1], ("certificate", "records", 0, "size")),
+    (None, ("scores",)),
+    (True, ("comparison",)),
+    (10**30, ("images", 0, "mean_iou")),
+]
+
+
+@pytest.mark.parametrize(("value", "place"), ODD)
+def test_values_of_a_wrong_kind_end_in_one_line(
+    original: Path, tmp_path: Path, value: object, place: tuple[str | int, ...]
+) -> None:
+    plain = json.loads(original.read_text())
+    _put(value, *place)(plain)
+    (tmp_path / "r.json").write_text(json.dumps(plain))
+    with pytest.raises((CheckFailed, ConfigError)) as caught:
+        verified(tmp_path / "r.json")
+    assert "\n" not in str(caught.value)

@@ -114,6 +114,10 @@ def test_missing_predictions_are_named(truth: tuple[Path, list[np.ndarray], list
     assert caught.value.faults[0].startswith(names[0])
     write_png(tmp_path / f"{names[0]}.png", labels[0])
     assert run_saved(EvalRequest(root, predictions=tmp_path), Watcher()).scores.mean_iou == 1.0
+    write_png(tmp_path / f"{names[0]}.png", labels[0][:, 1:])
+    with pytest.raises(DataError, match="the prediction is 79x48, the label 80x48") as caught:
+        run_saved(EvalRequest(root, predictions=tmp_path), Watcher())
+    assert caught.value.where == str(tmp_path / f"{names[0]}.png")
     with pytest.raises(DataError, match="no such folder"):
         run_saved(EvalRequest(root, predictions=tmp_path / "nowhere"), Watcher())
 
