@@ -69,6 +69,7 @@ def test_counts_are_those_of_the_kept_predictions(tree: Tree, tmp_path: Path) ->
     assert plain["run"]["sha256"] == "ab" * 32
     assert plain["data"] == {
         "root": str(data.root), "split": "val", "kind": "cityscapes", "images": 3, "of": 3, "sizes": {}, "sha256": "",
+        "mapping": None, "corruption": "",
     }  # fmt: skip
     assert plain["protocol"]["scale"] == [48, 24]
     assert not plain["partial"]
