@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from dgmn2cli.version import __version__
 
-__all__ = ["Prediction", "Segmenter", "__version__", "build_model", "load", "zoo"]
+__all__ = ["Prediction", "Segmenter", "__version__", "build_model", "export", "load", "zoo"]
 
 if TYPE_CHECKING:
-    from dgmn2cli import zoo
+    from dgmn2cli import export, zoo
     from dgmn2cli.inference.load import build_model, load
     from dgmn2cli.inference.prediction import Prediction
     from dgmn2cli.inference.segmenter import Segmenter
@@ -24,11 +24,12 @@ _HOMES = {
     "Segmenter": "dgmn2cli.inference.segmenter",
     "Prediction": "dgmn2cli.inference.prediction",
 }
+_ROOMS = ("export", "zoo")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "zoo":
-        return importlib.import_module("dgmn2cli.zoo")
+    if name in _ROOMS:
+        return importlib.import_module(f"dgmn2cli.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'dgmn2cli' has no attribute {name!r}")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -252,6 +253,32 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
             raise
         sync_folder(path.parent)
     return path
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder that gets the name `path` when the block ends well, and is removed when it does not.
+
+    Args:
+        path: absent, or an empty folder; the folder above it is created. The block writes into the folder it is given,
+            which lies beside `path`.
+
+    Raises:
+        ResourceError: something is in its place, or it cannot be written.
+    """
+    with local_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{_temporary_stem(path)}.{os.getpid()}.{os.urandom(4).hex()}.part")
+        part.mkdir()
+    try:
+        yield part
+        with local_write_errors(path):
+            sync_folder(part)
+            os.replace(part, path)
+            sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def check_folder(path: Path) -> None:

@@ -30,6 +30,7 @@ COMMANDS = {
     "train": ("dgmn2cli.cli.train:train", "Train or fine-tune a model, on one process or many."),
     "submit": ("dgmn2cli.cli.submit:submit", "Make or check a submission to the Cityscapes test server."),
     "benchmark": ("dgmn2cli.cli.benchmark:benchmark", "Measure speed and memory beside the published design."),
+    "export": ("dgmn2cli.cli.export:export", "Write a model as a graph for other runtimes, with a runner for it."),
     "data": ("dgmn2cli.cli.data:data", "Check a data set, look at it, make a synthetic one; the known layouts."),
     "config": ("dgmn2cli.cli.config:config", "List all settings, show a resolved configuration, check a file."),
     "download": ("dgmn2cli.cli.download:download", "Get model files, verified; bundles for sites without network."),

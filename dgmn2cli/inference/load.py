@@ -7,6 +7,7 @@ import logging
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +302,9 @@ def assemble(
         form="fused" if fused else "published",
         weights=read.wrapper,
     )
-    return Segmenter(network, class_list(model.num_classes, read.meta), info, recipe.config.inference)
+    segmenter = Segmenter(network, class_list(model.num_classes, read.meta), info, recipe.config.inference)
+    segmenter.again = partial(assemble, recipe, read.path, ema=ema)
+    return segmenter
 
 
 def _loading_bytes(recipe: Recipe, path: Path, device: torch.device) -> int:

@@ -109,6 +109,7 @@ class Segmenter:
         self.normal, self.finish = normal, finish
         self.device = torch.device(info.device)
         self.dtype = resolve_dtype(info.dtype)
+        self.again: Callable[..., Segmenter] | None = None  # makes it anew from the same weights, with other options
         self._fitting: int | None = None  # windows at a time that memory was seen to hold
         self._window_bytes: dict[tuple[int, int], int] = {}
 

@@ -45,7 +45,7 @@ def test_graph_has_standard_operators_of_opset_18_only(head, network):
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("size", [(65, 65), (41, 97), (97, 50)])
+@pytest.mark.parametrize("size", [(65, 65), (41, 97), (97, 50), (40, 8), (1, 70)])
 def test_logits_are_those_of_the_network(head, size, network):
     model, images = network(f"{head}-tiny"), drawn(2, 3, *size)
     with torch.inference_mode():

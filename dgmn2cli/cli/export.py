@@ -1,0 +1,104 @@
+"""`dgmn2 export`: a network as a graph for other runtimes, with all that is needed to run it there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import RenderableType
+
+from dgmn2cli.cli import render
+from dgmn2cli.cli.options import PATH, ParsedType, Session, model_argument, pass_session, threads_option
+from dgmn2cli.cli.progress import TerminalObserver
+
+if TYPE_CHECKING:
+    from dgmn2cli.export.folder import ExportReport
+
+
+def _parse_batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= LARGEST_BATCH:
+        raise ValueError(f"'{text[:60]}' is neither 'dynamic' nor a number from 1 to {LARGEST_BATCH}")
+    return int(text)
+
+
+LARGEST_BATCH = 1024
+BATCH = ParsedType("batch", _parse_batch)
+
+
+@click.command(epilog="Example: dgmn2 export setr_pup-tiny -o model && python model/run.py street.jpg -o masks")
+@model_argument
+@click.option("-o", "--out", type=PATH, metavar="DIR", help="Folder, new or empty.  [default: MODEL-FORMAT]")
+@click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones.")
+@click.option("--ema", is_flag=True, help="Take the averaged weights that the checkpoint holds beside its own.")
+@click.option(
+    "--format", "form", type=click.Choice(["onnx", "pt2"]), default="onnx", help="ONNX, or torch.export's program."
+)
+@click.option("--half", is_flag=True, help="float16; sample coordinates, softmax and norms stay float32.")
+@click.option("--window", type=click.IntRange(33, 8192), metavar="N", help="Side of a window.  [default: 769]")
+@click.option("--batch", type=BATCH, default="dynamic", metavar="dynamic|N", help="Windows at a time.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
+@click.option(
+    "--describe", type=PATH, metavar="GRAPH", help="Export nothing: draft the protocol.json of any ONNX file."
+)
+@threads_option
+@pass_session
+def export(
+    session: Session,
+    model: str,
+    out: Path | None,
+    checkpoint: Path | None,
+    ema: bool,
+    form: str,
+    half: bool,
+    window: int | None,
+    batch: int | None,
+    overwrite: bool,
+    threads: int | None,
+) -> None:
+    """Export MODEL as a graph for ONNX Runtime, OpenVINO, TensorRT or torch, with the test procedure around it.
+
+    The folder gets the graph, its protocol.json, and run.py, which segments images without torch. The graph is compared
+    with the network first; if they do not agree, nothing is written and the exit code is 1.
+    """
+    from dgmn2cli import runtime
+    from dgmn2cli.export.folder import ExportOptions, export_folder, require_packages, require_place
+    from dgmn2cli.inference import load
+
+    runtime.set_threads(threads)
+    recipe = load.resolve(model, zoo=session.zoo())
+    folder = out or Path(f"{recipe.name}-{form}")
+    options = ExportOptions(form, half, window, batch, overwrite)
+    require_packages(form)  # now, not after a download
+    require_place(folder, overwrite)
+    with TerminalObserver(session) as observer:
+        segmenter = load.assemble(
+            recipe,
+            checkpoint,
+            device="cpu",
+            exact_algebra=False,
+            cache=session.cache_dir() if checkpoint is None else None,
+            ema=ema,
+            offline=session.offline,
+            observer=observer,
+        )
+        report = export_folder(segmenter, folder, options, observer)
+    render.emit(session, report, lambda: _summary(report))
+
+
+def _summary(report: ExportReport) -> list[RenderableType]:
+    parity, protocol = report.parity, report.protocol
+    figures = ("largest", "mean", "same class")
+    table = render.make_table("compared on", "size", *figures, right=figures)
+    for found in (*parity.windows, *parity.images):
+        size = f"{found.size[0]}x{found.size[1]}"
+        row = f"{found.largest:.1e}", f"{found.mean:.1e}", f"{100 * found.agreement:.3f} %"
+        table.add_row(found.what + (", whole procedure" if found.procedure else ""), size, *row)
+    network, graph = parity.window_seconds
+    facts = f"{protocol.exporter['dtype']}, {report.files[protocol.graph] / 1e6:.1f} MB, sha256 {protocol.graph_sha256}"
+    times = f"network {network:.2f} s, graph {graph:.2f} s on {parity.threads} threads; all in {report.seconds:.0f} s"
+    about = f"{protocol.model} as {protocol.graph}: {facts}"
+    lines = render.lines(about, f"one window of {protocol.inference.window}: {times}")
+    return [table, "", lines, render.lines(str(report.folder))]

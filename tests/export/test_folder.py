@@ -1,0 +1,202 @@
+"""`dgmn2 export`: the folder, its self-check, and the runner without torch beside the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+import dgmn2cli
+from dgmn2cli.checkpoint.weights import write_checkpoint
+from dgmn2cli.cli import main
+from dgmn2cli.errors import CheckFailed, ConfigError
+from dgmn2cli.export import folder as exporting
+from dgmn2cli.export import graph as graphs
+from dgmn2cli.files import hash_file
+from dgmn2cli.inference.files import find_images, predict_files
+from dgmn2cli.inference.graph import load_graph, read_protocol
+from dgmn2cli.inference.load import assemble, resolve
+from dgmn2cli.inference.plan import Settings
+from dgmn2cli.inference.runtimes import open_graph
+
+FILES = ["Dockerfile", "README.md", "arithmetic.py", "protocol.json", "run.py", "window.onnx"]
+SMALL = ["inference.scale=[129, 65]", "inference.window=65", "inference.stride=43"]
+NAMES = ["sky", "road", "car", "tree", "person"]
+# runs a script as `python SCRIPT ...` does, where importing torch or this package fails
+WITHOUT_TORCH = """
+import os, runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "dgmn2cli", "onnx"):
+            raise ImportError(f"{name} is not to be imported")
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="session")
+def checkpoint(network, tmp_path_factory) -> Path:
+    """Five classes with names, as a fine-tuning leaves them."""
+    meta = {"CLASSES": NAMES, "PALETTE": [[i, 2 * i, 3 * i] for i in range(5)]}
+    path = tmp_path_factory.mktemp("weights") / "fpn.pth"
+    return write_checkpoint(path, network("fpn-tiny", 5).state_dict(), meta)
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint, tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("export") / "deep" / "model"
+    segmenter = assemble(resolve("fpn-tiny", [*SMALL, "model.num_classes=5"]), checkpoint, device="cpu")
+    report = dgmn2cli.export(segmenter, target)
+    assert report.folder == target
+    return target
+
+
+@pytest.fixture
+def images(tmp_path) -> list[Path]:
+    """A landscape, a portrait and one narrower than a window at every scale."""
+    random, paths = np.random.default_rng(3), []
+    for name, size in (("wide", (48, 96, 3)), ("tall", (90, 50, 3)), ("narrow", (70, 9, 3))):
+        coarse = random.integers(0, 256, (size[0] // 4 + 1, size[1] // 4 + 1, 3), np.uint8)
+        paths.append(tmp_path / f"{name}.png")
+        Image.fromarray(coarse).resize(size[1::-1], Image.Resampling.BICUBIC).save(paths[-1])
+    return paths
+
+
+def stored(path: Path) -> tuple[np.ndarray, list[int] | None]:
+    """The samples of an image as they are stored, and its palette."""
+    with Image.open(path) as image:
+        return np.asarray(image), image.getpalette()
+
+
+def run_without_torch(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(script), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_folder_holds_what_is_said_of_it(exported, checkpoint):
+    assert sorted(os.listdir(exported)) == FILES
+    assert os.listdir(exported.parent) == ["model"]
+    protocol = read_protocol(exported / "protocol.json")
+    assert protocol.graph_sha256 == hash_file(exported / "window.onnx")
+    assert protocol.weights_sha256 == hash_file(checkpoint)
+    assert (protocol.model, protocol.classes, protocol.palette[2]) == ("fpn-tiny", tuple(NAMES), (2, 4, 6))
+    assert (protocol.input.name, protocol.input.height, protocol.input.batch) == ("images", None, None)
+    assert (protocol.inference.scale, protocol.inference.window, protocol.inference.stride) == ((129, 65), 65, 43)
+    assert protocol.inference.align_corners
+    assert (protocol.exporter["opset"], protocol.exporter["dtype"]) == (18, "float32")
+    assert len((exported / "run.py").read_text().splitlines()) <= 200
+
+
+def test_parity_figures_and_their_conditions_are_written(exported):
+    parity = json.loads((exported / "protocol.json").read_text())["parity"]
+    assert parity["runtime"] == "onnxruntime"
+    assert [found["what"] for found in parity["windows"]] == ["a drawn street", "noise", "the photograph"]
+    assert max(found["largest"] for found in parity["windows"]) <= parity["limits"]["largest"] == 1e-3
+    assert max(found["mean"] for found in parity["windows"]) <= parity["limits"]["mean"] == 1e-5
+    assert [found["agreement"] >= 0.9999 for found in parity["images"]] == [True, True]
+    assert "6 scales + flip" in parity["images"][1]["procedure"]
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [([], Settings()), (["--ms-flip", "--batch", "3"], Settings(ms_flip=True, window_batch=3))],
+    ids=["single", "ms-flip"],
+)
+@pytest.mark.parametrize("protocol", ["paper", "native"])
+def test_runner_without_torch_gives_the_commands_bytes(exported, images, tmp_path, options, settings, protocol):
+    ran = run_without_torch(exported / "run.py", *images, "-o", tmp_path / "theirs", "--protocol", protocol, *options)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    found = find_images([str(path) for path in images])
+    segmenter = open_graph(load_graph(exported))
+    predict_files(segmenter, found, tmp_path / "ours", ["ids"], replace(settings, protocol=protocol))
+    for path in images:
+        ours, theirs = (stored(tmp_path / side / f"{path.stem}_ids.png") for side in ("ours", "theirs"))
+        assert ours[0].shape == stored(path)[0].shape[:2]
+        assert np.array_equal(ours[0], theirs[0])
+        assert ours[1] == theirs[1]
+
+
+def test_runner_refuses_a_changed_graph_and_names_bad_images(exported, images, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in FILES:
+        (copy / name).write_bytes((exported / name).read_bytes())
+    (tmp_path / "no.png").write_bytes(b"no image")
+    ran = run_without_torch(copy / "run.py", tmp_path / "no.png", images[2], "-o", tmp_path / "out")
+    assert (ran.returncode, "no.png" in ran.stderr) == (6, True)
+    assert os.listdir(tmp_path / "out") == ["narrow_ids.png"]
+    data = bytearray((copy / "window.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "window.onnx").write_bytes(data)
+    ran = run_without_torch(copy / "run.py", images[2], "-o", tmp_path / "out2")
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (3, 1)
+    assert not (tmp_path / "out2").exists()
+
+
+def test_a_graph_that_disagrees_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    build = graphs.build_graph
+
+    def changed(model, **options):
+        model.decode_head.conv_seg.bias.data[3] += 0.002
+        try:
+            return build(model, **options)
+        finally:
+            model.decode_head.conv_seg.bias.data[3] -= 0.002
+
+    monkeypatch.setattr(graphs, "build_graph", changed)
+    segmenter = assemble(
+        resolve("fpn-tiny", [*SMALL, "model.num_classes=5"]), checkpoint, device="cpu", exact_algebra=False
+    )
+    with pytest.raises(CheckFailed) as caught:
+        dgmn2cli.export(segmenter, tmp_path / "model")
+    assert caught.value.exit_code == 1
+    assert caught.value.faults
+    assert os.listdir(tmp_path) == []
+
+
+def test_folders_that_hold_other_files_are_left_alone(tmp_path):
+    (tmp_path / "protocol.json").write_text("{}")
+    with pytest.raises(ConfigError):
+        exporting.require_place(tmp_path, overwrite=False)
+    exporting.require_place(tmp_path, overwrite=True)
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        exporting.require_place(tmp_path, overwrite=True)
+    assert "thesis.tex" in caught.value.why
+
+
+@pytest.mark.parametrize("arguments", [["--window", "20"], ["--batch", "0"], ["--batch", "many"], ["--format", "jit"]])
+def test_impossible_options_are_refused(arguments, tmp_path, capsys):
+    assert main(["export", "fpn-tiny", "-o", str(tmp_path / "x"), *arguments]) == 2
+    assert not (tmp_path / "x").exists()
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_command_writes_over_an_earlier_export(checkpoint, tmp_path, capsys):
+    config = tmp_path / "mine.toml"
+    config.write_text(
+        '[model]\nbackbone = "tiny"\nhead = "fpn"\nnum_classes = 5\n[inference]\nwindow = 65\nstride = 43\n'
+    )
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "window.onnx").write_bytes(b"an earlier one")
+    command = ["export", str(config), "--checkpoint", str(checkpoint), "-o", str(target), "--batch", "2", "--json"]
+    assert main(command) == 2
+    assert main([*command, "--overwrite"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert sorted(report["files"]) == sorted(os.listdir(target)) == FILES
+    assert report["protocol"]["model"] == "mine"
+    assert report["protocol"]["input"]["batch"] == 2
