@@ -15,6 +15,11 @@ def is_exhaustion(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError) or number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text has no bytes in it that are no text, as names of files may have."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def printable(text: object) -> str:
     """`text` on one line, control and bidirectional characters escaped: safe to show on a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter, ValidationError
 
-from dgmn2cli.errors import ConfigError, printable
+from dgmn2cli.errors import ConfigError, is_utf8, printable
 
 T = TypeVar("T")
 
@@ -46,14 +46,10 @@ def must(holds: Callable[[Any], object], wanted: str) -> AfterValidator:
     return AfterValidator(checked)
 
 
-def _is_utf8(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 Printable = Annotated[
     StrictStr,
-    must(_is_utf8, "wanted UTF-8; rename what has this name, or make a link of another name to it"),
-    must(lambda text: text.isprintable() or not _is_utf8(text), "wanted a text without control characters"),
+    must(is_utf8, "wanted UTF-8; rename what has this name, or make a link of another name to it"),
+    must(lambda text: text.isprintable() or not is_utf8(text), "wanted a text without control characters"),
 ]
 Byte = Annotated[StrictInt, Field(ge=0, le=255)]
 

@@ -26,7 +26,7 @@ from safetensors.torch import load as load_safetensors
 from dgmn2cli.checkpoint.contents import Unfit, plain
 from dgmn2cli.checkpoint.pickles import Excess, References, scan
 from dgmn2cli.checkpoint.standins import stand_ins
-from dgmn2cli.errors import IntegrityError
+from dgmn2cli.errors import IntegrityError, is_utf8
 
 MAX_HEADER_BYTES = 16 << 20
 META_KEY = "dgmn2_meta"  # where a safetensors file keeps, as JSON, what a .pth file keeps under `meta`
@@ -83,7 +83,7 @@ def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False)
         file.seek(0)
         with warnings.catch_warnings(), _only(allowed):
             warnings.simplefilter("ignore")
-            if mapped and stored:
+            if mapped and stored and is_utf8(str(path)):  # torch maps no file of another name
                 value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             else:
                 value = torch.load(file, map_location="cpu", weights_only=True)

@@ -8,6 +8,7 @@ import collections
 import datetime
 import ipaddress
 import json
+import os
 import pathlib
 import random
 import re
@@ -325,3 +326,14 @@ def test_several_networks_under_one_entry_are_told_apart_by_their_prefixes(
             read_checkpoint(saved(tmp_path / "x.pth", content))
         for prefix in prefixes:
             assert f"'{prefix.removeprefix('model.')}' ({len(STATE)})" in str(caught.value)
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_a_file_whose_name_is_no_text(tmp_path: Path, inference: bool) -> None:
+    """torch maps no such file."""
+    folder = tmp_path / os.fsdecode(b"d\xe9")
+    folder.mkdir()
+    path = write_checkpoint(folder / "x.pth", STATE, META)
+    read = read_checkpoint(path, inference=inference)
+    assert all(torch.equal(value, STATE[key]) for key, value in read.state.items())
+    assert read.meta == META

@@ -29,7 +29,7 @@ from dgmn2cli.errors import DataError
 from faults.sandbox import Box, Call, judge
 from faults.verdicts import RIGHT, Faults, Kind, Violation
 
-STEPS, LIMIT, PATIENCE = 3, 30.0, 180.0
+STEPS, LIMIT, PATIENCE = 3, 30.0, 400.0
 TRAIN = (
     "train", "setr_naive-tiny", "--data-root", "data", "--out", "out/run", "--from", "scratch", "--crop", "64",
     "--scale", "96x64", "--window", "64", "--stride", "48", "--batch-size", "1", "--threads", "1", "--device", "cpu",
@@ -212,6 +212,6 @@ def deaths(
 
 
 KINDS = (
-    Kind("death of a data worker", deaths, 20, 1, patience=600, forks=True),
-    Kind("death of a process of a training", partial(deaths, draw=draw_rank), 12, 0, patience=600, forks=True),
+    Kind("death of a data worker", deaths, 20, 1, patience=1500, forks=True),
+    Kind("death of a process of a training", partial(deaths, draw=draw_rank), 12, 0, patience=1500, forks=True),
 )
