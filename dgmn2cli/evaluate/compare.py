@@ -19,17 +19,22 @@ from dgmn2cli.evaluate.analysis.bootstrap import (
     parts_of,
     resampled,
 )
+from dgmn2cli.evaluate.certificate import fingerprint_of
 from dgmn2cli.evaluate.reading import ReportFile
 from dgmn2cli.report import html
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One of the two: its file, its model, its weights' hash, its mean IoU (a fraction)."""
+    """One of the two: its file, what made its predictions and how, its mean IoU (a fraction)."""
 
     report: Path
     model: str
     sha256: str
+    procedure: str
+    device: str
+    dtype: str
+    runtime: str
     mean_iou: float
 
 
@@ -71,6 +76,7 @@ class PairedComparison:
 
     Attributes:
         first, second: what is compared.
+        fingerprint: of the images' names, sizes and labels.
         difference: of the mean IoU.
         classes: in their order.
         images: what got better most first, what got worse most last.
@@ -79,6 +85,7 @@ class PairedComparison:
 
     first: Compared
     second: Compared
+    fingerprint: str
     difference: Difference
     classes: tuple[ClassDifference, ...]
     images: tuple[ImageDifference, ...]
@@ -112,6 +119,7 @@ def compare(first: ReportFile, second: ReportFile) -> PairedComparison:
     return PairedComparison(
         first=_compared(first, float(means[0])),
         second=_compared(second, float(means[1])),
+        fingerprint=fingerprint_of(first.classes, first.records),
         difference=Difference(float(means[1] - means[0]), interval(mean_samples), LEVEL, RESAMPLES, SEED),
         classes=tuple(
             ClassDifference(name, float(a), float(b), float(b - a), interval(class_samples[:, i]))
@@ -141,7 +149,9 @@ def _require_same_images(first: ReportFile, second: ReportFile) -> None:
 
 
 def _compared(report: ReportFile, mean: float) -> Compared:
-    return Compared(report.path, report.run.model, report.run.sha256, mean)
+    run = report.run
+    procedure = str(report.protocol or "not known")
+    return Compared(report.path, run.model, run.sha256, procedure, run.device_name, run.dtype, run.runtime, mean)
 
 
 def _image_differences(report: ReportFile, pair: np.ndarray) -> tuple[ImageDifference, ...]:
