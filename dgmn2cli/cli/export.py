@@ -11,6 +11,8 @@ from rich.console import RenderableType
 from dgmn2cli.cli import render
 from dgmn2cli.cli.options import PATH, ParsedType, Session, model_argument, pass_session, threads_option
 from dgmn2cli.cli.progress import TerminalObserver
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.files import atomic_write, to_json
 
 if TYPE_CHECKING:
     from dgmn2cli.export.folder import ExportReport
@@ -40,9 +42,7 @@ BATCH = ParsedType("batch", _parse_batch)
 @click.option("--window", type=click.IntRange(33, 8192), metavar="N", help="Side of a window.  [default: 769]")
 @click.option("--batch", type=BATCH, default="dynamic", metavar="dynamic|N", help="Windows at a time.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
-@click.option(
-    "--describe", type=PATH, metavar="GRAPH", help="Export nothing: draft the protocol.json of any ONNX file."
-)
+@click.option("--describe", type=PATH, metavar="GRAPH", help="Only draft the protocol.json beside any ONNX file.")
 @threads_option
 @pass_session
 def export(
@@ -56,13 +56,19 @@ def export(
     window: int | None,
     batch: int | None,
     overwrite: bool,
+    describe: Path | None,
     threads: int | None,
 ) -> None:
     """Export MODEL as a graph for ONNX Runtime, OpenVINO, TensorRT or torch, with the test procedure around it.
 
     The folder gets the graph, its protocol.json, and run.py, which segments images without torch. The graph is compared
     with the network first; if they do not agree, nothing is written and the exit code is 1.
+
+    --describe drafts the protocol.json of somebody else's graph; what the graph does not say is guessed, and said.
     """
+    if describe is not None:
+        _describe(session, describe, overwrite)
+        return
     from dgmn2cli import runtime
     from dgmn2cli.export.folder import ExportOptions, export_folder, require_packages, require_place
     from dgmn2cli.inference import load
@@ -86,6 +92,20 @@ def export(
         )
         report = export_folder(segmenter, folder, options, observer)
     render.emit(session, report, lambda: _summary(report))
+
+
+def _describe(session: Session, graph: Path, overwrite: bool) -> None:
+    """Drafts the protocol of a graph; what was guessed is said on stderr, the file's path on stdout."""
+    from dgmn2cli.inference import describe_graph
+
+    draft = describe_graph.describe(graph)
+    if draft.path.exists() and not overwrite:
+        hint = "Edit it, or add --overwrite."
+        raise ConfigError("the graph has a protocol already", where=draft.path, why="it may be yours", hint=hint)
+    atomic_write(draft.path, to_json(draft.document) + "\n")
+    for guess in draft.guesses:
+        render.notice(session, f"guessed: {guess}")
+    render.emit(session, draft, lambda: [render.lines(str(draft.path))])
 
 
 def _summary(report: ExportReport) -> list[RenderableType]:

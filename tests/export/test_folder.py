@@ -200,3 +200,15 @@ def test_command_writes_over_an_earlier_export(checkpoint, tmp_path, capsys):
     assert sorted(report["files"]) == sorted(os.listdir(target)) == FILES
     assert report["protocol"]["model"] == "mine"
     assert report["protocol"]["input"]["batch"] == 2
+
+
+def test_describe_drafts_what_the_command_can_load(exported, tmp_path, capsys):
+    graph = tmp_path / "theirs.onnx"
+    graph.write_bytes((exported / "window.onnx").read_bytes())
+    assert main(["export", "--describe", str(graph)]) == 0
+    drafted = capsys.readouterr()
+    assert drafted.out.strip() == str(tmp_path / "protocol.json")
+    assert "guessed: inference.protocol" in drafted.err
+    assert load_graph(graph).protocol.graph_sha256 == hash_file(graph)
+    assert main(["export", "--describe", str(graph)]) == 2
+    assert main(["export", "--describe", str(graph), "--overwrite"]) == 0
