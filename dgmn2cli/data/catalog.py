@@ -52,7 +52,7 @@ def open_dataset(root: str | Path, split: str, *, labels: bool = True) -> Segmen
 def find_splits(root: str | Path) -> tuple[str, ...]:
     """The splits under `root`: train, val and test first, then others by name; of a Cityscapes tree the labelled ones.
 
-    A description without `{split}` has one, called "all".
+    A description says them, or has `{split}` in its folders; else it has one, called "all".
     """
     root = Path(root)
     description = find_description(root)
@@ -61,7 +61,10 @@ def find_splits(root: str | Path) -> tuple[str, ...]:
             name for name in _folders(root / "gtFine") if any((root / "leftImg8bit" / name).glob(f"*/*{IMAGE_SUFFIX}"))
         }
     else:
-        images = load_description(description).images
+        said = load_description(description)
+        images = said.images
+        if said.splits:
+            return tuple(name for name in said.splits if any(description.parent.glob(images.replace(SPLIT, name))))
         if SPLIT not in images:
             return ("all",)
         before, _, after = images.partition(SPLIT)

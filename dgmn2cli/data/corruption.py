@@ -20,6 +20,7 @@ BLUR = (1, 2, 3, 4, 6)  # standard deviation in pixels
 NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)  # standard deviation, of 0 to 1
 JPEG = (25, 18, 15, 10, 7)  # quality
 NIGHT = ((0.5, 0.01), (0.35, 0.02), (0.22, 0.03), (0.13, 0.04), (0.07, 0.05))  # light that is left, sensor noise
+LAMPS = 30  # what is smaller than the image's smaller side by this may be a lamp
 TINT = (1.12, 0.98, 0.84)  # blue, green, red: what is left of the light at night
 
 Draws = np.random.Generator
@@ -82,12 +83,14 @@ def _fog(image: np.ndarray, level: int, draws: Draws) -> np.ndarray:
 
 
 def _night(image: np.ndarray, level: int, draws: Draws) -> np.ndarray:
-    """Less and bluer light, lamps as bright as before, a noisy sensor."""
+    """Less and bluer light; small bright things, lamps, keep theirs; a noisy sensor."""
     light, noise = NIGHT[level]
     values = (image.astype(np.float32) / 255) ** 2.2  # to light, as a camera's curve would have it
-    glow = np.clip((values.max(2, keepdims=True) - 0.8) / 0.2, 0, 1)
-    dark = values * (light * np.array(TINT, np.float32)) * (1 - glow) + values * glow
-    seen = np.clip(dark, 0, 1) ** np.float32(1 / 2.2)
+    bright = values.max(2)
+    side = max(3, min(bright.shape) // LAMPS)
+    broad = cv2.morphologyEx(bright, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+    lamp = (np.clip((bright - 0.6) / 0.4, 0, 1) * np.clip((bright - broad) / 0.4, 0, 1))[:, :, None]
+    seen = (values * (light * np.array(TINT, np.float32) * (1 - lamp) + lamp)).clip(0, 1) ** np.float32(1 / 2.2)
     return _bytes(seen + draws.normal(0, noise, image.shape).astype(np.float32))
 
 

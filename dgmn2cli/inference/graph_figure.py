@@ -126,9 +126,8 @@ class _Page:
         close = _view([*(node for head in block.heads for node in head.nodes), *hops], (block.x, block.y))
         axes.add_patch(_rectangle((close[0], close[3]), close[1] - close[0], close[2] - close[3], HEADS[0]))
         self._cross(axes, 9)
-        self.text(
-            EDGE, top + rows * scale + 8, "Dashed: the window. Framed: what is shown on the right.", 9, color=FAINT
-        )
+        about = "Dashed: the window. Framed: what is on the right. Edges start at the cell of the map nearest to the +."
+        self.text(EDGE, top + rows * scale + 8, about, 9, color=FAINT)
 
         axes = self.panel(WIDTH - EDGE - MAIN, top, MAIN, MAIN, close)
         _far_edges(axes, block)
@@ -144,7 +143,7 @@ class _Page:
             left = EDGE + index * (width + GAP)
             many = f"{len(block.heads)} head{'s' * (len(block.heads) > 1)}, stride {block.stride}"
             self.text(left, top - 24, f"Stage {block.stage}, block {block.block}", size=11, weight="bold")
-            self.text(left + 150, top - 22, many, 9, color=FAINT)
+            self.text(left + 164, top - 22, many, 9, color=FAINT)
             view = _view([node for head in block.heads for node in head.nodes], (block.x, block.y))
             self._block(self.panel(left, top, width, STAGE, view), block, 1.0)
             values = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgmn2cli.data.catalog import open_dataset
+from dgmn2cli.data.catalog import find_splits, open_dataset
 from dgmn2cli.data.check import check_dataset, require_sound
 from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, PALETTE, open_cityscapes
 from dgmn2cli.data.dataset import STORED_IDS
@@ -147,6 +147,9 @@ def test_the_condition_above_the_split_and_16_bit_ids(drawn: Path, tmp_path: Pat
         "fog/val/seefeld_000001",
     ]
     assert [pair.name for pair in open_preset("acdc", tmp_path / "a", "train").pairs] == ["fog/train/nordhafen_000000"]
+    shutil.copy(find_preset("acdc").path, tmp_path / "a" / "dataset.toml")  # as `data template` gives it
+    assert find_splits(tmp_path / "a") == ("train", "val")
+    assert len(open_dataset(tmp_path / "a", "val")) == 2
     ids = id_map(find_preset("idd-csids").said)
     stored = np.array([[7, 355], [99, 33]], np.uint16)
     assert ids.apply(stored, "x").tolist() == [[0, 255], [255, 18]]
