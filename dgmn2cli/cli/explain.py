@@ -64,6 +64,10 @@ def explain(
     from dgmn2cli import runtime
     from dgmn2cli.inference import explain_files, load
 
+    if network.graph is not None:
+        raise click.UsageError(
+            "an exported graph does not show its layers: leave out --graph", click.get_current_context()
+        )
     with TerminalObserver(session, {explain_files.ExplainedPosition: _line}) as observer:
         request = explain_files.prepare(image, positions, out, settings, overwrite=overwrite)
         runtime.set_threads(network.threads)

@@ -115,4 +115,5 @@ def test_explaining_from_the_command_line(run: Run, checkpoint: Path) -> None:
     assert run(*arguments, "--at", "30,20")[0] == 2  # the files are there
     assert run(*arguments, "--at", "60,20")[0] == 2
     assert run(*arguments, "--at", "here")[0] == 2
+    assert run("explain", "a.png", "--at", "1,1", "--graph", "g")[0] == 2
     assert run("explain", "gone.png", "--at", "1,1")[0] == 6
