@@ -9,7 +9,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,8 @@ from torch import Tensor, nn
 from dgmn2cli.bench import OURS
 from dgmn2cli.bench.baseline import compiled_unfold, plain_network, torchvision_unfold
 from dgmn2cli.errors import CheckFailed, ResourceError
+from dgmn2cli.inference.onnx_model import inputs_of, outputs_of, parse
+from dgmn2cli.inference.runtimes import RUNTIMES, open_model, require_runtime
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.fused.network import InferenceForm
@@ -56,8 +61,9 @@ class Implementation:
         device: `cpu`, `cuda:0`, ...
         dtype: of weights and activations.
         backend: op backend, resolved; for a baseline the one its unfold runs on, or what is used instead.
-        form: `fused` (inference form) or `published` (order of operations as published).
+        form: `fused` (inference form), `published` (order of operations as published) or `graph` (exported).
         compiled: whether it runs under `torch.compile`.
+        graph: the exported graph that a runtime runs.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Implementation:
     backend: str
     form: str
     compiled: bool = False
+    graph: Path | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -142,7 +149,9 @@ def ours(device: torch.device, dtype: str, backend: str, *, fused: bool, compile
     return Implementation(OURS, str(device), dtype, used, "fused" if fused else "published", compiled)
 
 
-def baseline(name: str, device: torch.device, dtype: str, own_backend: str) -> Implementation:
+def baseline(
+    name: str, device: torch.device, dtype: str, own_backend: str, graph: Path | None = None
+) -> Implementation:
     """A baseline; a ResourceError that says why where it cannot run here."""
     backend, compiled, why = own_backend, False, ""
     if name == "plain":
@@ -159,31 +168,60 @@ def baseline(name: str, device: torch.device, dtype: str, own_backend: str) -> I
         backend, compiled = "reference", True
         if device.type == "cpu" and not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
             why = "torch.compile needs a C++ compiler, and none is on PATH"
+    elif name in RUNTIMES:
+        require_runtime(name)
+        if graph is None or device.type != "cpu":
+            why = "exported graphs run passes of networks on the CPU only"
+        return Implementation(name, "cpu", "float32", f"{name} {version(name)}", "graph", graph=graph)
     if why:
         raise ResourceError("the baseline cannot run", where=name, why=why)
     return Implementation(name, str(device), dtype, backend, "published", compiled)
 
 
 def with_baselines(
-    own: Implementation, names: Sequence[str], note: Callable[[str], object]
+    own: Implementation, names: Sequence[str], note: Callable[[str], object], graph: Path | None = None
 ) -> tuple[Implementation, ...]:
     """`own`, then the baselines in its dtype; beside half precision the published design in float32 too.
 
-    `note` is told of each baseline that cannot run.
+    `note` is told of each baseline that cannot run; `graph` is what runtimes run.
     """
     found = [own]
     for name in names:
         beside = own.dtype != "float32" and name in PUBLISHED_DESIGNS
         for dtype in (own.dtype, "float32") if beside else (own.dtype,):
             try:
-                found.append(baseline(name, torch.device(own.device), dtype, own.backend))
+                found.append(baseline(name, torch.device(own.device), dtype, own.backend, graph))
             except ResourceError as error:
                 note(str(error))
     return tuple(found)
 
 
+def write_graph(spec: NetworkSpec, export: Callable[[Segmentor], Any], path: Path) -> Path:
+    """Writes the network with stand-in weights as the ONNX graph that `export` makes of it."""
+    model = spec.build().eval().requires_grad_(requires_grad=False)
+    model.load_state_dict(filled_state(model))
+    path.write_bytes(export(model).SerializeToString())
+    return path
+
+
+class RuntimeNetwork(nn.Module):
+    """An exported network of one input and one output in a runtime, with as many threads as PyTorch has."""
+
+    def __init__(self, graph: bytes, runtime: str) -> None:
+        super().__init__()
+        model = parse(graph, Path(runtime))
+        [taken], [given] = inputs_of(model), outputs_of(model)
+        self.opened = open_model(runtime, graph, "float32", taken.name, given.name, torch.get_num_threads())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(B, 3, H, W)` to `(B, C, H, W)`, float32."""
+        return torch.from_numpy(self.opened.run(images.numpy()))
+
+
 def build(spec: NetworkSpec, used: Implementation, *, training: bool = False) -> nn.Module:
     """The network with stand-in weights, on its device."""
+    if used.graph is not None:
+        return RuntimeNetwork(used.graph.read_bytes(), used.name)
     model = spec.build()
     model.load_state_dict(filled_state(model))
     if used.name in PUBLISHED_DESIGNS:

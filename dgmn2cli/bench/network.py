@@ -106,10 +106,11 @@ def _check(
     executed: list[int | None] = []
     for used, network in zip(compared, networks, strict=True):
         images = random_images(*request.shape, used)
-        counting = nullcontext([0]) if used.compiled or request.training else count_executed(network)
+        uncounted = used.compiled or used.graph is not None or request.training
+        counting = nullcontext([0]) if uncounted else count_executed(network)
         with counting as counted, torch.inference_mode(not request.training):
             answer = [network.eval()(images)]
-        executed.append(None if used.compiled or request.training else counted[0])
+        executed.append(None if uncounted else counted[0])
         if request.training:
             _loss(answer[0]).backward()
             network.train()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from dgmn2cli.bench import BASELINES
 from dgmn2cli.errors import ConfigError
+from dgmn2cli.model.segmentor import Segmentor
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Request:
         baselines: which to measure beside it, keys of `BASELINES`.
         warmup, iters: rounds thrown away, rounds that count.
         memory: measure peak memory too; on the CPU each implementation in a process of its own.
+        export: makes the ONNX graph of a network, for the baselines that are runtimes.
 
     Raises:
         ConfigError: no such baseline, or window and size contradict each other.
@@ -44,6 +48,7 @@ class Request:
     warmup: int = 1
     iters: int = 5
     memory: bool = True
+    export: Callable[[Segmentor], Any] | None = None
 
     def __post_init__(self) -> None:
         for name in self.baselines:

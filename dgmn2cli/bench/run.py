@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dgmn2cli.bench.decode import measure_decoding
-from dgmn2cli.bench.implementations import NetworkSpec, ours, with_baselines
+from dgmn2cli.bench.implementations import NetworkSpec, ours, with_baselines, write_graph
 from dgmn2cli.bench.network import measure_network, profile_network
 from dgmn2cli.bench.op import ATTENTION, UNFOLD, measure_op, op_implementations, stage_cases
 from dgmn2cli.bench.pipeline import measure_pipeline
@@ -15,6 +17,7 @@ from dgmn2cli.bench.report import Report, describe_machine
 from dgmn2cli.bench.request import Request
 from dgmn2cli.bench.timing import highest
 from dgmn2cli.inference.load import Recipe
+from dgmn2cli.inference.runtimes import RUNTIMES
 from dgmn2cli.observer import Observer
 
 
@@ -64,4 +67,9 @@ def _measure(recipe: Recipe, request: Request, report: Report, observer: Observe
     else:
         # in training this package's implementation runs in the published order itself
         baselines = [name for name in request.baselines if not (request.training and name == "published")]
-        measure_network(spec, with_baselines(own, baselines, report.note), sized, report, observer)
+        with TemporaryDirectory(prefix="dgmn2-graph-") as folder:
+            graph = None
+            if request.export is not None and not request.training and set(RUNTIMES) & set(baselines):
+                observer.advance(0, detail=f"exporting {spec.name}")
+                graph = write_graph(spec, request.export, Path(folder, "window.onnx"))
+            measure_network(spec, with_baselines(own, baselines, report.note, graph), sized, report, observer)

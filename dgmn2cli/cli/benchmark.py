@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 from rich.text import Text
 
 from dgmn2cli.bench import BASELINES, BENCHES, RATIO_HEADING
-from dgmn2cli.cli import render
+from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import PATH, SIZE, RunOptions, Session, complete_model, pass_session, with_run
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import printable
@@ -18,6 +19,7 @@ from dgmn2cli.files import check_file
 
 if TYPE_CHECKING:
     from dgmn2cli.bench.tables import TextTable
+    from dgmn2cli.model.segmentor import Segmentor
 
 
 @click.command()
@@ -78,7 +80,7 @@ def benchmark(
         require_compilable(device)
     baselines = tuple(name for name in against.split(",") if name not in ("", "none"))
     how = (device, run.dtype, run.backend, run.compiled, not published_order)
-    request = Request(bench, *how, size, window, batch, baselines, warmup, iters, memory)
+    request = Request(bench, *how, size, window, batch, baselines, warmup, iters, memory, _exporter(baselines))
     with TerminalObserver(session) as observer:
         report = run_benchmark([resolve(name, zoo=zoo) for name in names], request, observer)
     if csv:
@@ -88,6 +90,17 @@ def benchmark(
         subtitle = f"{machine.gpu or machine.processor}; {machine.versions}; {machine.time[:10]}"
         bar_chart(bar_groups(report), plot, f"dgmn2 benchmark --bench {bench}", subtitle)
     render.emit(session, report, lambda: [*map(_drawn, tables(report)), *map(Text, footer(report))])
+
+
+def _exporter(baselines: tuple[str, ...]) -> Callable[[Segmentor], Any] | None:
+    """What makes a graph of a network, where a baseline runs one and the packages for it are there."""
+    from importlib.util import find_spec
+
+    if not set(protocol.RUNTIMES) & set(baselines) or find_spec("onnx") is None:
+        return None
+    from dgmn2cli.export.graph import build_graph
+
+    return build_graph
 
 
 def _drawn(table: TextTable) -> Table:

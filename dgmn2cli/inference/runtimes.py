@@ -55,26 +55,25 @@ def require_runtime(name: str) -> None:
             raise missing(package, RUNTIMES[name])
 
 
-def _onnxruntime(model: bytes, precision: str, graph: Graph, threads: int) -> Opened:
+def _onnxruntime(model: bytes, precision: str, taken: str, given: str, threads: int) -> Opened:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # what goes wrong is raised; nothing goes to stderr
-    taken, given = graph.protocol.input.name, graph.protocol.output.name
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return Opened(
         lambda values: np.asarray(session.run([given], {taken: values})[0]), onnxruntime.__version__, precision
     )
 
 
-def _openvino(model: bytes, precision: str, graph: Graph, threads: int) -> Opened:
+def _openvino(model: bytes, precision: str, taken: str, given: str, threads: int) -> Opened:
     import openvino
 
     core = openvino.Core()
     # left alone, OpenVINO chooses bfloat16 on processors that have instructions for it
     core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"})
-    read, taken = core.read_model(model), graph.protocol.input.name
+    read = core.read_model(model)
 
     @lru_cache(maxsize=OPEN_SIZES)  # compiled for one size it runs faster than for any
     def compiled(shape: tuple[int, ...]) -> Any:
@@ -83,13 +82,30 @@ def _openvino(model: bytes, precision: str, graph: Graph, threads: int) -> Opene
         return core.compile_model(sized, "CPU")
 
     def run(values: np.ndarray) -> np.ndarray:
-        return np.array(compiled(values.shape)({taken: values})[graph.protocol.output.name])
+        return np.array(compiled(values.shape)({taken: values})[given])
 
     hint = core.get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
     return Opened(run, openvino.__version__.partition("-")[0], {"f32": "float32"}.get(hint, hint))
 
 
 _OPEN = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+
+
+def open_model(runtime: str, model: bytes, precision: str, taken: str, given: str, threads: int) -> Opened:
+    """An ONNX file in a runtime, on the CPU.
+
+    Args:
+        runtime: a key of `RUNTIMES`.
+        model: the file's bytes, its tensors among them.
+        precision: the dtype of most of its weights.
+        taken, given: names of its input and its output.
+        threads: CPU threads that compute.
+
+    Raises:
+        ResourceError: the runtime is not installed; else what the runtime raises.
+    """
+    require_runtime(runtime)
+    return _OPEN[runtime](model, precision, taken, given, threads)
 
 
 def _failures(runtime: str) -> tuple[type[Exception], ...]:
@@ -124,9 +140,10 @@ class GraphNetwork(nn.Module):
     def _open(self) -> None:
         require_runtime(self.runtime)
         model, precision = complete(self.graph)
+        names = self.graph.protocol.input.name, self.graph.protocol.output.name
         self.failures = _failures(self.runtime)
         try:
-            self.opened = _OPEN[self.runtime](model, precision, self.graph, self.threads)
+            self.opened = open_model(self.runtime, model, precision, *names, self.threads)
         except self.failures as error:
             raise self._failure("the runtime does not take the graph", error) from error
 

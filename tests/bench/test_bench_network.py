@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgmn2cli.bench import network as bench_network
-from dgmn2cli.bench.implementations import Implementation, NetworkSpec, baseline, build, ours, with_baselines
+from dgmn2cli.bench.implementations import (
+    Implementation,
+    NetworkSpec,
+    baseline,
+    build,
+    ours,
+    with_baselines,
+    write_graph,
+)
 from dgmn2cli.bench.macs import attention_macs, count_executed, count_macs, count_parameters
 from dgmn2cli.bench.network import TRAINING_FACTOR, measure_network
 from dgmn2cli.bench.report import Report, describe_machine
 from dgmn2cli.bench.request import Request
 from dgmn2cli.errors import CheckFailed, ResourceError
+from dgmn2cli.export.graph import build_graph
 from dgmn2cli.model.attention import DynamicGraphAttention
 from dgmn2cli.observer import Silent
 from dgmn2cli.ops import resolve
@@ -147,3 +157,28 @@ def test_in_the_published_order_all_is_executed() -> None:
     with count_executed(network) as executed, torch.inference_mode():
         network(torch.zeros(2, 3, 65, 97))
     assert executed[0] == published
+
+
+def test_runtimes_run_the_exported_graph_in_the_same_rounds(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    graph, report = write_graph(SPEC, build_graph, tmp_path / "window.onnx"), empty()
+    own = ours(CPU, "float32", "auto", fused=True)
+    compared = with_baselines(own, ("onnxruntime", "openvino"), report.note, graph)
+    measure_network(SPEC, compared, small(1, training=False), report, Silent())
+    rows = report.timed()
+    assert [(row.implementation, row.form, row.dtype) for row in rows[1:]] == [
+        ("onnxruntime", "graph", "float32"), ("openvino", "graph", "float32"),
+    ]  # fmt: skip
+    assert all(row.backend.startswith(f"{row.implementation} ") for row in rows[1:])
+    assert [row.executed for row in rows[1:]] == [None, None]
+    with torch.device("meta"):
+        assert {row.macs for row in rows} == {count_macs(SPEC.build(), 65, 97, 1)}
+    assert [found.what for found in report.agreements] == ["logits", "logits"]
+
+
+def test_runtimes_are_left_out_where_there_is_no_graph() -> None:
+    pytest.importorskip("onnxruntime")
+    notes: list[str] = []
+    assert len(with_baselines(ours(CPU, "float32", "auto", fused=True), ("onnxruntime",), notes.append)) == 1
+    assert "onnxruntime" in notes[0]
