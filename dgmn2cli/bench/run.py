@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dgmn2cli.bench.decode import measure_decoding
+from dgmn2cli.bench.graphs import measure_graph
 from dgmn2cli.bench.implementations import NetworkSpec, ours, with_baselines, write_graph
 from dgmn2cli.bench.network import measure_network, profile_network
 from dgmn2cli.bench.op import ATTENTION, UNFOLD, measure_op, op_implementations, stage_cases
@@ -16,22 +17,30 @@ from dgmn2cli.bench.pipeline import measure_pipeline
 from dgmn2cli.bench.report import Report, describe_machine
 from dgmn2cli.bench.request import Request
 from dgmn2cli.bench.timing import highest
+from dgmn2cli.inference.graph import Graph
 from dgmn2cli.inference.load import Recipe
 from dgmn2cli.inference.runtimes import RUNTIMES
 from dgmn2cli.observer import Observer
 
 
-def run_benchmark(recipes: Sequence[Recipe], request: Request, observer: Observer) -> Report:
+def run_benchmark(
+    recipes: Sequence[Recipe], request: Request, observer: Observer, graph: Graph | None = None
+) -> Report:
     """Measures every recipe's network (for `op`: the ops at its stages' sizes; `decode` needs no network).
+
+    Where a graph is given, it alone is measured, in the runtimes among the baselines.
 
     Raises:
         CheckFailed: compared implementations do not agree; nothing is reported then.
         ResourceError: device or backend cannot run, or memory ran out.
     """
-    began, report = time.perf_counter(), Report(request.bench, describe_machine(request.device))
+    kind = request.bench if graph is None else "graph"
+    began, report = time.perf_counter(), Report(kind, describe_machine(request.device))
     observer.begin("measuring")
     try:
-        if request.bench == "decode":
+        if graph is not None:
+            measure_graph(graph, request.baselines, request, report, observer)
+        elif request.bench == "decode":
             measure_decoding(request, report, observer)
         else:
             for recipe in recipes:

@@ -155,7 +155,8 @@ _DECODE: Columns = {
     RATIO_HEADING: _as_fast,
     "dgmn2cli takes": lambda row: f"{1 / row.times_as_fast:.2f}x as long",
 }
-_COLUMNS = {"op": _OP, "decode": _DECODE}
+_GRAPH: Columns = {**_NAMES, **_MILLISECONDS, "per s": _NETWORK["per s"], "the first is": _as_fast}
+_COLUMNS = {"op": _OP, "decode": _DECODE, "graph": _GRAPH}
 
 
 def _part_cells(rows: Sequence[AnyRow]) -> list[dict[str, str]]:

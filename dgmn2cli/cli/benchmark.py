@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     metavar="NAMES",
     help=f"Baselines measured in turn with it: some of {', '.join(BASELINES)}, comma-separated, or none.",
 )
+@click.option("--graph", type=PATH, metavar="DIR", help="Measure this exported graph alone, by its protocol.")
+@click.option("--runtime", type=click.Choice(protocol.RUNTIMES[1:]), help="For --graph.  [default: those installed]")
 @click.option("--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting.")
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory.")
 @click.option("--csv", type=PATH, metavar="FILE", help="Write the rows and the machine there.")
@@ -54,6 +56,8 @@ def benchmark(
     warmup: int,
     iters: int,
     against: str,
+    graph: Path | None,
+    runtime: str | None,
     published_order: bool,
     memory: bool,
     csv: Path | None,
@@ -65,7 +69,9 @@ def benchmark(
     from dgmn2cli.bench.request import Request
     from dgmn2cli.bench.run import run_benchmark
     from dgmn2cli.bench.tables import bar_groups, footer, tables
+    from dgmn2cli.inference.graph import load_graph
     from dgmn2cli.inference.load import resolve
+    from dgmn2cli.inference.runtimes import installed
     from dgmn2cli.report.charts import bar_chart
     from dgmn2cli.runtime import require_compilable, resolve_device, set_threads
 
@@ -75,14 +81,21 @@ def benchmark(
     zoo = session.zoo()
     names = [entry.key for entry in zoo.segmentors] if every else models or (zoo.default,)
     set_threads(run.threads)
-    device = resolve_device(run.device)
+    device = resolve_device("cpu" if graph is not None and run.device == "auto" else run.device)
     if run.compiled:
         require_compilable(device)
     baselines = tuple(name for name in against.split(",") if name not in ("", "none"))
+    found = None
+    if graph is not None:
+        if models or every or bench != "infer" or device.type != "cpu" or run.dtype != "float32" or run.compiled:
+            raise click.UsageError("--graph is measured alone: its windows, on the CPU, as it was exported")
+        found, baselines = load_graph(graph), (runtime,) if runtime else installed()
+    elif runtime:
+        raise click.UsageError(f"--runtime {runtime} needs --graph DIR; beside a network: --against {runtime}")
     how = (device, run.dtype, run.backend, run.compiled, not published_order)
     request = Request(bench, *how, size, window, batch, baselines, warmup, iters, memory, _exporter(baselines))
     with TerminalObserver(session) as observer:
-        report = run_benchmark([resolve(name, zoo=zoo) for name in names], request, observer)
+        report = run_benchmark([resolve(name, zoo=zoo) for name in names], request, observer, found)
     if csv:
         write_csv(report, csv)
     if plot:

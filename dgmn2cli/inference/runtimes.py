@@ -55,6 +55,18 @@ def require_runtime(name: str) -> None:
             raise missing(package, RUNTIMES[name])
 
 
+def installed() -> tuple[str, ...]:
+    """The runtimes that are.
+
+    Raises:
+        ResourceError: there is none.
+    """
+    found = tuple(name for name in RUNTIMES if find_spec(name) is not None)
+    if not found:
+        raise missing(*next(iter(RUNTIMES.items())))
+    return found
+
+
 def _onnxruntime(model: bytes, precision: str, taken: str, given: str, threads: int) -> Opened:
     import onnxruntime
 

@@ -143,3 +143,18 @@ def test_a_graph_of_labels_is_evaluated(run: Run, tmp_path: Path) -> None:
         assert run("infer", str(image), "--graph", name, "--save", "ids", "-o", f"{name}-out")[0] == 0
     masks = [read_label(tmp_path / f"{name}-out" / f"{image.stem}_ids.png") for name in ("labels", "scores")]
     np.testing.assert_array_equal(*masks)
+
+
+def test_a_graph_is_measured_alone(run: Run) -> None:
+    code, out, _ = run("benchmark", "--graph", "graph", "--iters", "2", "--threads", "2", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert [(row["implementation"], row["dtype"], row["width"], row["runs"]) for row in report["rows"]] == [
+        ("onnxruntime", "float32", 24, 2),
+        ("openvino", "float32", 24, 2),
+    ]
+    assert [found["implementation"] for found in report["agreements"]] == ["openvino"]
+    code, out, _ = run("benchmark", "--graph", "graph", "--runtime", "openvino", "--window", "40", "--json")
+    assert [(row["implementation"], row["height"]) for row in json.loads(out)["rows"]] == [("openvino", 40)]
+    assert run("benchmark", "fpn-tiny", "--graph", "graph")[0] == 2
+    assert run("benchmark", "--runtime", "openvino")[0] == 2
