@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from dgmn2cli.errors import ConfigError, DataError, IntegrityError, ResourceError
-from dgmn2cli.files import atomic_write, hash_file, open_in_place, open_regular, read_bounded
+from dgmn2cli.files import atomic_folder, atomic_write, hash_file, open_in_place, open_regular, read_bounded
 
 
 def test_a_file_is_replaced_and_nothing_is_left(tmp_path):
@@ -188,3 +188,19 @@ def test_long_names_in_any_script_are_written(tmp_path):
     for name in ("x" * 255, "字" * 85):
         assert atomic_write(tmp_path / name, b"z").read_bytes() == b"z"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "folder"
+    with atomic_folder(target) as part:
+        assert (part.parent, target.exists()) == (target.parent, False)
+        atomic_write(part / "a", "1")
+    assert os.listdir(target.parent) == ["folder"]
+    assert (target / "a").read_text() == "1"
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "deep" / "other") as part:
+        atomic_write(part / "a", str(1 // 0))
+    assert os.listdir(target.parent) == ["folder"]
+    with pytest.raises(ResourceError), atomic_folder(target):  # it holds a file
+        pass
+    assert os.listdir(target.parent) == ["folder"]
+    assert os.listdir(target) == ["a"]
