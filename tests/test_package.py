@@ -62,6 +62,7 @@ def test_data_files_travel(installed: Path) -> None:
     assert (resources / "examples" / "summer_palace.jpg").is_file()
     assert "Creative Commons" in (resources / "examples" / "README.md").read_text(encoding="utf-8")
     assert (installed / "dgmn2cli" / "report" / "templates" / "demo.html").is_file()
+    assert len(list((installed / "dgmn2cli" / "data" / "presets").glob("*.toml"))) == 13
     assert not list(installed.rglob("tests")), "tests do not belong in the wheel"
 
 
