@@ -148,10 +148,10 @@ def _write_in_place() -> None:
 
 
 def _deaf_launch() -> None:
-    """Nobody asks how the processes of a training ended."""
+    """The death of a process of a training ends the others, and counts as an end like any other."""
 
     def watch(self: Any, observer: Any) -> None:
-        while self.alive():
+        while self.alive() and not any(process.exitcode for process in self._processes):
             self._hear(observer)
 
     launching._Job.watch = watch  # type: ignore[method-assign]

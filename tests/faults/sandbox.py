@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -268,8 +269,10 @@ def _wait(process: int, limit: float) -> tuple[int, int]:
             grace = time.monotonic() + GRACE
             while _in_group(process) and time.monotonic() < grace:
                 time.sleep(0.01)
-            if _end_group(process):
-                raise Violation("it left processes running")
+            left = _running(process) if _in_group(process) else []
+            _end_group(process)
+            if left:
+                raise Violation(f"it left processes running: {'; '.join(left)}")
             return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
         time.sleep(pause)
     _end_group(process)
@@ -279,7 +282,7 @@ def _wait(process: int, limit: float) -> tuple[int, int]:
 
 
 def _in_group(process: int) -> bool:
-    """Whether anything that the command started still runs."""
+    """Whether anything that the command started is still there."""
     try:
         os.killpg(process, 0)
     except ProcessLookupError:
@@ -287,10 +290,18 @@ def _in_group(process: int) -> bool:
     return True
 
 
-def _end_group(process: int) -> bool:
-    """Ends what the command left running; whether there was something."""
-    try:
+def _running(group: int) -> list[str]:
+    """The command lines of what runs in a process group; what has ended and waits for its parent does not."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, _, member = (place / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(member) == group and state not in "ZX":
+                found.append((place / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")[:120])
+    return found
+
+
+def _end_group(process: int) -> None:
+    """Ends what the command left running."""
+    with suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
