@@ -64,8 +64,14 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 def rendered(figure: Figure, kind: str) -> bytes:
     """A figure as the bytes of a `png` or `svg` file; equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {})
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.BytesIO()  # written by its canvas: `savefig` would lay the figure out and draw it twice
+    if kind == "svg":
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    else:
+        FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 

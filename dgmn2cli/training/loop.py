@@ -287,17 +287,19 @@ class Loop:
         Raises:
             Stopped: it was given up because the run is to end.
         """
+        drawn = self.evaluation is not None
         report = self.evaluation or self.evaluate()
-        return self.group.once(partial(self._write_final, report))
+        return self.group.once(partial(self._write_final, report, drawn))
 
-    def _write_final(self, report: EvalReport) -> EvalReport:
+    def _write_final(self, report: EvalReport, drawn: bool) -> EvalReport:
         assert self.logs is not None
         last = self.store.last
         report = replace(report, run=replace(report.run, checkpoint=str(last), sha256=hash_file(last))).signed()
         self.logs.event("finished", self.iteration)
         atomic_write(self.folder.evaluation, to_json(report) + "\n")
         self._show(partial(write_report_page, self.folder.page, report))
-        self._show(self._draw_curves)
+        if not drawn:
+            self._show(self._draw_curves)
         return report
 
 

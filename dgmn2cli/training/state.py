@@ -83,8 +83,8 @@ def save_state(path: Path, state: TrainState, meta: Mapping[str, Any]) -> Path:
         NonFiniteError: a weight or a moment of the optimiser is NaN or infinite; nothing is written.
         ResourceError: the file cannot be written.
     """
-    check_finite(state.weights, path)
-    check_finite(state.usable, path)
+    for weights in (state.weights, state.average or {}):
+        check_finite(weights, path)
     check_finite(_moments(state.optimizer), path)
     extra: dict[str, Any] = {
         "version": VERSION,
