@@ -47,7 +47,7 @@ def refusal(device: str, dtype: str) -> str:
     """Why the compiled kernels cannot run on a device type and dtype ("" for any), empty where they can."""
     if _kernels is None:
         return _missing
-    if device not in ("", "cpu"):
+    if device not in ("", "cpu", "meta"):  # shapes alone need no kernel
         return f"the compiled kernels run on the CPU, not on {device}"
     if dtype not in ("", "float32", "float64", "bfloat16"):
         return f"the compiled kernels take float32, float64 and bfloat16, not {dtype}"

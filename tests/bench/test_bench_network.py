@@ -26,6 +26,7 @@ from dgmn2cli.bench.request import Request
 from dgmn2cli.errors import CheckFailed, ResourceError
 from dgmn2cli.export.graph import build_graph
 from dgmn2cli.model.attention import DynamicGraphAttention
+from dgmn2cli.model.shapes import shapes_only
 from dgmn2cli.observer import Silent
 from dgmn2cli.ops import resolve
 
@@ -71,7 +72,7 @@ def test_rows_agree_with_the_counter(training: bool) -> None:
     compared = with_baselines(ours(CPU, "float32", "auto", fused=not training), ("torchvision",), report.note)
     measure_network(SPEC, compared, small(2, training), report, Silent())
     own, theirs = report.timed()
-    with torch.device("meta"):
+    with shapes_only():
         model = SPEC.build()
     factor = TRAINING_FACTOR if training else 1
     assert theirs.macs == factor * count_macs(model, 65, 97, batch=2)
@@ -122,7 +123,7 @@ def test_all_see_the_same_weights_and_images() -> None:
 )
 def test_inference_executes_no_more_than_published(head: str, least: float, most: float) -> None:
     spec = NetworkSpec("any", "tiny", head)
-    with torch.device("meta"):
+    with shapes_only():
         published = count_macs(spec.build(), 129, 129)
     network = build(spec, ours(CPU, "float32", "auto", fused=True))
     with count_executed(network) as executed, torch.inference_mode():
@@ -133,7 +134,7 @@ def test_inference_executes_no_more_than_published(head: str, least: float, most
 @pytest.mark.parametrize("head", ["setr_naive", "setr_pup", "setr_mla", "fpn"])
 def test_pytorch_counts_the_same(head: str) -> None:
     """PyTorch's own counter, of what reaches it as a convolution or a Linear; it knows no attention op."""
-    with torch.device("meta"):
+    with shapes_only():
         model = NetworkSpec("any", "tiny", head).build().eval()
         images = torch.empty(2, 3, 65, 97)
     counted = count_macs(model, 65, 97, batch=2)
@@ -152,7 +153,7 @@ def test_pytorch_counts_the_same(head: str) -> None:
 def test_in_the_published_order_all_is_executed() -> None:
     spec = NetworkSpec("any", "tiny", "setr_mla")
     network = build(spec, ours(CPU, "float32", "auto", fused=False))
-    with torch.device("meta"):
+    with shapes_only():
         published = count_macs(spec.build(), 65, 97, batch=2)
     with count_executed(network) as executed, torch.inference_mode():
         network(torch.zeros(2, 3, 65, 97))
