@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -186,6 +185,8 @@ def raise_faults(what: str, faults: Sequence[str], where: object, hint: str = ""
 
 def parse_toml(text: str) -> dict[str, Any]:
     """The document in a TOML text; a ValueError says what is wrong and where."""
+    import tomllib  # the zoo, whose manifest is JSON, need not wait for it
+
     if dotted := next((number for number, line in enumerate(text.split("\n"), 1) if line.count(".") > MAX_DOTS), 0):
         raise ValueError(f"line {dotted} has more than {MAX_DOTS} dots")
     try:
