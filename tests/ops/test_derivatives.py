@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import filled
 from torch import Tensor
 from torch.autograd import forward_ad
 
 import dgmn2cli
 from dgmn2cli import ops
 from dgmn2cli.errors import ConfigError
-from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.fused.network import InferenceForm
 
 # PyTorch's own rules of forward mode are scripted when first wanted
@@ -144,9 +144,7 @@ def test_traced_by_aot_autograd(both: Case) -> None:
 @pytest.fixture
 def network(native: str) -> torch.nn.Module:
     torch.set_num_threads(1)
-    model = dgmn2cli.build_model("setr_naive-tiny", 3).eval()
-    model.load_state_dict(filled_state(model))
-    return model.double()
+    return filled(lambda: dgmn2cli.build_model("setr_naive-tiny", 3)).double()
 
 
 def test_a_network_pushes_tangents_forward(network: torch.nn.Module) -> None:

@@ -47,14 +47,13 @@ def test_importing_the_ops_loads_no_kernels() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
 
 
-def test_kernels_under_the_interpreter() -> None:
-    """`test_triton_kernels.py` in a process where Triton interprets, since that is settled when it is imported."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/ops/test_triton_kernels.py"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    passed = re.search(r"^(\d+) passed, \d+ deselected", done.stdout, re.MULTILINE)
-    assert passed, done.stdout[-1000:]
+def test_kernels_under_the_interpreter(interpreter: tuple[subprocess.Popen[bytes], Path]) -> None:
+    """In a process of their own, since it is settled when Triton is imported."""
+    process, output = interpreter
+    code, said = process.wait(900), output.read_text()
+    assert code == 0, said[-6000:]
+    passed = re.search(r"^(\d+) passed, \d+ deselected", said, re.MULTILINE)
+    assert passed, said[-1000:]
     assert int(passed[1]) == INTERPRETED_TESTS
 
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from networks import segmentor
 
 from dgmn2cli.config import OptimConfig
-from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.training.loss import segmentation_loss
 from dgmn2cli.training.optim import make_optimizer, poly_lr, set_lr
@@ -28,9 +28,7 @@ def batch(golden):
 
 def trained(batch, dtype):
     """Three published steps from the stand-in weights; everything the published system's run recorded."""
-    model = Segmentor("tiny", "setr_pup")
-    model.load_state_dict(filled_state(model))
-    model.to(dtype).train()
+    model = segmentor("tiny", "setr_pup").to(dtype).train()
     optimizer = make_optimizer(OptimConfig(), model.parameters())
     first = {key: value.detach().clone() for key, value in model.named_parameters()}
     run = {"losses": [], "accs": [], "lrs": [], "names": list(first)}

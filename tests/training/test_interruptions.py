@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from mounts import in_own_mounts
 from small_trainings import outcome, write_streets
+from train_children import Forked, Started
 
 import dgmn2cli
 from dgmn2cli.training.state import load_state
@@ -25,16 +26,20 @@ SMALL = (
     "--scale", "96x64", "--crop", "64", "--window", "64", "--stride", "48", "--batch-size", "1", "--from", "scratch",
     "--max-iters", str(STEPS), "--val-every", "0", "--device", "cpu", "--threads", "1", "--workers", "1",
 )  # fmt: skip
-PYTHON = (sys.executable, "-m")
-TORCHRUN = (*PYTHON, "torch.distributed.run", "--nproc-per-node", "2", "-m")
+PYTHON = (sys.executable, "-m", "dgmn2cli")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dgmn2cli")
 
 
-def command(out: str, *options: str, by: Sequence[str] = PYTHON) -> list[str]:
-    return [*by, "dgmn2cli", "train", "setr_naive-tiny", "--data-root", "data", "--out", out, *SMALL, *options]
+def command(out: str, *options: str) -> list[str]:
+    return ["train", "setr_naive-tiny", "--data-root", "data", "--out", out, *SMALL, *options]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def started(arguments: Sequence[str], folder: Path, by: Sequence[str] = PYTHON, **variables: str) -> Started:
+    return Started(arguments, folder, by, environment() | variables)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("interrupted")
     write_streets(made / "data")
     return made
-
-
-def finished(folder: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
 
 
 def steps_in(log: Path) -> int:
@@ -61,41 +62,26 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 @contextmanager
-def running(
-    folder: Path, arguments: Sequence[str], until_step: int, start_new_session: bool = False
-) -> Iterator[subprocess.Popen[str]]:
+def running(child: Forked, run: Path, until_step: int) -> Iterator[Forked]:
     """A training that has taken `until_step` steps."""
-    pipe = subprocess.PIPE
-    child = subprocess.Popen(
-        arguments,
-        cwd=folder,
-        env=environment(),
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        start_new_session=start_new_session,
-    )
-    log = folder / arguments[arguments.index("--out") + 1] / "log.jsonl"
     try:
-        wait_for(lambda: steps_in(log) >= until_step or child.poll() is not None)
-        assert child.poll() is None, child.stderr.read()
+        wait_for(lambda: steps_in(run / "log.jsonl") >= until_step or child.code is not None)
+        assert child.code is None, child.said[1]
         yield child
     finally:
         child.kill()
-        child.wait()
 
 
-def interrupted(folder: Path, arguments: Sequence[str], until_step: int, number: signal.Signals) -> tuple[int, str]:
+def interrupted(child: Forked, run: Path, until_step: int, number: signal.Signals) -> tuple[int, str]:
     """Exit code and last line of a training that gets a signal; its state is that of its last step."""
-    with running(folder, arguments, until_step) as child:
-        child.send_signal(number)
-        out, err = child.communicate(timeout=60)
-    assert out == ""
-    run = folder / arguments[arguments.index("--out") + 1]
+    with running(child, run, until_step):
+        os.kill(child.pid, number)
+        code, err = child.finish(60)
+    assert child.said[0] == ""
     state, _ = load_state(run / "checkpoints" / "last.pth")
     assert until_step <= state.iteration == steps_in(run / "log.jsonl") < STEPS
     assert f"Stopped after {state.iteration} steps; `--resume` goes on from there." in err
-    return child.returncode, err.splitlines()[-1]
+    return code, err.splitlines()[-1]
 
 
 def descendants(process: int) -> dict[int, str]:
@@ -125,57 +111,54 @@ SAYS = {
 def test_signals_end_the_wait_for_a_process_that_does_not_come(folder):
     group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29573"}
     for number, said in SAYS.items():
-        pipe = subprocess.PIPE
-        with subprocess.Popen(
-            command("alone"), cwd=folder, env=environment() | group, stdout=pipe, stderr=pipe, text=True
-        ) as child:
-            try:
-                assert child.stderr.readline().startswith("waiting for process 2 of 2")
-                child.send_signal(number)
-                err = child.communicate(timeout=30)[1]
-            finally:
-                child.kill()
-        assert (child.returncode, err.splitlines()[-1]) == said
+        child = started(command("alone"), folder, **group)
+        try:
+            wait_for(lambda child=child: child.said[1].startswith("waiting for process 2 of 2"), 30.0)
+            os.kill(child.pid, number)
+            code, err = child.finish(30)
+        finally:
+            child.kill()
+        assert (code, err.splitlines()[-1]) == said
 
 
 def test_signals_end_a_run_with_its_state_saved(folder):
-    assert interrupted(folder, command("r"), 2, signal.SIGTERM) == SAYS[signal.SIGTERM]
-    assert interrupted(folder, command("r", "--resume"), 4, signal.SIGINT) == SAYS[signal.SIGINT]
+    for number, options, steps in ((signal.SIGTERM, (), 2), (signal.SIGINT, ("--resume",), 4)):
+        child = Forked(command("r", *options), folder)
+        assert interrupted(child, folder / "r", steps, number) == SAYS[number]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_two_processes_stopped_and_killed_and_resumed_equal_the_unbroken_run(folder, number):
     """A signal, then one process killed, then the rest under torchrun."""
-    two, run = ("--gpus", "2"), f"run-{number}"
+    two, run = ("--gpus", "2"), folder / f"run-{number}"
     if not (folder / "unbroken2").exists():
-        assert finished(folder, command("unbroken2", *two)).returncode == 0
-    ended = interrupted(folder, command(run, *two), 2, number)
-    assert ended == SAYS[number]
+        assert started(command("unbroken2", *two), folder).finish()[0] == 0
+    assert interrupted(started(command(run.name, *two), folder), run, 2, number) == SAYS[number]
 
-    with running(folder, command(run, *two, "--resume"), 4) as child:
+    with running(started(command(run.name, *two, "--resume"), folder), run, 4) as child:
         family = descendants(child.pid)
-        first = int((folder / run / "lock").read_text().split()[1])
+        first = int((run / "lock").read_text().split()[1])
         ranks = {number for number, line in family.items() if "spawn_main" in line and descendants(number)}
         assert first in ranks
         assert len(ranks) == 2
         began = time.monotonic()
         os.kill((ranks - {first}).pop(), signal.SIGKILL)
-        _, err = child.communicate(timeout=60)
+        code, err = child.finish(60)
         took = time.monotonic() - began
-    assert child.returncode == 8
+    assert code == 8
     assert took < 30
     assert err.splitlines()[-1].startswith("Error: process 2 of 2 died: ended by SIGKILL")
     assert err.count("Error") == 1
     assert "Traceback" not in err
     wait_for(lambda: not any(map(lives, family)), 30.0)
 
-    done = finished(folder, [*command(run, "--resume", by=TORCHRUN)])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("run folder") == 1
-    assert outcome(folder / run) == outcome(folder / "unbroken2")
-    alone = finished(folder, command(run, "--resume"))
-    assert alone.returncode == 2
-    assert alone.stderr.splitlines()[0] == "processes: 2 -> 1"
+    last = started(command(run.name, "--resume"), folder, TORCHRUN)
+    code, err = last.finish()
+    assert code == 0, err
+    assert last.said[0].count("run folder") == 1
+    assert outcome(run) == outcome(folder / "unbroken2")
+    code, err = Forked(command(run.name, "--resume"), folder).finish()
+    assert (code, err.splitlines()[0]) == (2, "processes: 2 -> 1")
 
 
 def workers_of(process: int) -> list[int]:
@@ -188,30 +171,30 @@ def workers_of(process: int) -> list[int]:
 
 
 def test_a_killed_data_worker_ends_it_with_exit_5_and_the_state_saved(folder):
-    options = ("--workers", "2", "--val-every", "4", "--save-every", "3")
-    with running(folder, command("worker", *options), 2) as child:
+    options, run = ("--workers", "2", "--val-every", "4", "--save-every", "3"), folder / "worker"
+    with running(Forked(command("worker", *options), folder), run, 2) as child:
         workers = workers_of(child.pid)
         assert len(workers) == 2
         os.kill(workers[1], signal.SIGKILL)
-        _, err = child.communicate(timeout=30)
-    assert child.returncode == 5
+        code, err = child.finish(30)
+    assert code == 5
     assert [line for line in err.splitlines() if "Error" in line] == [err.splitlines()[-1]]
     assert err.splitlines()[-1].startswith("Error: a data worker died: ")
-    state, _ = load_state(folder / "worker" / "checkpoints" / "last.pth")
-    assert 2 <= state.iteration == steps_in(folder / "worker" / "log.jsonl") < STEPS
-    assert finished(folder, command("worker", *options, "--resume")).returncode == 0
-    assert finished(folder, command("whole", *options)).returncode == 0
-    assert outcome(folder / "worker") == outcome(folder / "whole")
+    state, _ = load_state(run / "checkpoints" / "last.pth")
+    assert 2 <= state.iteration == steps_in(run / "log.jsonl") < STEPS
+    assert Forked(command("worker", *options, "--resume"), folder).finish()[0] == 0
+    assert Forked(command("whole", *options), folder).finish()[0] == 0
+    assert outcome(run) == outcome(folder / "whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_process_group_saves_the_state_too(folder, number):
-    arguments = command(f"group{number}", "--workers", "2")
-    with running(folder, arguments, 2, start_new_session=True) as child:
+    run = folder / f"group{number}"
+    with running(Forked(command(run.name, "--workers", "2"), folder, session=True), run, 2) as child:
         os.killpg(child.pid, number)
-        _, err = child.communicate(timeout=30)
-    assert (child.returncode, err.splitlines()[-1]) == SAYS[number]
-    state, _ = load_state(folder / f"group{number}" / "checkpoints" / "last.pth")
+        code, err = child.finish(30)
+    assert (code, err.splitlines()[-1]) == SAYS[number]
+    state, _ = load_state(run / "checkpoints" / "last.pth")
     assert state.iteration >= 2
 
 
@@ -219,7 +202,7 @@ def test_a_signal_to_the_whole_process_group_saves_the_state_too(folder, number)
 def test_a_full_shared_memory_ends_it_with_exit_5(folder, size):
     """The smaller has no room for the locks of three workers, the larger none for a batch."""
     crop = () if size == "64k" else ("--crop", "640")
-    line = shlex.join(command(f"shm{size}", *crop, "--workers", "3"))
+    line = shlex.join([*PYTHON, *command(f"shm{size}", *crop, "--workers", "3")])
     script = f"""cd {shlex.quote(str(folder))}
         mount -t tmpfs -o size={size} tmpfs /dev/shm
         {line} && code=0 || code=$?
@@ -233,7 +216,7 @@ def test_a_full_shared_memory_ends_it_with_exit_5(folder, size):
 
 
 def test_too_few_open_files_are_named(folder):
-    line = shlex.join(command("few", "--workers", "2"))
+    line = shlex.join([*PYTHON, *command("few", "--workers", "2")])
     done = subprocess.run(
         ["bash", "-c", f"ulimit -n 28; exec {line}"],
         cwd=folder,
@@ -249,7 +232,7 @@ def test_too_few_open_files_are_named(folder):
 def test_a_full_disk_ends_it_with_exit_5_and_the_previous_checkpoint_is_good(folder):
     """A tmpfs with room for two checkpoints of a head in training (48 MB each), and not for a third."""
     options = ("--freeze-backbone", "--save-every", "1", "--max-iters", "4")
-    line = shlex.join(command("disk/r", *options))
+    line = shlex.join([*PYTHON, *command("disk/r", *options)])
     (folder / "disk").mkdir()
     script = f"""cd {shlex.quote(str(folder))}
         mount -t tmpfs -o size=120m none disk
@@ -266,5 +249,5 @@ def test_a_full_disk_ends_it_with_exit_5_and_the_previous_checkpoint_is_good(fol
     assert len(errors) == 1
     assert "No space left on device" in errors[0]
     assert "Resumed after 2 steps." in done.stderr
-    assert finished(folder, command("unbroken3", *options)).returncode == 0
+    assert Forked(command("unbroken3", *options), folder).finish()[0] == 0
     assert outcome(folder / "kept") == outcome(folder / "unbroken3")

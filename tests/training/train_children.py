@@ -5,7 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -81,12 +84,73 @@ def killed_save(folder: Path, calls: int) -> None:
 
 def command_line(arguments: list[str], folder: Path) -> None:
     """`dgmn2 ARGUMENTS`, its output in files."""
-    from dgmn2cli.cli import main
+    from dgmn2cli.__main__ import main
 
     for number, name in ((1, "out"), (2, "err")):
         descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(descriptor, number)
-    sys.exit(main(arguments))
+    sys.argv = ["dgmn2", *arguments]
+    sys.exit(main())
+
+
+class Forked:
+    """`dgmn2 ARGUMENTS` at work in `folder`, in a forked process, which has imported everything."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, session: bool = False) -> None:
+        self.messages = Path(tempfile.mkdtemp(dir=folder, prefix="messages-"))
+        given = (list(arguments), folder, self.messages, session)
+        self._child = forkserver().Process(target=_command_line_in, args=given)
+        self._child.start()
+        self.pid = self._child.pid
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, None while it runs."""
+        return self._child.exitcode
+
+    @property
+    def said(self) -> tuple[str, str]:
+        """What it has written to stdout and stderr."""
+        return (self.messages / "out").read_text(), (self.messages / "err").read_text()
+
+    def finish(self, seconds: float = 120) -> tuple[int, str]:
+        """Waits for it to end; its exit code and what it has written to stderr."""
+        self._child.join(seconds)
+        assert self.code is not None, "waited too long"
+        return self.code, self.said[1]
+
+    def kill(self) -> None:
+        """Ends it where it still runs."""
+        self._child.kill()
+        self._child.join()
+
+
+class Started(Forked):
+    """The same in a process started as by a shell, with its environment."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, by: Sequence[str], environment: dict[str, str]) -> None:
+        self.messages = Path(tempfile.mkdtemp(dir=folder, prefix="messages-"))
+        with (self.messages / "out").open("w") as out, (self.messages / "err").open("w") as err:
+            self._child = subprocess.Popen([*by, *arguments], cwd=folder, env=environment, stdout=out, stderr=err)
+        self.pid = self._child.pid
+
+    @property
+    def code(self) -> int | None:
+        return self._child.poll()
+
+    def finish(self, seconds: float = 120) -> tuple[int, str]:
+        return self._child.wait(seconds), self.said[1]
+
+    def kill(self) -> None:
+        self._child.kill()
+        self._child.wait()
+
+
+def _command_line_in(arguments: list[str], folder: Path, messages: Path, session: bool) -> None:
+    os.chdir(folder)
+    if session:
+        os.setsid()
+    command_line(arguments, messages)
 
 
 PHASES = ("start", "steps", "evaluation", "save: the file", "save: its names", "end")  # of a training's life
