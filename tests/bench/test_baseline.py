@@ -6,11 +6,10 @@ import copy
 
 import pytest
 import torch
+from networks import segmentor
 
 from dgmn2cli import ops
 from dgmn2cli.bench.baseline import compiled_unfold, plain_attention, plain_network, torchvision_unfold
-from dgmn2cli.model.filled import filled_state
-from dgmn2cli.model.segmentor import Segmentor
 
 
 @pytest.mark.parametrize("unfold", [compiled_unfold, torchvision_unfold])
@@ -29,8 +28,7 @@ def test_plain_attention(unfold: object, size: tuple[int, int]) -> None:
 
 @torch.no_grad()
 def test_plain_network() -> None:
-    model = Segmentor("tiny", "setr_naive").eval()
-    model.load_state_dict(filled_state(model))
+    model = segmentor("tiny", "setr_naive")
     plain = plain_network(copy.deepcopy(model))
     images = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(2))
     assert (plain(images) - model(images)).abs().max() <= 1e-4

@@ -97,7 +97,7 @@ def test_a_decoders_table_says_how_long_it_takes(report: Report) -> None:
 def test_the_footer_names_machine_rates_checks_and_gaps(report: Report) -> None:
     text = "\n".join(footer(report))
     for said in (
-        f"PyTorch {torch.__version__}", f"{torch.get_num_threads()} threads", "load ",
+        f"PyTorch {torch.__version__}", f"{torch.get_num_threads()} thread", "load ",
         "float32: 3x3 convolution 224 GFLOP/s, copy 20 GB/s", "2 comparisons agree", "4.0e-02 of 5e-02",
         "Left out: the baseline cannot run", "stand-ins",
     ):  # fmt: skip

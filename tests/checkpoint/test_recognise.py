@@ -11,6 +11,7 @@ from torch import Tensor
 from dgmn2cli.checkpoint.recognise import recognise
 from dgmn2cli.checkpoint.weights import listed
 from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.model.shapes import shapes_only
 
 
 def with_shapes(listing: dict[str, Any]) -> dict[str, Tensor]:
@@ -18,7 +19,7 @@ def with_shapes(listing: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def small(classes: int = 19) -> dict[str, Tensor]:
-    with torch.device("meta"):
+    with shapes_only():
         return Segmentor("tiny", "setr_pup", classes).state_dict()
 
 

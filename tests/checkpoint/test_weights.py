@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import stand_ins
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,7 +25,6 @@ from dgmn2cli.checkpoint.weights import (
 )
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.model.backbone import Backbone, Classifier
-from dgmn2cli.model.filled import filled_state
 
 
 class Small(nn.Module):
@@ -246,8 +246,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_imagenet_checkpoints_fill_the_whole_backbone(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
-    classifier = Classifier("tiny")
-    weights = {prefix + key: value for key, value in filled_state(classifier).items()}
+    weights = {prefix + key: value for key, value in stand_ins(lambda: Classifier("tiny")).items()}
     path = tmp_path / "imagenet.pth"
     torch.save({wrapper: weights} if wrapper else weights, path)
     backbone = Backbone("tiny", (4, 2, 1, 1))
@@ -256,14 +255,14 @@ def test_imagenet_checkpoints_fill_the_whole_backbone(tmp_path: Path, wrapper: s
 
 
 def test_a_partial_imagenet_checkpoint_fails_loudly(tmp_path: Path) -> None:
-    weights = filled_state(Classifier("tiny"))
+    weights = stand_ins(lambda: Classifier("tiny"))
     del weights["block3.1.mlp.fc1.weight"]
     path = write_checkpoint(tmp_path / "partial.pth", weights, {})
     with pytest.raises(IntegrityError, match="1 missing"):
         load_backbone_weights(Backbone("tiny"), read_checkpoint(path))
     with pytest.raises(IntegrityError, match="unexpected"):
         load_backbone_weights(
-            Backbone("tiny"), read_checkpoint(write_checkpoint(path, filled_state(Classifier("small")), {}))
+            Backbone("tiny"), read_checkpoint(write_checkpoint(path, stand_ins(lambda: Classifier("small")), {}))
         )
 
 

@@ -58,9 +58,10 @@ def test_another_decoding_is_found_out(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 @pytest.mark.parametrize("kind", ["op", "e2e", "profile", "train"])
-def test_every_kind_of_measurement(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    extra = ["--input", "96x64"] if kind == "e2e" else []
-    code = main(["benchmark", "setr_naive-tiny", *SMALL, "--bench", kind, "--against", "plain", "--no-memory", *extra])
+def test_every_kind_of_measurement(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, extra = tmp_path / "small.toml", ["--input", "96x64"] if kind == "e2e" else []
+    config.write_text('base = ["setr_naive_dgmn2_tiny_4x2_769x769_40k_cityscapes"]\n[inference]\nscale = [96, 64]\n')
+    code = main(["benchmark", str(config), *SMALL, "--bench", kind, "--against", "plain", "--no-memory", *extra])
     captured = capsys.readouterr()
     assert code == 0, captured.err
     assert captured.out.strip()

@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from dgmn2cli.cli import main
+from dgmn2cli.demo import request
+from dgmn2cli.demo.request import DemoRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--iters", "1", "--scenes", "1", "--device", "cpu"]
@@ -22,7 +25,8 @@ def call(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-def test_the_answer_and_the_steps(capsys, tmp_path):
+def test_the_answer_and_the_steps(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(request, "DemoRequest", partial(DemoRequest, size=(128, 64), crop=64, batch_size=2))
     out = tmp_path / "d"
     code, stdout, stderr = call(capsys, "demo", "-o", str(out), *QUICK)
     assert code == 0, stderr

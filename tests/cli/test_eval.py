@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from networks import stand_ins
 from streets import make_tree
 
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.cli import main
 from dgmn2cli.inference.load import build_model
-from dgmn2cli.model.filled import filled_state
 from dgmn2cli.resources import zoo_path
 
 Run = Callable[..., tuple[int, str, str]]
@@ -27,7 +27,7 @@ SMALL = ("--scale", "64x32", "--window", "32", "--stride", "24", "--device", "cp
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "naive.pth"
-    return write_checkpoint(path, filled_state(build_model("setr_naive-tiny")), {"iter": 40000})
+    return write_checkpoint(path, stand_ins(lambda: build_model("setr_naive-tiny")), {"iter": 40000})
 
 
 @pytest.fixture

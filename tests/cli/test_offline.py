@@ -10,11 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from networks import stand_ins
 from pretend_hosts import Host
 
 import dgmn2cli
 from dgmn2cli.checkpoint.weights import write_checkpoint
-from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.segmentor import Segmentor
 
 ROOT = Path(dgmn2cli.__file__).parents[1]
@@ -29,7 +29,7 @@ sys.exit(main(sys.argv[2:]))"""
 @pytest.mark.slow
 def test_download_infer_offline_and_from_a_bundle_without_network(tmp_path):
     """`dgmn2 infer photo.jpg` with no other argument, each time in a folder of its own: the same masks every time."""
-    weights = write_checkpoint(tmp_path / "model.pth", filled_state(Segmentor("tiny", "setr_pup")), {})
+    weights = write_checkpoint(tmp_path / "model.pth", stand_ins(lambda: Segmentor("tiny", "setr_pup")), {})
     image = np.random.default_rng(1).integers(0, 256, (60, 20, 3), dtype=np.uint8)  # narrow: two windows
     host = Host(weights.read_bytes())
     address = f"{host.base}/uc?id=form&real={{id}}"

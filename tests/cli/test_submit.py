@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from networks import stand_ins
 from streets import SMALL, make_tree, segmenter
 
 from dgmn2cli.checkpoint.weights import write_checkpoint
@@ -14,7 +15,6 @@ from dgmn2cli.cli import main
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.evaluate import evaluate
 from dgmn2cli.inference.load import build_model
-from dgmn2cli.model.filled import filled_state
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_from_a_model_and_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_tree(folder / "city", 2, split="test", ids=())
-    weights = write_checkpoint(folder / "naive.pth", filled_state(build_model("setr_naive-tiny")), {"iter": 1})
+    weights = write_checkpoint(folder / "naive.pth", stand_ins(lambda: build_model("setr_naive-tiny")), {"iter": 1})
     small = ("--scale", "64x32", "--window", "32", "--stride", "24", "--device", "cpu")
     code = main(["submit", "setr_naive-tiny", "--checkpoint", str(weights), "--data-root", "city", "-o", "sub", *small])
     captured = capsys.readouterr()

@@ -20,6 +20,7 @@ from dgmn2cli.checkpoint.weights import read_checkpoint, write_checkpoint
 from dgmn2cli.demo.streets.dataset import make_dataset
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.model.shapes import shapes_only
 from faults import hostile_pickles as pickles
 from faults.verdicts import flipped
 
@@ -61,7 +62,7 @@ def make_goods(folder: Path) -> None:
         for number, path in enumerate(sorted((data / "leftImg8bit" / "val").rglob("*.png"))):
             shutil.copy(path, test / f"berlin_{number:06}_000019_leftImg8bit.png")
         (folder / "done").touch()
-    with torch.device("meta"):
+    with shapes_only():
         Segmentor("tiny", "setr_pup")  # torch imports much when this is first done; the forked processes need not
     _GOODS[:] = [Goods(model, read_checkpoint(model).sha256, data)]
 

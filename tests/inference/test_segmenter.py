@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import stand_ins
 from streets import segmenter
 
 from dgmn2cli import runtime
@@ -19,7 +20,6 @@ from dgmn2cli.errors import ConfigError, DataError, IntegrityError, ResourceErro
 from dgmn2cli.inference.files import check_targets, find_images, predict_files
 from dgmn2cli.inference.load import assemble, build_model, load, resolve
 from dgmn2cli.inference.plan import Plan, Settings, require_room, resolve_settings
-from dgmn2cli.model.filled import filled_state
 from dgmn2cli.observer import Silent
 
 IMAGE = np.random.default_rng(3).integers(0, 256, (40, 64, 3), np.uint8)
@@ -93,7 +93,7 @@ def test_an_observer_sees_every_window_and_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_copies_and_pickles_give_the_same_probabilities(tmp_path: Path, dtype: str) -> None:
-    path = write_checkpoint(tmp_path / "w.pth", filled_state(build_model("setr_naive-tiny")), {})
+    path = write_checkpoint(tmp_path / "w.pth", stand_ins(lambda: build_model("setr_naive-tiny")), {})
     made = assemble(resolve("setr_naive-tiny"), path, device="cpu", dtype=dtype)
     assert made.info.form == "fused"
     wanted = made.predict(IMAGE, protocol="native", window=64).probs
@@ -136,7 +136,7 @@ def test_a_name_that_leaves_no_room_for_the_outputs_is_refused_before_work(tmp_p
 
 
 def test_weights_of_another_model_are_named(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "x.pth", filled_state(build_model("setr_naive-tiny", 3)), {})
+    path = write_checkpoint(tmp_path / "x.pth", stand_ins(lambda: build_model("setr_naive-tiny", 3)), {})
     with pytest.raises(IntegrityError) as caught:
         load("setr_pup-tiny", path)
     assert "setr_naive-tiny with 3 classes" in caught.value.hint

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import segmentor
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,9 +16,7 @@ from dgmn2cli.data.images import read_image
 from dgmn2cli.data.transforms import network_input, resize_image, scaled, target_size
 from dgmn2cli.errors import ConfigError, NonFiniteError
 from dgmn2cli.inference.sliding_window import LogitsFunction, Scores, View, Windowing, segment, sweep, window_starts
-from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.fused.network import InferenceForm
-from dgmn2cli.model.segmentor import Segmentor
 
 SCALE = (421, 301)
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -31,9 +30,7 @@ def view_of(image: Tensor, flipped: bool = False) -> View:
 
 @pytest.fixture(scope="module")
 def network() -> InferenceForm:
-    model = Segmentor("tiny", "setr_pup").eval()
-    model.load_state_dict(filled_state(model))
-    return InferenceForm(model)
+    return InferenceForm(segmentor("tiny", "setr_pup"))
 
 
 def test_windows_of_the_published_protocol() -> None:

@@ -7,18 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from networks import segmentor
 from torch import nn
 
-from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.fused import layers, packing_available
 from dgmn2cli.model.fused.network import InferenceForm
-from dgmn2cli.model.segmentor import HEADS, Segmentor
-
-
-def network(size: str, head: str, classes: int = 19) -> Segmentor:
-    model = Segmentor(size, head, classes).eval()
-    model.load_state_dict(filled_state(model))
-    return model
+from dgmn2cli.model.segmentor import HEADS
 
 
 def assert_same(model: nn.Module, form: nn.Module, images: torch.Tensor, tolerance: float = 1e-4) -> None:
@@ -34,9 +28,9 @@ def assert_same(model: nn.Module, form: nn.Module, images: torch.Tensor, toleran
 def test_sixteen_networks() -> None:
     images = torch.randn(1, 3, 65, 65, generator=torch.Generator().manual_seed(2))
     seen = 0
-    for head in HEADS:
-        for size in ("tiny", "small", "medium", "large"):
-            model = network(size, head)
+    for size in ("tiny", "small", "medium", "large"):
+        for head in HEADS:
+            model = segmentor(size, head)
             # the deeper the network, the more rounding: logits have a standard deviation of 2 to 4
             assert_same(model, InferenceForm(model), images, 1e-4 if size in ("tiny", "small") else 2e-4)
             seen += 1
@@ -46,13 +40,13 @@ def test_sixteen_networks() -> None:
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("shape", [(2, 3, 64, 97), (1, 3, 97, 33), (1, 3, 1, 1), (1, 3, 17, 160)])
 def test_odd_windows_and_batches(head: str, shape: tuple[int, ...]) -> None:
-    model = network("tiny", head, classes=5)
+    model = segmentor("tiny", head, classes=5)
     assert_same(model, InferenceForm(model), torch.randn(shape, generator=torch.Generator().manual_seed(4)))
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_without_prepacked_weights(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = network("tiny", head)
+    model = segmentor("tiny", head)
     monkeypatch.setattr(layers, "can_pack", lambda _weight: False)
     form = InferenceForm(model)
     assert not any(getattr(module, "packed", False) for module in form.modules())
@@ -88,7 +82,7 @@ def probe_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
 def test_a_pytorch_without_the_private_names(
     name: str, probe_again: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = network("tiny", "setr_naive")
+    model = segmentor("tiny", "setr_naive")
     probe_again.setattr(torch.ops, "mkldnn", Hidden(name))
     with caplog.at_level(logging.WARNING, logger="dgmn2cli"):
         form = InferenceForm(model)
@@ -118,14 +112,14 @@ def test_packing_is_available_here() -> None:
 
 
 def test_weights_are_prepacked_where_that_is_possible() -> None:
-    form = InferenceForm(network("tiny", "setr_naive"))
+    form = InferenceForm(segmentor("tiny", "setr_naive"))
     fused = [module for module in form.modules() if isinstance(module, layers.FusedLinear | layers.FusedConv)]
     assert len(fused) == 8 * 5 + 6 + 1  # eight blocks of five Linears, six convolutions, the classifier
     assert all(module.packed == layers.can_pack(torch.zeros(1)) for module in fused)
 
 
 def test_bands_of_the_last_upsampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = network("tiny", "setr_pup"), torch.randn(1, 3, 65, 65, generator=torch.Generator().manual_seed(6))
+    model, images = segmentor("tiny", "setr_pup"), torch.randn(1, 3, 65, 65, generator=torch.Generator().manual_seed(6))
     form = InferenceForm(model)
     whole = form(images)
     for elements in (1, 256 * 36 * 7):
@@ -134,7 +128,7 @@ def test_bands_of_the_last_upsampling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_form_gives_no_gradient() -> None:
-    form = InferenceForm(network("tiny", "fpn"))
+    form = InferenceForm(segmentor("tiny", "fpn"))
     assert not form(torch.randn(1, 3, 33, 33, requires_grad=True)).requires_grad
     assert not any(parameter.requires_grad for parameter in form.parameters())
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import filled
 from torch import Tensor, nn
 
 from dgmn2cli.inference.load import build_model
-from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.fused.network import InferenceForm
 
 TOLERANCE = 2e-4  # absolute, on logits: the measured tensors err by 4e-5 against float64
@@ -21,9 +21,7 @@ SIZES = {"fpn": 3, "setr_pup": 3, "setr_naive": 1, "setr_mla": 1}
 
 @pytest.fixture(scope="module", params=HEADS)
 def network(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
-    model = build_model(f"{request.param}-tiny").eval()
-    model.load_state_dict(filled_state(model), strict=True)
-    return request.param, model
+    return request.param, filled(lambda: build_model(f"{request.param}-tiny"))
 
 
 def cases(golden: Path, head: str) -> list[tuple[str, Tensor, dict[str, np.ndarray], dict[str, dict[str, object]]]]:
@@ -86,8 +84,7 @@ def test_inference_form(golden: Path, network: tuple[str, nn.Module]) -> None:
 
 @torch.no_grad()
 def test_inner_tensors(golden: Path) -> None:
-    model = build_model("setr_mla-tiny").eval()
-    model.load_state_dict(filled_state(model), strict=True)
+    model = filled(lambda: build_model("setr_mla-tiny"))
     [(_, images, arrays, _)] = cases(golden, "setr_mla")
     seen: dict[str, Tensor] = {}
     hooks = []
