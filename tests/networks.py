@@ -6,12 +6,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from dgmn2cli.model.filled import filled_tensor
 from dgmn2cli.model.segmentor import Segmentor
-from dgmn2cli.model.shapes import shapes_only
+from dgmn2cli.model.shapes import shapes_only, unfilled
 
 Network = TypeVar("Network", bound=nn.Module)
 _drawn = lru_cache(maxsize=2000)(filled_tensor)
@@ -26,9 +25,8 @@ def stand_ins(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
 
 def filled(build: Callable[[], Network]) -> Network:
     """What `build` makes, for inference, with stand-in weights of its own."""
-    with shapes_only():
-        model = build()
-    model.to_empty(device=torch.device("cpu")).load_state_dict(stand_ins(lambda: model))
+    model = unfilled(build)
+    model.load_state_dict(stand_ins(lambda: model))
     return model.eval()
 
 

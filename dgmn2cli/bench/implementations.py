@@ -26,6 +26,7 @@ from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.fused.network import InferenceForm
 from dgmn2cli.model.segmentor import Segmentor
+from dgmn2cli.model.shapes import unfilled
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_dtype
 
@@ -222,7 +223,7 @@ def build(spec: NetworkSpec, used: Implementation, *, training: bool = False) ->
     """The network with stand-in weights, on its device."""
     if used.graph is not None:
         return RuntimeNetwork(used.graph.read_bytes(), used.name)
-    model = spec.build()
+    model = unfilled(spec.build)
     model.load_state_dict(filled_state(model))
     if used.name in PUBLISHED_DESIGNS:
         plain_network(model, PUBLISHED_DESIGNS[used.name])

@@ -27,7 +27,7 @@ from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.backbone import Classifier
 from dgmn2cli.model.fused.network import InferenceForm
 from dgmn2cli.model.segmentor import Segmentor
-from dgmn2cli.model.shapes import shapes_only
+from dgmn2cli.model.shapes import shapes_only, unfilled
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import describe_device, require_compilable, resolve_device, resolve_dtype
@@ -276,7 +276,7 @@ def assemble(
     read = read or read_checkpoint(weights.path, sha256=weights.sha256, ema=ema, inference=True)
     for note in read.notes:
         LOGGER.warning("%s: %s", printable(read.path), note)
-    model = build_segmentor(recipe.config.model)
+    model = unfilled(lambda: build_segmentor(recipe.config.model))
     try:
         load_weights(model, read)
     except IntegrityError as error:

@@ -1,14 +1,16 @@
-"""Networks for their names and shapes alone: no memory, no random numbers, and none of torch's compiler."""
+"""Networks for their names and shapes alone, or for weights to come: no random numbers, none of torch's compiler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # what weights are filled with; torch runs some of these, on tensors without content, through its compiler
 _FILLING: tuple[Callable[..., Tensor], ...] = (
@@ -48,3 +50,16 @@ def shapes_only() -> Iterator[None]:
     """
     with torch.device("meta"), _LeaveEmpty():
         yield
+
+
+def unfilled(build: Callable[[], Network]) -> Network:
+    """What `build` makes, on the CPU, for weights that are loaded next; drawing others takes longer than loading them.
+
+    Buffers, some of which a file may lack, are 0.
+    """
+    with shapes_only():
+        network = build()
+    network.to_empty(device=torch.device("cpu"))
+    for buffer in network.buffers():
+        buffer.zero_()
+    return network

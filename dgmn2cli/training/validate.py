@@ -20,6 +20,7 @@ from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.inference.visualize import colorize
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.fused.network import InferenceForm
+from dgmn2cli.model.shapes import unfilled
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.report.sheet import contact_sheet
 from dgmn2cli.runtime import describe_device
@@ -44,7 +45,7 @@ def snapshot(
         backend: the op backend's name.
         checkpoint: what the report calls the weights.
     """
-    model = build_segmentor(config.model)
+    model = unfilled(lambda: build_segmentor(config.model))
     model.load_state_dict(dict(weights))
     use_backend(model, backend)
     model.to(group.device).eval().requires_grad_(requires_grad=False)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import stand_ins
 from torch import nn
 
 from dgmn2cli.model.backbone import Classifier
 from dgmn2cli.model.segmentor import HEADS, Segmentor
-from dgmn2cli.model.shapes import shapes_only
+from dgmn2cli.model.shapes import shapes_only, unfilled
 
 
 def described(network: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -33,3 +34,14 @@ def test_afterwards_networks_are_filled_again() -> None:
     weight = Classifier("tiny").state_dict()["head.weight"]
     assert weight.device.type == "cpu"
     assert 0.01 < weight.std() < 0.03
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_a_network_for_weights_to_come_takes_them_and_is_otherwise_empty(head: str) -> None:
+    weights = stand_ins(lambda: Segmentor("tiny", head, 19))
+    network = unfilled(lambda: Segmentor("tiny", head, 19))
+    assert not any(bool(buffer.any()) for buffer in network.buffers())
+    assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in network.parameters())
+    assert network.training
+    network.load_state_dict(weights)
+    assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
