@@ -125,7 +125,7 @@ def describe(path: str | Path, known: Sequence[KnownHash]) -> FileInfo:
         hash_note=note,
         format=read.format,
         wrapper=read.wrapper,
-        prefixes=tuple(sorted({old.removesuffix(new) for new, old in read.renamed.items() if old.endswith(new)})),
+        prefixes=read.prefixes,
         notes=read.notes,
         model=found.in_words(),
         key=found.key,

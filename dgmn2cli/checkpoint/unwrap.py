@@ -48,6 +48,11 @@ class Checkpoint:
     renamed: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What was taken off the names, such as `module.`."""
+        return tuple(sorted({old.removesuffix(new) for new, old in self.renamed.items() if old.endswith(new)}))
+
 
 def unwrap(file: Checkpoint, content: Any, ema: bool = False) -> Checkpoint:
     """`file` with the weights, and what is beside them, that are found in its content.
@@ -64,7 +69,7 @@ def unwrap(file: Checkpoint, content: Any, ema: bool = False) -> Checkpoint:
         what = getattr(content, "name", "") or f"a {type(content).__name__}"
         raise Unfit(f"it holds {what}, wanted named tensors (a state dict)")
     content = _raised({str(key): item for key, item in content.items()})  # a wrapper may be a number, too
-    average = next((name for name in AVERAGES if _holds_tensors(content.get(name))), "")
+    average = _average(content)
     if ema and not average:
         raise Unfit("it holds no averaged weights (state_dict_ema, ema_state_dict, ...), and --ema asks for them")
     wrapper = average if ema else _wrapper(content)
@@ -82,12 +87,13 @@ def unwrap(file: Checkpoint, content: Any, ema: bool = False) -> Checkpoint:
         notes.append(
             f"The file also holds averaged weights ('{average}'); infer, eval and convert take those with --ema."
         )
-    if prefixes := sorted({old.removesuffix(new) for new, old in renamed.items() if old.endswith(new)}):
-        notes.append(f"The prefix {', '.join(repr(prefix) for prefix in prefixes)} was taken off the names.")
+    found = replace(file, state=state, meta=about, rest=rest, wrapper=wrapper, renamed=renamed)
+    if found.prefixes:
+        notes.append(f"The prefix {', '.join(map(repr, found.prefixes))} was taken off the names.")
     if objects:
         listed = ", ".join(sorted(objects)[:5]) + (f" and {len(objects) - 5} more" if len(objects) > 5 else "")
         notes.append(f"Objects of other programs beside the weights were left out: {listed}.")
-    return replace(file, state=state, meta=about, rest=rest, wrapper=wrapper, renamed=renamed, notes=tuple(notes))
+    return replace(found, notes=tuple(notes))
 
 
 def _raised(content: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +114,11 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(item, Tensor) for item in value.values())
 
 
+def _average(content: Mapping[str, Any]) -> str:
+    """The entry that holds averaged weights, empty where none does."""
+    return next((name for name in AVERAGES if _holds_tensors(content.get(name))), "")
+
+
 def _wrapper(content: Mapping[str, Any]) -> str:
     """The entry that holds the weights; empty where the content is nothing but them."""
     named = next((name for name in WEIGHTS if isinstance(content.get(name), Mapping)), "")
@@ -116,8 +127,7 @@ def _wrapper(content: Mapping[str, Any]) -> str:
         return named
     if len(candidates) == 1:
         return candidates[0]
-    average = next((name for name in AVERAGES if _holds_tensors(content.get(name))), "")
-    if not candidates and average:
+    if not candidates and (average := _average(content)):
         return average
     objects = [f"'{key}' is a whole {item.name}" for key, item in content.items() if getattr(item, "name", "")]
     if len(candidates) > 1:
