@@ -10,12 +10,14 @@ networks (2.3, 4.3, 7.1, 10.4 G) within 2.5 %; how those were counted is not pub
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from dgmn2cli.bench.baseline import PlainAttention
 from dgmn2cli.model.attention import SAMPLES, DynamicGraphAttention
@@ -23,6 +25,22 @@ from dgmn2cli.model.fused.layers import FusedBlock, FusedConv, FusedLinear
 
 CORNERS = 4
 ATTENTION_MACS = SAMPLES * (4 + 2 * CORNERS)  # per query, head and channel
+
+
+class _SizesOnly(TorchFunctionMode):
+    """A resize to a size gives that alone: on the meta device torch runs dozens of operations for it, in Python."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is F.interpolate and named.get("size"):
+            return args[0].new_empty((*args[0].shape[:2], *named["size"]))
+        return func(*args, **named)
 
 
 def attention_macs(batch: int, positions: int, channels: int) -> int:
@@ -40,7 +58,7 @@ def count_macs(model: nn.Module, height: int, width: int, batch: int = 1) -> int
     """
     training = model.training
     try:
-        with count_executed(model) as executed, torch.no_grad():
+        with count_executed(model) as executed, _SizesOnly(), torch.no_grad():
             model.eval()(torch.empty(batch, 3, height, width, device="meta"))
     finally:
         model.train(training)
