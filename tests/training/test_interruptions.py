@@ -54,7 +54,7 @@ def steps_in(log: Path) -> int:
     return log.read_bytes().count(b'"loss"') if log.exists() else 0
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

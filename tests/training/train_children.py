@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -113,11 +114,15 @@ class Forked:
         """What it has written to stdout and stderr."""
         return (self.messages / "out").read_text(), (self.messages / "err").read_text()
 
-    def finish(self, seconds: float = 120) -> tuple[int, str]:
-        """Waits for it to end; its exit code and what it has written to stderr."""
-        self._child.join(seconds)
-        assert self.code is not None, "waited too long"
-        return self.code, self.said[1]
+    def finish(self, seconds: float = 300) -> tuple[int, str]:
+        """Waits for it to end, and ends it after that many seconds; its exit code and what it has written to stderr."""
+        end = time.monotonic() + seconds
+        while self.code is None and time.monotonic() < end:
+            time.sleep(0.02)
+        code = self.code
+        self.kill()
+        assert code is not None, f"waited too long: {self.said[1]}"
+        return code, self.said[1]
 
     def kill(self) -> None:
         """Ends it where it still runs."""
@@ -138,9 +143,6 @@ class Started(Forked):
     def code(self) -> int | None:
         return self._child.poll()
 
-    def finish(self, seconds: float = 120) -> tuple[int, str]:
-        return self._child.wait(seconds), self.said[1]
-
     def kill(self) -> None:
         self._child.kill()
         self._child.wait()
@@ -158,8 +160,6 @@ PHASES = ("start", "steps", "evaluation", "save: the file", "save: its names", "
 
 def watched_command_line(arguments: list[str], folder: Path, shared: tuple) -> None:
     """As `command_line`, beside `folder`; shares the number of its phase, and the seconds of its longest save."""
-    import time
-
     from dgmn2cli.training import loop, state
 
     phase, longest = shared
