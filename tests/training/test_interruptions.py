@@ -172,7 +172,7 @@ def workers_of(process: int) -> list[int]:
 
 def test_a_killed_data_worker_ends_it_with_exit_5_and_the_state_saved(folder):
     options, run = ("--workers", "2", "--val-every", "4", "--save-every", "3"), folder / "worker"
-    with running(Forked(command("worker", *options), folder), run, 2) as child:
+    with running(started(command("worker", *options), folder), run, 2) as child:
         workers = workers_of(child.pid)
         assert len(workers) == 2
         os.kill(workers[1], signal.SIGKILL)
