@@ -176,7 +176,7 @@ def _spoil(form: Form, state: dict[str, Any], flaw: str, chance: random.Random) 
         state["backbone.extra"] = torch.ones(1)
     elif flaw == "several":
         form.culprits = ("ema_model.",)
-        state |= {f"ema_model.{name}": value for name, value in state.items()}
+        state |= {f"ema_model.{name}": value.detach().clone() for name, value in state.items()}
     elif flaw == "twice":
         state[f"module.{key}"] = value + 1
     else:
