@@ -14,6 +14,7 @@ from dgmn2cli.evaluate.analysis.bootstrap import (
     SEED,
     Interval,
     interval,
+    iou_in_images,
     iou_of,
     nan_mean,
     parts_of,
@@ -155,7 +156,7 @@ def _compared(report: ReportFile, mean: float) -> Compared:
 
 
 def _image_differences(report: ReportFile, pair: np.ndarray) -> tuple[ImageDifference, ...]:
-    means = nan_mean(np.where(pair[:, :, 1] > 0, iou_of(pair), np.nan))  # (n, 2)
+    means = nan_mean(iou_in_images(pair))  # (n, 2)
     found = [
         ImageDifference(record.name, float(a), float(b), float(b - a))
         for record, (a, b) in zip(report.records, means, strict=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dgmn2cli.data.dataset import IGNORE
 from dgmn2cli.errors import DataError
-
-BAND = 1 << 20  # pixels that are counted at a time
+from dgmn2cli.evaluate.analysis.bootstrap import nan_mean
+from dgmn2cli.evaluate.analysis.counts import bands
 
 
 @dataclass(frozen=True)
@@ -57,35 +58,32 @@ class Scores:
     pixels: int
 
 
-def confusion(
-    prediction: np.ndarray, label: np.ndarray, num_classes: int, ignore: int = 255, where: object = ""
-) -> np.ndarray:
+def confusion(prediction: np.ndarray, label: np.ndarray, num_classes: int, where: object = "") -> np.ndarray:
     """The counts of (label, prediction) pairs in one image.
 
     Args:
         prediction: (H, W) integer class ids; any value outside the classes counts as wrong.
-        label: (H, W) integer class ids, or `ignore`.
+        label: (H, W) integer class ids, or `IGNORE`.
         where: what to name in an error.
 
     Returns:
         (N, N + 1) int64; row: label, column: prediction, the last column for predictions outside 0..N-1.
 
     Raises:
-        DataError: the sizes differ, or the label holds an id that is neither a class nor `ignore`.
+        DataError: the sizes differ, or the label holds an id that is neither a class nor `IGNORE`.
     """
     what = "cannot compare the prediction with its label"
     if prediction.shape != label.shape:
         sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (prediction, label)]
         raise DataError(what, where=where, why=f"the prediction is {sizes[0]}, the label {sizes[1]}")
     counts = np.zeros(num_classes * (num_classes + 1), np.int64)
-    rows = max(1, BAND // max(1, label.shape[1]))
-    for top in range(0, label.shape[0], rows):  # in bands: the numbers on the way take 30 times an image's ids
-        labels = label[top : top + rows]
-        valid = labels != ignore
-        truth, guess = labels[valid].astype(np.int64), prediction[top : top + rows][valid].astype(np.int64)
+    for rows in bands(*label.shape):  # the numbers on the way take 30 times an image's ids
+        labels = label[rows]
+        valid = labels != IGNORE
+        truth, guess = labels[valid].astype(np.int64), prediction[rows][valid].astype(np.int64)
         if truth.size and (truth.min() < 0 or truth.max() >= num_classes):
-            wrong = [int(i) for i in np.unique(label) if i != ignore and not 0 <= i < num_classes]
-            why = f"the label holds {wrong[:5]}, and the classes are 0 to {num_classes - 1} ({ignore}: ignored)"
+            wrong = [int(i) for i in np.unique(label) if i != IGNORE and not 0 <= i < num_classes]
+            why = f"the label holds {wrong[:5]}, and the classes are 0 to {num_classes - 1} ({IGNORE}: ignored)"
             raise DataError(what, where=where, why=why, hint="Check the data set's id map with `dgmn2 data check`.")
         guess[(guess < 0) | (guess >= num_classes)] = num_classes
         counts += np.bincount(truth * (num_classes + 1) + guess, minlength=counts.size)
@@ -116,9 +114,9 @@ def compute_scores(counts: np.ndarray, names: Sequence[str], categories: Sequenc
     )
     return Scores(
         pixel_accuracy=float(_ratio(intersection.sum(), labelled.sum())),
-        mean_iou=_mean(iou),
-        mean_accuracy=_mean(accuracy),
-        mean_category_iou=_mean(np.array([group.iou for group in groups])),
+        mean_iou=float(nan_mean(iou)),
+        mean_accuracy=float(nan_mean(accuracy)),
+        mean_category_iou=float(nan_mean(np.array([group.iou for group in groups]))),
         classes=classes,
         categories=groups,
         absent=tuple(score.name for score in classes if not score.labelled),
@@ -136,9 +134,3 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole in float64, NaN where `whole` is 0."""
     with np.errstate(invalid="ignore"):
         return np.asarray(part, np.float64) / np.asarray(whole, np.float64)
-
-
-def _mean(values: np.ndarray) -> float:
-    """The mean of the values that are not NaN; NaN where there is none."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")

@@ -17,6 +17,7 @@ from dgmn2cli.evaluate.certificate import digest_of, fingerprint_of, sampled
 from dgmn2cli.evaluate.counting import compute_scores
 from dgmn2cli.evaluate.engine import Source
 from dgmn2cli.evaluate.reading import ReportFile
+from dgmn2cli.evaluate.report import analysis_fields
 from dgmn2cli.files import hash_file, to_plain
 from dgmn2cli.inference.plan import Protocol, Settings
 from dgmn2cli.observer import Observer, Silent
@@ -102,12 +103,7 @@ def check_figures(report: ReportFile) -> float:
     except ValueError as error:
         why = f"certificate.records: {error}"
         raise CheckFailed("the report does not hold", where=report.path, why=why) from error
-    expected = {
-        "scores": scores,
-        "confusion": counts,
-        **{field.name: getattr(analysis, field.name) for field in fields(analysis)},
-    }
-    for name, value in expected.items():
+    for name, value in {"scores": scores, "confusion": counts, **analysis_fields(analysis)}.items():
         _same(report, plain.get(name), to_plain(value), name, "its records give")
     total, of = len(report.records), report.data.of
     _same(report, plain["data"]["images"], total, "data.images", "it has")

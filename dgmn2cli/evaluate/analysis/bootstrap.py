@@ -42,21 +42,26 @@ def iou_of(parts: np.ndarray) -> np.ndarray:
     return iou
 
 
-def nan_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The mean of what is not NaN along an axis; NaN where nothing is left."""
+def iou_in_images(parts: np.ndarray) -> np.ndarray:
+    """As `iou_of`, of single images: NaN, too, for the classes that an image's label does not have."""
+    return np.where(parts[..., 1, :] > 0, iou_of(parts), np.nan)
+
+
+def nan_mean(values: np.ndarray) -> np.ndarray:
+    """The mean of what is not NaN along the last axis; NaN where nothing is left."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        mean: np.ndarray = np.where(known, values, 0.0).sum(axis) / known.sum(axis)
+        mean: np.ndarray = np.where(known, values, 0.0).sum(-1) / known.sum(-1)
     return mean
 
 
-def resampled(parts: np.ndarray, seed: int = SEED) -> Iterator[np.ndarray]:
+def resampled(parts: np.ndarray) -> Iterator[np.ndarray]:
     """(b, 3, N) float64 sums over images drawn with replacement, `RESAMPLES` in all; the same for equally many images.
 
     Args:
         parts: (n, 3, N), one entry for each image.
     """
-    count, rng = len(parts), np.random.default_rng(seed)
+    count, rng = len(parts), np.random.default_rng(SEED)
     flat, block = parts.reshape(count, -1).astype(np.float64), max(1, _AT_ONCE // count)
     for first in range(0, RESAMPLES, block):
         draws = min(block, RESAMPLES - first)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from dgmn2cli.data.dataset import IGNORE
 from dgmn2cli.evaluate.analysis.counts import count_ids
 
 RADII = (1, 2, 4, 8, 16)  # pixels, of the trimaps
@@ -19,7 +20,7 @@ def boundary_width(height: int, width: int) -> int:
     return max(1, round(WIDTH * math.hypot(height, width)))
 
 
-def boundary_counts(prediction: np.ndarray, label: np.ndarray, num_classes: int, ignore: int = 255) -> np.ndarray:
+def boundary_counts(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
     """Intersection and union of the boundary regions of prediction and label.
 
     A class's boundary region is its mask without its erosion by a 3x3 box, repeated `boundary_width` times; beyond the
@@ -32,7 +33,7 @@ def boundary_counts(prediction: np.ndarray, label: np.ndarray, num_classes: int,
     Returns:
         (2, N) int64 pixels: intersections, unions.
     """
-    radius, valid = boundary_width(*label.shape), label != ignore
+    radius, valid = boundary_width(*label.shape), label != IGNORE
     of_label, of_prediction = _near_another(label, radius) & valid, _near_another(prediction, radius) & valid
     both = count_ids(label, of_label & of_prediction & (label == prediction))
     either = count_ids(label, of_label) + count_ids(prediction, of_prediction) - both
@@ -55,7 +56,7 @@ def _box(radius: int) -> np.ndarray:
     return np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
 
 
-def trimap_counts(prediction: np.ndarray, label: np.ndarray, ignore: int = 255) -> np.ndarray:
+def trimap_counts(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Pixels near a border between two classes of the label, and how many of them are right.
 
     Near is a pixel of the label with one of another class at most r pixels (Chebyshev) away; neither may be ignored.
@@ -63,7 +64,7 @@ def trimap_counts(prediction: np.ndarray, label: np.ndarray, ignore: int = 255) 
     Returns:
         (5, 2) int64: for each radius of `RADII` the pixels, and those whose prediction is right.
     """
-    valid = label != ignore
+    valid = label != IGNORE
     correct = (prediction == label) & valid
     high, low = np.where(valid, label + np.uint8(1), np.uint8(0)), np.where(valid, label + np.uint8(1), np.uint8(255))
     counts, before = [], 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from dgmn2cli.data.dataset import IGNORE
 from dgmn2cli.inference.visualize import colorize
 
 KEPT = 12  # whole images, and crops, that are kept for a report
@@ -50,9 +51,7 @@ def worst_box(wrong: np.ndarray) -> Box:
     return Box(int(lefts[column]), int(tops[row]), side, int(counts[row, column]))
 
 
-def tiles(
-    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, palette: np.ndarray, width: int, ignore: int = 255
-) -> bytes:
+def tiles(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, palette: np.ndarray, width: int) -> bytes:
     """Image, label, prediction and difference as one JPEG of two by two tiles.
 
     Args:
@@ -65,8 +64,8 @@ def tiles(
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_NEAREST)
     truth, guess = (cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST) for ids in (label, prediction))
     gray = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR) // 2 + 64
-    gray[truth == ignore] //= 3
-    gray[(truth != guess) & (truth != ignore)] = _WRONG
+    gray[truth == IGNORE] //= 3
+    gray[(truth != guess) & (truth != IGNORE)] = _WRONG
     rows = [np.hstack([small, colorize(truth, palette)]), np.hstack([colorize(guess, palette), gray])]
     encoded = cv2.imencode(".jpg", np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
     return bytes(encoded.tobytes())

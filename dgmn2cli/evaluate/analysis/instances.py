@@ -11,6 +11,7 @@ from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, LABEL_ID_OF_TRA
 from dgmn2cli.data.dataset import Pair
 from dgmn2cli.data.images import read_label
 from dgmn2cli.errors import DataError
+from dgmn2cli.evaluate.analysis.bootstrap import nan_mean
 
 SUFFIX = "_gtFine_instanceIds.png"
 GROUP = 1000  # an instance's id is its label id times this, plus its number
@@ -129,15 +130,11 @@ def instance_scores(images: list[InstanceCounts], confusion: np.ndarray) -> Inst
     for group in groups:
         member = np.array([other == group for other in CATEGORY_OF_CLASS])
         categories[group] = _iou(total.group_right, total.group_wrong, group, int(inner[~member][:, member].sum()))
-    return InstanceScores(_mean(classes), _mean(categories), classes, categories)
+    mean, group_mean = (float(nan_mean(np.array([*values.values()]))) for values in (classes, categories))
+    return InstanceScores(mean, group_mean, classes, categories)
 
 
 def _iou(right: dict[str, float], wrong: dict[str, float], name: str, false: int) -> float:
     hit = right.get(name, 0.0)
     union = hit + wrong.get(name, 0.0) + false
     return hit / union if union else float("nan")
-
-
-def _mean(values: dict[str, float]) -> float:
-    defined = [value for value in values.values() if value == value]
-    return sum(defined) / len(defined) if defined else float("nan")

@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from dgmn2cli.data.dataset import IGNORE, Pair
-from dgmn2cli.evaluate.analysis.boundary import RADII, boundary_counts, trimap_counts
+from dgmn2cli.evaluate.analysis.bootstrap import iou_in_images, nan_mean, parts_of
+from dgmn2cli.evaluate.analysis.boundary import boundary_counts, trimap_counts
 from dgmn2cli.evaluate.analysis.calibration import (
     BINS,
     TEMPERATURES,
@@ -151,7 +152,7 @@ def measure(found: SegmentedImage, pair: Pair, counts: np.ndarray, palette: np.n
         temperatures = _try_temperatures(found.index, found.samples, label)
     part = slice(box.y, box.y + box.side), slice(box.x, box.x + box.side)
     crop = tiles(found.image[part], label[part], ids[part], palette, CROP_TILE)
-    rank = mean_iou(counts)
+    rank = float(nan_mean(iou_in_images(parts_of(counts[None])))[0])
     view = tiles(found.image, label, ids, palette, VIEW_TILE)
     return Measured(
         record,
@@ -172,14 +173,3 @@ def _try_temperatures(index: int, samples: np.ndarray, label: np.ndarray) -> Tem
     else:
         counts.losses = temperature_losses(probabilities, truth)
     return counts
-
-
-def mean_iou(counts: np.ndarray) -> float:
-    """The mean IoU over the classes that the label has, of (N, N + 1) counts of one image; NaN where it has none."""
-    inner = counts[:, : len(counts)]
-    hits, labelled = np.diag(inner), counts.sum(1)
-    there = labelled > 0
-    return float((hits[there] / (labelled + inner.sum(0) - hits)[there]).mean()) if there.any() else float("nan")
-
-
-__all__ = ["RADII", "ImageRecord", "Measured", "SegmentedImage", "TemperatureCounts", "count_only", "measure"]

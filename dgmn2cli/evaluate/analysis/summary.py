@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dgmn2cli.evaluate.analysis import calibration
-from dgmn2cli.evaluate.analysis.bootstrap import Intervals, intervals, iou_of, nan_mean, parts_of
+from dgmn2cli.evaluate.analysis.bootstrap import Intervals, intervals, iou_in_images, iou_of, nan_mean, parts_of
 from dgmn2cli.evaluate.analysis.boundary import RADII, Boundary, TrimapPoint, boundary_width
 from dgmn2cli.evaluate.analysis.calibration import BINS, Calibration
 from dgmn2cli.evaluate.analysis.counts import from_text
@@ -132,8 +132,7 @@ def _first(ranked: list[tuple[float, str]]) -> tuple[str, ...]:
 def _image_scores(
     records: Sequence[ImageRecord], parts: np.ndarray, labelled: np.ndarray, classes: tuple[str, ...]
 ) -> tuple[ImageScores, ...]:
-    iou, there = iou_of(parts), parts[:, 1] > 0
-    means = nan_mean(np.where(there, iou, np.nan))
+    iou, means = iou_of(parts), nan_mean(iou_in_images(parts))
     with np.errstate(invalid="ignore"):
         accuracy = parts[:, 0].sum(1) / labelled
     return tuple(
@@ -155,7 +154,7 @@ def fine_grained(parts: np.ndarray) -> dict[str, float]:
     Args:
         parts: (n, 3, N), as `parts_of` gives. A class counts in an image where its label has it.
     """
-    iou = np.where(parts[:, 1] > 0, iou_of(parts), np.nan)
+    iou = iou_in_images(parts)
     found = {"mIoU-D": float(nan_mean(iou_of(parts.sum(0))))}
     of_images = nan_mean(iou)
     columns = {"mIoU-I": [of_images[~np.isnan(of_images)]], "mIoU-C": [c[~np.isnan(c)] for c in iou.T]}
