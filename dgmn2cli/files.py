@@ -259,6 +259,8 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder that gets the name `path` when the block ends well, and is removed when it does not.
 
+    It is locked like a file of `atomic_write`: what a killed process left is removed by the next writer of `path`.
+
     Args:
         path: absent, or an empty folder; the folder above it is created. The block writes into the folder it is given,
             which lies beside `path`.
@@ -268,8 +270,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with local_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{_temporary_stem(path)}.{os.getpid()}.{os.urandom(4).hex()}.part")
-        part.mkdir()
+        _clear_abandoned(path)
+        part, descriptor = create_part(path.parent, _temporary_stem(path), as_folder=True)
     try:
         yield part
         with local_write_errors(path):
@@ -279,6 +281,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+    finally:
+        os.close(descriptor)
 
 
 def check_folder(path: Path) -> None:
@@ -371,11 +375,19 @@ def _temporary_stem(path: Path) -> str:
     return f".{path.name}" if len(name) <= 120 else f".{hashlib.sha256(name).hexdigest()[:32]}"
 
 
-def create_part(folder: Path, stem: str) -> tuple[Path, int]:
-    """An unfinished file `STEM.PID.RANDOM.part`, new, with the user's umask: its path, and a locked descriptor."""
+def create_part(folder: Path, stem: str, *, as_folder: bool = False) -> tuple[Path, int]:
+    """A new file or folder `STEM.PID.RANDOM.part`, with the user's umask: its path, and a locked descriptor."""
+    flags = os.O_RDONLY | os.O_DIRECTORY if as_folder else os.O_RDWR | os.O_CREAT | os.O_EXCL
     while True:
         part = folder / f"{stem}.{os.getpid()}.{os.urandom(4).hex()}.part"
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        if as_folder:
+            part.mkdir()
+        try:
+            descriptor = os.open(part, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            if not as_folder:
+                raise
+            continue  # removed before it was locked
         lock_file(descriptor)
         with suppress(FileNotFoundError):  # removed before it was locked: taken for an abandoned one
             if os.path.samestat(os.fstat(descriptor), part.stat()):
@@ -409,20 +421,37 @@ def abandoned(part: Path) -> Iterator[BinaryIO | None]:
         yield None
         return
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        locked = lock_file(descriptor) if stat.S_ISREG(status.st_mode) else False
-        old = time.time() - status.st_mtime > ABANDONED_AFTER
-        yield file if locked or (locked is None and old) else None
+        yield file if stat.S_ISREG(os.fstat(descriptor).st_mode) and _claim(descriptor) else None
+
+
+def _claim(descriptor: int) -> bool:
+    """Locks an unfinished file or folder if its writer is gone."""
+    locked = lock_file(descriptor)
+    return time.time() - os.fstat(descriptor).st_mtime > ABANDONED_AFTER if locked is None else locked
 
 
 def _clear_abandoned(path: Path) -> None:
-    """Removes temporary files of `path` whose writer was killed before it could rename or remove them."""
+    """Removes temporary files and folders of `path` whose writer was killed before it could rename or remove them."""
     pattern = re.compile(re.escape(_temporary_stem(path)) + r"\.[0-9]+\.[0-9a-z_]{8}\.part")
     with suppress(OSError):
         for name in [name for name in os.listdir(path.parent) if pattern.fullmatch(name)]:
-            with abandoned(path.with_name(name)) as left:
+            part = path.with_name(name)
+            if part.is_dir():
+                _clear_abandoned_folder(part)
+                continue
+            with abandoned(part) as left:
                 if left is not None:
-                    path.with_name(name).unlink(missing_ok=True)
+                    part.unlink(missing_ok=True)
+
+
+def _clear_abandoned_folder(part: Path) -> None:
+    with suppress(OSError):
+        descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if _claim(descriptor):
+                shutil.rmtree(part, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 def absence(path: str | Path, wanted: Literal["file", "folder"] = "file") -> str:

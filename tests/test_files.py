@@ -204,3 +204,24 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         pass
     assert os.listdir(target.parent) == ["folder"]
     assert os.listdir(target) == ["a"]
+
+
+def test_what_a_killed_writer_of_a_folder_left_is_removed(tmp_path):
+    target = tmp_path / "model"
+    script = "import os, sys, dgmn2cli.files as f, pathlib\nwith f.atomic_folder(pathlib.Path(sys.argv[1])) as part:\n"
+    script += "    f.atomic_write(part / 'a', '1')\n    print(flush=True)\n    input()\n"
+    command = [sys.executable, "-c", script, str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout
+        writer.stdout.readline()
+        with atomic_folder(tmp_path / "other"):
+            pass
+        with atomic_folder(target):  # beside a living one
+            assert len(list(tmp_path.glob(".model.*.part"))) == 2
+        assert len(list(tmp_path.glob(".model.*.part"))) == 1
+        writer.kill()
+        writer.wait(timeout=20)
+    assert len(list(tmp_path.glob(".model.*.part"))) == 1
+    with atomic_folder(target):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["model", "other"]
