@@ -26,11 +26,10 @@ from dgmn2cli.inference.graph import (
     GraphProtocol,
     load_graph,
 )
-from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.version import __version__
-from dgmn2cli.zoo import cache_dir, load_zoo, locate
 
 GRAPHS = {"onnx": "window.onnx", "pt2": "window.pt2"}
 RUNNER, ARITHMETIC, README, DOCKERFILE = "run.py", "arithmetic.py", "README.md", "Dockerfile"
@@ -129,7 +128,7 @@ def export_folder(
     require_packages(options.form)
     require_place(folder, options.overwrite)
     network = published_form(segmenter)
-    protocol = describe(network, options)
+    protocol = describe(network, options, segmenter.info.licence)
     observer.begin("writing the graph")
     with atomic_folder(folder) as part:
         graph, protocol = write_graph(part / protocol.graph, network, protocol, options)
@@ -187,7 +186,7 @@ def published_form(segmenter: Segmenter) -> Segmenter:
     return segmenter.again(device="cpu", dtype="float32", exact_algebra=False)
 
 
-def describe(network: Segmenter, options: ExportOptions) -> GraphProtocol:
+def describe(network: Segmenter, options: ExportOptions, licence: str | None) -> GraphProtocol:
     """The protocol of an export, without what is known only once the graph is there.
 
     Raises:
@@ -218,7 +217,7 @@ def describe(network: Segmenter, options: ExportOptions) -> GraphProtocol:
         ),
         classes=network.classes.names,
         palette=tuple((int(r), int(g), int(b)) for r, g, b in network.classes.palette),
-        licence=_licence(network.info),
+        licence=licence,
         exporter={
             "dgmn2cli": __version__,
             "torch": str(torch.__version__),
@@ -226,16 +225,6 @@ def describe(network: Segmenter, options: ExportOptions) -> GraphProtocol:
             "nan_checks": False,
         },
     )
-
-
-def _licence(info: RunInfo) -> str | None:
-    """Of published weights; what users trained is theirs."""
-    entry = next((entry for entry in load_zoo().segmentors if entry.key == info.model), None)
-    try:
-        found = locate(entry, cache_dir()) if entry else None
-    except ResourceError:  # no cache that could be read
-        found = None
-    return entry.licence if entry and found and found.sha256 == info.sha256 else None
 
 
 def write_graph(

@@ -301,6 +301,7 @@ def assemble(
         backend=used,
         form="fused" if fused else "published",
         weights=read.wrapper,
+        licence=recipe.entry.licence if recipe.entry and checkpoint is None else None,
     )
     segmenter = Segmenter(network, class_list(model.num_classes, read.meta), info, recipe.config.inference)
     segmenter.again = partial(assemble, recipe, read.path, ema=ema)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class RunInfo:
         precision: in which it computes; `dtype` if not said.
         graph: path of the graph, if it is one; `sha256` is that of the weights it was made from, if known.
         graph_sha256: hash of that file.
+        licence: of published weights; what users trained is theirs.
     """
 
     model: str
@@ -71,6 +72,7 @@ class RunInfo:
     precision: str = ""
     graph: str = ""
     graph_sha256: str = ""
+    licence: str | None = field(default=None, metadata={"json": False})
 
     def __post_init__(self) -> None:
         if not self.precision:
