@@ -2,8 +2,8 @@
 
 Use: python run.py IMAGE... -o OUT [--ms-flip] [--protocol native] [--runtime openvino]
 Needs NumPy, OpenCV, and ONNX Runtime or OpenVINO. Writes OUT/STEM_ids.png, class ids as palette indices.
-Exit codes: 2 usage, 3 the graph is not the one that protocol.json describes, 5 a package is missing, 6 bad image,
-7 the graph gave NaN or infinity.
+Exit codes: 2 usage, 3 the graph is not the one that protocol.json describes, 5 no runtime or a file cannot be written,
+6 bad image, 7 the graph gave NaN or infinity.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ from typing import Any, NoReturn
 import cv2
 import numpy as np
 
-from dgmn2cli.inference.arithmetic import resize_rows, softmax
+from dgmn2cli.inference.arithmetic import resize_rows, softmax, window_starts
 
 FOLDER = Path(__file__).resolve().parent
 BAND_PIXELS = 1 << 18  # of the image that are turned into probabilities at a time
@@ -34,12 +35,18 @@ def fail(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
-def load(protocol: dict[str, Any], runtime: str, threads: int) -> Run:
-    """The graph in a runtime, if it is the one that was hashed."""
-    path = FOLDER / protocol["graph"]
-    graph = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(graph).hexdigest() != protocol["graph_sha256"]:
-        fail(3, f"{path} is not the graph that protocol.json describes. Export it again.")
+def described() -> tuple[dict[str, Any], bytes]:
+    """What protocol.json says, and the graph, if it is the one that was hashed."""
+    with suppress(OSError, ValueError, LookupError, TypeError):  # missing or damaged
+        protocol = json.loads((FOLDER / "protocol.json").read_bytes())
+        graph = (FOLDER / protocol["graph"]).read_bytes()
+        if hashlib.sha256(graph).hexdigest() == protocol["graph_sha256"]:
+            return protocol, graph
+    fail(3, f"{FOLDER} does not hold a graph and the protocol.json that describes it. Export it again.")
+
+
+def load(protocol: dict[str, Any], graph: bytes, runtime: str, threads: int) -> Run:
+    """The graph in a runtime."""
     name, output = protocol["input"]["name"], protocol["output"]["name"]
     try:
         if runtime == "onnxruntime":
@@ -77,17 +84,10 @@ def fitted(height: int, width: int, scale: list[int]) -> tuple[int, int]:
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
-def starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixel of each window along one axis; the last window ends at the border."""
-    count = max(length - window + stride - 1, 0) // stride + 1
-    return [max(min(index * stride + window, length) - window, 0) for index in range(count)]
-
-
 def mean_logits(run: Run, image: np.ndarray, table: np.ndarray, how: dict[str, Any]) -> np.ndarray:
     """(C, h, w) float32: the logits of overlapping windows of an image (h, w, 3) uint8 BGR, averaged."""
-    height, width = image.shape[:2]
-    window, batch = how["window"], how["batch"]
-    tops, lefts = starts(height, window, how["stride"]), starts(width, window, how["stride"])
+    (height, width), window, batch = image.shape[:2], how["window"], how["batch"]
+    tops, lefts = (window_starts(length, window, how["stride"]) for length in (height, width))
     boxes = [(slice(y, min(y + window, height)), slice(x, min(x + window, width))) for y in tops for x in lefts]
     sums, down, across = None, np.zeros((height, 1), np.float32), np.zeros(width, np.float32)
     for first in range(0, len(boxes), batch):
@@ -116,8 +116,7 @@ def segment(run: Run, image: np.ndarray, protocol: dict[str, Any], how: dict[str
     """(H, W) uint8 class ids of an image (H, W, 3) uint8 BGR."""
     height, width = image.shape[:2]
     procedure, table = protocol["inference"], normal_table(protocol["input"]["mean"], protocol["input"]["std"])
-    native = how["pad"]
-    base = (width, height) if native else procedure["scale"]
+    base = (width, height) if how["pad"] else procedure["scale"]
     ratios = procedure["ratios"] if how["ms_flip"] else [1.0]
     flips = (False, True) if how["ms_flip"] and procedure["flip"] else (False,)
 
@@ -125,7 +124,7 @@ def segment(run: Run, image: np.ndarray, protocol: dict[str, Any], how: dict[str
         """Probabilities (C, rows, W) of each view of the image, a band of rows at a time."""
         for ratio in ratios:
             scale = [int(side * ratio) for side in base]
-            size = (height, width) if native and ratio == 1.0 else fitted(height, width, scale)
+            size = (height, width) if how["pad"] and ratio == 1.0 else fitted(height, width, scale)
             scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
             for flip in flips:
                 logits = mean_logits(run, scaled[:, ::-1] if flip else scaled, table, how)
@@ -171,13 +170,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="windows at a time")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
+    if min(given.batch, given.threads) < 1:
+        parser.error("--batch and --threads are 1 or more")
     targets = [given.out / f"{Path(name).stem}_ids.png" for name in given.images]
     if len(set(targets)) < len(targets):
         fail(2, "two images have the same name; segment them into folders of their own")
-    protocol = json.loads((FOLDER / "protocol.json").read_text(encoding="utf-8"))
-    run, fixed = load(protocol, given.runtime, given.threads), protocol["input"]["batch"]
-    how = {name: protocol["inference"][name] for name in ("window", "stride")}
-    how |= {"batch": fixed or max(1, given.batch), "fill": fixed is not None, "ms_flip": given.ms_flip}
+    protocol, graph = described()
+    run, fixed = load(protocol, graph, given.runtime, given.threads), protocol["input"]["batch"]
+    how = {"batch": fixed or given.batch, "fill": fixed is not None, "ms_flip": given.ms_flip}
+    how |= {name: protocol["inference"][name] for name in ("window", "stride")}
     how["pad"] = (given.protocol or protocol["inference"]["protocol"]) == "native"
     given.out.mkdir(parents=True, exist_ok=True)
     bad = []
@@ -193,4 +194,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        fail(5, f"cannot write {error.filename}: {error.strerror}")

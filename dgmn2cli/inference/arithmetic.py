@@ -1,4 +1,4 @@
-"""From a graph's scores to probabilities of the final image, in NumPy alone.
+"""Where windows lie, and from a graph's scores to probabilities of the final image, in NumPy alone.
 
 The runner that lies beside an exported graph has no torch and must come to the same bits: so every product and every
 sum is rounded by itself here, and nothing depends on which rows are computed together. Imports no torch.
@@ -68,6 +68,12 @@ def _between(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.nd
     second *= weight
     second += first
     return second
+
+
+def window_starts(length: int, crop: int, stride: int) -> list[int]:
+    """First pixel of each window along one axis; the last window is pulled back so that it ends at the border."""
+    count = max(length - crop + stride - 1, 0) // stride + 1
+    return [max(min(index * stride + crop, length) - crop, 0) for index in range(count)]
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

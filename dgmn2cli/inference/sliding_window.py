@@ -17,18 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgmn2cli.errors import ConfigError, NonFiniteError
+from dgmn2cli.inference.arithmetic import window_starts
 from dgmn2cli.ops.resample import resize_rows, source_span
 
 LogitsFunction = Callable[[Tensor], Tensor]
 Crop = Callable[[slice, slice], Tensor]
 Band = tuple[slice, Tensor]
 BAND_PIXELS = 1 << 18  # of the final image that are turned into probabilities at a time
-
-
-def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """First pixel of each window along one axis; the last window is pulled back so that it ends at the border."""
-    count = max(length - crop + stride - 1, 0) // stride + 1
-    return [max(min(index * stride + crop, length) - crop, 0) for index in range(count)]
 
 
 @dataclass(frozen=True)

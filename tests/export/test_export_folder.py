@@ -17,17 +17,19 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 import dgmn2cli
+from dgmn2cli import zoo
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.cli import main
 from dgmn2cli.errors import CheckFailed, ConfigError
 from dgmn2cli.export import folder as exporting
 from dgmn2cli.export import graph as graphs
-from dgmn2cli.files import hash_file
+from dgmn2cli.files import hash_file, to_plain
 from dgmn2cli.inference.files import find_images, predict_files
 from dgmn2cli.inference.graph import load_graph, read_protocol
 from dgmn2cli.inference.load import assemble, resolve
 from dgmn2cli.inference.plan import Settings
 from dgmn2cli.inference.runtimes import open_graph
+from dgmn2cli.zoo import cache as caching
 
 FILES = ["Dockerfile", "README.md", "arithmetic.py", "protocol.json", "run.py", "window.onnx"]
 SMALL = ["inference.scale=[129, 65]", "inference.window=65", "inference.stride=43"]
@@ -144,6 +146,21 @@ def test_runner_refuses_a_changed_graph_and_names_bad_images(exported, images, t
     ran = run_without_torch(copy / "run.py", images[2], "-o", tmp_path / "out2")
     assert (ran.returncode, len(ran.stderr.splitlines())) == (3, 1)
     assert not (tmp_path / "out2").exists()
+    for text in ("{", "[]", '{"graph": "window.onnx"}', None):
+        (copy / "protocol.json").unlink() if text is None else (copy / "protocol.json").write_text(text)
+        ran = run_without_torch(copy / "run.py", images[2], "-o", tmp_path / "out2")
+        assert (ran.returncode, len(ran.stderr.splitlines())) == (3, 1)
+
+
+def test_runner_refuses_what_it_cannot_do(exported, images, tmp_path):
+    (tmp_path / "file").write_text("")
+    for arguments, code in (
+        ([images[2], "-o", tmp_path / "file"], 5),
+        ([images[2], "-o", tmp_path / "out", "--batch", "0"], 2),
+        ([images[2], tmp_path / "elsewhere" / images[2].name, "-o", tmp_path / "out"], 2),
+    ):
+        ran = run_without_torch(exported / "run.py", *arguments)
+        assert (ran.returncode, "Traceback" in ran.stderr, ran.stdout) == (code, False, "")
 
 
 def test_a_graph_that_disagrees_leaves_nothing(checkpoint, tmp_path, monkeypatch):
@@ -200,6 +217,22 @@ def test_command_writes_over_an_earlier_export(checkpoint, tmp_path, capsys):
     assert sorted(report["files"]) == sorted(os.listdir(target)) == FILES
     assert report["protocol"]["model"] == "mine"
     assert report["protocol"]["input"]["batch"] == 2
+
+
+def test_licence_is_the_zoo_entrys_wherever_the_cache_is(network, tmp_path):
+    entry, state = zoo.find("fpn-tiny"), network("fpn-tiny").state_dict()
+    given = write_checkpoint(tmp_path / "given.pth", state, {})
+    sha256 = hash_file(given)
+    cached = caching.file_path(tmp_path / "cache", sha256)
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(given.read_bytes())
+    caching.record(entry, tmp_path / "cache", sha256=sha256, size=1, source="here")
+    options = exporting.ExportOptions()
+    for checkpoint, licence in ((None, "Apache-2.0"), (given, None)):
+        segmenter = dgmn2cli.load("fpn-tiny", checkpoint, device="cpu", offline=True, cache=tmp_path / "cache")
+        twin = exporting.published_form(segmenter)
+        assert exporting.describe(twin, options, segmenter.info.licence).licence == licence
+        assert "licence" not in to_plain(segmenter.info)
 
 
 def test_describe_drafts_what_the_command_can_load(exported, tmp_path, capsys):

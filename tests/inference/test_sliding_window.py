@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from dgmn2cli.data.images import read_image
 from dgmn2cli.data.transforms import network_input, resize_image, scaled, target_size
 from dgmn2cli.errors import ConfigError, NonFiniteError
-from dgmn2cli.inference.sliding_window import LogitsFunction, Scores, View, Windowing, segment, sweep, window_starts
+from dgmn2cli.inference.arithmetic import window_starts
+from dgmn2cli.inference.sliding_window import LogitsFunction, Scores, View, Windowing, segment, sweep
 from dgmn2cli.model.fused.network import InferenceForm
 
 SCALE = (421, 301)
