@@ -171,9 +171,9 @@ def baseline(
             why = "torch.compile needs a C++ compiler, and none is on PATH"
     elif name in RUNTIMES:
         require_runtime(name)
-        if graph is None or device.type != "cpu":
-            why = "exported graphs run passes of networks on the CPU only"
-        return Implementation(name, "cpu", "float32", f"{name} {version(name)}", "graph", graph=graph)
+        if graph is not None and device.type == "cpu":
+            return Implementation(name, "cpu", "float32", f"{name} {version(name)}", "graph", graph=graph)
+        why = "exported graphs run passes of networks on the CPU only"
     if why:
         raise ResourceError("the baseline cannot run", where=name, why=why)
     return Implementation(name, str(device), dtype, backend, "published", compiled)
