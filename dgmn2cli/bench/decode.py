@@ -45,8 +45,7 @@ def measure_decoding(request: Request, report: Report, observer: Observer) -> No
                 steps = [lambda: read_image(path), lambda: _opencv(path)]
                 timings = alternate(steps, torch.device("cpu"), request.warmup, request.iters)
                 for used, seconds in zip((OWN, OPENCV), timings, strict=True):
-                    shape = {"batch": 1, "height": height, "width": width}
-                    report.rows.append(Row.of(used, seconds, timings[0], name=name, task="decode", **shape))
+                    report.rows.append(Row.of(name, "decode", (1, height, width), used, seconds, timings[0]))
 
 
 def _opencv(path: Path) -> np.ndarray:

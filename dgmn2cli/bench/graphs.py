@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -12,7 +13,7 @@ from dgmn2cli.bench.implementations import Implementation, compare, random_image
 from dgmn2cli.bench.network import make_step
 from dgmn2cli.bench.report import Report, Row
 from dgmn2cli.bench.request import Request
-from dgmn2cli.bench.timing import alternate
+from dgmn2cli.bench.timing import alternate, tell_round
 from dgmn2cli.inference.graph import Graph
 from dgmn2cli.inference.runtimes import GraphNetwork
 from dgmn2cli.observer import Observer
@@ -27,7 +28,7 @@ def measure_graph(graph: Graph, runtimes: Sequence[str], request: Request, repor
         CheckFailed: two runtimes differ.
         ConfigError, IntegrityError, ResourceError: as `GraphNetwork`.
     """
-    sized, rounds = replace(request, size=_size(graph, request), window=None), request.warmup + request.iters
+    sized = replace(request, size=_size(graph, request), window=None)
     name, compared, networks = graph.protocol.model, [], []
     for runtime in runtimes:
         observer.advance(0, detail=f"{name}: opening it in {runtime}")
@@ -40,16 +41,10 @@ def measure_graph(graph: Graph, runtimes: Sequence[str], request: Request, repor
         agreement = compare(name, used, "logits", compared[0], [answers[0]], [answer])
         report.agreements.append(agreement.require())
     steps = [make_step(network, replace(compared[0], dtype="float32"), sized) for network in networks]
-    numbers = iter(range(1, rounds + 1))
-
-    def tell() -> None:
-        observer.advance(0, detail=f"{name}: round {next(numbers)} of {rounds}")
-
-    timings = alternate(steps, torch.device("cpu"), request.warmup, request.iters, tell)
-    batch, height, width = sized.shape
+    told = partial(tell_round, observer, name)
+    timings = alternate(steps, torch.device("cpu"), request.warmup, request.iters, told)
     for used, seconds in zip(compared, timings, strict=True):
-        shape = {"batch": batch, "height": height, "width": width}
-        report.rows.append(Row.of(used, seconds, timings[0], name=name, task="graph", **shape))
+        report.rows.append(Row.of(name, "graph", sized.shape, used, seconds, timings[0]))
     report.weights = f"the graph's, {graph.path}, sha256 {graph.protocol.graph_sha256}"
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from dgmn2cli.bench.implementations import Implementation, NetworkSpec, build, c
 from dgmn2cli.bench.macs import count_executed, count_macs, count_parameters
 from dgmn2cli.bench.report import PartRow, Report, Row
 from dgmn2cli.bench.request import Request
-from dgmn2cli.bench.timing import Step, alternate, best_gflops, matrix_probes
+from dgmn2cli.bench.timing import Step, alternate, best_gflops, matrix_probes, tell_round
 from dgmn2cli.model.shapes import shapes_only
 from dgmn2cli.observer import Observer
 from dgmn2cli.runtime import PeakMeter, can_measure, in_fresh_process
@@ -41,7 +42,7 @@ def measure_network(
         CheckFailed: two implementations differ.
         ResourceError: not enough memory.
     """
-    device, rounds, training = torch.device(compared[0].device), request.warmup + request.iters, request.training
+    device, training = torch.device(compared[0].device), request.training
     batch, height, width = request.shape
     observer.advance(0, detail=f"{spec.name}: building {len(compared)} implementations")
     networks = [build(spec, used, training=training) for used in compared]
@@ -50,12 +51,8 @@ def measure_network(
     steps = [make_step(network, used, request) for network, used in zip(networks, compared, strict=True)]
     dtypes = dict.fromkeys(used.torch_dtype for used in compared)
     probes = [probe for dtype in dtypes for probe in matrix_probes(device, dtype)]
-    numbers = iter(range(1, rounds + 1))
-
-    def tell() -> None:
-        observer.advance(0, detail=f"{spec.name}: round {next(numbers)} of {rounds}")
-
-    timings = alternate([*steps, *(probe.step for probe in probes)], device, request.warmup, request.iters, tell)
+    told = partial(tell_round, observer, spec.name)
+    timings = alternate([*steps, *(probe.step for probe in probes)], device, request.warmup, request.iters, told)
     rates = [probe.rate(seconds) for probe, seconds in zip(probes, timings[len(compared) :], strict=True)]
     report.rates += rates
     del networks, steps
@@ -66,12 +63,11 @@ def measure_network(
             peaks[index] = measure_peak(spec, used, request)
     with shapes_only():
         model = spec.build()
-    shape = {"batch": batch, "height": height, "width": width}
     macs = count_macs(model, height, width, batch) * (TRAINING_FACTOR if training else 1)
     for used, seconds, peak, counted in zip(compared, timings[: len(compared)], peaks, executed, strict=True):
-        row = Row.of(used, seconds, timings[0], name=spec.name, task=request.bench, **shape)
+        row = Row.of(spec.name, request.bench, request.shape, used, seconds, timings[0])
         done = macs if training else counted  # training keeps the published order
-        gflops, best = 2 * (done or 0) / row.median / 1e9, best_gflops(rates)[used.dtype]
+        gflops, best = 2 * (done or 0) / row.median / 1e9, best_gflops(rates, used.dtype)
         row = replace(
             row,
             macs=macs,

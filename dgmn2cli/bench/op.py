@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from dgmn2cli.bench.baseline import plain_attention, torchvision_unfold
-from dgmn2cli.bench.implementations import PUBLISHED_DESIGNS, Implementation, baseline, compare, ours
+from dgmn2cli.bench.implementations import PUBLISHED_DESIGNS, Implementation, baseline, compare, ours, usable
 from dgmn2cli.bench.macs import ATTENTION_MACS, CORNERS
 from dgmn2cli.bench.network import TRAINING_FACTOR
 from dgmn2cli.bench.report import Report, Row
 from dgmn2cli.bench.request import Request
 from dgmn2cli.bench.timing import Step, alternate, copy_probe
-from dgmn2cli.errors import ResourceError
 from dgmn2cli.model.attention import HEAD_WIDTH, SAMPLES, TABLE_MARGIN
 from dgmn2cli.model.backbone import CHANNELS, DILATED_STRIDES, PYRAMID_STRIDES
 from dgmn2cli.observer import Observer
@@ -103,13 +102,7 @@ def op_implementations(request: Request, report: Report) -> list[Implementation]
     others = [partial(ours, device, dtype, name, fused=True) for name in available_backends() if name != own.backend]
     # `published` is an order of operations of networks, not of an op
     others += [partial(baseline, name, device, dtype, own.backend) for name in request.baselines if name != "published"]
-    found = [own]
-    for make in others:
-        try:
-            found.append(make())
-        except ResourceError as error:
-            report.note(str(error))
-    return found
+    return [own, *usable(others, report.note)]
 
 
 def measure_op(
@@ -145,10 +138,9 @@ def measure_op(
         again = max(0, request.warmup - 1)  # the check was the first round
         *timings, copies = alternate([*steps, copying.step], device, again, request.iters, enough=ENOUGH)
         report.rates.append(copying.rate(copies))
-        shape = {"batch": case.batch, "height": case.height, "width": case.width}
         macs = case.macs * (TRAINING_FACTOR if backward else 1)
         for used, seconds in zip(compared, timings, strict=True):
-            row = Row.of(used, seconds, timings[0], name=case.name, task=task, **shape)
+            row = Row.of(case.name, task, (case.batch, case.height, case.width), used, seconds, timings[0])
             gbytes = bytes_moved(case, used, backward) / row.median / 1e9
             report.rows.append(replace(row, macs=macs, gflops=2 * macs / row.median / 1e9, gbytes=gbytes))
 

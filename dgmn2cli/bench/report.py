@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -137,21 +136,20 @@ class Row:
     memory_share: float | None = None
 
     @classmethod
-    def of(cls, used: Implementation, seconds: Sequence[float], own: Sequence[float], **known: Any) -> Row:
-        """The row of an implementation's timings, `own` being `dgmn2cli`'s; `known` has the fields without a default
-        that do not follow from them."""
-        median = statistics.median(seconds)
-        return cls(
-            implementation=used.name,
-            **{name: getattr(used, name) for name in ("form", "backend", "dtype", "compiled")},
-            runs=len(seconds),
-            median=median,
-            p10=quantile(seconds, 0.1),
-            p90=quantile(seconds, 0.9),
-            per_second=known["batch"] / median,
-            times_as_fast=paired_ratio(seconds, own),
-            **known,
-        )
+    def of(
+        cls,
+        name: str,
+        task: str,
+        shape: tuple[int, int, int],
+        used: Implementation,
+        seconds: Sequence[float],
+        own: Sequence[float],
+    ) -> Row:
+        """The row of an implementation's timings, `own` being `dgmn2cli`'s; `shape` is (batch, height, width)."""
+        how = used.name, used.form, used.backend, used.dtype, used.compiled
+        median, low, high = statistics.median(seconds), quantile(seconds, 0.1), quantile(seconds, 0.9)
+        rate, ratio = shape[0] / median, paired_ratio(seconds, own)
+        return cls(name, task, *how, *shape, len(seconds), median, low, high, rate, ratio)
 
 
 @dataclass(frozen=True)

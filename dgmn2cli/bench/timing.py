@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dgmn2cli.model.fused.layers import FusedConv, FusedLinear
+from dgmn2cli.observer import Observer
 
 Step = Callable[[], object]
 # sizes of the probes by device type
@@ -45,7 +46,7 @@ def alternate(
     device: torch.device,
     warmup: int,
     iters: int,
-    progress: Callable[[], object] = lambda: None,
+    progress: Callable[[int, int], object] = lambda _done, _of: None,
     enough: float = float("inf"),
 ) -> list[list[float]]:
     """Times `steps` in turn, round after round, each from a quiet device to a quiet device.
@@ -54,7 +55,7 @@ def alternate(
         steps: every round runs each of them once.
         device: what to wait for.
         warmup, iters: rounds thrown away, rounds that count.
-        progress: called after each round.
+        progress: told after each round how many are done, and of how many.
         enough: seconds after whose counted rounds a step sits out the rest; it always has one.
 
     Returns:
@@ -71,8 +72,13 @@ def alternate(
             synchronize(device)
             if index >= warmup:
                 kept.append(time.perf_counter() - start)
-        progress()
+        progress(index + 1, warmup + iters)
     return timings
+
+
+def tell_round(observer: Observer, name: str, done: int, of: int) -> None:
+    """Says which round of the timings of `name` is done."""
+    observer.advance(0, detail=f"{name}: round {done} of {of}")
 
 
 @dataclass(frozen=True)
@@ -138,13 +144,9 @@ def copy_probe(device: torch.device) -> Probe:
     return Probe("float32", COPY, 2 * size, lambda: target.copy_(source))
 
 
-def best_gflops(rates: Sequence[Rate]) -> Mapping[str, float]:
-    """The highest matrix rate by dtype."""
-    best: dict[str, float] = {}
-    for rate in rates:
-        if rate.gflops is not None:
-            best[rate.dtype] = max(best.get(rate.dtype, 0.0), rate.gflops)
-    return best
+def best_gflops(rates: Sequence[Rate], dtype: str) -> float:
+    """The highest matrix rate in a dtype."""
+    return max(rate.gflops for rate in rates if rate.dtype == dtype and rate.gflops is not None)
 
 
 def highest(rates: Sequence[Rate]) -> list[Rate]:
