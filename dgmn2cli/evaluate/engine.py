@@ -119,11 +119,8 @@ def segmented(
             except NonFiniteError as error:
                 where = data.pairs[index].image
                 raise NonFiniteError(error.what, where=where, why=error.why, hint=error.hint) from error
-            confidence = samples = None
-            if analysis:
-                ids, confidence, samples = (p.numpy() for p in scores.classes_and_samples(sampling_step(*size)))
-            else:
-                ids = scores.classes()[0].numpy()
+            found = [part.numpy() for part in scores.outcome(sampling_step(*size) if analysis else None)[:3]]
+            ids, confidence, samples = found if analysis else (found[0], None, None)
             yield SegmentedImage(index, image, label, ids, confidence, samples, time.perf_counter() - began)
     segmenter.require_room(settings, 0, "segmenting")
 

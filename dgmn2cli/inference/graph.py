@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -138,19 +137,6 @@ def protocol_schema() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class GraphFiles:
-    """A graph's bytes, as hashed.
-
-    Attributes:
-        graph: of the graph's file.
-        external: of the files beside it that hold tensors, by name.
-    """
-
-    graph: bytes = field(repr=False)
-    external: Mapping[str, bytes] = field(repr=False)
-
-
-@dataclass(frozen=True)
 class Graph:
     """A graph on disk with its protocol.
 
@@ -162,8 +148,8 @@ class Graph:
     path: Path
     protocol: GraphProtocol
 
-    def read(self) -> GraphFiles:
-        """The graph, every byte of it compared with the protocol's hashes.
+    def read(self) -> tuple[bytes, dict[str, bytes]]:
+        """The graph's file, and by name those beside it that hold tensors; all compared with the protocol's hashes.
 
         Raises:
             IntegrityError: a file is another one than the protocol's, or no file.
@@ -171,7 +157,7 @@ class Graph:
         """
         named = self.protocol.external
         external = {name: self._hashed(self.path.with_name(name), named[name]) for name in named}
-        return GraphFiles(self._hashed(self.path, self.protocol.graph_sha256), external)
+        return self._hashed(self.path, self.protocol.graph_sha256), external
 
     def _hashed(self, path: Path, wanted: str) -> bytes:
         data = read_bounded(path, MAX_GRAPH, "cannot read the graph")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,9 @@ from dgmn2cli.checkpoint.recognise import recognise
 from dgmn2cli.checkpoint.unwrap import Checkpoint, class_names
 from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, verify_checkpoint
 from dgmn2cli.config import Config, InferenceConfig, ModelConfig, is_path, load_config
+from dgmn2cli.data.folder import chosen_palette
 from dgmn2cli.errors import ConfigError, IntegrityError, printable
+from dgmn2cli.inference.graph import MAX_CLASSES
 from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
@@ -34,7 +35,6 @@ from dgmn2cli.runtime import describe_device, require_compilable, resolve_device
 from dgmn2cli.zoo import AnyEntry, Zoo, ZooEntry, cache_dir, load_zoo, locate, offline_wanted
 
 LOGGER = logging.getLogger("dgmn2cli")
-MAX_CLASSES = 255  # class ids are bytes, and 255 marks ignored pixels
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ def class_list(count: int, meta: Mapping[str, Any]) -> ClassList:
 
 
 def choose_palette(palette: object, count: int, cityscapes: bool) -> np.ndarray:
-    """(count, 3) uint8: the given colours where they are usable, else Cityscapes', else spread-out hues."""
+    """(count, 3) uint8: the given colours where they are usable, else Cityscapes', else `chosen_palette`."""
     try:
         colors = np.asarray(palette)
     except (ValueError, TypeError, OverflowError):
@@ -344,5 +344,4 @@ def choose_palette(palette: object, count: int, cityscapes: bool) -> np.ndarray:
         return colors.astype(np.uint8)
     if cityscapes:
         return CITYSCAPES.palette
-    hues = [colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.55 + 0.35 * (index % 2), 0.9) for index in range(count)]
-    return (np.array(hues) * 255).astype(np.uint8)
+    return chosen_palette(count)

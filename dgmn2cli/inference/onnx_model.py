@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +99,9 @@ def complete(graph: Graph) -> tuple[bytes, str]:
         IntegrityError: a file is not the one that was hashed, or no ONNX; or tensors lie in files without a hash.
         ResourceError: a file cannot be read, the onnx package is missing, or the graph is too large.
     """
-    files = graph.read()
-    model = parse(files.graph, graph.path)
-    unhashed = [name for name in external_names(model) if name not in files.external]
+    data, external = graph.read()
+    model = parse(data, graph.path)
+    unhashed = [name for name in external_names(model) if name not in external]
     if unhashed:
         raise IntegrityError(
             "tensors of the graph lie in files without a hash",
@@ -111,11 +112,11 @@ def complete(graph: Graph) -> tuple[bytes, str]:
     if faults := disagreements(model, graph.protocol):
         raise_faults("the graph's protocol says something else than the graph", faults, graph.path)
     precision = precision_of(model)
-    if not files.external:
-        return files.graph, precision
+    if not external:
+        return data, precision
     for tensor in _tensors(model):
         if _is_external(tensor):
-            _take_in(tensor, files.external, graph.path)
+            _take_in(tensor, external, graph.path)
     try:
         return model.SerializeToString(), precision
     except ValueError as error:
@@ -146,10 +147,7 @@ def precision_of(model: onnx.ModelProto) -> str:
     for tensor in model.graph.initializer:
         name = {16: "bfloat16"}.get(tensor.data_type) or DTYPES.get(tensor.data_type, "")
         if name in counts:
-            size = 1
-            for side in tensor.dims:
-                size *= side
-            counts[name] += size
+            counts[name] += math.prod(tensor.dims)
     return max(counts, key=lambda name: counts[name])
 
 

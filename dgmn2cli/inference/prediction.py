@@ -142,21 +142,15 @@ class Prediction:
             write_png(path, self.overlay(alpha))
         elif kind == "labelids":
             write_png(path, LABEL_ID_OF_TRAIN_ID[self.ids])
-        elif kind == "conf":
-            write_png(path, _bytes_of(self.confidence))
-        elif kind in ("entropy", "disagreement"):
-            write_png(path, _bytes_of(self.entropy if kind == "entropy" else self.disagreement))
         elif kind == "stats":
             atomic_write(path, to_json({"size": self.ids.shape[::-1], "classes": self.stats()}) + "\n")
-        else:
+        elif kind == "probs":
             buffer = io.BytesIO()
             np.savez_compressed(buffer, probs=self.probs.astype(np.float16))
             atomic_write(path, buffer.getvalue())
-
-
-def _bytes_of(shares: np.ndarray) -> np.ndarray:
-    """Numbers from 0 to 1 as bytes."""
-    return np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
+        else:
+            shares = getattr(self, {"conf": "confidence"}.get(kind, kind))  # from 0 to 1
+            write_png(path, np.rint(shares.clip(0, 1) * 255).astype(np.uint8))
 
 
 def output_path(folder: str | Path, stem: str, kind: str) -> Path:

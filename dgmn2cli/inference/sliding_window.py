@@ -277,16 +277,13 @@ class Scores:
         """The most probable class of each pixel, `(H, W)` uint8, and its probability, `(H, W)` float32."""
         return self.outcome()[:2]
 
-    def classes_and_samples(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As `classes`, and in the same pass the probabilities of every `step`-th pixel of every `step`-th row.
-
-        Returns:
-            `(H, W)` uint8, `(H, W)` float32, `(C, ceil(H / step), ceil(W / step))` float32.
-        """
-        return self.outcome(step)[:3]
-
     def outcome(self, step: int | None = None, *, doubt: bool = False) -> Outcome:
-        """As `classes_and_samples` (with one sample for `step` None); with `doubt` the mean entropy, else 0."""
+        """All that one pass over the scores finds.
+
+        Args:
+            step: from one sample to the next, in pixels and in rows; None: one sample.
+            doubt: compute it; else it is 0.
+        """
         ids = torch.empty(self.size, dtype=torch.uint8)
         confidence, samples, total = torch.empty(self.size), [], 0.0
         step = step or max(self.size)
@@ -305,7 +302,7 @@ class Outcome(NamedTuple):
     Attributes:
         ids: the most probable classes, `(H, W)` uint8.
         confidence: their probabilities, `(H, W)` float32.
-        samples: all probabilities of some pixels, `(C, h, w)` float32.
+        samples: all probabilities of every `step`-th pixel of every `step`-th row, `(C, h, w)` float32.
         doubt: the mean entropy of all pixels, 0 to 1.
     """
 
