@@ -65,9 +65,9 @@ def infer(
     render.emit(session, report, lambda: _summary(report))
     if report.failures:
         raise DataError(
-            f"{len(report.failures)} of {len(found)} images could not be read",
+            f"{len(report.failures)} of {len(found)} images could not be segmented",
             faults=[failure.why for failure in report.failures],
-            hint="The others were segmented." if report.images else "Nothing was segmented.",
+            hint="The others were." if report.images else "Nothing was segmented.",
         )
 
 

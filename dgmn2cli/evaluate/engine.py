@@ -16,7 +16,7 @@ import numpy as np
 
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import image_header
-from dgmn2cli.errors import ConfigError, NonFiniteError, ResourceError
+from dgmn2cli.errors import ConfigError, DataError, NonFiniteError, ResourceError
 from dgmn2cli.evaluate.analysis.calibration import sampling_step
 from dgmn2cli.evaluate.analysis.measure import Measured, SegmentedImage, count_only, measure
 from dgmn2cli.evaluate.counting import confusion
@@ -116,9 +116,9 @@ def segmented(
 
             try:
                 scores = segmenter.scores(image, plan, advance)
-            except NonFiniteError as error:
+            except (NonFiniteError, DataError) as error:
                 where = data.pairs[index].image
-                raise NonFiniteError(error.what, where=where, why=error.why, hint=error.hint) from error
+                raise type(error)(error.what, where=where, why=error.why, hint=error.hint) from error
             found = [part.numpy() for part in scores.outcome(sampling_step(*size) if analysis else None)[:3]]
             ids, confidence, samples = found if analysis else (found[0], None, None)
             yield SegmentedImage(index, image, label, ids, confidence, samples, time.perf_counter() - began)

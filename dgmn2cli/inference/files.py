@@ -86,7 +86,7 @@ class InferReport:
         run: model, weights, device, backend.
         protocol: the settings in force.
         images: what was done.
-        failures: what could not be read.
+        failures: what could not be segmented.
         classes: pixel shares over all images, largest first.
         by_doubt: the images, the one with the most doubt first.
         seconds: wall time, loading the model excluded.
@@ -272,7 +272,12 @@ def predict_files(
         observer.advance(0, total=windows)
         if plan.peak is not None:
             observer.note(f"{file.path}: {plan}")
-        prediction = segmenter.predict_planned(image, plan, settings, observer.advance)
+        try:
+            prediction = segmenter.predict_planned(image, plan, settings, observer.advance)
+        except DataError as error:  # a window that a graph of one size does not take
+            error.where = str(file.path)
+            failures.append(Failure(file.path, str(error)))
+            continue
         outputs = prediction.save(folder, file.name, kinds, alpha)
         seconds = time.perf_counter() - start
         memory = None if plan.peak is None else MemoryUse(plan.peak, highest_use(segmenter.device))

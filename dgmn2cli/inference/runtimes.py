@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dgmn2cli.data.transforms import normal_table
-from dgmn2cli.errors import ConfigError, Dgmn2Error, IntegrityError
+from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, IntegrityError
 from dgmn2cli.inference.arithmetic import resize_rows, softmax, source_rows
 from dgmn2cli.inference.graph import Graph, GraphInference, load_graph
 from dgmn2cli.inference.load import Recipe, choose_palette
@@ -174,17 +174,16 @@ class GraphNetwork(nn.Module):
         """Logits `(B, C, H, W)` float32 of normalised RGB images `(B, 3, H, W)` float32.
 
         Raises:
-            ConfigError: the graph does not take images of this size, or it gives classes that the protocol lacks.
+            DataError: the graph does not take windows of this size.
             IntegrityError: the graph does not run, or gives what the protocol does not say.
             MemoryError: it needs more memory than there is.
         """
         taken = self.graph.protocol.input
         height, width = images.shape[2:]
         if not taken.fits(height, width):
-            why = f"the graph takes {taken.size} only"
+            why = f"a window of {width}x{height} comes up, and the graph takes {taken.size} only"
             hint = "Use --protocol native, which pads windows; or --runtime torch; or a graph that takes any size."
-            where = f"a window of {width}x{height}"
-            raise ConfigError("the graph cannot segment this image exactly", where=where, why=why, hint=hint)
+            raise DataError("the graph cannot segment this image exactly", why=why, hint=hint)
         values = images.numpy()
         values = values[:, ::-1] if taken.channels == "BGR" else values
         values = values.transpose(0, 2, 3, 1) if taken.layout == "NHWC" else values

@@ -13,6 +13,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 from graphs import colours, write_graph
 from onnx import TensorProto, helper
+from PIL import Image
 from streets import make_tree
 
 from dgmn2cli.cli import main
@@ -122,9 +123,24 @@ def test_a_window_that_a_fixed_graph_does_not_take_is_refused(run: Run, tmp_path
     options = ("infer", "data/leftImg8bit", "--graph", "fixed", "--save", "ids")
     assert run(*options)[0] == 0
     code, _, err = run(*options, "--ms-flip", "--overwrite")
-    assert code == 2
+    assert code == 6
     assert "20x12" in err
+    code, _, err = run("eval", "--data-root", "data", "--graph", "fixed", "--ms-flip")
+    assert code == 6
+    assert "leftImg8bit.png" in err
     assert run(*options, "--ms-flip", "--overwrite", "--protocol", "native")[0] == 0
+
+
+def test_images_that_a_fixed_graph_does_not_take_do_not_keep_others_back(run: Run, tmp_path: Path) -> None:
+    write_graph(tmp_path / "fixed", colours(axes=("b", 3, 24, 24)), input={"height": 24, "width": 24})
+    Image.new("RGB", (90, 4)).save(tmp_path / "a_strip.png")
+    Image.new("RGB", (90, 45)).save(tmp_path / "street.png")
+    command = ("infer", "a_strip.png", "street.png", "--graph", "fixed", "--save", "ids", "-o", "out", "--json")
+    code, out, err = run(*command)
+    assert code == 6
+    assert "a_strip.png" in err
+    assert [failure["path"] for failure in json.loads(out)["failures"]] == ["a_strip.png"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["street_ids.png"]
 
 
 def test_numbers_that_are_none_end_with_code_7(run: Run, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_one_bad_file_does_not_stop_the_others(run: Run, tmp_path: Path) -> None
     assert code == 6
     assert len(json.loads(out)["images"]) == 2
     assert [Path(failure["path"]).name for failure in json.loads(out)["failures"]] == ["1.png", "pipe.png"]
-    assert err.splitlines()[-1] == "Error: 2 of 4 images could not be read. The others were segmented."
+    assert err.splitlines()[-1] == "Error: 2 of 4 images could not be segmented. The others were."
     assert "1.png" in err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "0_ids.png", "0_overlay.png", "2_ids.png", "2_overlay.png",
@@ -269,7 +269,7 @@ BAD = [
     (("a.png", "--backend", "triton"), 5, "triton cannot run"),
     (("a.png", "-m", "setr_pup-tinny"), 2, "no such model"),
     (("a.png", "-m", "../../x"), 2, "no such model"),
-    (("a.png", "--max-pixels", "100"), 6, "could not be read"),
+    (("a.png", "--max-pixels", "100"), 6, "could not be segmented"),
     (("a.png", "--alpha", "2"), 2, "alpha"),
     (("a.png", "--max-memory", "much"), 2, "no amount of memory, such as 3G"),
     (("a.png", "--max-memory", "90M"), 5, "the memory limit is too small"),
