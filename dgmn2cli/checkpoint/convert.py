@@ -162,11 +162,7 @@ def _as_json(meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[Line]]:
 
 
 def _json_value(value: Any) -> Any:
-    """`value` in JSON's types.
-
-    Raises:
-        ValueError: it has none.
-    """
+    """`value` in JSON's types; ValueError where it has none."""
     if isinstance(value, Mapping):
         return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -177,11 +173,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _read_again(target: Path, read: Checkpoint, meta: Mapping[str, Any]) -> Checkpoint:
-    """The file just written, compared with what it was made from, bit by bit.
-
-    Raises:
-        IntegrityError: it is not the same.
-    """
+    """The file just written, compared with what it was made from, bit by bit."""
     written = read_checkpoint(target)
     same = written.state.keys() == read.state.keys() and digest(written.meta) == digest(meta)
     if not same or any(digest(value) != digest(read.state[key]) for key, value in written.state.items()):

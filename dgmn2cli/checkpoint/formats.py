@@ -157,11 +157,7 @@ def _scan_archive(path: Path, file: BinaryIO, size: int) -> tuple[References, bo
 
 
 def _safetensors_meta(data: bytes) -> dict[str, Any]:
-    """What the header says beside the tensors: our own `meta` as it was, other programs' texts under their names.
-
-    Raises:
-        ValueError, RecursionError: our own entry is no JSON object.
-    """
+    """What the header says beside the tensors: our own `meta` as it was, other programs' texts under their names."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     texts = dict(header.get("__metadata__") or {})
     own = json.loads(texts.pop(META_KEY, "{}"))

@@ -169,11 +169,7 @@ def _own_name(key: str) -> str:
 
 
 def _require_one_network(names: Mapping[str, Any]) -> None:
-    """Refuses the weights of several networks under one entry, such as `model.` and `ema_model.`, by their prefixes.
-
-    Raises:
-        Unfit: names the prefixes.
-    """
+    """Refuses the weights of several networks under one entry, such as `model.` and `ema_model.`, by their prefixes."""
     counts: Counter[str] = Counter()
     for key in map(_own_name, names):
         starts = [0] * key.startswith(_FIRST) + [found + 1 for start in _FIRST if (found := key.find(f".{start}")) >= 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -133,10 +134,8 @@ def split_name(settings: DataConfig, part: str) -> str:
 
 def _unlike(settings: DataConfig, data: SegmentationSet) -> list[str]:
     """A line for each class that is named otherwise, or has no counterpart."""
-    said, has = settings.classes, data.classes
-    count = max(len(said), len(has))
-    named = [(said[i] if i < len(said) else "none", has[i] if i < len(has) else "none") for i in range(count)]
-    return [f"class {i}: data.classes says {a}, the data set {b}" for i, (a, b) in enumerate(named) if a != b]
+    named = enumerate(zip_longest(settings.classes, data.classes, fillvalue="none"))
+    return [f"class {i}: data.classes says {said}, the data set {has}" for i, (said, has) in named if said != has]
 
 
 def _ignoring(ids: IdMap, ignored: int) -> IdMap:

@@ -243,12 +243,9 @@ def _to_bgr(image: Image.Image) -> np.ndarray:
 
 
 def _deep_note(pixels: np.ndarray) -> list[str]:
-    if pixels.max(initial=0) >= _NEARLY_BLACK:
-        return []
-    largest = 256 * (int(pixels.max(initial=0)) + 1)
-    return [
-        f"its 16-bit values are all under {largest:,}, so that it is nearly black as 8 bits; stretch them to 65,535"
-    ]
+    brightest = int(pixels.max(initial=0))
+    note = f"its 16-bit values are all under {256 * (brightest + 1):,}, so that it is nearly black as 8 bits"
+    return [f"{note}; stretch them to 65,535"] if brightest < _NEARLY_BLACK else []
 
 
 def _orientation(exif: bytes) -> int:

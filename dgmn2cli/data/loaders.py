@@ -24,7 +24,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.data.images import MAX_PIXELS
 from dgmn2cli.data.transforms import Draws, Sample
 from dgmn2cli.errors import Dgmn2Error, ResourceError
 from dgmn2cli.runtime import end_with_parent
@@ -103,12 +102,12 @@ Augment = Callable[[Sample, Draws], tuple[np.ndarray, np.ndarray]]
 class _TrainSamples(Dataset[Any]):
     """Reads and augments what a `StreamPlace` names; a fault travels to the main process as a value."""
 
-    def __init__(self, data: SegmentationSet, augment: Augment, seed: int, max_pixels: int) -> None:
-        self.data, self.augment, self.seed, self.max_pixels = data, augment, seed, max_pixels
+    def __init__(self, data: SegmentationSet, augment: Augment, seed: int) -> None:
+        self.data, self.augment, self.seed = data, augment, seed
 
     def __getitem__(self, place: StreamPlace) -> tuple[np.ndarray, np.ndarray, str] | Dgmn2Error:
         try:
-            sample = self.data.read(place.index, max_pixels=self.max_pixels)
+            sample = self.data.read(place.index)
             image, label = self.augment(sample, sample_draws(self.seed, place.position))
         except Dgmn2Error as error:
             return error
@@ -178,7 +177,6 @@ def train_batches(
     stream: TrainStream,
     *,
     workers: int = 0,
-    max_pixels: int = MAX_PIXELS,
     pin_memory: bool = False,
     check: Callable[[], object] = lambda: None,
 ) -> Generator[TrainBatch, None, None]:
@@ -194,7 +192,7 @@ def train_batches(
         ResourceError: a worker died, /dev/shm is too small, or too few files may be open.
     """
     loader: DataLoader[Any] = DataLoader(
-        _TrainSamples(data, augment, stream.seed, max_pixels),
+        _TrainSamples(data, augment, stream.seed),
         batch_size=stream.batch,
         sampler=stream,
         num_workers=workers,

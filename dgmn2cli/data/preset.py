@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -63,35 +62,30 @@ class Preset:
     def describe(self) -> PresetInfo:
         """What a user may want to know of it."""
         said = self.said
-        images, labels = (
-            f"{folder}/{prefix}*{suffix}"
-            for folder, prefix, suffix in (
-                (said.images, said.image_prefix, said.image_suffix),
-                (said.labels, said.label_prefix, said.label_suffix),
-            )
-        )
+        images, labels = (f"{folder}/{prefix}*{suffix}" for folder, prefix, suffix in self._parts())
         names = (self.name, said.title, said.source, said.licence, said.note)
         return PresetInfo(*names, images, labels, said.splits, self.mapping())
 
     def fits(self, root: Path) -> bool:
         """Whether a split under `root` has images and label maps where this has them, with names like these."""
-        said = self.said
-        parts = (said.images, said.image_prefix, said.image_suffix), (said.labels, said.label_prefix, said.label_suffix)
         return any(
-            all(_has(root, folder.replace(SPLIT, split), *ends) for folder, *ends in parts) for split in said.splits
+            all(_has(root, folder.replace(SPLIT, split), *ends) for folder, *ends in self._parts())
+            for split in self.said.splits
         )
+
+    def _parts(self) -> tuple[tuple[str, str, str], ...]:
+        """Of images and of label maps: folder, what names begin with, what they end in."""
+        said = self.said
+        return (said.images, said.image_prefix, said.image_suffix), (said.labels, said.label_prefix, said.label_suffix)
 
 
 def _has(root: Path, pattern: str, prefix: str, suffix: str) -> bool:
     """Whether the folders that a pattern matches hold a file of such a name."""
-    names = (name for folder in root.glob(pattern) for name in _names(folder))
-    return any(name.startswith(prefix) and name.endswith(suffix) for name in names)
-
-
-def _names(folder: Path) -> Iterator[str]:
-    """The names of files below a folder, of so many that a large set costs no time."""
-    names = (name for _, _, names in os.walk(folder) for name in names)
-    return islice(names, LOOKED_AT)
+    for folder in root.glob(pattern):
+        names = (name for _, _, names in os.walk(folder) for name in names)
+        if any(name.startswith(prefix) and name.endswith(suffix) for name in islice(names, LOOKED_AT)):
+            return True
+    return False
 
 
 @lru_cache(maxsize=1)
@@ -119,7 +113,7 @@ def find_preset(name: str) -> Preset:
     return known[name]
 
 
-def open_preset(name: str, root: str | Path, split: str | None = None, *, labels: bool = True) -> SegmentationSet:
+def open_preset(name: str, root: str | Path, split: str | None = None) -> SegmentationSet:
     """One split of the known data set `name` under `root`.
 
     Raises:
@@ -128,7 +122,7 @@ def open_preset(name: str, root: str | Path, split: str | None = None, *, labels
     """
     preset, root = find_preset(name), Path(root)
     try:
-        data = open_folder(preset.path, split or preset.split, root=root, labels=labels)
+        data = open_folder(preset.path, split or preset.split, root=root)
     except DataError as error:
         others = [other for other in recognise(root) if other != name]
         if others:
