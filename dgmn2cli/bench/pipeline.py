@@ -113,9 +113,9 @@ def _staged(segmenter: Segmenter, path: Path, folder: Path) -> tuple[dict[str, f
         scores = segment(logits, [View(view.size, lambda: crop)], plan.size, plan.windowing)
     seconds["stitch"] -= seconds["windows"] + seconds["preprocess"] + inside
     with clock("argmax"):
-        ids, confidence, _, doubt = scores.outcome(doubt=True)
+        ids, confidence = scores.classes()
     with clock("encode"):
         arrays, classes, windows = (ids.numpy(), confidence.numpy()), segmenter.classes, plan.windows
-        prediction = Prediction(*arrays, classes, image, scores, windows, doubt, lambda: (scores, scores))
+        prediction = Prediction(*arrays, classes, image, scores, windows, lambda: (scores, scores))
         prediction.save(folder, "staged", ["ids"])
     return seconds, prediction.ids

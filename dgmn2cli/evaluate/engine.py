@@ -119,7 +119,7 @@ def segmented(
             except (NonFiniteError, DataError) as error:
                 where = data.pairs[index].image
                 raise type(error)(error.what, where=where, why=error.why, hint=error.hint) from error
-            found = [part.numpy() for part in scores.outcome(sampling_step(*size) if analysis else None)[:3]]
+            found = [part.numpy() for part in scores.outcome(sampling_step(*size) if analysis else None)]
             ids, confidence, samples = found if analysis else (found[0], None, None)
             yield SegmentedImage(index, image, label, ids, confidence, samples, time.perf_counter() - began)
     segmenter.require_room(settings, 0, "segmenting")

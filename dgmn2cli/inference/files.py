@@ -54,7 +54,7 @@ class ImageResult:
         windows: windows that went through the network.
         seconds: from reading it to its last file.
         classes: what it shows, largest first.
-        doubt: the mean entropy of its pixels, 0 to 1.
+        doubt: one minus the mean confidence of its pixels.
         outputs: file by kind.
         memory: what was in use at most, where a limit was given.
     """

@@ -53,6 +53,11 @@ class ClassList:
 CITYSCAPES = ClassList(CLASSES, PALETTE, cityscapes=True)
 
 
+def mean_doubt(confidence: np.ndarray) -> float:
+    """One minus the mean confidence of all pixels: what images are ranked by where there are no labels."""
+    return 1.0 - float(confidence.mean(dtype=np.float64))
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The segmentation of one image.
@@ -64,7 +69,6 @@ class Prediction:
         image: (H, W, 3) uint8, blue green red: the image itself.
         scores: what the probabilities are made from when asked for.
         windows: windows that went through the network.
-        doubt: the mean entropy of the pixels, 0 where each is certain, 1 if all classes were always as probable.
         orientations: gives the scores of a single scale, as the image is and mirrored.
     """
 
@@ -74,8 +78,12 @@ class Prediction:
     image: np.ndarray = field(repr=False)
     scores: Scores = field(repr=False)
     windows: int
-    doubt: float
     orientations: Callable[[], tuple[Scores, Scores]] = field(repr=False)
+
+    @property
+    def doubt(self) -> float:
+        """One minus the mean confidence."""
+        return mean_doubt(self.confidence)
 
     @cached_property
     def probs(self) -> np.ndarray:

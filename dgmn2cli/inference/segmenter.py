@@ -175,7 +175,7 @@ class Segmenter:
     ) -> Prediction:
         """As `predict`, of an image (H, W, 3) uint8, blue green red, by the `plan` that `settings` gave for it."""
         scores = self.scores(image, plan, progress)
-        ids, confidence, _, doubt = scores.outcome(doubt=True)
+        ids, confidence = scores.classes()
 
         def orientations() -> tuple[Scores, Scores]:
             single = self.plan(plan.size, replace(settings, ms_flip=False))
@@ -183,7 +183,7 @@ class Segmenter:
             return seen, self.scores(image, replace(single, flips=(True,)), progress)
 
         classes, windows = self.classes, plan.windows
-        return Prediction(ids.numpy(), confidence.numpy(), classes, image, scores, windows, doubt, orientations)
+        return Prediction(ids.numpy(), confidence.numpy(), classes, image, scores, windows, orientations)
 
     def mirrored_windows(self, plan: Plan, settings: Settings) -> int:
         """Windows that `Prediction.disagreement` takes beyond those of `plan`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -277,39 +276,24 @@ class Scores:
         """The most probable class of each pixel, `(H, W)` uint8, and its probability, `(H, W)` float32."""
         return self.outcome()[:2]
 
-    def outcome(self, step: int | None = None, *, doubt: bool = False) -> Outcome:
-        """All that one pass over the scores finds.
+    def outcome(self, step: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `classes`, and in the same pass all probabilities of every `step`-th pixel of every `step`-th row.
 
         Args:
-            step: from one sample to the next, in pixels and in rows; None: one sample.
-            doubt: compute it; else it is 0.
+            step: in pixels and in rows; None: one sample.
+
+        Returns:
+            `(H, W)` uint8, `(H, W)` float32, `(C, ceil(H / step), ceil(W / step))` float32.
         """
         ids = torch.empty(self.size, dtype=torch.uint8)
-        confidence, samples, total = torch.empty(self.size), [], 0.0
+        confidence, samples = torch.empty(self.size), []
         step = step or max(self.size)
         for band, values in self.bands():
             best, index = values.max(0)
             ids[band] = index.to("cpu", torch.uint8)
             confidence[band] = best.cpu()
             samples.append(values[:, -band.start % step :: step, ::step].to("cpu", copy=True))
-            total += float(entropy(values).double().sum()) if doubt else 0.0
-        return Outcome(ids, confidence, torch.cat(samples, 1), total / ids.numel())
-
-
-class Outcome(NamedTuple):
-    """What one pass over the scores finds.
-
-    Attributes:
-        ids: the most probable classes, `(H, W)` uint8.
-        confidence: their probabilities, `(H, W)` float32.
-        samples: all probabilities of every `step`-th pixel of every `step`-th row, `(C, h, w)` float32.
-        doubt: the mean entropy of all pixels, 0 to 1.
-    """
-
-    ids: Tensor
-    confidence: Tensor
-    samples: Tensor
-    doubt: float
+        return ids, confidence, torch.cat(samples, 1)
 
 
 def entropy(probabilities: Tensor) -> Tensor:

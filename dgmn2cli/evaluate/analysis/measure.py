@@ -22,6 +22,7 @@ from dgmn2cli.evaluate.analysis.calibration import (
 from dgmn2cli.evaluate.analysis.counts import from_text, to_text
 from dgmn2cli.evaluate.analysis.crops import CROP_TILE, VIEW_TILE, Box, Shown, tiles, worst_box
 from dgmn2cli.evaluate.analysis.instances import InstanceCounts, count_instances, read_instances
+from dgmn2cli.inference.prediction import mean_doubt
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def measure(found: SegmentedImage, pair: Pair, counts: np.ndarray, palette: np.n
     )
     temperatures = None
     if found.confidence is not None and found.samples is not None:
-        doubt = 1.0 - float(found.confidence.mean(dtype=np.float64))
+        doubt = mean_doubt(found.confidence)
         record = replace(record, confidence=to_text(confidence_counts(found.confidence, right, valid)), doubt=doubt)
         temperatures = _try_temperatures(found.index, found.samples, label)
     part = slice(box.y, box.y + box.side), slice(box.x, box.x + box.side)
