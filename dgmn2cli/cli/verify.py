@@ -70,7 +70,7 @@ def verify(
         if found.run.model == MODEL:
             source = _saved(found, data, predictions or Path(found.run.checkpoint), observer)
         else:
-            source = _network(session, found, data, model or found.run.model, checkpoint, device, observer)
+            source = _network(session, found, data, model, checkpoint, device, observer)
         answer = check(found, data, source, observer)
     render.emit(session, answer, lambda: _table(answer))
 
@@ -106,7 +106,7 @@ def _network(
     session: Session,
     report: ReportFile,
     data: SegmentationSet,
-    model: str,
+    model: str | None,
     checkpoint: Path | None,
     device: str | None,
     observer: TerminalObserver,
@@ -131,7 +131,7 @@ def _network(
         threads=None,
         compiled=False,
     )
-    recipe = protocol.recipe_of(session, model, network)
+    recipe = protocol.recipe_of(session, model or _model_of(session, report, checkpoint or stated), network)
     if not run.graph and checkpoint is None and known_hash(recipe.entry, session.cache) != run.sha256:
         why = "the file is not there, and its weights are not the published ones"
         hint = "Name it with --checkpoint FILE."
@@ -142,13 +142,26 @@ def _network(
     return network_source(segmenter, data, settings, observer=observer, analysis=looked)
 
 
+def _model_of(session: Session, report: ReportFile, checkpoint: Path) -> str:
+    """The report's model; where that is none of the zoo's, the configuration in the run folder of a training."""
+    from dgmn2cli.training.folder import RunFolder
+
+    name = report.run.model
+    if report.run.graph or name in {entry.key for entry in session.zoo().segmentors}:
+        return name
+    folders = (checkpoint.absolute().parent.parent, report.path.absolute().parent)
+    configurations = [folder.config for folder in map(RunFolder, folders) if folder.config.is_file()]
+    return str(configurations[0]) if configurations else name
+
+
 def _table(answer: Verification) -> RenderableType:
+    images = "1 image" if answer.images == 1 else f"{answer.images} images"
     return render.record_table(
         [
             ("report", f"{answer.report} holds"),
             (
                 "mIoU",
-                f"{100 * answer.mean_iou:.2f} % of {answer.model}, again from the counts of {answer.images} images",
+                f"{100 * answer.mean_iou:.2f} % of {answer.model}, again from the counts of {images}",
             ),
             ("run again", f"{', '.join(answer.run_again)}: the same matrices on {answer.device}"),
         ]

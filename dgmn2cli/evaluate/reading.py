@@ -70,6 +70,8 @@ def read_report(path: Path) -> ReportFile:
         why = str(error)
     if not why and isinstance(plain, dict) and "reports" in plain:
         why = "it holds several models' reports (`eval --all`)"
+    if not why and not (isinstance(plain, dict) and isinstance(plain.get("certificate"), dict)):
+        why = "it has no certificate: it is no report of an evaluation, or an earlier version's"
     if not why:
         try:
             return _parsed(path, plain)

@@ -178,6 +178,8 @@ def _same(report: ReportFile, old: Any, new: Any, where: str, how: str) -> None:
     """Raises CheckFailed where two JSON values differ, naming the first place."""
     for place, before, now in _differences(old, new, where):
         hint = "The report was changed, or data, weights, device or libraries are others than when it was made."
+        if where == "run.model":
+            hint += " Name a configuration of your own with -m FILE."
         why = f"{place}: the report has {_shown(before)}, {how} {_shown(now)}"
         raise CheckFailed("the report does not hold", where=report.path, why=why, hint=hint)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgmn2cli.notebook import table_html
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -84,3 +86,10 @@ class TrainReport:
     evaluation: Path
     seconds: float
     notes: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        shares = {"mean IoU": self.mean_iou, "pixel accuracy": self.pixel_accuracy, "mean accuracy": self.mean_accuracy}
+        shares[f"best mean IoU, after {self.best.iteration} steps"] = self.best.miou
+        rows = [(name, f"{100 * value:.2f} %") for name, value in shares.items()]
+        title = f"{self.model}: {self.iterations} steps in {self.seconds:.0f} s, run folder {self.out}"
+        return table_html(title, ("final evaluation", "value"), rows)

@@ -214,6 +214,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(captured.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"certificate": 1}', "3"])
+def test_what_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(ConfigError, match="it has no certificate"):
+        read_report(tmp_path / "r.json")
+
+
 ODD: list[tuple[object, tuple[str | int, ...]]] = [
     (5, ("data", "root")),
     (None, ("data", "of")),

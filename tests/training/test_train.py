@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import cv2
 import pytest
@@ -13,6 +14,7 @@ import torch
 from small_trainings import Watcher, outcome, small_request, write_streets
 from train_children import forkserver, hold_folder
 
+from dgmn2cli.cli import main
 from dgmn2cli.config import config_difference, load_config
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.cityscapes import CLASSES
@@ -81,6 +83,21 @@ def test_the_final_evaluation_is_what_eval_measures_of_the_checkpoint(unbroken, 
     assert written["confusion"] == [list(row) for row in measured.confusion]
     assert written["run"]["sha256"] == measured.run.sha256
     assert written["scores"]["mean_iou"] == report.mean_iou == measured.scores.mean_iou
+
+
+def test_a_trainings_own_evaluation_is_verified_with_the_run_folders_configuration(unbroken, capsys):
+    request, report, _ = unbroken
+    assert main(["verify", str(request.out / "evaluation.json"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["model"], answer["mean_iou"]) == (report.model, report.mean_iou)
+
+
+def test_the_report_shows_itself_in_notebooks(unbroken):
+    _, report, _ = unbroken
+    shown = replace(report, model="<b>")._repr_html_()
+    assert f"{100 * report.mean_iou:.2f} %" in shown
+    assert "<b>: " not in shown
+    assert "&lt;b&gt;: 4 steps" in shown
 
 
 def test_the_checkpoint_has_the_published_format(unbroken):
