@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -55,21 +57,37 @@ def show(session: Session, name: str, overrides: tuple[str, ...]) -> None:
     emit(session, found, lambda: lines(*config_to_toml(found).splitlines()))
 
 
-@config.command(short_help="All faults of a configuration file.")
-@click.argument("file", type=PATH, metavar="FILE")
-@SET
-@pass_session
-def check(session: Session, file: Path, overrides: tuple[str, ...]) -> None:
-    """Check FILE, a native .toml or an mmcv-style .py; all faults are listed, and with any the exit code is 2."""
-    from dgmn2cli.config import config_difference, load_config, published_names
-
+@contextmanager
+def _listed_faults(session: Session, file: Path) -> Iterator[None]:
     try:
-        found = load_config(file, overrides)
+        yield
     except ConfigError as error:
         faults = error.faults or (error.why,)
         emit(session, {"file": str(file), "faults": faults}, lambda: lines(*faults))
         why = f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'}, listed above"
         raise ConfigError("the configuration is wrong", where=file, why=why, hint=error.hint) from error
+
+
+@config.command(short_help="All faults of a configuration file.")
+@click.argument("file", type=PATH, metavar="FILE")
+@SET
+@pass_session
+def check(session: Session, file: Path, overrides: tuple[str, ...]) -> None:
+    """Check FILE; all faults are listed, and with any the exit code is 2.
+
+    FILE is a native .toml, an mmcv-style .py, or the description of a data set (`dgmn2 data template`).
+    """
+    from dgmn2cli.config import config_difference, load_config, published_names
+    from dgmn2cli.data.folder import is_description, load_description
+
+    if not overrides and is_description(file):
+        with _listed_faults(session, file):
+            said = load_description(file)
+        answer = {"file": str(file), "faults": [], "classes": said.classes, "splits": said.splits}
+        emit(session, answer, lambda: f"{file}: no faults; it describes a data set of {len(said.classes)} classes")
+        return
+    with _listed_faults(session, file):
+        found = load_config(file, overrides)
     name = f"{found.model.head}_dgmn2_{found.model.backbone}_"
     published = next(known for known in published_names() if known.startswith(name))
     changed = config_difference(load_config(published), found)

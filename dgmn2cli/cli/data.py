@@ -44,10 +44,11 @@ def check(
     """
     from dgmn2cli.data.catalog import find_splits, open_dataset
     from dgmn2cli.data.check import check_dataset, require_sound
-    from dgmn2cli.data.preset import open_preset
+    from dgmn2cli.data.preset import find_preset, open_preset
 
     if dataset is not None:
-        sets = [open_preset(dataset, folder, split) for split in splits or (None,)]
+        there = splits or find_preset(dataset).splits_in(folder) or (None,)
+        sets = [open_preset(dataset, folder, split) for split in there]
     else:
         sets = [open_dataset(folder, split) for split in splits or find_splits(folder) or ("train",)]
     with TerminalObserver(session) as observer:

@@ -99,11 +99,8 @@ class TerminalObserver:
         count = f" {size(round(self._done))} of {size(round(self._total))}" if self._total else ""
         detail = f": {self._detail}" if self._detail else ""
         fresh = self._done - self._first
-        left = (
-            f", {duration((now - self._began) / fresh * (self._total - self._done))} left"
-            if self._total and fresh
-            else ""
-        )
+        ahead = max(0.0, self._total - self._done) if self._total else 0.0
+        left = f", {duration((now - self._began) / fresh * ahead)} left" if self._total and fresh else ""
         return f"{self._task}{count}{detail}{left}"
 
 

@@ -19,7 +19,7 @@ from dgmn2cli.config.schema import NAMES_ONCE, SEVERAL, ClassName, Color, Stored
 from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, PALETTE
 from dgmn2cli.data.dataset import IGNORE, STORED_IDS, UNKNOWN_COLOUR, IdMap, Pair, SegmentationSet, missing_labels
 from dgmn2cli.data.files import SUFFIXES, Found, comparable, ends_with, find_files, short_names
-from dgmn2cli.errors import ConfigError, DataError
+from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error
 from dgmn2cli.files import absence, read_text
 from dgmn2cli.validation import STRICT, check, must, parse_toml, raise_faults, schema_of, show
 
@@ -121,6 +121,14 @@ def load_description(path: str | Path) -> FolderDescription:
     if faults or isinstance(found, list):
         raise_faults(_WHAT, faults, path)
     return found
+
+
+def is_description(path: Path) -> bool:
+    """Whether a file is a TOML file with `classes`, as descriptions have them and configurations do not."""
+    try:
+        return path.suffix == ".toml" and "classes" in parse_toml(read_text(path, MAX_BYTES, _WHAT, kind=ConfigError))
+    except (ValueError, Dgmn2Error):
+        return False
 
 
 def _contradictions(found: FolderDescription) -> list[str]:

@@ -68,9 +68,14 @@ class Preset:
 
     def fits(self, root: Path) -> bool:
         """Whether a split under `root` has images and label maps where this has them, with names like these."""
-        return any(
-            all(_has(root, folder.replace(SPLIT, split), *ends) for folder, *ends in self._parts())
+        return bool(self.splits_in(root))
+
+    def splits_in(self, root: Path) -> tuple[str, ...]:
+        """The splits under `root` that have images and label maps."""
+        return tuple(
+            split
             for split in self.said.splits
+            if all(_has(root, folder.replace(SPLIT, split), *ends) for folder, *ends in self._parts())
         )
 
     def _parts(self) -> tuple[tuple[str, str, str], ...]:

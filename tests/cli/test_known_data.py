@@ -51,11 +51,11 @@ def test_an_evaluation_of_corrupted_images_of_a_known_set_is_told_and_verified(r
     assert code == 0, err
     assert "mapping              idd-csids, sha256 " in out
     assert "without counterpart  terrain" in out
-    assert "made worse           night:2,noise:1" in out
+    assert "corruption           night:2,noise:1" in out
     worse = json.loads(Path("worse.json").read_text())
     assert worse["data"]["mapping"]["without"] == ["terrain"]
     assert worse["data"]["corruption"] == "night:2,noise:1"
-    assert "the images were made worse (night:2,noise:1)" in worse["no_comparison"]
+    assert "the images were corrupted (night:2,noise:1)" in worse["no_comparison"]
     assert run("verify", "worse.json", "--device", "cpu")[0] == 0
     clean = json.loads(run(*arguments, "--json")[1])
     assert clean["data"]["corruption"] == ""
@@ -90,6 +90,17 @@ def test_presets_and_templates(run: Run) -> None:
     Path("dataset.toml").write_text(out)
     assert dict(load_description("dataset.toml").id_map)[5] == "terrain"
     assert run("data", "template", "id")[0] == 2
+    assert json.loads(run("config", "check", "dataset.toml", "--json")[1])["splits"] == ["train", "val"]
+    Path("dataset.toml").write_text(out.replace("[255]", "[-1]").replace("\ntitle", "\ntittle"))
+    code, out, _ = run("config", "check", "dataset.toml")
+    assert (code, [line.split(":")[0] for line in out.splitlines()]) == (2, ["ignore", "tittle"])
+
+
+def test_all_splits_of_a_known_set_that_are_there_are_checked(run: Run) -> None:
+    draw(run, "acdc", "a")
+    checked = json.loads(run("data", "check", "a", "--dataset", "acdc", "--json")[1])
+    assert [report["split"] for report in checked] == ["train", "val"]
+    assert run("data", "check", ".", "--dataset", "acdc")[0] == 6
 
 
 def test_a_sheet_of_augmented_samples(run: Run) -> None:

@@ -15,6 +15,7 @@ from dgmn2cli.cli.options import Session
         ("images", 500, 250, "fetching x 250 of 500"),
         ("steps", 3, 1.4, "fetching x 1 of 3"),
         ("folders", None, 7, "fetching x: in y"),
+        ("steps", 3, 3.1, "fetching x 3 of 3: in y, 0 s left"),
     ],
 )
 def test_without_a_terminal_a_line_says_how_far_it_is(
