@@ -25,8 +25,8 @@ SHOWN = 5  # images that got better, and worse
 def compare(session: Session, first: Path, second: Path, html: Path | None) -> None:
     """Compare two reports of `eval --report` on the same images: B minus A, with intervals.
 
-    The bootstrap draws images, the same ones for both, so an interval without 0 means more than chance. Reports about
-    other images, classes or labels are refused.
+    The bootstrap draws images, the same ones for both, so an interval that excludes 0 means more than chance. Reports
+    about other images, classes or labels are refused.
 
     Example: dgmn2 compare tiny.json small.json --html compare.html
     """
@@ -54,7 +54,7 @@ def _tables(found: PairedComparison) -> list[RenderableType]:
         span = f"{_points(entry.interval[0])} to {_points(entry.interval[1])}"
         classes.add_row(entry.name, *shares, _points(entry.difference), span)
     low, high = found.difference.interval
-    verdict = "more than chance" if found.certain else "not told apart on these images"
+    verdict = "more than chance" if found.certain else "no significant difference on these images"
     rows = [
         ("A", f"{found.first.model}: {100 * found.first.mean_iou:.2f} %"),
         ("B", f"{found.second.model}: {100 * found.second.mean_iou:.2f} %"),

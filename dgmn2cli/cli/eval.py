@@ -36,7 +36,7 @@ def _parse_corruption(text: str) -> Corruption:
     "--corrupt",
     type=ParsedType("corruption", _parse_corruption),
     metavar="KIND:LEVEL,...",
-    help="Make the images worse first: fog, night, blur, noise, jpeg; levels 1 to 5.",
+    help="Corrupt the images first: fog, night, blur, noise, jpeg; levels 1 to 5.",
 )
 @protocol.with_settings
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N images: a partial run.")
@@ -46,7 +46,7 @@ def _parse_corruption(text: str) -> Corruption:
 @click.option("--html", type=PATH, metavar="FILE", help="Write a page with everything found: one file, no network.")
 @click.option("--csv", type=PATH, metavar="DIR", help="Write classes.csv and images.csv here.")
 @click.option("--from", "predictions", type=PATH, metavar="PREDS", help="Evaluate predictions on disk; no model.")
-@click.option("--no-analysis", is_flag=True, help="Only count: no outlines, calibration, instances, crops.")
+@click.option("--no-analysis", is_flag=True, help="Only count: no boundary IoU, calibration, instances, crops.")
 @click.option("--save-preds", type=PATH, metavar="DIR", help="Keep the predictions: trainIds, and labelIds PNGs.")
 @click.option("--official", is_flag=True, help="Ask cityscapesScripts, too, and show the difference.")
 @click.option("--check", is_flag=True, help="Exit 1 unless the published figure is met; a partial run has no verdict.")
@@ -177,7 +177,7 @@ def _figures(report: EvalReport) -> list[tuple[str, str]]:
     texts["mIoU"] += f"  [{_share(low)}, {_share(high)}]" if report.data.images > 1 else ""
     if report.calibration is not None:
         found = report.calibration
-        texts["calibration"] = f"ECE {_share(found.ece)} %, best temperature {found.temperature:.2f}"
+        texts["calibration"] = f"ECE {_share(found.ece)} %, fitted temperature {found.temperature:.2f}"
     return list(texts.items())
 
 

@@ -22,7 +22,9 @@ from dgmn2cli.evaluate.analysis.bootstrap import (
 )
 from dgmn2cli.evaluate.certificate import fingerprint_of
 from dgmn2cli.evaluate.reading import ReportFile
+from dgmn2cli.notebook import table_html
 from dgmn2cli.report import html
+from dgmn2cli.report.html import percent
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,19 @@ class PairedComparison:
     worse: int
     equal: int
 
+    def _repr_html_(self) -> str:
+        low, high = (f"{100 * value:+.2f}" for value in self.difference.interval)
+        title = f"{self.second.model} minus {self.first.model}: {100 * self.difference.mean_iou:+.2f} [{low}, {high}]"
+        heads = ("class", self.first.report.name, self.second.report.name, "difference")
+        rows = [
+            (entry.name, percent(entry.first, 2), percent(entry.second, 2), percent(entry.difference, 2))
+            for entry in self.classes
+        ]
+        return table_html(title, heads, rows)
+
     @property
     def certain(self) -> bool:
-        """Whether the interval of the difference leaves 0 out."""
+        """Whether the interval of the difference excludes 0."""
         low, high = self.difference.interval
         return low > 0 or high < 0
 

@@ -149,8 +149,10 @@ def _readers(
         ahead = before + height * width * (workers * DECODE_BYTES + held + analysis * ANALYSIS_BYTES)
         try:
             segmenter.plan((height, width), settings, used=ahead)
-        except ResourceError:
+        except ResourceError as error:
             if workers == 1:
+                if analysis:
+                    error.hint = f"{error.hint} `eval --no-analysis` needs less."
                 raise
             workers -= 1
         else:

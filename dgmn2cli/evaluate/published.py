@@ -74,7 +74,7 @@ def _model(report: EvalReport, entry: ZooEntry | None, known_sha256: str | None)
 
 
 def _data(info: DataInfo, data: SegmentationSet) -> list[str]:
-    reasons = [f"the images were made worse ({info.corruption})"] if info.corruption else []
+    reasons = [f"the images were corrupted ({info.corruption})"] if info.corruption else []
     if info.kind != "cityscapes" or info.split != "val":
         reasons.append(f"the figure is for Cityscapes val, this is split {info.split} of a {info.kind} data set")
     elif info.partial:

@@ -65,7 +65,7 @@ class DataInfo:
 
     def remarks(self) -> list[tuple[str, str]]:
         """What is particular about the data: names and values; none for a data set as it is."""
-        rows = [("made worse", self.corruption)] if self.corruption else []
+        rows = [("corruption", self.corruption)] if self.corruption else []
         if self.mapping is not None:
             rows.append(("mapping", f"{self.mapping.dataset}, sha256 {self.mapping.sha256[:12]}"))
             if self.mapping.without:

@@ -48,7 +48,7 @@ class EvalRequest:
         compiled: how the networks are loaded; the journal's identity has it.
         cache: the cache folder, where published hashes and checks of data are recorded; the default one if None.
         journal_every: seconds between two journal entries.
-        analysis: look at outlines, calibration, instances and crops, too.
+        analysis: look at boundaries, calibration, instances and crops, too.
         predictions: a folder of predictions that are evaluated in place of a network's.
         html: write the page of the report here.
         csv: write the tables of the report into this folder.

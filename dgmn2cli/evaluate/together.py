@@ -130,7 +130,7 @@ def evaluate(
         save_preds: keep the predictions in this folder.
         observer: told of progress between windows; what it raises ends the evaluation, on all processes where it is a
             Dgmn2Error. Each `Counted` image is a result, on the first process.
-        analysis: look at outlines, calibration, instances and crops, too; a few percent of the time on a CPU.
+        analysis: look at boundaries, calibration, instances and crops, too; a few percent of the time on a CPU.
 
     Raises:
         ConfigError: impossible settings, or the data set has other classes than the network.

@@ -62,6 +62,7 @@ def test_what_got_better_and_worse(root: Path) -> None:
     back = compare(second, first)
     assert back.difference.mean_iou == -found.difference.mean_iou
     assert back.difference.interval == pytest.approx((-high, -low), abs=1e-12)
+    assert f"{100 * found.difference.mean_iou:+.2f} [{100 * low:+.2f}" in found._repr_html_()
     better = compare(first, report_of(root, "c", dict.fromkeys(range(IMAGES), 0.05)))
     assert better.certain
     assert better.difference.interval[0] > 0

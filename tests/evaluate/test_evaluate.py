@@ -417,6 +417,7 @@ def test_as_many_threads_read_ahead_as_the_memory_limit_allows(tree: Tree, monke
         found = engine._readers(made, data, range(len(data)), Settings(max_memory=limit), 6, analysis=True)
         assert found == (workers, 1000 + kept + workers * per_reader)
     limit = 1000 + kept
-    with pytest.raises(ResourceError):
+    with pytest.raises(ResourceError) as caught:
         engine._readers(made, data, range(len(data)), Settings(max_memory=limit), 6, analysis=True)
+    assert "--no-analysis" in caught.value.hint
     assert asked[0] is None, "a window is measured first"

@@ -1,1 +1,1 @@
-"""What an evaluation tells beyond its mean IoU: images, outlines, calibration, instances, confusions, intervals."""
+"""What an evaluation tells beyond its mean IoU: images, boundaries, calibration, instances, confusions, intervals."""

@@ -1,4 +1,4 @@
-"""How good the outlines are: boundary IoU, and the accuracy near borders between classes (trimaps)."""
+"""Boundary IoU, and the pixel accuracy near boundaries between classes (trimaps)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class TrimapPoint:
 
 @dataclass(frozen=True)
 class Boundary:
-    """How good the outlines are; IoU and shares from 0 to 1, NaN where undefined.
+    """How good the boundaries are; IoU and shares from 0 to 1, NaN where undefined.
 
     Attributes:
         mean_iou: mean boundary IoU over the classes that have one.

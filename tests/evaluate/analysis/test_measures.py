@@ -38,7 +38,7 @@ def random_map(rng: np.random.Generator, size: tuple[int, int], classes: int, ig
     return ids
 
 
-# --- outlines ---------------------------------------------------------------------------------------------------------
+# --- boundaries -------------------------------------------------------------------------------------------------------
 
 
 def eroded(mask: np.ndarray, times: int) -> np.ndarray:
