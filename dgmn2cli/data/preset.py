@@ -128,6 +128,9 @@ def open_preset(name: str, root: str | Path, split: str | None = None) -> Segmen
     preset, root = find_preset(name), Path(root)
     try:
         data = open_folder(preset.path, split or preset.split, root=root)
+        wanted, found = preset.said.label_suffix, [pair.label for pair in data.pairs if pair.label is not None]
+        if other := next((label for label in found if not label.name.endswith(wanted)), None):
+            raise DataError("the label maps are another data set's", where=other, why=f"wanted names in {wanted}")
     except DataError as error:
         others = [other for other in recognise(root) if other != name]
         if others:

@@ -101,6 +101,8 @@ def test_all_splits_of_a_known_set_that_are_there_are_checked(run: Run) -> None:
     checked = json.loads(run("data", "check", "a", "--dataset", "acdc", "--json")[1])
     assert [report["split"] for report in checked] == ["train", "val"]
     assert run("data", "check", ".", "--dataset", "acdc")[0] == 6
+    assert run("data", "synth", "c", "--images", 2, "--size", "64x64")[0] == 0
+    assert run("data", "check", "c", "--dataset", "idd")[0] == 6  # labelIds of Cityscapes, not labelids
 
 
 def test_a_sheet_of_augmented_samples(run: Run) -> None:
