@@ -41,6 +41,13 @@ COMMANDS = {
     "doctor": ("dgmn2cli.cli.doctor:doctor", "Check this machine: Python, libraries, device, op backends, cache."),
 }
 
+FIRST_STEPS = (
+    ("dgmn2 demo", "see it all, on drawn streets"),
+    ("dgmn2 infer street.png", "segment an image"),
+    ("dgmn2 eval --data-root data/cityscapes", "measure a model"),
+    ("dgmn2 train setr_pup-tiny --data-root mine", "train on your images"),
+    ("dgmn2 doctor", "check this machine"),
+)
 _COMPLETION = "_DGMN2_COMPLETE"
 # Rounds that a thread of GNU's OpenMP waits for work with its core held. The library's own choice is as fast on a quiet
 # machine, but beside one other busy process makes a network five to eight times slower; with this it is two and a half.
@@ -92,7 +99,8 @@ class LazyGroup(click.Group):
 def dgmn2(context: click.Context) -> None:
     """DGMN2 semantic segmentation: 16 published models, from download to training."""
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+        steps = "\n".join(f"  {command:<49}{why}" for command, why in FIRST_STEPS)
+        click.echo(f"What people do first:\n\n{steps}\n\n`dgmn2 --help` lists all commands.")
 
 
 def _without_plugins() -> None:

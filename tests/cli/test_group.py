@@ -12,7 +12,7 @@ import pytest
 
 import dgmn2cli
 from dgmn2cli import zoo as zoo_api
-from dgmn2cli.cli import COMMANDS, dgmn2, main
+from dgmn2cli.cli import COMMANDS, FIRST_STEPS, dgmn2, main
 from dgmn2cli.cli.options import (
     DEVICE,
     SIZE,
@@ -77,7 +77,13 @@ def test_help_names_every_command_without_importing_it(capsys):
     for name, (_, text) in COMMANDS.items():
         assert name in out
         assert text.split()[0] in out
-    assert call(capsys)[:2] == (0, out)
+    code, first, _ = call(capsys)
+    assert code == 0
+    assert len(FIRST_STEPS) == 5
+    for command, _ in FIRST_STEPS:
+        assert f"  {command} " in first
+        assert command.split()[1] in COMMANDS
+    assert max(map(len, first.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

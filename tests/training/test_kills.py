@@ -1,4 +1,4 @@
-"""Short forms of the two campaigns (docs/training.md)."""
+"""Short forms of the two campaigns (docs/interruptions.md)."""
 
 import pytest
 from end_campaign import go_on as end_trainings
