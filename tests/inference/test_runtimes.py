@@ -101,7 +101,7 @@ def test_whole_images_of_one_size_are_stretched_to_it(tmp_path: Path) -> None:
     assert graph.predict(IMAGE).ids.shape == (33, 52)
     with pytest.raises(Dgmn2Error) as caught:
         graph.predict(IMAGE, protocol="native", window=24, stride=16)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == 6  # of this image: others may fit
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -103,7 +103,7 @@ def test_a_folder_with_somebodys_files_is_left_alone(streets, tmp_path, resume):
 
 
 def test_a_failing_evaluation_does_not_cost_the_save_that_was_due(streets, half, monkeypatch):
-    def fail(*given):
+    def fail(*given, **options):
         raise DataError("an image is gone")
 
     monkeypatch.setattr(loop, "validate", fail)

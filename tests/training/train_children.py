@@ -219,7 +219,7 @@ def three_steps(folder: Path, model: str, settings: dict, rank: int, world: int)
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    config = load_config(model, [f"{key}={str(value).lower()}" for key, value in settings.items()])
+    config = load_config(model, values=settings)
     torch.manual_seed(0)
     network = build_segmentor(config.model).double()
     for layer in network.modules():
