@@ -7,7 +7,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 import click
 from click.shell_completion import CompletionItem, shell_complete
@@ -103,19 +102,12 @@ def dgmn2(context: click.Context) -> None:
         click.echo(f"What people do first:\n\n{steps}\n\n`dgmn2 --help` lists all commands.")
 
 
-def _without_plugins() -> None:
-    """Lets pydantic look for no plugins: importing what would find them takes an eighth of `zoo list`."""
-    loader = ModuleType("pydantic.plugin._loader")
-    loader.get_plugins = tuple  # type: ignore[attr-defined]  # a callable that finds none
-    sys.modules.setdefault(loader.__name__, loader)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `dgmn2` with `arguments` (those of the process if None) and returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_ROUNDS)  # read when torch is loaded, which is later
-    _without_plugins()
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them would take a third of its import
     if instruction := os.environ.get(_COMPLETION):
         return shell_complete(dgmn2, {}, "dgmn2", _COMPLETION, instruction)
 
