@@ -80,9 +80,9 @@ class RunInfo:
 
     @property
     def engine(self) -> str:
-        """What runs it, in words: the op backend, or a graph's runtime."""
+        """What ran, in words: the op backend, a graph's runtime, or neither."""
         if not self.graph:
-            return f"op backend {self.backend}"
+            return f"op backend {self.backend}" if self.backend else "no network"
         return f"{self.runtime} {self.runtime_version}, graph {self.graph_sha256[:12]}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from dgmn2cli.errors import ConfigError, DataError, IntegrityError, ResourceErro
 from dgmn2cli.inference.files import check_targets, find_images, predict_files
 from dgmn2cli.inference.load import assemble, build_model, load, resolve
 from dgmn2cli.inference.plan import Plan, Settings, require_room, resolve_settings
+from dgmn2cli.inference.segmenter import RunInfo
 from dgmn2cli.observer import Silent
 
 IMAGE = np.random.default_rng(3).integers(0, 256, (40, 64, 3), np.uint8)
@@ -167,3 +169,11 @@ def test_what_the_machine_cannot_hold_is_refused_without_a_limit_too(monkeypatch
                 made.plan((40, 40), Settings(scale=(1000, 1000), window=64, stride=48))
         else:
             made.plan((40, 40), Settings(scale=(1000, 1000), window=64, stride=48))
+
+
+def test_what_ran_is_said_in_words() -> None:
+    info = RunInfo("m", "f.pth", "", "cpu", "a machine", "float32", "native", "fused")
+    assert info.engine == "op backend native"
+    assert replace(info, backend="").engine == "no network"  # predictions from files
+    graph = replace(info, runtime="openvino", runtime_version="2026.4", graph="g", graph_sha256="ab" * 32)
+    assert graph.engine == f"openvino 2026.4, graph {'ab' * 6}"
