@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/dgmn2 demo -o dgmn2-demo --overwrite
 
 test: install
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .

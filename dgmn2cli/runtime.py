@@ -81,6 +81,14 @@ def resolve_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bfloat16; where it only converts, float32 is as fast."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device.type == "cpu" and any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
 def set_threads(count: int | None) -> int:
     """Sets the number of CPU threads where one is given, and returns the number in use."""
     if count is not None:

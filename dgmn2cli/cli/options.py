@@ -323,13 +323,19 @@ class RunOptions:
     compiled: bool
 
 
-RUN_OPTIONS: tuple[Decorator, ...] = (
-    device_option,
-    click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Of weights and activations."),
-    backend_option,
-    threads_option,
-    click.option(
-        "--compile", "compiled", is_flag=True, help="Run the published order through torch.compile (NVIDIA GPUs)."
-    ),
-)
-with_run = grouped("run", RunOptions, *RUN_OPTIONS)  # a command gets `run: RunOptions`
+def run_options(*dtypes: str) -> tuple[Decorator, ...]:
+    """The options of `RunOptions`, `--dtype` with these choices beside the usual ones."""
+    return (
+        device_option,
+        click.option(
+            "--dtype", type=click.Choice((*DTYPES, *dtypes)), default="float32", help="Of weights and activations."
+        ),
+        backend_option,
+        threads_option,
+        click.option(
+            "--compile", "compiled", is_flag=True, help="Run the published order through torch.compile (NVIDIA GPUs)."
+        ),
+    )
+
+
+with_run = grouped("run", RunOptions, *run_options())  # a command gets `run: RunOptions`

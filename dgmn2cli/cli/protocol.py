@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dgmn2cli.cli.options import MEMORY, NAME, PATH, RUN_OPTIONS, SIZE, Decorator, Session, grouped
+from dgmn2cli.cli.options import MEMORY, NAME, PATH, SIZE, Decorator, Session, grouped, run_options
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import ResourceError, shown
 from dgmn2cli.zoo import Zoo, locate
@@ -189,7 +189,7 @@ with_network = grouped(  # a command gets `network: NetworkOptions`
     click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones."),
     click.option("--ema", is_flag=True, help="Take the averaged weights that the checkpoint holds beside its own."),
     click.option("--published-order", is_flag=True, help="Run the operations as published, not their exact equal."),
-    *RUN_OPTIONS,
+    *run_options("auto"),
 )
 workers_option = click.option(
     "--workers", type=click.IntRange(0, 64), default=2, metavar="N", help="Threads that read ahead."

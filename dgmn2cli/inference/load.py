@@ -20,6 +20,7 @@ from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, verify_ch
 from dgmn2cli.config import Config, InferenceConfig, ModelConfig, is_path, load_config
 from dgmn2cli.data.folder import chosen_palette
 from dgmn2cli.errors import ConfigError, IntegrityError, printable
+from dgmn2cli.inference.dtype import with_fitting_dtype
 from dgmn2cli.inference.graph import MAX_CLASSES
 from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
@@ -204,7 +205,7 @@ def load(
         name: zoo key, published configuration name, or configuration file.
         checkpoint: the weights; the published ones if None.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        dtype: `float32`, `bfloat16` or `float16`.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for bfloat16 where machine and weights allow it.
         backend: `auto`, `native`, `triton` or `reference`; a named one never falls back.
         offline: do not touch the network; `DGMN2_OFFLINE` says the same.
         observer: told of the download: notes, and its bytes.
@@ -262,6 +263,21 @@ def assemble(
         ResourceError: device or backend cannot run, or the memory limit is too small.
         IntegrityError, NonFiniteError: the weights are damaged, unsafe or another model's.
     """
+    if dtype == "auto":
+        make = partial(
+            assemble,
+            recipe,
+            checkpoint,
+            backend=backend,
+            exact_algebra=exact_algebra,
+            compiled=compiled,
+            cache=cache,
+            max_memory=max_memory,
+            ema=ema,
+            offline=offline,
+            observer=observer,
+        )
+        return with_fitting_dtype(make, device, observer)
     target, number = resolve_device(device), resolve_dtype(dtype)
     used = resolve_backend(backend, target, number)
     if compiled:

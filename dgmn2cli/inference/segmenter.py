@@ -47,6 +47,7 @@ class RunInfo:
         device: `cpu`, `cuda:0`, ...
         device_name: what that is.
         dtype: of weights and activations; of a graph's, of what goes in and comes out.
+        dtype_reason: where the dtype was chosen, why this one.
         backend: op backend in use; of a graph none.
         form: `fused` (inference form), `published` (order of operations as published) or `graph`.
         weights: the checkpoint's entry that holds the weights, such as `state_dict` or `state_dict_ema`.
@@ -73,6 +74,7 @@ class RunInfo:
     graph: str = ""
     graph_sha256: str = ""
     licence: str | None = field(default=None, metadata={"json": False})
+    dtype_reason: str = ""
 
     def __post_init__(self) -> None:
         if not self.precision:
