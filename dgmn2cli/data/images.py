@@ -52,7 +52,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, observer: Observe
 
 def decode_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, ImageHeader, list[str]]:
     """As `read_image`: the pixels, the header, and what is odd about the file."""
-    return _decode(path, _IMAGE, max_pixels, decoding.decode_bgr)
+    return _decode_file(path, _IMAGE, max_pixels, decoding.decode_bgr)
 
 
 def read_label(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -66,7 +66,7 @@ def read_label(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         DataError: as `read_image`; also for another format, a colour image or an alpha channel.
     """
-    return _decode(path, _LABEL, max_pixels, decoding.decode_ids)
+    return _decode_file(path, _LABEL, max_pixels, decoding.decode_ids)
 
 
 def read_label_colours(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -75,7 +75,7 @@ def read_label_colours(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.nda
     Raises:
         DataError: as `read_label`, but for colours.
     """
-    return _decode(path, _LABEL, max_pixels, decoding.decode_colours)
+    return _decode_file(path, _LABEL, max_pixels, decoding.decode_colours)
 
 
 def image_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
@@ -84,35 +84,53 @@ def image_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     Raises:
         DataError: as `read_image`, except for damage that only decoding shows.
     """
-    return _decode(path, _IMAGE, max_pixels, decoding.read_header)
+    return _decode_file(path, _IMAGE, max_pixels, decoding.read_header)
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """As `read_image`, of a file that is in memory."""
+    return _decode(data, "", _IMAGE, max_pixels, decoding.decode_bgr)[0]
+
+
+def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """As `image_header`, of a file that is in memory."""
+    return _decode(data, "", _IMAGE, max_pixels, decoding.read_header)
 
 
 def write_png(path: str | Path, array: np.ndarray, palette: np.ndarray | None = None) -> Path:
-    """Writes a PNG whole or not at all; the same array gives the same bytes.
-
-    Args:
-        path: the file; its folder is created, an existing file replaced.
-        array: (H, W) uint8 or uint16 gray, or (H, W, 3) uint8 blue green red.
-        palette: (N, 3) uint8 red green blue, N <= 256: writes `array` (H, W) uint8 as palette indices.
+    """Writes what `encode_png` gives, whole or not at all; the folder is created, an existing file replaced.
 
     Raises:
         ResourceError: the file cannot be written.
     """
+    return atomic_write(path, encode_png(array, palette))
+
+
+def encode_png(array: np.ndarray, palette: np.ndarray | None = None) -> bytes:
+    """The bytes of a PNG file; the same array gives the same bytes.
+
+    Args:
+        array: (H, W) uint8 or uint16 gray, or (H, W, 3) uint8 blue green red.
+        palette: (N, 3) uint8 red green blue, N <= 256: `array` (H, W) uint8 becomes palette indices.
+    """
     if palette is not None:
-        return atomic_write(path, png.encode_indices(array, palette))
+        return png.encode_indices(array, palette)
     done, encoded = cv2.imencode(".png", np.ascontiguousarray(array), [cv2.IMWRITE_PNG_COMPRESSION, 4])
     if not done:
         raise ValueError(f"OpenCV cannot encode an array of shape {array.shape} and dtype {array.dtype} as PNG")
-    return atomic_write(path, encoded.tobytes())
+    return encoded.tobytes()
 
 
-def _decode(path: str | Path, what: str, max_pixels: int, decode: Callable[[bytes, int], _T]) -> _T:
+def _decode_file(path: str | Path, what: str, max_pixels: int, decode: Callable[[bytes, int], _T]) -> _T:
+    return _decode(_read_file(path, what, max_pixels), path, what, max_pixels, decode)
+
+
+def _decode(data: bytes, where: str | Path, what: str, max_pixels: int, decode: Callable[[bytes, int], _T]) -> _T:
     """`decode` of a file's bytes; what it finds wrong with them becomes a DataError."""
-    data = _read_file(path, what, max_pixels)
     try:
         return decode(data, max_pixels)
     except Malformed as error:
-        raise DataError(what, where=path, why=str(error), hint=error.hint) from error
+        raise DataError(what, where=where, why=str(error), hint=error.hint) from error
 
 
 def _read_file(path: str | Path, what: str, max_pixels: int) -> bytes:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from dgmn2cli.data.cityscapes import CLASSES, LABEL_ID_OF_TRAIN_ID, PALETTE
-from dgmn2cli.data.images import write_png
+from dgmn2cli.data.images import encode_png
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.files import atomic_write, to_json
 from dgmn2cli.inference.sliding_window import Scores, entropy
@@ -130,8 +130,27 @@ class Prediction:
         check_outputs(kinds, self.classes)
         paths = {kind: output_path(folder, stem, kind) for kind in kinds}
         for kind, path in paths.items():
-            self._write(kind, path, alpha)
+            atomic_write(path, self.encode(kind, alpha))
         return paths
+
+    def encode(self, kind: str, alpha: float = 0.5) -> bytes:
+        """The bytes of the file that `save` writes for one of its kinds."""
+        if kind == "ids":
+            return encode_png(self.ids, self.classes.palette)
+        if kind == "color":
+            return encode_png(colorize(self.ids, self.classes.palette))
+        if kind == "overlay":
+            return encode_png(self.overlay(alpha))
+        if kind == "labelids":
+            return encode_png(LABEL_ID_OF_TRAIN_ID[self.ids])
+        if kind == "stats":
+            return to_json({"size": self.ids.shape[::-1], "classes": self.stats()}).encode() + b"\n"
+        if kind == "probs":
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, probs=self.probs.astype(np.float16))
+            return buffer.getvalue()
+        shares = getattr(self, {"conf": "confidence"}.get(kind, kind))  # from 0 to 1
+        return encode_png(np.rint(shares.clip(0, 1) * 255).astype(np.uint8))
 
     def _repr_png_(self) -> bytes:
         """The overlay, for notebooks."""
@@ -140,25 +159,6 @@ class Prediction:
     def _repr_html_(self) -> str:
         height, width = self.ids.shape
         return image_html(self._repr_png_(), f"{width} x {height} pixels, {len(self.stats())} classes")
-
-    def _write(self, kind: str, path: Path, alpha: float) -> None:
-        if kind == "ids":
-            write_png(path, self.ids, self.classes.palette)
-        elif kind == "color":
-            write_png(path, colorize(self.ids, self.classes.palette))
-        elif kind == "overlay":
-            write_png(path, self.overlay(alpha))
-        elif kind == "labelids":
-            write_png(path, LABEL_ID_OF_TRAIN_ID[self.ids])
-        elif kind == "stats":
-            atomic_write(path, to_json({"size": self.ids.shape[::-1], "classes": self.stats()}) + "\n")
-        elif kind == "probs":
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, probs=self.probs.astype(np.float16))
-            atomic_write(path, buffer.getvalue())
-        else:
-            shares = getattr(self, {"conf": "confidence"}.get(kind, kind))  # from 0 to 1
-            write_png(path, np.rint(shares.clip(0, 1) * 255).astype(np.uint8))
 
 
 def output_path(folder: str | Path, stem: str, kind: str) -> Path:

@@ -21,9 +21,6 @@ _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".svg
 def write_page(path: Path, template: str, **values: object) -> Path:
     """Writes a page that needs no network and, but for its links, no other file.
 
-    Templates have the filters `percent` (of a fraction), `points` (of an SVG polyline), `embed` (an image file), `jpeg`
-    (its bytes), `link` and `relative` (of a file, from the page's folder).
-
     Args:
         path: the page.
         template: name of a file in `templates`.
@@ -32,10 +29,20 @@ def write_page(path: Path, template: str, **values: object) -> Path:
     Raises:
         ResourceError: an image is gone, or the page cannot be written.
     """
+    page = render_page(template, path.parent, **values)
+    return atomic_write(path, page.encode("utf-8", "backslashreplace"))  # names may be no UTF-8
+
+
+def render_page(template: str, folder: Path = Path(), **values: object) -> str:
+    """The text of a page that will lie in `folder`.
+
+    Templates have the filters `percent` (of a fraction), `points` (of an SVG polyline), `embed` (an image file), `jpeg`
+    (its bytes), `link` and `relative` (of a file, from the page's folder).
+    """
     import jinja2
 
     def relative(file: Path) -> str:
-        return Path(os.path.relpath(file, path.parent)).as_posix()
+        return Path(os.path.relpath(file, folder)).as_posix()
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dgmn2cli.report"),
@@ -51,8 +58,7 @@ def write_page(path: Path, template: str, **values: object) -> Path:
         "relative": relative,
         "link": lambda file: quote(relative(file)),
     }
-    page = environment.get_template(template).render(values)
-    return atomic_write(path, page.encode("utf-8", "backslashreplace"))  # names may be no UTF-8
+    return environment.get_template(template).render(values)
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
