@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from dgmn2cli.version import __version__
 
-__all__ = ["Prediction", "Segmenter", "__version__", "build_model", "export", "load", "zoo"]
+__all__ = ["Prediction", "Segmenter", "__version__", "build_model", "evaluate", "export", "load", "zoo"]
 
 if TYPE_CHECKING:
-    from dgmn2cli import export, zoo
+    from dgmn2cli import evaluate, export, zoo
     from dgmn2cli.inference.load import build_model, load
     from dgmn2cli.inference.prediction import Prediction
     from dgmn2cli.inference.segmenter import Segmenter
@@ -24,7 +24,7 @@ _HOMES = {
     "Segmenter": "dgmn2cli.inference.segmenter",
     "Prediction": "dgmn2cli.inference.prediction",
 }
-_ROOMS = ("export", "zoo")
+_ROOMS = ("evaluate", "export", "zoo")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,23 @@
-"""The evaluation of a network over a data set: counted exactly, on one process or many, continued if killed."""
+"""The evaluation of a network over a data set: counted exactly, on one process or many, continued if killed.
+
+The room is callable: `dgmn2cli.evaluate(segmenter, "data/cityscapes")`.
+"""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from dgmn2cli.evaluate.engine import Counted, counted_images
 from dgmn2cli.evaluate.report import DataInfo, EvalReport
 from dgmn2cli.evaluate.together import evaluate
 from dgmn2cli.inference.plan import Protocol, Settings
+
+if TYPE_CHECKING:
+    from dgmn2cli.inference.segmenter import Segmenter
+    from dgmn2cli.observer import Observer
 
 __all__ = [
     "Counted",
@@ -16,3 +28,44 @@ __all__ = [
     "counted_images",
     "evaluate",
 ]
+
+
+class _Room(ModuleType):
+    def __call__(
+        self,
+        segmenter: Segmenter,
+        root: str | Path = "data/cityscapes",
+        split: str = "val",
+        *,
+        settings: Settings | None = None,
+        dataset: str = "",
+        limit: int | None = None,
+        workers: int = 2,
+        observer: Observer | None = None,
+    ) -> EvalReport:
+        """Evaluates a network over the data set in a folder, as `dgmn2 eval` does, on this process.
+
+        Args:
+            segmenter: what `dgmn2cli.load` gave.
+            root: the data set: in the layout of Cityscapes, with a dataset.toml, or in that of `dataset`.
+            split: which part of it.
+            settings: the test procedure, such as `Settings(ms_flip=True)`; the configuration's if None.
+            dataset: a known layout, see `dgmn2 data presets`.
+            limit: evaluate only the first images.
+            workers: threads that read ahead.
+            observer: told of progress; each `Counted` image is a result.
+
+        Raises:
+            DataError: there is no data set, or it has faults; all are named.
+            ConfigError: impossible settings, or the data set has other classes than the network.
+            NonFiniteError: the network gave NaN or infinity.
+        """
+        from dgmn2cli.evaluate.request import EvalRequest
+        from dgmn2cli.evaluate.run import run_loaded
+
+        settings = settings or Settings()
+        request = EvalRequest(Path(root), split, settings=settings, dataset=dataset, limit=limit, workers=workers)
+        return run_loaded(request, segmenter, observer)
+
+
+sys.modules[__name__].__class__ = _Room

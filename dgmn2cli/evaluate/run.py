@@ -32,6 +32,7 @@ from dgmn2cli.inference.runtimes import AnyRecipe
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import set_threads
+from dgmn2cli.zoo import load_zoo
 
 Result = TypeVar("Result")
 Load = Callable[..., Segmenter]  # makes a recipe's network when called with `device=NAME`; can be pickled
@@ -72,6 +73,24 @@ def run(request: EvalRequest, recipe: AnyRecipe, load: Load, observer: Observer 
         Dgmn2Error: settings, data set or network are at fault, the journal is another run's, a process died.
     """
     return _on_processes(_run, request, (recipe, load), observer or Silent())
+
+
+def run_loaded(request: EvalRequest, segmenter: Segmenter, observer: Observer | None = None) -> EvalReport:
+    """Evaluates a network that is loaded already, on this process; nothing is written.
+
+    Raises:
+        Dgmn2Error: settings, data set or network are at fault.
+    """
+    observer = observer or Silent()
+    data, about = prepare(request, [segmenter.inference], observer)
+    source = network_source(
+        segmenter, data, request.settings, workers=request.workers, observer=observer, analysis=request.analysis
+    )
+    group = Group(0, 1, segmenter.device)
+    report = _counted(request, group, observer, data, about, source, segmenter.info.model, None)
+    entry = next((entry for entry in load_zoo().segmentors if entry.key == segmenter.info.model), None)
+    known = known_hash(entry, request.cache)
+    return compare_with_published(report, data, entry, known, request.tolerance).signed()
 
 
 def run_saved(request: EvalRequest, observer: Observer | None = None) -> EvalReport:

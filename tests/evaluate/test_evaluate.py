@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from streets import SMALL, Colours, Load, Watcher, make_tree, recipe, segmenter
 
+import dgmn2cli
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.check import fingerprint
@@ -421,3 +422,13 @@ def test_as_many_threads_read_ahead_as_the_memory_limit_allows(tree: Tree, monke
         engine._readers(made, data, range(len(data)), Settings(max_memory=limit), 6, analysis=True)
     assert "--no-analysis" in caught.value.hint
     assert asked[0] is None, "a window is measured first"
+
+
+def test_room_is_callable_as_the_command_is(tree, tmp_path):
+    root = tree()
+    report = dgmn2cli.evaluate(segmenter(), root, settings=SMALL, limit=2)
+    wanted = run(EvalRequest(root, settings=SMALL, limit=2, device="cpu"), recipe(), Load())
+    assert report.confusion == wanted.confusion
+    assert (report.partial, report.data) == (True, wanted.data)
+    with pytest.raises(DataError):
+        dgmn2cli.evaluate(segmenter(), tmp_path / "nowhere")

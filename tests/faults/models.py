@@ -209,7 +209,7 @@ def _wrong(kind: str, chance: random.Random) -> dict[str, object]:
     key = chance.choice(floats)
     tensor = STATE[key].clone()
     if kind == "missing":
-        del state[chance.choice(sorted(state))]
+        del state[key]  # not the count of batches, which may be absent
     elif kind == "extra":
         state[chance.choice(("extra", "0.weights", "", "1.running_std", "\x1b[31m"))] = torch.ones(3)
     elif kind == "shape":
