@@ -238,7 +238,7 @@ class NumberType(click.FloatRange):
         return number
 
 
-class ParsedType(click.ParamType):
+class ParsedType(click.ParamType):  # type: ignore[type-arg]  # not generic in earlier versions of click
     """A value that a function makes of the text, or refuses with a ValueError that says why."""
 
     def __init__(self, name: str, parse: Callable[[str], object]) -> None:
