@@ -121,7 +121,7 @@ def read_text(
     kind: type[Dgmn2Error] = DataError,
     hint: str = "Check the path.",
 ) -> str:
-    """The text of a file that somebody wrote: UTF-8, line ends as "\\n", a byte order mark dropped.
+    r"""The text of a file that somebody wrote: UTF-8, line ends as "\n", a byte order mark dropped.
 
     Args:
         path: a regular file of at most `limit` bytes.
@@ -247,7 +247,7 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
                     file.write(write.encode() if isinstance(write, str) else write)
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(temporary, path)
+                temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -276,7 +276,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield part
         with local_write_errors(path):
             sync_folder(part)
-            os.replace(part, path)
+            part.replace(path)
             sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -457,7 +457,7 @@ def _clear_abandoned_folder(part: Path) -> None:
 def absence(path: str | Path, wanted: Literal["file", "folder"] = "file") -> str:
     """Why there is no `wanted` at `path`, in words; never raises, whatever the path."""
     try:
-        mode = os.stat(path).st_mode
+        mode = Path(path).stat().st_mode
     except FileNotFoundError:
         return "it is a link that leads nowhere" if os.path.islink(path) else f"there is no such {wanted}"
     except OSError as error:

@@ -127,7 +127,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def _cpu_model() -> str:
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()

@@ -178,8 +178,7 @@ def _peak(spec: NetworkSpec, used: Implementation, request: Request, threads: in
 
 
 def profile_network(spec: NetworkSpec, used: Implementation, request: Request, report: Report) -> None:
-    """Profiles `request.iters` runs after `request.warmup`; adds the 15 costliest operators to `report`, and on the CPU
-    the network's parts with the fused op's share of the backbone."""
+    """Adds the 15 costliest operators of `request.iters` runs to `report`; on the CPU the network's parts, too."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # a machine without a GPU is no error to report on stderr
     network = build(spec, used, training=request.training)
     step = make_step(network, used, request)

@@ -108,8 +108,10 @@ def op_implementations(request: Request, report: Report) -> list[Implementation]
 def measure_op(
     case: OpCase, compared: Sequence[Implementation], request: Request, report: Report, observer: Observer
 ) -> None:
-    """Checks and times one op, forward and forward + backward; adds to `report`. `compared` begins with the chosen
-    implementation of this package.
+    """Checks and times one op, forward and forward + backward; adds to `report`.
+
+    Args:
+        compared: the implementations, the chosen one of this package first.
 
     Raises:
         CheckFailed: two implementations differ.
@@ -154,8 +156,10 @@ def by_head(qkv: Tensor) -> Tensor:
 
 
 def bytes_moved(case: OpCase, used: Implementation, backward: bool) -> int:
-    """Bytes that any implementation must read and write: inputs once and the result once; with a backward pass the
-    inputs and the result's gradient once more, and the inputs' gradients."""
+    """Bytes that any implementation must read and write: inputs and result once.
+
+    With a backward pass the inputs and the result's gradient once more, and the inputs' gradients.
+    """
     inputs = sum(tensor.numel() for tensor in case.inputs(used)[:2])
     result = case.batch * case.height * case.width * case.heads * HEAD_WIDTH * (1 if case.op == ATTENTION else SAMPLES)
     return used.torch_dtype.itemsize * (3 * inputs + 2 * result if backward else inputs + result)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +114,7 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
         why = f"it ends in '{target.suffix[:20]}', wanted {' or '.join(SUFFIXES)}"
         raise ConfigError("unknown format", where=target, why=why, hint="The name's end says which format to write.")
     try:
-        os.stat(target)
+        target.stat()
         there = True
     except (FileNotFoundError, NotADirectoryError):
         there = False

@@ -206,6 +206,7 @@ def model_argument(command: Command) -> Command:
 
 
 def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The models that begin so."""
     from dgmn2cli.zoo import load_zoo
 
     return [entry.key for entry in load_zoo().segmentors if entry.key.startswith(incomplete.lower())]

@@ -111,6 +111,7 @@ def preset_of(dataset: str, options: DataOptions) -> tuple[Path, str]:
 
 
 def complete_dataset(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The layouts of data sets that begin so."""
     from dgmn2cli.resources import preset_dir
 
     return sorted(path.stem for path in preset_dir().glob(f"{incomplete.lower()}*.toml"))

@@ -150,6 +150,7 @@ class _Draft:
 
 
 def home_of(key: str) -> str:
+    """In words, the section that a key in the wrong one belongs to."""
     homes = [section for section in SECTIONS if key in names_of(section)]
     return f"; it belongs in [{homes[0]}]" if homes else ""
 

@@ -1,1 +1,1 @@
-
+"""Images and data sets: found, decoded, checked, transformed."""

@@ -1,6 +1,7 @@
 """Decoding of image files that are in memory: simplejpeg for JPEG, Pillow and OpenCV for the other formats.
 
-All raise `Malformed` for what is no image of the kind wanted, too large, cut or damaged."""
+All raise `Malformed` for what is no image of the kind wanted, too large, cut or damaged.
+"""
 
 from __future__ import annotations
 

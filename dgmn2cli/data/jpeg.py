@@ -1,6 +1,7 @@
 """JPEG files: decoding that refuses what is cut or damaged, and reads whole pixels in odd containers.
 
-All raise `Malformed` for what is cut or damaged, as far as it can be told."""
+All raise `Malformed` for what is cut or damaged, as far as it can be told.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """PNG files: a walk over the chunks that finds cuts and damage before the pixels are decoded, and a writer.
 
-All raise `Malformed` for what is cut or damaged."""
+All raise `Malformed` for what is cut or damaged.
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Remembered:
     def recall(self, path: Path, kind: str, find: Callable[[], _T]) -> _T:
         """What was found out about a file, or `find()`, which is remembered unless it raises; JSON types only."""
         try:
-            status = os.stat(path)
+            status = Path(path).stat()
         except (OSError, ValueError):
             return find()
         stamp, key = [status.st_size, status.st_mtime_ns], os.path.abspath(path)

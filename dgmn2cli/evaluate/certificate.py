@@ -27,7 +27,9 @@ class SampledImage:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Attributes:
+    """What the numbers of a report can be had again from.
+
+    Attributes:
     classes: names, in the order of the confusion matrix.
     categories: of the classes; empty where there are none.
     fingerprint: over the classes and all images' names, sizes and label hashes.

@@ -123,7 +123,6 @@ def write_zip(path: Path, files: Sequence[Path]) -> Path:
         DataError: a file cannot be read.
         ResourceError: the zip cannot be written.
     """
-
     what = "cannot read the prediction"
 
     def write(file: BinaryIO) -> None:

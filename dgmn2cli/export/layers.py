@@ -103,8 +103,11 @@ def attention(g: GraphBuilder, normed: str, layer: DynamicGraphAttention, size: 
 
 
 def corners(g: GraphBuilder, normed: str, layer: DynamicGraphAttention, size: MapSize) -> tuple[str, str]:
-    """The 4 pixels around each sample: the row of the first query there, `(B, H, W, h, 36)` int32, and the bilinear
-    weights, `(B, H, W, h, 4, 9)` float32."""
+    """The 4 pixels around each sample, and what each counts.
+
+    Returns:
+        The row of the first query there, `(B, H, W, h, 36)` int32; the bilinear weights, `(B, H, W, h, 4, 9)` float32.
+    """
     heads = layer.heads
     order = np.arange(2 * SAMPLES).reshape(SAMPLES, 2).T.ravel()  # all dy, then all dx
     offset = linear(g, normed, array(layer.conv_offset.weight, g)[order], array(layer.conv_offset.bias, g)[order])

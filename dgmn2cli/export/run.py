@@ -156,7 +156,7 @@ def write_png(path: Path, ids: np.ndarray, palette: list[list[int]]) -> None:
         data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(data)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def main() -> None:

@@ -229,7 +229,7 @@ class CheckpointStore:
         if self.last.exists() and not again:
             self._name(self.last, PREVIOUS)
         with local_write_errors(self.last):
-            os.replace(fresh, self.last)
+            fresh.replace(self.last)
             sync_folder(self.folder)
         self.name_newest(state, number=number)
 
@@ -256,7 +256,7 @@ class CheckpointStore:
                 with path.open("rb") as source:
                     atomic_write(target, lambda file: shutil.copyfileobj(source, file, 1 << 22))
                 return
-            os.replace(beside, target)
+            beside.replace(target)
             sync_folder(self.folder)
 
     def newest(self, warn: Callable[[str], object]) -> TrainState | None:

@@ -92,9 +92,9 @@ def _user_cache() -> Path:
     if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
         return Path(os.environ["LOCALAPPDATA"])
     configured = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(configured):  # the XDG specification says to ignore a relative one
+    if Path(configured).is_absolute():  # the XDG specification says to ignore a relative one
         return Path(configured)
-    home = Path(os.path.expanduser("~"))
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111  # pathlib raises for a user without a home
     if os.environ.get("HOME") == "" or not home.is_absolute():  # an empty HOME would mean the root folder
         hint = "Name one with --cache or DGMN2_CACHE."
         raise ResourceError("no cache folder", why="the user has no home folder", hint=hint)

@@ -1,6 +1,7 @@
 """Asking a server: limits, one deadline for everything, safe redirects, and which failures may pass.
 
-All raise `NetworkError`; `TemporaryError` where another attempt may not meet the failure."""
+All raise `NetworkError`; `TemporaryError` where another attempt may not meet the failure.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +62,7 @@ class Client:
         self._session.headers.update({"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity"})
 
     def close(self) -> None:
+        """Ends the connections."""
         self._session.close()
 
     @property

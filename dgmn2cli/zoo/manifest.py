@@ -257,8 +257,10 @@ class Zoo:
         return self.find(name)
 
     def entries(self, pattern: str = "") -> tuple[ZooEntry, ...]:
-        """The segmentors that match `pattern`: a glob on key or configuration name, or else a part of
-        key, configuration name, head or backbone, in any letter case. An empty pattern matches all.
+        """The segmentors that match `pattern`; all if it is empty.
+
+        It is a glob on key or configuration name, or else a part of key, configuration name, head or backbone, in any
+        letter case.
         """
         wanted = pattern.lower()
         if any(character in wanted for character in "*?["):

@@ -76,11 +76,13 @@ class Part:
         self.size += len(block)
 
     def restart(self) -> None:
+        """Forgets what was received."""
         self._file.seek(0)
         self._file.truncate()
         self.size, self.continued = 0, False
 
     def sync(self) -> None:
+        """Sees to it that what was written is on the disk."""
         with local_write_errors(self.path):
             os.fsync(self._file.fileno())
 
@@ -93,7 +95,7 @@ class Part:
         """Renames the part to `target` and makes the rename durable; the part is used up."""
         with local_write_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.path, target)
+            self.path.replace(target)
             sync_folder(target.parent)
         self.discard()
 

@@ -237,7 +237,7 @@ class _Reader:
         return value
 
     def range(self, node: ast.Call, given: list[Any]) -> list[int]:
-        """A `range(...)` as a list; training logs leave one behind (`gpu_ids = range(0, 1)`)."""
+        """The numbers of a Python range, as a list; training logs leave one behind, as `gpu_ids`."""
         if not 1 <= len(given) <= 3 or not all(type(item) is int for item in given) or given[2:] == [0]:
             raise _Refused(node, "range(...) is read with one to three whole numbers")
         numbers = range(*given)

@@ -54,6 +54,7 @@ def corner(base, stride, inside, row, column, height, width, lane, D: tl.constex
 
 @triton.jit
 def load_corner(base, stride, inside, row, column, height, width, lane, D: tl.constexpr):
+    """A corner's values in float32; 0 outside the map."""
     address, present = corner(base, stride, inside, row, column, height, width, lane, D)
     return tl.load(address, mask=present, other=0.0).to(tl.float32)
 
@@ -79,6 +80,7 @@ def sample(base, stride, inside, top, left, down, right, height, width, lane, D:
 
 @triton.jit
 def add_corner(base, stride, inside, row, column, weight, tile, height, width, lane, D: tl.constexpr):
+    """Adds to a corner, if it lies in the map."""
     address, present = corner(base, stride, inside, row, column, height, width, lane, D)
     tl.atomic_add(address, tile * weight[:, None], mask=present, sem="relaxed")
 

@@ -61,8 +61,11 @@ _unfold_backward = _tuned_unfold(unfold_kernels.unfold_backward_kernel, ("grad_i
 
 
 def _launch(tuned: Any, grid: Any, *arguments: Any, **constants: int) -> None:
-    """Runs an autotuned kernel; without tuning where timings must not choose the order of the sums, or would be the
-    interpreter's, which takes as long for a large block as for a small one."""
+    """Runs an autotuned kernel.
+
+    Without tuning where timings must not choose the order of the sums, or would be the interpreter's, which takes as
+    long for a large block as for a small one.
+    """
     fixed = tuned.configs[-1] if interpreted() else tuned.configs[0]
     if interpreted() or torch.are_deterministic_algorithms_enabled():
         tuned.fn[grid](*arguments, **constants, **fixed.all_kwargs(), enable_fp_fusion=True)

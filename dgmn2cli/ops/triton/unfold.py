@@ -52,6 +52,7 @@ def corner(planes, wanted, inside, row, column, height, width, row_stride, colum
 
 @triton.jit
 def load_corner(planes, wanted, inside, row, column, height, width, row_stride, column_stride):
+    """A corner's values in float32; 0 outside the map."""
     address, present = corner(planes, wanted, inside, row, column, height, width, row_stride, column_stride)
     return tl.load(address, mask=present, other=0.0).to(tl.float32)
 
