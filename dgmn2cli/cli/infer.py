@@ -35,6 +35,7 @@ SHOWN_DOUBTS = 10
 @protocol.with_settings
 @click.option("--alpha", type=NumberType(0, 1), default=0.5, help="Strength of the overlay.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
+@protocol.workers_option
 @protocol.with_network
 @pass_session
 def infer(
@@ -46,6 +47,7 @@ def infer(
     settings: Settings,
     alpha: float,
     overwrite: bool,
+    workers: int,
     network: protocol.NetworkOptions,
 ) -> None:
     """Segment images: files, folders, globs or @list.txt; masks and overlays go to the output folder."""
@@ -61,7 +63,9 @@ def infer(
         recipe = protocol.recipe_of(session, model, network)
         make = protocol.loader(session, recipe, network, settings)
         segmenter = make(device=network.device, observer=observer)
-        report = files.predict_files(segmenter, found, out, kinds, settings, alpha=alpha, observer=observer)
+        report = files.predict_files(
+            segmenter, found, out, kinds, settings, alpha=alpha, workers=workers, observer=observer
+        )
     render.emit(session, report, lambda: _summary(report))
     if report.failures:
         raise DataError(

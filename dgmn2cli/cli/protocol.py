@@ -193,7 +193,11 @@ with_network = grouped(  # a command gets `network: NetworkOptions`
     *run_options("auto"),
 )
 workers_option = click.option(
-    "--workers", type=click.IntRange(0, 64), default=2, metavar="N", help="Threads that read ahead."
+    "--workers",
+    type=click.IntRange(0, 64),
+    default=2,
+    metavar="N",
+    help="Threads that read ahead (infer: and that save).",
 )
 
 

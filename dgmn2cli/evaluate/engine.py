@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -21,16 +18,14 @@ from dgmn2cli.evaluate.analysis.calibration import sampling_step
 from dgmn2cli.evaluate.analysis.measure import Measured, SegmentedImage, count_only, measure
 from dgmn2cli.evaluate.counting import confusion
 from dgmn2cli.evaluate.predictions import PredictionFolder
-from dgmn2cli.inference.plan import DECODE_BYTES, Protocol, Settings, resolve_settings
+from dgmn2cli.inference.pipeline import Footprint, in_threads, readers_within
+from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
 from dgmn2cli.inference.prediction import ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.observer import Observer, Silent
-from dgmn2cli.runtime import in_use
 
-Item = TypeVar("Item")
-HELD_BYTES = 4  # per pixel of an image and its label that are in memory
-ANALYSED_BYTES = 9  # likewise, with its prediction and confidence
-ANALYSIS_BYTES = 24  # per pixel, while an image is analysed
+COUNTED = Footprint(read=4, done=4, finishing=0)  # image and label
+ANALYSED = Footprint(read=4, done=9, finishing=24)  # likewise, with prediction and confidence
 BEHIND = 2  # segmented images that may wait for their counting
 
 
@@ -50,25 +45,6 @@ class Counted:
     counts: np.ndarray
     seconds: float
     measured: Measured
-
-
-def read_ahead(read: Callable[[int], Item], indices: Sequence[int], workers: int) -> Generator[Item, None, None]:
-    """`read(index)` for each index, in order, done by `workers` threads while the consumer is busy.
-
-    Decoding runs outside Python's lock; threads need no copies, no shared memory and no forked process beside a GPU.
-    """
-    waiting: deque[Future[Item]] = deque()
-    with ThreadPoolExecutor(max(1, workers), "read") as pool:
-        try:
-            for index in indices:
-                waiting.append(pool.submit(read, index))
-                if len(waiting) > max(1, workers):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def segmented(
@@ -106,7 +82,7 @@ def segmented(
     limited = settings.max_memory is not None and segmenter.device.type == "cpu" and len(indices) > 0
     if limited:
         workers, ahead = _readers(segmenter, data, indices, settings, workers, analysis)
-    with closing(read_ahead(read, indices, workers)) as pairs:
+    with closing(in_threads(read, indices, workers)) as pairs:
         for index, (image, label) in zip(indices, pairs, strict=True):
             began, size = time.perf_counter(), image.shape[:2]
             plan = segmenter.plan(size, settings, used=ahead if limited else None)
@@ -133,30 +109,19 @@ def _readers(
     workers: int,
     analysis: bool,
 ) -> tuple[int, int]:
-    """How many threads may read ahead under a memory limit, and the bytes that are in use at most when they do.
-
-    It is decided before the first image is read, by the largest one, so that no limit is passed in the meantime.
-
-    Raises:
-        ResourceError: the limit is too small for one thread, too.
-    """
+    """As `readers_within`, of the images at `indices`."""
     headers = [image_header(data.pairs[index].image, settings.max_pixels) for index in indices]
-    height, width = max(((header.height, header.width) for header in headers), key=lambda size: size[0] * size[1])
-    segmenter.plan((height, width), settings)  # a window is measured while no thread disturbs
-    before = in_use(segmenter.device)
-    while True:
-        held = (workers + 1) * HELD_BYTES + (BEHIND + 2) * (ANALYSED_BYTES if analysis else HELD_BYTES)
-        ahead = before + height * width * (workers * DECODE_BYTES + held + analysis * ANALYSIS_BYTES)
-        try:
-            segmenter.plan((height, width), settings, used=ahead)
-        except ResourceError as error:
-            if workers == 1:
-                if analysis:
-                    error.hint = f"{error.hint} `eval --no-analysis` needs less."
-                raise
-            workers -= 1
-        else:
-            return workers, ahead
+    sizes = [(header.height, header.width) for header in headers]
+
+    def fit(size: tuple[int, int], used: int | None) -> object:
+        return segmenter.plan(size, settings, used=used)
+
+    try:
+        return readers_within(fit, segmenter.device, sizes, workers, ANALYSED if analysis else COUNTED, BEHIND)
+    except ResourceError as error:
+        if analysis:
+            error.hint = f"{error.hint} `eval --no-analysis` needs less."
+        raise
 
 
 def counted_images(
@@ -193,14 +158,8 @@ def counted_images(
     done = segmented(
         segmenter, data, indices, settings, labels=True, workers=workers, observer=watcher, analysis=analysis
     )
-    behind: deque[Future[Counted]] = deque()
-    with closing(done) as images, ThreadPoolExecutor(1, "count") as pool:
-        for image in images:
-            behind.append(pool.submit(finish, image))
-            while behind and (behind[0].done() or len(behind) > BEHIND):
-                yield behind.popleft().result()
-        while behind:
-            yield behind.popleft().result()
+    with closing(done) as images, closing(in_threads(finish, images, 1, ahead=BEHIND, eager=True)) as found:
+        yield from found
 
 
 def counted(data: SegmentationSet, found: SegmentedImage, analysis: bool, where: Path | None = None) -> Counted:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.evaluate.analysis.measure import SegmentedImage
-from dgmn2cli.evaluate.engine import Counted, Source, counted, read_ahead
+from dgmn2cli.evaluate.engine import Counted, Source, counted
 from dgmn2cli.evaluate.predictions import find_predictions, read_prediction
 from dgmn2cli.files import hash_file
+from dgmn2cli.inference.pipeline import in_threads
 from dgmn2cli.inference.segmenter import RunInfo
 from dgmn2cli.observer import Observer
 
@@ -40,7 +41,7 @@ def saved_source(
         return counted(data, found, analysis, files[index])
 
     def images(indices: Sequence[int]) -> Generator[Counted, None, None]:
-        with closing(read_ahead(one, indices, workers)) as found:
+        with closing(in_threads(one, indices, workers)) as found:
             for image in found:
                 observer.advance()
                 yield image

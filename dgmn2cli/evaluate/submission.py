@@ -17,9 +17,10 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.files import find_files
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError
-from dgmn2cli.evaluate.engine import read_ahead, segmented
+from dgmn2cli.evaluate.engine import segmented
 from dgmn2cli.evaluate.submission_check import MEMBER_LIMIT, ZipReport, expected_of, image_name, validate_zip
 from dgmn2cli.files import absence, atomic_write, read_bounded
+from dgmn2cli.inference.pipeline import in_threads
 from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.observer import Observer, Silent
@@ -64,7 +65,7 @@ def open_test(root: Path, split: str, observer: Observer | None = None) -> Segme
         return ""
 
     observer.begin("reading the images", len(data))
-    with closing(read_ahead(fault, range(len(data)), 2)) as found:
+    with closing(in_threads(fault, range(len(data)), 2)) as found:
         for text in found:
             faults += [text] if text else []
             observer.advance()

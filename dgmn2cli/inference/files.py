@@ -5,21 +5,29 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from dgmn2cli.data.files import SUFFIXES, comparable, distinct_names, find_files, find_matches, short_names
-from dgmn2cli.data.images import image_header, read_image
-from dgmn2cli.errors import ConfigError, DataError, is_exhaustion
+from dgmn2cli.data.images import decode_file, image_header
+from dgmn2cli.errors import ConfigError, DataError, ResourceError, is_exhaustion
 from dgmn2cli.files import absence, check_folder, read_bounded
+from dgmn2cli.inference.pipeline import Footprint, in_threads, readers_within
 from dgmn2cli.inference.plan import DECODE_BYTES, SAVE_BYTES, Protocol, Settings, resolve_settings
-from dgmn2cli.inference.prediction import ClassShare, check_outputs, output_path
+from dgmn2cli.inference.prediction import ClassShare, Prediction, check_outputs, output_path
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.notebook import table_html
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import highest_use
 
+CHUNK = 256  # images whose sizes are looked at before they are read, where memory is limited
+WORKERS = 2  # threads that read ahead, and that write behind
+READ_BYTES, DONE_BYTES = 3, 8  # per pixel of an image that waits: read, and with its class ids and confidence
+HALVED_BYTES = 2  # per pixel and class of probabilities that wait
 PROBS_BYTES = 10  # per pixel and class, while probabilities are made, halved and compressed
 MIRRORED_BYTES = 8  # per pixel and class, while a mirrored image is segmented and compared
 MAP_BYTES = 8  # per pixel, for a map of shares and its bytes
@@ -218,6 +226,135 @@ def _real(path: Path) -> str:
         return str(path)
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """An image that was read, what is odd about it, and how long that took; or why it could not be."""
+
+    file: ImageFile
+    pixels: np.ndarray | None
+    notes: list[str]
+    seconds: float
+    failure: DataError | None = None
+
+
+@dataclass(frozen=True)
+class _Segmented:
+    """A prediction that waits for its files; without one, why there is none."""
+
+    loaded: _Loaded
+    prediction: Prediction | None
+    memory: MemoryUse | None
+    seconds: float
+
+
+class _Pipeline:
+    """Reads, segments and saves images: the first and the last in threads, each in the order of the images."""
+
+    def __init__(
+        self, segmenter: Segmenter, folder: Path, kinds: Sequence[str], settings: Settings, alpha: float,
+        workers: int, observer: Observer,
+    ) -> None:  # fmt: skip
+        self.segmenter, self.folder, self.kinds, self.settings = segmenter, folder, kinds, settings
+        self.alpha, self.workers, self.observer = alpha, workers, observer
+        self.limited = settings.max_memory is not None and segmenter.device.type == "cpu"
+        classes, maps = len(segmenter.classes.names), MAP_BYTES * ("entropy" in kinds)
+        per_class = ("probs" in kinds) * PROBS_BYTES + ("disagreement" in kinds) * MIRRORED_BYTES
+        self.result_bytes = SAVE_BYTES + maps + per_class * classes
+        halved = ("probs" in kinds) * HALVED_BYTES * classes
+        done = DONE_BYTES + maps + MAP_BYTES * ("disagreement" in kinds) + halved
+        self.footprint = Footprint(READ_BYTES, done, SAVE_BYTES + 2 * halved, workers)
+
+    def run(self, images: Sequence[ImageFile]) -> Generator[ImageResult | Failure, None, None]:
+        for first in range(0, len(images), CHUNK if self.limited else len(images)):
+            chunk = images[first : first + CHUNK] if self.limited else images
+            workers, used = self._workers(chunk) if self.limited else (self.workers, None)
+
+            def read(file: ImageFile, check: bool = self.limited and not workers) -> _Loaded:
+                return self._read(file, check)
+
+            def segment(loaded: _Loaded, used: int | None = used) -> _Segmented:
+                return self._segment(loaded, used)
+
+            with (
+                closing(in_threads(read, chunk, workers)) as loaded,
+                closing(in_threads(self._finish, map(segment, loaded), workers, eager=True)) as results,
+            ):
+                yield from results
+
+    def _workers(self, images: Sequence[ImageFile]) -> tuple[int, int | None]:
+        """Threads on either side that the memory limit allows, and the bytes that count as in use with them."""
+
+        def size(file: ImageFile) -> tuple[int, int] | None:
+            try:
+                header = image_header(file.path, self.settings.max_pixels)
+            except DataError:  # said when it is read
+                return None
+            return header.height, header.width
+
+        def fit(size: tuple[int, int], used: int | None) -> object:
+            return self.segmenter.plan(size, self.settings, self.result_bytes, used)
+
+        workers = min(self.workers, len(images) - 1)
+        if not workers:
+            return 0, None
+        with closing(in_threads(size, images, workers)) as found:
+            sizes = [size for size in found if size is not None]
+        if not sizes:
+            return 0, None
+        try:
+            return readers_within(fit, self.segmenter.device, sizes, workers, self.footprint, workers)
+        except ResourceError:
+            return 0, None
+
+    def _read(self, file: ImageFile, check: bool) -> _Loaded:
+        start = time.perf_counter()
+        try:
+            if check:
+                header = image_header(file.path, self.settings.max_pixels)
+                needed = os.stat(file.path).st_size + DECODE_BYTES * header.width * header.height
+                self.segmenter.require_room(self.settings, needed, f"decoding {file.path}")
+            pixels, _, notes = decode_file(file.path, self.settings.max_pixels)
+        except DataError as error:
+            if is_exhaustion(error.__cause__):
+                raise
+            return _Loaded(file, None, [], 0.0, error)
+        return _Loaded(file, pixels, notes, time.perf_counter() - start)
+
+    def _segment(self, loaded: _Loaded, used: int | None) -> _Segmented:
+        if loaded.pixels is None:
+            self.observer.advance()
+            return _Segmented(loaded, None, None, 0.0)
+        start, path = time.perf_counter(), loaded.file.path
+        for note in loaded.notes:
+            self.observer.note(f"{path}: {note}")
+        plan = self.segmenter.plan(loaded.pixels.shape[:2], self.settings, self.result_bytes, used)
+        if plan.peak is not None:
+            self.observer.note(f"{path}: {plan}")
+        whole = plan.windows
+        if "disagreement" in self.kinds:
+            whole += self.segmenter.mirrored_windows(plan, self.settings)
+        try:
+            made = self.segmenter.predict_planned(
+                loaded.pixels, plan, self.settings, lambda windows: self.observer.advance(windows / whole)
+            )
+        except DataError as error:  # a window that a graph of one size does not take
+            error.where = str(path)
+            return _Segmented(replace(loaded, failure=error), None, None, 0.0)
+        prediction = made.without_scores(self.kinds)
+        memory = None if plan.peak is None else MemoryUse(plan.peak, highest_use(self.segmenter.device))
+        return _Segmented(replace(loaded, pixels=None), prediction, memory, time.perf_counter() - start)
+
+    def _finish(self, done: _Segmented) -> ImageResult | Failure:
+        prediction, file = done.prediction, done.loaded.file
+        if prediction is None:
+            return Failure(file.path, str(done.loaded.failure))
+        start, (height, width) = time.perf_counter(), prediction.ids.shape
+        outputs = prediction.save(self.folder, file.name, self.kinds, self.alpha)
+        stats, doubt = prediction.stats(), prediction.doubt
+        seconds = done.loaded.seconds + done.seconds + time.perf_counter() - start
+        return ImageResult(file.path, width, height, prediction.windows, seconds, stats, doubt, outputs, done.memory)
+
+
 def predict_files(
     segmenter: Segmenter,
     images: Sequence[ImageFile],
@@ -226,18 +363,21 @@ def predict_files(
     settings: Settings,
     *,
     alpha: float = 0.5,
+    workers: int = WORKERS,
     observer: Observer | None = None,
 ) -> InferReport:
-    """Segments images one after the other; a bad one is noted and the others are done.
+    """Segments images, in their order, while threads read the next ones and save those before; a bad one is noted.
 
     Args:
         segmenter: the network.
         images: what to segment.
         folder: where the outputs go.
         kinds: what to write, see `Prediction.save`.
-        settings: how.
+        settings: how; under a memory limit there are as many threads as it allows, perhaps none.
         alpha: strength of the overlay's colours, 0 to 1.
-        observer: told of each window and, as `ImageResult`, of each image; with a memory limit of each plan.
+        workers: threads that read, and as many that save; 0: everything in turn.
+        observer: advanced by 1 for each image, in parts; told, as `ImageResult`, of each image that is done, and with a
+            memory limit of each plan.
 
     Raises:
         ConfigError: impossible settings.
@@ -247,45 +387,16 @@ def predict_files(
     observer = observer or Silent()
     check_outputs(kinds, segmenter.classes)
     protocol = resolve_settings(settings, segmenter.inference, segmenter.device)
-    per_class = ("probs" in kinds) * PROBS_BYTES + ("disagreement" in kinds) * MIRRORED_BYTES
-    result_bytes = SAVE_BYTES + ("entropy" in kinds) * MAP_BYTES + per_class * len(segmenter.classes.names)
-    began, results, failures = time.perf_counter(), [], []
-    observer.begin(f"segmenting {len(images)} image{'s' * (len(images) != 1)}", 0)
-    windows = 0
-    for file in images:
-        start = time.perf_counter()
-        try:
-            if settings.max_memory is not None and segmenter.device.type == "cpu":
-                header = image_header(file.path, settings.max_pixels)
-                needed = os.stat(file.path).st_size + DECODE_BYTES * header.width * header.height
-                segmenter.require_room(settings, needed, f"decoding {file.path}")
-            image = read_image(file.path, settings.max_pixels, observer)
-        except DataError as error:
-            if is_exhaustion(error.__cause__):
-                raise
-            failures.append(Failure(file.path, str(error)))
-            continue
-        plan = segmenter.plan(image.shape[:2], settings, result_bytes)
-        windows += plan.windows
-        if "disagreement" in kinds:
-            windows += segmenter.mirrored_windows(plan, settings)
-        observer.advance(0, total=windows)
-        if plan.peak is not None:
-            observer.note(f"{file.path}: {plan}")
-        try:
-            prediction = segmenter.predict_planned(image, plan, settings, observer.advance)
-        except DataError as error:  # a window that a graph of one size does not take
-            error.where = str(file.path)
-            failures.append(Failure(file.path, str(error)))
-            continue
-        outputs = prediction.save(folder, file.name, kinds, alpha)
-        seconds = time.perf_counter() - start
-        memory = None if plan.peak is None else MemoryUse(plan.peak, highest_use(segmenter.device))
-        height, width = image.shape[:2]
-        stats, doubt = prediction.stats(), prediction.doubt
-        result = ImageResult(file.path, width, height, plan.windows, seconds, stats, doubt, outputs, memory)
-        results.append(result)
-        observer.result(result)
+    began, results, failures = time.perf_counter(), list[ImageResult](), list[Failure]()
+    observer.begin(f"segmenting {len(images)} image{'s' * (len(images) != 1)}", len(images))
+    pipeline = _Pipeline(segmenter, folder, kinds, settings, alpha, workers, observer)
+    with closing(pipeline.run(images)) as found:
+        for one in found:
+            if isinstance(one, Failure):
+                failures.append(one)
+            else:
+                results.append(one)
+                observer.result(one)
     segmenter.require_room(settings, 0, "segmenting")
     total = _total_shares(results)
     by_doubt = [result.path for result in sorted(results, key=lambda result: -result.doubt)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from dgmn2cli.inference.visualize import class_shares, colorize, overlay_with_le
 from dgmn2cli.notebook import image_html
 
 OUTPUTS = ("ids", "color", "overlay", "labelids", "conf", "entropy", "disagreement", "probs", "stats")
+OF_SCORES = ("entropy", "disagreement", "probs")  # those that are made from the class scores of all pixels
 _SUFFIX = {"probs": ".npz", "stats": ".json"}
 
 
@@ -70,6 +71,7 @@ class Prediction:
         scores: what the probabilities are made from when asked for.
         windows: windows that went through the network.
         orientations: gives the scores of a single scale, as the image is and mirrored.
+        path: the image's file, where it is from one.
     """
 
     ids: np.ndarray
@@ -79,6 +81,7 @@ class Prediction:
     scores: Scores = field(repr=False)
     windows: int
     orientations: Callable[[], tuple[Scores, Scores]] = field(repr=False)
+    path: Path | None = None
 
     @property
     def doubt(self) -> float:
@@ -147,10 +150,22 @@ class Prediction:
             return to_json({"size": self.ids.shape[::-1], "classes": self.stats()}).encode() + b"\n"
         if kind == "probs":
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, probs=self.probs.astype(np.float16))
+            np.savez_compressed(buffer, probs=self.probs.astype(np.float16, copy=False))
             return buffer.getvalue()
         shares = getattr(self, {"conf": "confidence"}.get(kind, kind))  # from 0 to 1
         return encode_png(np.rint(shares.clip(0, 1) * 255).astype(np.uint8))
+
+    def without_scores(self, kinds: Sequence[str]) -> Prediction:
+        """The same, its class scores let go once what `kinds` take of them is computed: `encode` needs no more.
+
+        So it takes little memory while it waits, and any thread can encode it. `probs` are float16 then.
+        """
+        kept = {kind: getattr(self, kind) for kind in OF_SCORES if kind in kinds}
+        if "probs" in kept:
+            kept["probs"] = kept["probs"].astype(np.float16)
+        made = replace(self, scores=None, orientations=None)  # type: ignore[arg-type]  # nobody asks for them any more
+        made.__dict__.update(kept)  # where `cached_property` looks
+        return made
 
     def _repr_png_(self) -> bytes:
         """The overlay, for notebooks."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from dgmn2cli.config import InferenceConfig
-from dgmn2cli.data.images import read_image
+from dgmn2cli.data.images import MAX_PIXELS, read_image
 from dgmn2cli.data.transforms import NORMAL, network_input, resize_image
-from dgmn2cli.errors import DataError, ResourceError
+from dgmn2cli.errors import DataError, ResourceError, is_exhaustion
 from dgmn2cli.inference.explain import Explanation, explain
 from dgmn2cli.inference.graph import GraphInference
+from dgmn2cli.inference.pipeline import in_threads
 from dgmn2cli.inference.plan import (
     SAVE_BYTES,
     Machine,
@@ -172,6 +174,52 @@ class Segmenter:
             observer.begin("segmenting", plan.windows)
         return self.predict_planned(pixels, plan, settings, observer.advance if observer is not None else None)
 
+    def stream(
+        self,
+        images: Iterable[str | Path | np.ndarray],
+        settings: Settings | None = None,
+        *,
+        workers: int = 2,
+        skip: Callable[[str | Path | np.ndarray, DataError], object] | None = None,
+    ) -> Generator[Prediction, None, None]:
+        """Segments images one after the other, in their order, while threads read the next ones.
+
+        `images` is asked for `workers` images more than were segmented, so that it may be without end. Closing the
+        generator ends the threads.
+
+        Args:
+            images: paths, or arrays (H, W, 3) uint8 RGB; a prediction's `path` says which.
+            settings: the test procedure; the configuration's if None.
+            workers: threads that read; 0, and always where the memory is limited: none, one image after the other.
+            skip: called in place of raising for an image that cannot be read; it is left out.
+
+        Raises:
+            DataError: an image cannot be read, and there is no `skip`.
+            ConfigError: an impossible setting.
+            NonFiniteError: the network gave NaN or infinity.
+            ResourceError: out of memory, or the limit is too small.
+        """
+        settings = settings or Settings()
+
+        def read(image: str | Path | np.ndarray) -> tuple[str | Path | np.ndarray, np.ndarray | DataError]:
+            try:
+                return image, _bgr(image, settings.max_pixels)
+            except DataError as error:
+                if is_exhaustion(error.__cause__):
+                    raise
+                return image, error
+
+        limited = settings.max_memory is not None and self.device.type == "cpu"
+        with closing(in_threads(read, images, 0 if limited else workers)) as found:
+            for image, pixels in found:
+                if isinstance(pixels, DataError):
+                    if skip is None:
+                        raise pixels
+                    skip(image, pixels)
+                    continue
+                made = self.predict_planned(pixels, self.plan(pixels.shape[:2], settings), settings)
+                yield made if isinstance(image, np.ndarray) else replace(made, path=Path(image))
+
     def predict_planned(
         self, image: np.ndarray, plan: Plan, settings: Settings, progress: Callable[[int], object] | None = None
     ) -> Prediction:
@@ -299,10 +347,10 @@ class Segmenter:
         return crop
 
 
-def _bgr(image: str | Path | np.ndarray) -> np.ndarray:
+def _bgr(image: str | Path | np.ndarray, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The image as (H, W, 3) uint8, blue green red."""
     if not isinstance(image, np.ndarray):
-        return read_image(image)
+        return read_image(image, max_pixels)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         why = f"{image.dtype} of shape {image.shape}, wanted uint8 of shape (H, W, 3), RGB"
         raise DataError("this is not an image", why=why)

@@ -24,7 +24,7 @@ def colorize(ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """The mask (H, W) of integer ids painted in the palette's colours; ids without a colour are black."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette[:, ::-1]
-    return table[np.where((ids >= 0) & (ids < 256), ids, 255).astype(np.uint8)]
+    return cv2.applyColorMap(np.where((ids >= 0) & (ids < 256), ids, 255).astype(np.uint8), table.reshape(256, 1, 3))
 
 
 def overlay(image: np.ndarray, ids: np.ndarray, palette: np.ndarray, alpha: float = 0.5) -> np.ndarray:

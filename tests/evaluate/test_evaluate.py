@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +23,12 @@ from dgmn2cli.errors import ConfigError, DataError, NonFiniteError, ResourceErro
 from dgmn2cli.evaluate import Settings, counted_images, engine, evaluate
 from dgmn2cli.evaluate.analysis.counts import to_text
 from dgmn2cli.evaluate.analysis.measure import ImageRecord, Measured
-from dgmn2cli.evaluate.engine import read_ahead
 from dgmn2cli.evaluate.journal import Journal, Tally, start_tally
 from dgmn2cli.evaluate.predictions import PredictionFolder
 from dgmn2cli.evaluate.request import EvalRequest, prepare
 from dgmn2cli.evaluate.run import run
 from dgmn2cli.files import to_json
+from dgmn2cli.inference import pipeline
 from dgmn2cli.inference.prediction import CITYSCAPES
 
 Tree = Callable[..., Path]
@@ -186,28 +183,6 @@ def test_not_a_number_names_the_picture(tree: Tree) -> None:
     data = open_dataset(tree(2), "val")
     with pytest.raises(NonFiniteError, match=r"aachen_000001_000019_leftImg8bit\.png"):
         evaluate(Load("nan")(device="cpu"), data, SMALL)
-
-
-def test_reading_ahead_keeps_order_overlaps_and_stops() -> None:
-    release, started = threading.Event(), []
-
-    def read(index: int) -> int:
-        started.append(index)
-        release.wait(10)
-        return index * index
-
-    with closing(read_ahead(read, range(50), 3)) as values:
-        waiter = threading.Timer(0.2, release.set)
-        waiter.start()
-        assert next(values) == 0
-        assert set(started) >= {0, 1, 2}, "several were under way at once"
-        assert [next(values) for _ in range(3)] == [1, 4, 9]
-        waiter.join()
-    time.sleep(0.05)
-    assert len(started) <= 12, "nothing is read for a consumer that is gone"
-    with pytest.raises(ZeroDivisionError), closing(read_ahead(lambda i: 1 // (2 - i), range(5), 2)) as values:
-        list(values)
-    assert list(read_ahead(read, [], 2)) == []
 
 
 def test_faults_of_the_data_are_all_named_before_anything_is_loaded(tree: Tree) -> None:
@@ -411,9 +386,10 @@ def test_as_many_threads_read_ahead_as_the_memory_limit_allows(tree: Tree, monke
             raise ResourceError("the memory limit is too small")
 
     monkeypatch.setattr(made, "plan", plan)
-    monkeypatch.setattr(engine, "in_use", lambda device: 1000)
-    per_reader = 80 * 90 * (engine.DECODE_BYTES + engine.HELD_BYTES)
-    kept = 80 * 90 * (engine.HELD_BYTES + (engine.BEHIND + 2) * engine.ANALYSED_BYTES + engine.ANALYSIS_BYTES)
+    monkeypatch.setattr(pipeline, "in_use", lambda device: 1000)
+    each = engine.ANALYSED
+    per_reader = 80 * 90 * (pipeline.DECODE_BYTES + each.read)
+    kept = 80 * 90 * (each.read + (engine.BEHIND + 2) * each.done + each.finishing)
     for workers, limit in ((6, 10**9), (3, 1000 + kept + 3 * per_reader), (1, 1000 + kept + 2 * per_reader - 1)):
         found = engine._readers(made, data, range(len(data)), Settings(max_memory=limit), 6, analysis=True)
         assert found == (workers, 1000 + kept + workers * per_reader)

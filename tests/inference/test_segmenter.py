@@ -86,7 +86,8 @@ def test_an_observer_sees_every_window_and_image(tmp_path: Path) -> None:
     report = predict_files(
         segmenter(), find_images([str(tmp_path)]), tmp_path / "out", ["ids"], settings, observer=counter
     )
-    assert counter.done == counter.total == 16
+    assert counter.done == pytest.approx(3)
+    assert counter.total == 3
     assert counter.results == report.images
     assert len(report.images) == 2
     assert [failure.path.name for failure in report.failures] == ["c.png"]
