@@ -24,6 +24,7 @@ COMMANDS = {
         "dgmn2cli.cli.explain:explain",
         "Show what a network attends to at a position: nodes, weights, two hops.",
     ),
+    "serve": ("dgmn2cli.cli.serve:serve", "Serve a model over HTTP: an API, and a page to drop images on."),
     "eval": ("dgmn2cli.cli.eval:evaluate", "Measure a model on a labelled data set, the published figure beside it."),
     "compare": ("dgmn2cli.cli.compare:compare", "Compare two evaluations image by image: more than chance?"),
     "verify": ("dgmn2cli.cli.verify:verify", "Check that the numbers of a report can be had again."),

@@ -142,7 +142,7 @@ def explain(
         ConfigError: a position outside the image, or a network whose attention cannot be looked at.
         NonFiniteError: the network gave NaN or infinity.
     """
-    _require_explicable(network)
+    require_explicable(network)
     require_inside(at, image)
     scale = image.shape[1] / view.size[1], image.shape[0] / view.size[0]
     inner = (at[0] + 0.5) / scale[0] - 0.5, (at[1] + 0.5) / scale[1] - 0.5
@@ -175,7 +175,8 @@ def require_inside(at: tuple[float, float], image: np.ndarray) -> None:
         raise ConfigError("the position lies outside the image", why=why, hint="Give it in pixels: --at X,Y.")
 
 
-def _require_explicable(network: nn.Module) -> None:
+def require_explicable(network: nn.Module) -> None:
+    """Raises ConfigError where a network has no attention that could be looked at."""
     what = "the network cannot be explained"
     if not any(isinstance(module, AttentionOp) for module in network.modules()):
         raise ConfigError(what, why="it has no attention layers of ours", hint="Use a DGMN2 model, run by PyTorch.")

@@ -202,13 +202,7 @@ def _view(nodes: Sequence[Node], centre: tuple[float, float]) -> View:
 
 def _far_edges(axes: Axes, block: BlockGraph) -> None:
     """The nodes' own nodes, by what they weigh after two hops; edges of the heaviest only, or nothing would be seen."""
-    hops = [
-        ((hop.x, hop.y), (x, y, hop.weight * weight / len(hop.heads)))
-        for hop in block.hops
-        for head in hop.heads
-        for x, y, weight in head
-    ]
-    hops = sorted(hops, key=lambda hop: -hop[1][2])
+    hops = block.second_hop()
     if not hops:
         return
     heaviest = hops[0][1][2]

@@ -75,6 +75,16 @@ class BlockGraph:
     heads: tuple[HeadGraph, ...]
     hops: tuple[HopGraph, ...]
 
+    def second_hop(self) -> list[tuple[tuple[float, float], Node]]:
+        """The nodes of the nodes, each with the cell (x, y) it belongs to, by what they weigh after two hops."""
+        edges = [
+            ((hop.x, hop.y), (x, y, hop.weight * weight / len(hop.heads)))
+            for hop in self.hops
+            for head in hop.heads
+            for x, y, weight in head
+        ]
+        return sorted(edges, key=lambda edge: -edge[1][2])
+
 
 @contextmanager
 def recorded(

@@ -1,0 +1,93 @@
+"""What `dgmn2 serve` is asked for, and what can be refused before a network is loaded."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from dgmn2cli.errors import ConfigError, ResourceError
+from dgmn2cli.files import read_text
+from dgmn2cli.inference.onnx_model import missing
+
+SHORTEST_TOKEN = 16  # characters
+_TOKEN_HINT = "Make one with `openssl rand -hex 32 > FILE`."
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """Who may ask, and what a request may take.
+
+    Attributes:
+        host, port: where to listen; port 0 is any free one.
+        token: what a client must send; None: whoever reaches the address may ask.
+        max_bytes: of a body.
+        queue: requests that may wait while another one is computed.
+        timeout: seconds from a request to its answer.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    token: str | None = None
+    max_bytes: int = 32_000_000
+    queue: int = 8
+    timeout: float = 120.0
+
+
+def require_packages() -> None:
+    """Raises ResourceError where the extra `serve` is not installed."""
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise missing(package, "serve")
+
+
+def read_token(path: Path) -> str:
+    """The token in a file: one line of at least 16 visible ASCII characters.
+
+    Raises:
+        ConfigError: there is none in it.
+        ResourceError: the file may not be read.
+    """
+    what = "cannot read the token"
+    token = read_text(path, 4096, what, kind=ConfigError, hint=_TOKEN_HINT).strip()
+    if len(token) < SHORTEST_TOKEN or not all("!" <= character <= "~" for character in token):
+        why = f"wanted one line of {SHORTEST_TOKEN} or more visible ASCII characters, without blanks"
+        raise ConfigError(what, where=path, why=why, hint=_TOKEN_HINT)
+    return token
+
+
+def bind(request: ServeRequest) -> socket.socket:
+    """The socket to listen on; nobody can connect yet.
+
+    Raises:
+        ConfigError: others than this machine could connect, and there is no token.
+        ResourceError: there is no such address here, or another program has the port.
+    """
+    where, what = f"{request.host}:{request.port}", "cannot listen"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            request.host, request.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        hint = "Give an address of this machine with --host."
+        raise ResourceError(what, where=where, why=getattr(error, "strerror", "") or str(error), hint=hint) from error
+    if request.token is None and not is_loopback(str(address[0])):
+        why = "whoever reaches it could use the network"
+        raise ConfigError("this address needs a token", where=where, why=why, hint=f"Add --token-file. {_TOKEN_HINT}")
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen()  # what `SO_REUSEADDR` lets two programs bind, only one may listen on
+    except OSError as error:
+        bound.close()
+        hint = "Choose another --port, or 0 for any free one."
+        raise ResourceError(what, where=where, why=(error.strerror or str(error)).lower(), hint=hint) from error
+    return bound
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an IP address."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback

@@ -1,0 +1,150 @@
+"""Serving until a signal comes: the connections' limits of time, and the end in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dgmn2cli.inference.plan import Settings
+from dgmn2cli.inference.segmenter import Segmenter
+from dgmn2cli.serve.app import make_app
+from dgmn2cli.serve.request import ServeRequest, is_loopback
+from dgmn2cli.serve.service import Service
+
+HEAD_SECONDS = 10.0  # that the head of a request may take
+STUCK_SECONDS = 30.0  # that a client may leave its answer unread
+CONNECTIONS = 256
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(frozen=True)
+class Listening:
+    """The server answers."""
+
+    url: str
+    model: str
+    token: bool
+
+
+class Connection(H11Protocol):
+    """A connection whose client has to go on: uvicorn itself limits only the time between two requests."""
+
+    _head: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head = self.loop.call_later(HEAD_SECONDS, self._end)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_clocks()
+        elif self._head is None and self.conn.trailing_data[0]:
+            self._head = self.loop.call_later(HEAD_SECONDS, self._end)
+
+    def eof_received(self) -> None:
+        """A body that is cut gets an answer from h11, which knows that it is."""
+        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_started:
+            self.conn.receive_data(b"")
+            self.handle_events()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(STUCK_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_clocks()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clocks()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        if self._stuck is not None:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    def _stop_clocks(self) -> None:
+        for clock in (self._head, self._stuck):
+            if clock is not None:
+                clock.cancel()
+        self._head = self._stuck = None
+
+    def _end(self) -> None:
+        if self.conn.trailing_data[0] and self.conn.our_state is h11.IDLE:
+            self.send_400_response("The head of the request took too long.")
+        else:
+            self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """Tells when it answers, and lets the network stop before it waits for answers under way."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service, self._ready = service, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.end()
+        await super().shutdown(sockets)
+
+
+def serve(
+    segmenter: Segmenter,
+    settings: Settings,
+    request: ServeRequest,
+    bound: socket.socket,
+    ready: Callable[[Listening], None],
+    made: Callable[[Server], None] = lambda server: None,
+) -> None:
+    """Answers requests until SIGINT or SIGTERM comes, which is then raised again.
+
+    Args:
+        segmenter: the network.
+        settings: how images are segmented.
+        request: who may ask, and what a request may take.
+        bound: what `bind` gave.
+        ready: called when the server answers.
+        made: gets the server, whose `should_exit` ends it from another thread.
+
+    Raises:
+        ConfigError: impossible settings.
+    """
+    service = Service(segmenter, settings, request)
+    address, port = bound.getsockname()[:2]
+    hosts = (*LOOPBACK, request.host.lower()) if is_loopback(address) else ()
+    config = uvicorn.Config(
+        make_app(service, tuple(dict.fromkeys(hosts))),
+        http=Connection,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=math.ceil(request.timeout),
+    )
+    host = f"[{request.host}]" if ":" in request.host else request.host
+    listening = Listening(f"http://{host}:{port}/", segmenter.info.model, request.token is not None)
+    server = Server(config, service, lambda: ready(listening))
+    made(server)
+    try:
+        server.run([bound])
+    finally:
+        service.close()
