@@ -110,6 +110,7 @@ class Guard:
         self.app, self.service, self.hosts, self.paths = app, service, hosts, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
         began, status = time.perf_counter(), 0
         request = Request(scope)
         length, coding = request.headers.get("content-length", "0"), request.headers.get("transfer-encoding")

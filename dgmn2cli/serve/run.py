@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import socket
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dgmn2cli.inference.plan import Settings
 from dgmn2cli.inference.segmenter import Segmenter
-from dgmn2cli.serve.app import make_app
+from dgmn2cli.serve.app import DRAIN, make_app
 from dgmn2cli.serve.request import ServeRequest, is_loopback
 from dgmn2cli.serve.service import Service
 
@@ -38,12 +39,17 @@ class Connection(H11Protocol):
 
     _head: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The head of a request is waited for."""
         super().connection_made(transport)
         self._head = self.loop.call_later(HEAD_SECONDS, self._end)
 
     def data_received(self, data: bytes) -> None:
+        """More of a request; what comes after a refusal is ignored."""
+        if self._refused:
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop_clocks()
@@ -52,23 +58,46 @@ class Connection(H11Protocol):
 
     def eof_received(self) -> None:
         """A body that is cut gets an answer from h11, which knows that it is."""
-        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_started:
+        waits = self.cycle is not None and self.cycle.more_body and not self.cycle.response_started
+        if waits and not self._refused:
             self.conn.receive_data(b"")
             self.handle_events()
 
+    def send_400_response(self, msg: str) -> None:
+        """One line; then the client may go on for a moment, since closing while data come would take it back."""
+        self._stop_clocks()
+        self._refused = True
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps({"error": msg}).encode() + b"\n"
+            length = str(len(body)).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
+            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self._stuck = self.loop.call_later(DRAIN, self.transport.abort)
+
     def pause_writing(self) -> None:
+        """The client does not read."""
         super().pause_writing()
         self._stuck = self.loop.call_later(STUCK_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
+        """The client has read."""
         super().resume_writing()
         self._stop_clocks()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
         self._stop_clocks()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
+        """The server ends, and does not wait for a client that is stuck."""
         if self._stuck is not None:
             self.transport.abort()
         else:
@@ -82,7 +111,7 @@ class Connection(H11Protocol):
 
     def _end(self) -> None:
         if self.conn.trailing_data[0] and self.conn.our_state is h11.IDLE:
-            self.send_400_response("The head of the request took too long.")
+            self.send_400_response("The head of the request did not arrive in time.")
         else:
             self.transport.abort()
 
@@ -95,10 +124,12 @@ class Server(uvicorn.Server):
         self._service, self._ready = service, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """The server answers from here on."""
         await super().startup(sockets)
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """No more connections; those under way get their answers."""
         self._service.end()
         await super().shutdown(sockets)
 
