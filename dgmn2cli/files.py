@@ -220,11 +220,7 @@ def local_write_errors(path: Path) -> Iterator[None]:
 
 
 def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], object]) -> Path:
-    """Writes `path` so that it is either absent (or its old self) or complete and durable.
-
-    A temporary file in the same folder is written, flushed and fsynced, renamed over `path`, and the folder fsynced.
-    Its writer holds a lock on it: an unlocked one was left by a killed process, and the next writer of `path` removes
-    it. (Process ids would not do: another container's are unknown here.)
+    """Writes `path` so that it is either absent (or its old self) or complete and durable, see `atomic_file`.
 
     Args:
         path: the file to write; its folder is created.
@@ -234,25 +230,42 @@ def atomic_write(path: str | Path, write: bytes | str | Callable[[BinaryIO], obj
         ResourceError: disk full, no permission, read-only file system, or what is there is a folder, pipe or device.
     """
     path = Path(path)
+    with atomic_file(path) as file, local_write_errors(path):
+        if callable(write):
+            write(file)
+        else:
+            file.write(write.encode() if isinstance(write, str) else write)
+    return path
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends well, and is removed when it does not.
+
+    A temporary file in the same folder is written, flushed and fsynced, renamed over `path`, and the folder fsynced.
+    Its writer holds a lock on it: an unlocked one was left by a killed process, and the next writer of `path` removes
+    it. (Process ids would not do: another container's are unknown here.)
+
+    Raises:
+        ResourceError: as `atomic_write`, for all that is not done in the block.
+    """
     with local_write_errors(path):
         _refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(path)
         temporary, descriptor = create_part(path.parent, _temporary_stem(path))
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                if callable(write):
-                    write(file)
-                else:
-                    file.write(write.encode() if isinstance(write, str) else write)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            with local_write_errors(path):
                 file.flush()
                 os.fsync(file.fileno())
                 temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with local_write_errors(path):
         sync_folder(path.parent)
-    return path
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from dgmn2cli.version import __version__
 COMMANDS = {
     "demo": ("dgmn2cli.cli.demo:demo", "See it all in minutes: draw streets, train, evaluate, segment, look."),
     "infer": ("dgmn2cli.cli.infer:infer", "Segment images: masks, overlays, class shares."),
+    "video": ("dgmn2cli.cli.video:video", "Segment a video: film, class ids, steadiness over time."),
     "explain": (
         "dgmn2cli.cli.explain:explain",
         "Show what a network attends to at a position: nodes, weights, two hops.",

@@ -14,6 +14,7 @@ class Malformed(ValueError):  # noqa: N818
 FETCH_AGAIN = "Fetch or export the file again."
 CONVERT = "Convert it to PNG."
 ONE_FRAME = "Save one frame of it as PNG."
+VIDEO = "Give it to `dgmn2 video`, or save one frame of it as PNG."
 
 _KNOWN = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -37,6 +38,9 @@ _FOREIGN = (
     (b"%PDF", "a PDF document", "Export its page as an image."),
     (b"PK\x03\x04", "a ZIP archive", "Unpack it, and give the images in it."),
     (b"\x1f\x8b", "a gzip file", "Unpack it, and give the images in it."),
+    (b"\x1a\x45\xdf\xa3", "a video", VIDEO),  # Matroska, WebM
+    (b"FLV\x01", "a video", VIDEO),
+    (b"\0\0\x01\xba", "a video", VIDEO),  # MPEG
 )
 
 
@@ -59,7 +63,9 @@ def _foreign(head: bytes) -> tuple[str, str]:
     if head[4:8] == b"ftyp":
         if head[8:11] in (b"hei", b"hev", b"mif", b"avi", b"msf"):
             return "a HEIF or AVIF image", CONVERT
-        return "a video", ONE_FRAME
+        return "a video", VIDEO
+    if head.startswith(b"RIFF") and head[8:11] == b"AVI":
+        return "a video", VIDEO
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head")):
         return "an HTML page", "Fetch the file itself; a login or error page was saved in its place."

@@ -1,0 +1,1 @@
+"""Segmenting moving images: reading, smoothing over time, measuring, writing."""
