@@ -191,6 +191,9 @@ def load_graph(path: str | Path) -> Graph:
     if path is not folder and path.name != protocol.graph:
         why = f"{PROTOCOL_FILE} beside it describes {protocol.graph}"
         raise ConfigError("the graph has no protocol", where=path, why=why, hint="Give each graph a folder of its own.")
+    if protocol.graph.endswith(".pt2"):
+        why, hint = "it is a program of torch.export", "Export it with --format onnx; torch.export.load opens this one."
+        raise ConfigError("no runtime here takes this graph", where=folder / protocol.graph, why=why, hint=hint)
     return Graph(folder / protocol.graph, protocol)
 
 

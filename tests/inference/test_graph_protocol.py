@@ -170,6 +170,12 @@ def test_a_graph_without_its_protocol_is_refused(tmp_path: Path) -> None:
     assert kind(made) == 2
 
 
+def test_a_program_of_torch_is_said_to_be_one(tmp_path: Path) -> None:
+    made = folder(tmp_path, DOCUMENT | {"graph": "window.pt2"})
+    with pytest.raises(ConfigError, match="--format onnx"):
+        load_graph(made)
+
+
 def test_reading_a_protocol_needs_no_torch(tmp_path: Path) -> None:
     folder(tmp_path / "a")
     code = f"import sys; from dgmn2cli.inference.graph import load_graph; load_graph({str(tmp_path / 'a')!r})"
