@@ -254,16 +254,19 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(path)
         temporary, descriptor = create_part(path.parent, _temporary_stem(path))
+    file = os.fdopen(descriptor, "wb")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            with local_write_errors(path):
-                file.flush()
-                os.fsync(file.fileno())
-                temporary.replace(path)
+        yield file
+        with local_write_errors(path):
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        with suppress(OSError):  # what a full disk left in the buffer
+            file.close()
     with local_write_errors(path):
         sync_folder(path.parent)
 

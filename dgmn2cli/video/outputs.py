@@ -79,8 +79,8 @@ def check_request(request: VideoRequest, source: VideoSource, overwrite: bool) -
         raise ConfigError("an output would overwrite its input", where=lost[0], hint="Choose another name with -o.")
     there = [str(path) for path in targets.values() if os.path.lexists(path)]
     if there and not overwrite:
-        hint = "Add --overwrite, or choose another name with -o."
-        raise ConfigError("output files exist already", where=there[0], faults=there, hint=hint)
+        what, hint = "output files exist already", "Add --overwrite, or choose another name with -o."
+        raise ConfigError(what, where=", ".join(there), hint=hint)
     for path in targets.values():
         check_file(path)
     if request.measure and min(source.info.width, source.info.height) < SMALLEST:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -45,6 +46,12 @@ class Span:
     start: float | None = None
     stop: float | None = None
     every: int = 1
+
+    @property
+    def exact(self) -> tuple[Fraction, Fraction | float]:
+        """Start and stop as the numbers that were meant, not the floats nearest to them."""
+        stop = math.inf if self.stop is None else Fraction(str(self.stop))
+        return Fraction(str(self.start or 0)), stop
 
 
 @dataclass(frozen=True)
@@ -168,20 +175,20 @@ class VideoSource:
             DataError: the frames' size changes.
             NetworkError: a stream broke off.
         """
-        shift, last, count = self._zero + Fraction(self.span.start or 0), -1, 0
+        shift, last, count = self._zero + self.span.exact[0], -1, 0
         with _video_errors(self._name):
             for stamp, frame in self._all:
                 pts, time = stamp - round(shift / self.time_base), float(self._time(stamp, self.time_base))
+                if (frame.width, frame.height) != self._size:
+                    why = f"its size changes from {self._size[0]}x{self._size[1]} to {frame.width}x{frame.height}"
+                    hint = f"Take the part before with --to {time:g}."
+                    raise DataError(_WHAT, where=place(self._name), why=why, hint=hint)
                 if pts <= last:
                     self.damaged += 1
                     continue
                 last, count = pts, count + 1
                 if (count - 1) % self.span.every:
                     continue
-                if (frame.width, frame.height) != self._size:
-                    why = f"its size changes from {self._size[0]}x{self._size[1]} to {frame.width}x{frame.height}"
-                    hint = f"Take the part before with --to {time:g}."
-                    raise DataError(_WHAT, where=place(self._name), why=why, hint=hint)
                 sound, self._sound = self._sound, []
                 yield Frame(pts, (frame.duration or 0) * self.span.every, time, _upright(frame), sound)
         self.rest = self._sound
@@ -194,9 +201,9 @@ class VideoSource:
         """Frames of the span with their stamps; what comes between them of the sound goes to `_sound`."""
         import av
 
-        start, stop = self.span.start, float("inf") if self.span.stop is None else self.span.stop
+        start, stop = self.span.exact
         if start:
-            self._container.seek(int((Fraction(start) + self._zero) * 1_000_000))
+            self._container.seek(int((start + self._zero) * 1_000_000))
         over = set[int]()
         for packet in self._container.demux([self._stream, *self.sounds]):
             base = packet.time_base or self.time_base
@@ -218,7 +225,7 @@ class VideoSource:
                     self.damaged += 1
                 elif self._time(stamp, base) >= stop:
                     over.add(self._stream.index)
-                elif start is None or self._time(stamp, base) >= start:
+                elif self._time(stamp, base) >= start:
                     yield stamp, frame
             if len(over) > len(self.sounds) or (time is not None and time > stop + LATE):
                 return
@@ -226,7 +233,7 @@ class VideoSource:
     def _hear(self, packet: Packet[Any], base: Fraction) -> None:
         """Keeps a packet of sound, timed from the span's beginning."""
         assert packet.pts is not None
-        shift = round((self._zero + Fraction(self.span.start or 0)) / base)
+        shift = round((self._zero + self.span.exact[0]) / base)
         if self.span.start is not None and packet.pts < shift:
             return
         packet.pts -= shift
@@ -304,7 +311,7 @@ def _looked_through(container: InputContainer, span: Span, name: str) -> int:
         DataError: no video stream or frame, or the file is cut.
     """
     stream, zero = _video_stream(container, name), Fraction(container.start_time or 0, 1_000_000)
-    start, stop = span.start or 0, float("inf") if span.stop is None else span.stop
+    start, stop = span.exact
     counted, inside, end, ends = 0, 0, 0.0, 0.0
     with _video_errors(name):
         for packet in container.demux():
