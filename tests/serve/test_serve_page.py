@@ -162,7 +162,8 @@ def test_an_image_is_segmented_and_a_pixel_explained(browser: Browser, width: in
     stats, ids = prediction.stats(), prediction.ids
     assert found["faults"] == []
     assert found["wide"] <= width, "nothing sticks out"
-    assert found["shares"] == [[share.name, f"{100 * share.share:.1f} %"] for share in stats]
+    percents = [f"{100 * share.share:.1f} %" if share.share >= 0.001 else "<0.1 %" for share in stats]
+    assert found["shares"] == [[share.name, percent] for share, percent in zip(stats, percents, strict=True)]
     assert (found["all"], found["left"]) == (1, 1)
     assert found["hovered"][0] == stats[0].name
     assert abs(found["hovered"][1] - stats[0].share) < 1e-6
