@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -47,6 +48,7 @@ NOT_RUN = {  # a word of the command: why
     "download": "needs the network; tests/zoo",
     "serve": "does not end; tests/serve",
     "--ray": "tests of Ray are their own",
+    "http://127.0.0.1:8000/drive.mp4": "needs a server; tests/video",
 }
 
 
@@ -117,6 +119,10 @@ def run(weights, tmp_path, monkeypatch):
         (here / name).parent.mkdir(exist_ok=True)
         photograph.resize((96, 64)).save(here / name)
     shutil.copy(weights["setr_pup-tiny"], here / "FILE.pth")
+    if find_spec("av"):
+        from clips import clip, write_clip
+
+        write_clip(here / "drive.mp4", clip(40), sound="aac")
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "ignore", "-c", SMALL, *arguments]

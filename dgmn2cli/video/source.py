@@ -347,8 +347,9 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
 
 
 def _require_size(width: int, height: int, max_pixels: int, name: str) -> None:
-    if width * height > max_pixels:
-        why = f"its frames have {width}x{height} pixels, more than {max_pixels:,}"
+    if not 0 < width * height <= max_pixels:  # FFmpeg says 0 for what is more than it was allowed
+        seen = f"its frames have {width}x{height} pixels" if width else "its frames' size is not known, or too large"
+        why = f"{seen}, wanted {max_pixels:,} pixels at most"
         raise DataError(_WHAT, where=place(name), why=why, hint="Raise --max-pixels if that is meant.")
 
 

@@ -116,7 +116,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut matroska": (cut_matroska, "cut"),
     "sound only": (sound_only, "no video stream"),
     "no frame": (no_frames, "no frame"),
-    "bomb": (text(GIF_BOMB + b"\x08\x00;"), "12000x12000"),
+    "bomb": (text(GIF_BOMB + b"\x08\x00;"), "100,000,000"),
     "folder": (lambda path: path.mkdir(), "folder"),
     "playlist": (text(b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nclip.mp4\n#EXT-X-ENDLIST\n"), "no video"),
     "concat": (text(b"ffconcat version 1.0\nfile clip.mp4\n"), "no video"),
