@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 
 import h11
 import uvicorn
@@ -122,6 +124,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._service, self._ready = service, ready
+        self._ignores = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A SIGINT that the caller ignores stays ignored, as in every command."""
+        if sig != signal.SIGINT or not self._ignores:
+            super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """The server answers from here on."""

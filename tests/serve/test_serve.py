@@ -286,7 +286,8 @@ def test_sigterm_ends_the_command_with_143_within_a_window(tmp_path: Path, check
     command = [sys.executable, "-m", "dgmn2cli", "serve", *OPTIONS, "--checkpoint", str(checkpoint), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DGMN2_CACHE": str(tmp_path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*command, "--json"], env=environment, text=True, **pipes) as process:
+    deaf = ["sh", "-c", 'trap \'\' INT; exec "$0" "$@"']  # as a shell starts what runs in the background
+    with subprocess.Popen([*deaf, *command, "--json"], env=environment, text=True, **pipes) as process:
         assert process.stdout is not None
         text = ""
         while not text.endswith("}\n"):
@@ -299,6 +300,9 @@ def test_sigterm_ends_the_command_with_143_within_a_window(tmp_path: Path, check
         client.start()
         while "dgmn2_windows_total 0\n" in httpx.get(f"{facts['url']}metrics").text:
             time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert httpx.get(f"{facts['url']}healthz").status_code == 200
         began = time.perf_counter()
         process.send_signal(signal.SIGTERM)
         client.join(20)
