@@ -21,6 +21,7 @@ import torch
 from dgmn2cli.errors import ConfigError, ResourceError
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_GROUP = Path("/sys/fs/cgroup")
 _RESET_HIGH_WATER = "5"  # proc(5): resets VmHWM to the present resident size
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -195,6 +196,18 @@ def highest_use(device: torch.device) -> int:
 def machine_memory() -> int:
     """Bytes of main memory that this machine has."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_memory() -> int:
+    """Bytes of main memory that this process may still take: what is free, within the limit of its control group."""
+    fields = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    free = next(int(value) * 1024 for name, value, *_ in fields if name == "MemAvailable:")
+    with suppress(OSError, ValueError, StopIteration):  # no limit is the word "max"
+        limit, used = (int((_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        entries = (line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+        cached = next(int(value) for name, value in entries if name == "inactive_file")
+        free = min(free, limit - used + cached)
+    return free
 
 
 def can_measure(device: torch.device) -> bool:

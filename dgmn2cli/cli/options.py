@@ -26,6 +26,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 DTYPES = ("float32", "bfloat16", "float16")
+LOSSES = ("ce", "ohem", "focal", "dice", "ce+dice")
+LOGGERS = ("tensorboard", "wandb")
 BACKENDS = ("auto", "native", "triton", "reference")
 MAX_SIDE = 100_000  # pixels
 ARGUMENTS = "dgmn2cli.arguments"  # where click's context has the words of the command line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,23 @@ _DATA = "Cityscapes tree, or a folder with a dataset.toml.  [default: the config
 _WEIGHTS = "Loss weights: counted from the labels, or a line NAME = WEIGHT each."
 _COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
 _ANY, _MANY, _SEED = click.IntRange(1), click.IntRange(1, 10**9), click.IntRange(0, 2**32 - 1)
+
+
+def _parse_batch(text: str) -> int:
+    if text.lower() == "auto":
+        return 0
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise ValueError(f"'{text[:60]}' is neither 'auto' nor a number from 1")
+    return int(text)
+
+
+_BATCH = options.ParsedType("batch size", _parse_batch)
 # an option, the setting it gives, its type (None: a flag), its metavar, its help
 _SETTINGS: tuple[tuple[str, str, Any, str | None, str], ...] = (
     ("--data-root", "data.root", PATH, "DIR", _DATA),
     ("--max-iters", "train.iters", _MANY, "N", "Optimiser steps."),
-    ("--batch-size", "train.batch_size", _ANY, "N", "Images per process and forward pass."),
+    ("--batch-size", "train.batch_size", _BATCH, "N|auto", "Images per process and forward pass; auto: what fits."),
+    ("--loss", "loss.kind", click.Choice(options.LOSSES), None, "What is minimised."),
     ("--accumulate", "train.accumulate", _ANY, "N", "Forward passes per optimiser step."),
     ("--crop", "augment.crop", _SIDE, "N", "Side of the training crop."),
     ("--scale", "augment.scale", SIZE, "WxH", "Size images are fitted into, in training and evaluation."),
@@ -39,11 +52,13 @@ _SETTINGS: tuple[tuple[str, str, Any, str | None, str], ...] = (
     ("--seed", "train.seed", _SEED, "N", "Seed of everything random."),
     ("--deterministic", "train.deterministic", None, None, "Refuse what depends on the run (on GPUs)."),
     ("--val-every", "train.val_every", _COUNT, "N", "Evaluate after N steps; 0: only at the end."),
+    ("--patience", "train.patience", _COUNT, "N", "Stop after N evaluations without a better mIoU; 0: never."),
     ("--save-every", "train.save_every", _COUNT, "N", "Keep a numbered checkpoint after N steps; 0: none."),
     ("--keep", "train.keep", _COUNT, "N", "Numbered checkpoints that stay; 0: all."),
     ("--ema", "train.ema", None, None, "Keep, evaluate and save a moving average of the weights."),
     ("--freeze-backbone", "train.freeze_backbone", None, None, "Train the head only."),
     ("--class-weights", "train.class_weights_from", NAME, "auto|FILE", _WEIGHTS),
+    ("--logger", "train.logger", click.Choice(options.LOGGERS), None, "Curves for TensorBoard; also for W&B."),
     ("--workers", "data.workers", click.IntRange(0, 256), "N", "Loader processes per training process."),
 )
 
@@ -80,7 +95,7 @@ def _given(**values: Any) -> dict[str, object]:
 )
 @click.option("--force", is_flag=True, help="Resume although settings, data or software differ.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: optim.lr=5e-5.")
-@click.option("--dry-run", is_flag=True, help="Only check, measure three steps, and show the plan.")
+@click.option("--dry-run", is_flag=True, help="Only check, measure a few steps, and show the plan.")
 @options.device_option
 @options.backend_option
 @options.threads_option

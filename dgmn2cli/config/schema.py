@@ -159,9 +159,31 @@ class AugmentConfig:
     hue: StrictInt = setting(18, "Hue shift: from -hue to hue - 1, 180 being the full circle.", ge=1, le=90)
 
 
+@declared("loss")
+class LossConfig:
+    """What the training minimises; class weights are `train.class_weights`, and hold for each kind."""
+
+    kind: Literal["ce", "ohem", "focal", "dice", "ce+dice"] = setting(
+        "ce", "Cross entropy, that of hard pixels only, focal loss, Dice loss, or the sum of cross entropy and Dice."
+    )
+    ohem_threshold: StrictFloat = setting(
+        0.7, "ohem: pixels whose own class has a probability below this are hard.", gt=0, le=1
+    )
+    ohem_min_kept: StrictInt = setting(
+        100_000, "ohem: pixels per image that count in any case, the hardest of the batch.", ge=0, le=10**9
+    )
+    focal_gamma: StrictFloat = setting(
+        2.0, "focal: exponent of (1 - p), p being the probability of the pixel's class.", ge=1, le=100
+    )
+    dice_weight: StrictFloat = setting(1.0, "ce+dice: factor of the Dice loss.", ge=0, le=1000)
+
+
 @declared("optim")
 class OptimConfig:
-    """AdamW over one parameter group; step i of n has the rate (lr - min_lr) * (1 - i/n)**power + min_lr."""
+    """AdamW over one parameter group; step i of n has the rate (lr - min_lr) * (1 - i/n)**power + min_lr.
+
+    In the first `warmup` steps it is multiplied by (i + 1) / warmup.
+    """
 
     lr: StrictFloat = setting(1e-4, "Learning rate of the first iteration.", gt=0)
     betas: tuple[Decay, Decay] = setting((0.9, 0.999), "Decay of the two moment estimates.")
@@ -169,6 +191,7 @@ class OptimConfig:
     weight_decay: StrictFloat = setting(1e-4, "Decoupled weight decay, on every parameter.", ge=0, le=10)
     power: StrictFloat = setting(0.9, "Exponent of the learning rate's fall; 0 keeps it constant.", ge=0, le=100)
     min_lr: StrictFloat = setting(0.0, "Learning rate the fall ends at.", ge=0)
+    warmup: Steps = setting(0, "Steps in which the learning rate rises.")
 
 
 @declared("train")
@@ -176,12 +199,18 @@ class TrainConfig:
     """How long, on how much, from what, and what is kept."""
 
     iters: StrictInt = setting(40_000, "Optimiser steps.", ge=1, le=10**9)
-    batch_size: StrictInt = setting(2, "Images per process and forward pass.", ge=1, le=65536)
+    batch_size: StrictInt = setting(
+        2, "Images per process and forward pass; 0: as many as the memory holds, measured.", ge=0, le=65536
+    )
     recipe_batch: StrictInt = setting(8, "Images per step the learning rate is made for; 0: any.", ge=0, le=10**6)
     accumulate: StrictInt = setting(1, "Forward passes whose gradients make one step.", ge=1, le=65536)
     val_every: Steps = setting(4000, "Evaluate after this many steps; 0: only at the end.")
+    patience: Steps = setting(0, "Stop after this many evaluations without a better mIoU; 0: never.")
     save_every: Steps = setting(4000, "Save a numbered checkpoint after this many steps; 0: none.")
     keep: StrictInt = setting(0, "Numbered checkpoints that stay, the newest; 0: all.", ge=0, le=10**6)
+    logger: Literal["tensorboard", "wandb"] = setting(
+        "tensorboard", "Where curves go; 'wandb': to Weights & Biases, too, offline unless WANDB_MODE says otherwise."
+    )
     seed: StrictInt = setting(0, "Seed of everything random.", ge=0, le=2**32 - 1)
     deterministic: StrictBool = setting(False, "Refuse operations whose result depends on the run.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
@@ -222,6 +251,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "data": DataConfig,
     "augment": AugmentConfig,
+    "loss": LossConfig,
     "optim": OptimConfig,
     "train": TrainConfig,
     "inference": InferenceConfig,
@@ -234,7 +264,7 @@ class Config:
 
     Attributes:
         name: what the run is called; the file's name without its suffix where the file does not say.
-        model, data, augment, optim, train, inference: the sections.
+        model, data, augment, loss, optim, train, inference: the sections.
         notes: what a reader of another format thought worth saying; no setting.
     """
 
@@ -242,6 +272,7 @@ class Config:
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
@@ -329,6 +360,12 @@ def _folder_only(key: str) -> Rule:
 
 
 RULES = (
+    Rule(("optim.warmup", "train.iters"), lambda warmup, iters: warmup <= iters, "wanted at most train.iters"),
+    Rule(
+        ("train.patience", "train.val_every"),
+        lambda patience, every: not patience or every > 0,
+        "but train.val_every is 0: nothing is evaluated before the end",
+    ),
     Rule(("optim.min_lr", "optim.lr"), lambda low, lr: low <= lr, "wanted at most optim.lr"),
     Rule(
         ("inference.stride", "inference.window"),

@@ -24,7 +24,7 @@ from dgmn2cli.runtime import describe_device
 from dgmn2cli.training.logs import RunLogs, read_log
 from dgmn2cli.training.state import CheckpointStore, TrainState
 
-FREE = ("data.root: ", "data.workers: ", "train.keep: ")  # settings that change no number
+FREE = ("data.root: ", "data.workers: ", "train.keep: ", "train.logger: ")  # settings that change no number
 
 
 class RunFolder:
@@ -52,10 +52,10 @@ class RunFolder:
         """The checkpoints, of which `keep` numbered ones stay (0: all)."""
         return CheckpointStore(self.path / "checkpoints", keep)
 
-    def logs(self, state: TrainState | None, observer: Observer) -> RunLogs:
+    def logs(self, config: Config, state: TrainState | None, observer: Observer) -> RunLogs:
         """Opens the records, the log where it was when `state` was saved."""
         start, length = (state.iteration, state.log_bytes) if state else (0, 0)
-        return RunLogs(self.log, self.path / "events.jsonl", self.path / "tensorboard", start, length, observer)
+        return RunLogs(self.path, config, self.log, start, length, observer)
 
     def require_ours(self) -> None:
         """Refuses a folder with somebody's files: ours has a lock or checkpoints, or nothing in it yet.
@@ -118,7 +118,7 @@ class RunFolder:
 
 
 def differences(before: Config, after: Config) -> list[str]:
-    """The settings that differ, one line each; where the data lies, who reads it and what is kept change no number."""
+    """The settings that differ, one line each, but those that change no number."""
     return [line for line in config_difference(before, after) if not line.startswith(FREE)]
 
 

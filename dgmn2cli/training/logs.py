@@ -1,4 +1,4 @@
-"""The records of a run: JSON lines of steps and evaluations, of what depends on the clock, and TensorBoard's files.
+"""The records of a run: JSON lines of steps and evaluations, of what depends on the clock, and curves for others.
 
 Nothing in the log depends on the clock, so that the log of a resumed run equals the log of an unbroken one byte for
 byte. What does (seconds, starts and stops) is in the file of events beside it.
@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import time
-import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dgmn2cli.config import Config
 from dgmn2cli.evaluate import EvalReport
 from dgmn2cli.files import local_write_errors, open_in_place, open_regular, to_plain
 from dgmn2cli.observer import Observer
+from dgmn2cli.training.loggers import WANDB, Logger, TensorBoard, WeightsAndBiases
 from dgmn2cli.training.report import StepResult
 
 NO_TENSORBOARD = (
@@ -119,19 +121,19 @@ class RunLogs:
     """All records of a run that is under way, as a context manager.
 
     Args:
-        log, events, tensorboard: the files, and TensorBoard's folder.
-        start: steps done; TensorBoard hides later ones of an earlier, interrupted run.
+        folder: the run's.
+        config: of the run; says which loggers there are beside TensorBoard.
+        log: the log's path.
+        start: steps done.
         log_bytes: length of the log that belongs to them.
         observer: told what is missing.
     """
 
-    def __init__(
-        self, log: Path, events: Path, tensorboard: Path, start: int, log_bytes: int, observer: Observer
-    ) -> None:
+    def __init__(self, folder: Path, config: Config, log: Path, start: int, log_bytes: int, observer: Observer) -> None:
         self._observer = observer
         self.log = JsonLines(log, log_bytes)
         try:
-            self.events = JsonLines(events)
+            self.events = JsonLines(folder / "events.jsonl")
         except BaseException:
             self.log.close()
             raise
@@ -139,20 +141,18 @@ class RunLogs:
             observer.note(
                 f"The log is {self.log.lost} bytes shorter than the checkpoint says; it goes on where it ends."
             )
-        self._board = self._open_board(tensorboard, start)
+        self._loggers: list[Logger] = []
+        self._open(lambda: TensorBoard(folder / "tensorboard", start), TensorBoard.name)
+        if config.train.logger == WANDB:
+            self._open(lambda: WeightsAndBiases(folder, config), WeightsAndBiases.name)
         self.event("started", start)
 
-    def _open_board(self, folder: Path, start: int) -> Any:
+    def _open(self, make: Callable[[], Logger], name: str) -> None:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # its own dependencies' deprecations
-                from torch.utils.tensorboard import SummaryWriter
-            return SummaryWriter(str(folder), purge_step=start + 1)
-        except ImportError:
-            self._observer.note(NO_TENSORBOARD)
-        except (OSError, ValueError) as error:
-            self._observer.note(f"TensorBoard's files cannot be written: {error}")
-        return None
+            self._loggers.append(make())
+        except (ImportError, OSError, ValueError) as error:
+            missing = isinstance(error, ImportError) and name == TensorBoard.name
+            self._observer.note(NO_TENSORBOARD if missing else f"{name} gets no figures: {error}")
 
     def event(self, what: str, iteration: int) -> None:
         """Notes something with the time."""
@@ -172,19 +172,19 @@ class RunLogs:
         self._show("val", {**figures, **{f"IoU {entry.name}": entry.iou for entry in scores.classes}}, iteration)
 
     def _show(self, group: str, figures: dict[str, float], iteration: int) -> None:
-        """Gives TensorBoard curves' next points; they are only for looking at, so a full disk does not end the run."""
-        try:
-            if self._board is not None:
-                for name, value in figures.items():
-                    self._board.add_scalar(f"{group}/{name}", value, iteration)
-        except OSError as error:
-            self._board = None
-            self._observer.note(f"TensorBoard's files cannot be written any more: {error}")
+        """Gives curves their next points; they are only for looking at, so a full disk does not end the run."""
+        points = {f"{group}/{name}": value for name, value in figures.items()}
+        for logger in tuple(self._loggers):
+            try:
+                logger.scalars(points, iteration)
+            except OSError as error:
+                self._loggers.remove(logger)
+                self._observer.note(f"{logger.name} gets no more figures: {error}")
 
     def close(self) -> None:
         """Closes all of them."""
         self.log.close()
         self.events.close()
-        with suppress(OSError):
-            if self._board is not None:
-                self._board.close()
+        for logger in self._loggers:
+            with suppress(OSError):
+                logger.close()

@@ -102,7 +102,7 @@ class Loop:
             while True:
                 ready = self._fetch(batches)
                 self._between_steps(ready)
-                if not isinstance(ready, list):
+                if not isinstance(ready, list) or self.ended:
                     return
                 self._took(self.stepper.step(self.iteration, ready))
 
@@ -124,13 +124,28 @@ class Loop:
             check=self._check_stop,
         )
 
+    @property
+    def gave_up(self) -> bool:
+        """Whether the evaluations that `train.patience` waits for are over, none better than the best.
+
+        Before an evaluation: whether it is the last one unless it is better.
+        """
+        settings = self.config.train
+        waited = self.iteration - self.best.iteration if self.best else 0
+        return bool(settings.patience) and waited >= settings.patience * settings.val_every
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left."""
+        return self.iteration == self.config.train.iters or (self.validated and self.gave_up)
+
     def _check_stop(self) -> None:
         if self.stop.number is not None:
             raise Stopped("the training was told to stop")
 
     def _fetch(self, batches: Generator[TrainBatch, None, None]) -> list[TrainBatch] | Dgmn2Error | None:
-        """The next step's batches, all before any of them changes the network; None when all steps are done."""
-        if self.iteration == self.config.train.iters:
+        """The next step's batches, all before any of them changes the network; None at the end of the training."""
+        if self.ended:
             return None
         try:
             return [next(batches) for _ in range(self.config.train.accumulate)]
@@ -160,7 +175,8 @@ class Loop:
         if not self.validated:
             self._validate()
             self._save()
-            self._begin()
+            if not self.ended:
+                self._begin()
 
     def _took(self, step: StepResult) -> None:
         """Notes a step."""
@@ -197,7 +213,7 @@ class Loop:
         backend = str(self.training.environment["backend"])
         segmenter = snapshot(self.config, weights, data, self.group, backend, name)
         workers = self.config.data.workers
-        last = self.iteration >= self.config.train.iters
+        last = self.iteration >= self.config.train.iters or self.gave_up
         self.evaluation = validate(segmenter, data, self.group, workers, self.observer, self._check_stop, analysis=last)
         if self.group.main:
             self._show(partial(self._write_samples, segmenter))

@@ -15,13 +15,14 @@ from dgmn2cli.distributed.group import Group, join, launched_world, require_devi
 from dgmn2cli.files import check_folder
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import describe_device, set_threads
+from dgmn2cli.training.batch_size import with_batch_size
 from dgmn2cli.training.optim import poly_lr
-from dgmn2cli.training.prepare import Training, prepare
+from dgmn2cli.training.prepare import Training, build_network, prepare
 from dgmn2cli.training.request import TrainRequest, augmentation, effective_batch, outline
-from dgmn2cli.training.run import build_network, determinism, first_weights
+from dgmn2cli.training.run import determinism, first_weights
 from dgmn2cli.training.step import Stepper
 
-TIMED = 2  # steps measured, after one that warms up
+TIMED, ENOUGH = 2, 2.0  # steps and seconds that are measured at least, after one step that warms up
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class TrainPlan:
 
 
 def plan_training(request: TrainRequest, observer: Observer) -> TrainPlan:
-    """Checks everything, runs three steps on one process, and writes nothing.
+    """Checks everything, runs a few steps on one process, and writes nothing.
 
     Raises:
         Dgmn2Error: what would end the training before its first step, or in it.
@@ -88,7 +89,7 @@ def plan_training(request: TrainRequest, observer: Observer) -> TrainPlan:
         set_threads(max(1, threads // request.processes))
     with join(request.device, observer) as group, determinism(group.device, request.config.train.deterministic):
         check_folder(request.out)
-        training = prepare(request, group, observer)
+        training = with_batch_size(prepare(request, group, observer), group, observer)
         config, train = training.config, training.config.train
         model = build_network(config, str(training.environment["backend"]))
         notes = first_weights(request, training, model, Silent())
@@ -131,14 +132,17 @@ def _seconds_per_step(training: Training, stepper: Stepper, group: Group, observ
     config, train = training.config, training.config.train
     stream = TrainStream(len(training.train), train.seed, train.batch_size)
     reading = train_batches(training.train, augmentation(config), stream, workers=config.data.workers)
-    observer.begin("measuring", TIMED + 1, unit="steps")
+    observer.begin("measuring steps")
+    timed = -1
+    began = seconds = 0.0
     with closing(reading) as batches:
-        for number in range(TIMED + 1):
-            if number == 1:
-                began = _now(group)
-            stepper.step(number % train.iters, [next(batches) for _ in range(train.accumulate)])
+        while timed < TIMED or seconds < ENOUGH:
+            stepper.step(max(timed, 0) % train.iters, [next(batches) for _ in range(train.accumulate)])
+            timed += 1
+            began = began or _now(group)
+            [seconds] = group.mean([_now(group) - began])  # the same on all processes: they take the same steps
             observer.advance()
-        return (_now(group) - began) / TIMED
+    return seconds / timed
 
 
 def _now(group: Group) -> float:

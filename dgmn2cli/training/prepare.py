@@ -20,11 +20,13 @@ from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.inference.load import build_segmentor
 from dgmn2cli.model.attention import use_backend
+from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.observer import Observer
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_dtype
 from dgmn2cli.training.folder import FolderLock, differences
 from dgmn2cli.training.initial_weights import class_weights_from, find_initial_weights
+from dgmn2cli.training.loggers import require_logger
 from dgmn2cli.training.request import RESUME_NEWEST, TrainRequest
 from dgmn2cli.training.state import CheckpointStore, TrainState, load_state, require_no_run, require_same_run
 from dgmn2cli.zoo.cache import checks_dir
@@ -78,6 +80,7 @@ def open_run(request: TrainRequest, group: Group, observer: Observer, stack: Exi
             request.folder.require_ours()
         stack.enter_context(FolderLock(request.out))
     state, source, notes = _find_state(request, store, observer)
+    request = _with_batch_of_run(request, state)
     own = state is None or os.path.dirname(os.path.realpath(source)) == os.path.realpath(store.folder)
     if not own:
         require_no_run(store, "another run's checkpoint, and there is a training in this folder already")
@@ -100,6 +103,18 @@ def open_run(request: TrainRequest, group: Group, observer: Observer, stack: Exi
         stack.enter_context(FolderLock(request.out))
         require_no_run(store)  # another one may have begun meanwhile
     return replace(training, notes=(*notes, *training.notes), state=state, source=source, own=own)
+
+
+def _with_batch_of_run(request: TrainRequest, state: TrainState | None) -> TrainRequest:
+    """A run that goes on keeps the batch size that was measured when it began."""
+    if not request.resume or request.config.train.batch_size:
+        return request
+    before = load_config(request.folder.config) if request.folder.config.exists() else None
+    if before is None and state is not None and state.config:
+        before = _settings_of(state)
+    size = before.train.batch_size if before else 0
+    config = request.config
+    return replace(request, config=replace(config, train=replace(config.train, batch_size=size)))
 
 
 def _find_state(
@@ -128,10 +143,11 @@ def prepare(request: TrainRequest, group: Group, observer: Observer, state: Trai
 
     Raises:
         ConfigError: the configuration does not fit the data set, or class weights or the crop are wrong.
-        ResourceError: the first weights or the backend are not there.
+        ResourceError: the first weights, the backend or the logger are not there.
         DataError: the data set has faults; all are named.
     """
     config, notes = request.config, []
+    require_logger(config.train.logger)
     if state is None:
         find_initial_weights(config.train.init, config.model.backbone, request.zoo_file, request.cache)
     require_normal_batches(config, group.world)
@@ -151,6 +167,14 @@ def prepare(request: TrainRequest, group: Group, observer: Observer, state: Trai
         notes.append(f"Class weights: {', '.join(pairs)}.")
     environment = _environment(request, group, state, (train, val))
     return Training(config, train, val, environment, tuple(notes))
+
+
+def build_network(config: Config, backend: str) -> Segmentor:
+    """The configuration's network with fresh weights that depend on nothing but the seed."""
+    torch.manual_seed(config.train.seed)
+    model = build_segmentor(config.model)
+    use_backend(model, backend)
+    return model
 
 
 def open_splits(config: Config) -> tuple[SegmentationSet, SegmentationSet]:
@@ -192,7 +216,7 @@ def require_normal_batches(config: Config, world: int) -> None:
     """
     train, crop = config.train, config.augment.crop
     together = train.batch_size * (world if train.sync_bn else 1)
-    if together > 1 or crop > STRIDE or _normalises(config, crop):
+    if together != 1 or crop > STRIDE or _normalises(config, crop):
         return
     enough = next(side for side in range(crop + 1, STRIDE + 2) if side > STRIDE or _normalises(config, side))
     raise ConfigError(

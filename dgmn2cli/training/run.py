@@ -12,19 +12,17 @@ from functools import partial
 import torch
 import torch.utils.deterministic
 
-from dgmn2cli.config import Config
 from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
 from dgmn2cli.distributed.launch import launch
 from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.evaluate import EvalReport
-from dgmn2cli.inference.load import build_segmentor
-from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import describe_device, set_threads
+from dgmn2cli.training.batch_size import with_batch_size
 from dgmn2cli.training.initial_weights import find_initial_weights, load_initial_weights
 from dgmn2cli.training.loop import Loop
-from dgmn2cli.training.prepare import Training, open_run
+from dgmn2cli.training.prepare import Training, build_network, open_run
 from dgmn2cli.training.report import TrainReport
 from dgmn2cli.training.request import TrainRequest, effective_batch, outline
 from dgmn2cli.training.step import Stepper
@@ -78,6 +76,7 @@ def _train_here(request: TrainRequest, observer: Observer, stop: StopRequest, gr
         stack.enter_context(determinism(group.device, request.config.train.deterministic))
         training = group.once(partial(open_run, request, group, observer, stack))
         set_threads(int(training.environment["threads"]))
+        training = with_batch_size(training, group, observer)
         notes = list(training.notes)
         _tell(request, training, group, observer)
         model = build_network(training.config, str(training.environment["backend"]))
@@ -87,12 +86,17 @@ def _train_here(request: TrainRequest, observer: Observer, stop: StopRequest, gr
         extra = {"resumed_at": training.state.iteration if training.state else 0, "notes": training.notes}
         folder = request.folder
         group.once(partial(folder.write_start, training.config, group.device, training.environment, extra))
-        logs = stack.enter_context(closing(folder.logs(training.state, observer))) if group.main else None
+        logs = (
+            stack.enter_context(closing(folder.logs(training.config, training.state, observer))) if group.main else None
+        )
         loop = Loop(training, group, stepper, observer, stop, folder, logs)
         if training.state is not None:
             loop.restore(training.state, training.source, own=training.own)
         try:
             loop.run()
+            if loop.iteration < loop.config.train.iters:
+                notes.append(f"Stopped early: no better mIoU in {loop.config.train.patience} evaluations.")
+                observer.note(notes[-1])
             final = loop.finish()
         except Stopped:
             group.wait()
@@ -137,14 +141,6 @@ def _tell(request: TrainRequest, training: Training, group: Group, observer: Obs
         f"{where}; everything goes to {request.out}.",
     ):
         observer.note(note)
-
-
-def build_network(config: Config, backend: str) -> Segmentor:
-    """The configuration's network with fresh weights that depend on nothing but the seed."""
-    torch.manual_seed(config.train.seed)
-    model = build_segmentor(config.model)
-    use_backend(model, backend)
-    return model
 
 
 def first_weights(request: TrainRequest, training: Training, model: Segmentor, observer: Observer) -> list[str]:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dgmn2cli.config import Config
+from dgmn2cli.config import Config, LossConfig
 from dgmn2cli.data.loaders import TrainBatch
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.distributed.rendezvous import lost_connections
@@ -21,7 +21,7 @@ from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops.resample import resize_chain
 from dgmn2cli.runtime import resolve_dtype
 from dgmn2cli.training.batchnorm import synchronise_batch_norm
-from dgmn2cli.training.loss import segmentation_loss
+from dgmn2cli.training.loss import PUBLISHED, segmentation_loss
 from dgmn2cli.training.optim import make_optimizer, poly_lr, set_lr
 from dgmn2cli.training.report import StepResult
 
@@ -31,9 +31,15 @@ _RANDOM_LAYERS = 2  # this use of the seed; the data loaders have 0 and 1
 class LossModule(nn.Module):
     """A segmentor that gives its loss: what DistributedDataParallel wraps."""
 
-    def __init__(self, model: Segmentor, class_weights: Tensor | None, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        model: Segmentor,
+        class_weights: Tensor | None,
+        autocast: torch.dtype | None,
+        loss: LossConfig = PUBLISHED,
+    ) -> None:
         super().__init__()
-        self.model, self.class_weights, self.autocast = model, class_weights, autocast
+        self.model, self.class_weights, self.autocast, self.loss = model, class_weights, autocast, loss
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of `images` `(B, 3, H, W)` and `labels` `(B, H, W)`; see `segmentation_loss`."""
@@ -42,7 +48,7 @@ class LossModule(nn.Module):
             raw, sizes = self.model.coarse_logits(images, (labels.shape[1], labels.shape[2]))
         if sizes:
             raw = resize_chain(raw.to(torch.promote_types(raw.dtype, torch.float32)), sizes)
-        return segmentation_loss(raw, labels, self.class_weights)
+        return segmentation_loss(raw, labels, self.class_weights, self.loss)
 
 
 def _mean_in_rank_order(mine: Tensor) -> torch.futures.Future[Tensor]:
@@ -87,6 +93,7 @@ class Stepper:
             model,
             torch.tensor(weights, dtype=torch.float32, device=group.device) if weights else None,
             None if dtype == torch.float32 else dtype,
+            config.loss,
         )
         if together:
             self.network = _distributed(self.network, group)

@@ -213,7 +213,7 @@ unlisted = "ignore"
     [
         (["nosuch"], 2, "no such model (nosuch)"),
         (["--crop", "0"], 2, "invalid value for '--crop'"),
-        (["--batch-size", "two"], 2, "'two' is not a whole number"),
+        (["--batch-size", "two"], 2, "'two' is neither 'auto' nor a number"),
         (["--set", "optim.lx=1"], 2, "the configuration is wrong"),
         (["--set", "optim.lr=nan"], 2, "the configuration is wrong"),
         (["--set", "train.iters"], 2, "the configuration is wrong"),

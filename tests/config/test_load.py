@@ -165,7 +165,7 @@ def test_configurations_round_trip(tmp_path: Path):
 def test_the_resolved_file_holds_every_setting():
     text = config_to_toml(load_config(PUP))
     names = [setting.key.partition(".")[2] for setting in settings()]
-    assert len(names) == len(flat(load_config(PUP))) == 59
+    assert len(names) == len(flat(load_config(PUP))) == 67
     for name in names:
         assert f"\n{name} = " in text
 
