@@ -2,19 +2,28 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 KERNELS := $(wildcard dgmn2cli/ops/csrc/*)
 
 .PHONY: demo test check docs install sanitize faults clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.cfg setup.py pyproject.toml $(KERNELS)
+# The package alone, with TensorBoard: its kernels compile while the libraries that it needs are fetched and unpacked.
+$(VENV)/.package: setup.cfg setup.py pyproject.toml $(KERNELS)
 	$(PYTHON) -m venv $(VENV)
-	rm -rf build
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	rm -rf build && mkdir build
+	$(PYTHON) -c 'import configparser as c; f = c.ConfigParser(); f.read("setup.cfg"); \
+		print(f["options"]["install_requires"], f["options.extras_require"]["train"], sep="\n")' > build/requirements.txt
+	$(PIP) --no-deps --editable . & compiling=$$!; $(PIP) -r build/requirements.txt && wait $$compiling
 	touch $@
 
-demo: install
+# What development and tests need beside it; pip takes the package that is there already.
+$(VENV)/.installed: $(VENV)/.package
+	$(PIP) 'dgmn2cli[dev]'
+	touch $@
+
+demo: $(VENV)/.package
 	$(BIN)/dgmn2 demo -o dgmn2-demo --overwrite
 
 test: install

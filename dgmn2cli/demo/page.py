@@ -12,6 +12,7 @@ import numpy as np
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import read_image, read_label, write_png
 from dgmn2cli.demo.report import DemoReport, duration
+from dgmn2cli.demo.request import PHOTOGRAPH_SCALE
 from dgmn2cli.evaluate.predictions import PredictionFolder
 from dgmn2cli.inference.visualize import class_shares, colorize, draw_text, legend, stack
 from dgmn2cli.report import html
@@ -98,7 +99,7 @@ def write_page(report: DemoReport, scenes: Sequence[ShownScene], photograph: Pat
 def commands(report: DemoReport) -> str:
     """What to type next, a command a line."""
     config, weights = (shlex.quote(str(path)) for path in (report.run / "config.toml", report.training.checkpoint))
-    scale = "x".join(str(2 * side) for side in report.request.size)
+    scale = "x".join(str(PHOTOGRAPH_SCALE * side) for side in report.request.size)
     root = shlex.quote(str(report.data))
     return (
         f"# the same evaluation, with every figure\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,27 @@ from dgmn2cli.files import atomic_write, local_write_errors, to_json, to_plain
 
 MODEL = "setr_naive-tiny"
 CONFIG = "setr_naive_dgmn2_tiny_4x2_769x769_40k_cityscapes"
-EVALUATIONS = 6  # during the training, the last one at its end
 PHOTOGRAPH_SCALE = 2  # the photograph is fitted into this many times the scenes' size
+FREE = ("out", "image", "overwrite", "resume", "device", "backend", "threads")  # what the identity leaves out
+# the longer recipe
+LONG: dict[str, Any] = {
+    "iters": 400,
+    "crop": 128,
+    "batch_size": 4,
+    "lr": 5e-4,
+    "warmup": 0.0,
+    "evaluations": 6,
+    "ratios": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+}
 
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What the user asked for. The defaults are a recipe that takes minutes on two cores.
+    """What the user asked for. The defaults are a recipe that takes minutes on two cores; `LONG` has another.
 
     Attributes:
         out: the folder for everything.
-        iters: optimiser steps of the training.
+        iters: optimiser steps of the training; None: as many as its time allows on this machine, measured.
         scenes: scenes to train on; a quarter as many more are held out.
         seed: of the scenes and of the training.
         image: the photograph to segment; None: the one that came with the package.
@@ -33,10 +44,13 @@ class DemoRequest:
         device, backend, threads: as for every command.
         size: of a scene, (width, height) in pixels.
         crop, batch_size, lr: of the training.
+        warmup: share of the steps in which the learning rate rises.
+        evaluations: during the training, the last one at its end.
+        ratios: of the scales that ms+flip averages.
     """
 
     out: Path = Path("dgmn2-demo")
-    iters: int = 400
+    iters: int | None = None
     scenes: int = 64
     seed: int = 0
     image: Path | None = None
@@ -46,9 +60,12 @@ class DemoRequest:
     backend: str = "auto"
     threads: int | None = None
     size: tuple[int, int] = (256, 128)
-    crop: int = 128
-    batch_size: int = 4
-    lr: float = 5e-4
+    crop: int = 64
+    batch_size: int = 8
+    lr: float = 1e-3
+    warmup: float = 0.1
+    evaluations: int = 2
+    ratios: tuple[float, ...] = (0.75, 1.0, 1.25)
 
     @property
     def held_out(self) -> int:
@@ -60,13 +77,13 @@ class DemoRequest:
         """Where the demonstration keeps what."""
         return DemoFolder(self.out)
 
-    def config(self) -> Config:
-        """The training's configuration: the published one, but small and from scratch.
+    def config(self, iters: int) -> Config:
+        """The configuration of a training of `iters` steps: the published one, but small and from scratch.
 
         Raises:
             ConfigError: an impossible number; all are named.
         """
-        size, window = list(self.size), max(self.size)
+        size, window = list(self.size), ceil(max(self.ratios) * max(self.size))
         settings = {
             "name": f"{MODEL}_demo",
             "data.workers": 0,  # the scenes are small: reading them costs less than handing them over
@@ -75,16 +92,18 @@ class DemoRequest:
             "augment.ratio": [1.0, 1.0],
             "augment.photometric": False,  # the drawings vary enough by themselves
             "inference.scale": size,
-            "inference.window": window,
-            "inference.stride": window * 2 // 3,
+            "inference.window": window,  # an image in one piece, at every scale
+            "inference.stride": window,
+            "inference.ratios": list(self.ratios),
             "optim.lr": self.lr,
-            "train.iters": self.iters,
+            "optim.warmup": int(self.warmup * iters),
+            "train.iters": iters,
             "train.batch_size": self.batch_size,
             "train.recipe_batch": self.batch_size,
             "train.seed": self.seed,
             "train.init": "scratch",
             "train.class_weights_from": "auto",  # without them thin and rare classes come last
-            "train.val_every": -(-self.iters // EVALUATIONS),
+            "train.val_every": -(-iters // self.evaluations),
             "train.save_every": 0,
         }
         config = load_config(CONFIG, values=settings)
@@ -92,7 +111,7 @@ class DemoRequest:
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on, by the names a user knows."""
-        names = ("iters", "scenes", "seed", "size", "crop", "batch_size", "lr")
+        names = [field.name for field in fields(self) if field.name not in FREE]
         plain: dict[str, Any] = to_plain({name: getattr(self, name) for name in names})
         return plain
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from dgmn2cli import resources
+from dgmn2cli.config import load_config
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import read_image
 from dgmn2cli.demo.page import show_scenes, write_page, write_sheet
-from dgmn2cli.demo.report import ClassFigures, DemoReport, Figures, StepBegun, StepDone
+from dgmn2cli.demo.report import ClassFigures, DemoReport, Figures, StepBegun, StepDone, duration
 from dgmn2cli.demo.request import MODEL, PHOTOGRAPH_SCALE, DemoRequest, refuse_folder, write_mark
 from dgmn2cli.demo.streets.dataset import make_dataset
 from dgmn2cli.errors import DataError
@@ -29,6 +30,7 @@ from dgmn2cli.observer import Observer
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_device, resolve_dtype, set_threads
 from dgmn2cli.training.folder import FolderLock, RunFolder
+from dgmn2cli.training.plan import plan_training
 from dgmn2cli.training.report import TrainReport
 from dgmn2cli.training.request import RESUME_NEWEST, TrainRequest
 from dgmn2cli.training.run import train
@@ -39,6 +41,8 @@ STEPS = 6
 SINGLE_SCALE, MS_FLIP = "single_scale", "ms_flip"
 KINDS = ("ids", "color", "overlay", "stats")
 SYNTH_THREADS = 2
+TRAIN_SECONDS = 80.0  # for the steps of a training that is given no number of them; its evaluations come on top
+MOST_STEPS = 400  # however fast they are
 
 
 def demo(request: DemoRequest, observer: Observer) -> DemoReport:
@@ -54,7 +58,7 @@ def demo(request: DemoRequest, observer: Observer) -> DemoReport:
             full.
     """
     refuse_folder(request)
-    config = request.config()
+    config = request.config(request.iters or MOST_STEPS)
     resolve_backend(request.backend, resolve_device(request.device), resolve_dtype(config.train.dtype))
     photograph = request.image or resources.example_photograph()
     read_image(photograph)  # refused now, not after minutes of training
@@ -62,7 +66,7 @@ def demo(request: DemoRequest, observer: Observer) -> DemoReport:
         if request.overwrite:
             request.folder.clear()
         write_mark(request)
-        about = f"{STEPS} steps, some minutes in all; everything goes to {request.out} (about 300 MB)."
+        about = f"{STEPS} steps, a few minutes in all; everything goes to {request.out} (about 300 MB)."
         observer.note(f"{about} Ctrl-C stops it, --resume goes on.")
         return _Demo(request, observer, photograph).run()
 
@@ -72,7 +76,7 @@ class _Demo:
 
     def __init__(self, request: DemoRequest, observer: Observer, photograph: Path) -> None:
         self.request, self.observer, self.photograph = request, observer, photograph
-        self.folder, self.config = request.folder, request.config()
+        self.folder, self.config = request.folder, request.config(request.iters or MOST_STEPS)
         self.recipe = Recipe(self.config, None)
         self.began, self.steps, self.resumed = time.monotonic(), list[StepDone](), False
 
@@ -81,7 +85,8 @@ class _Demo:
         set_threads(request.threads)
         count = request.scenes + request.held_out
         size, held_out = f"{request.size[0]}x{request.size[1]}", f"the {request.held_out} held-out scenes"
-        steps = f"{request.iters} steps of {request.batch_size} crops of {request.crop}x{request.crop}"
+        length = f"{request.iters} steps" if request.iters else f"{TRAIN_SECONDS:.0f} s of steps"
+        steps = f"{length} of {request.batch_size} crops of {request.crop}x{request.crop}"
         self._step(f"Drawing {count} synthetic street scenes of {size} pixels", self._draw)
         trained = self._step(f"Training {MODEL} from fresh weights: {steps}", self._train)
         evaluation = f"Evaluating on {held_out}, "
@@ -131,20 +136,34 @@ class _Demo:
 
     def _train(self) -> Found[TrainReport]:
         request, run = self.request, self.folder.run
-        report = train(
-            TrainRequest(
-                self.config,
-                run,
-                MODEL,
-                device=request.device,
-                backend=request.backend,
-                threads=request.threads,
-                resume=RESUME_NEWEST if run.exists() else "",
-            ),
-            self.observer,
+        wanted = TrainRequest(
+            self.config,
+            run,
+            MODEL,
+            device=request.device,
+            backend=request.backend,
+            threads=request.threads,
+            resume=RESUME_NEWEST if run.exists() else "",
         )
+        if request.iters is None:
+            iters = self._begun_with() or self._steps_in_time(wanted)
+            self.config = request.config(iters)
+            self.recipe = Recipe(self.config, None)
+        report = train(replace(wanted, config=self.config), self.observer)
         self.resumed = self.resumed or report.resumed_at > 0
         return report, f"checkpoints, log and curves of {report.iterations} steps", run
+
+    def _begun_with(self) -> int:
+        """The number of steps of the training that is to go on; 0 for a new one."""
+        config = RunFolder(self.folder.run).config
+        return load_config(config).train.iters if config.exists() else 0
+
+    def _steps_in_time(self, wanted: TrainRequest) -> int:
+        """As many steps as the time allows, by what the first ones take."""
+        seconds = plan_training(replace(wanted, resume=""), self.observer).seconds_per_step
+        steps = min(max(int(TRAIN_SECONDS / seconds), 1), MOST_STEPS)
+        self.observer.note(f"A step takes {seconds:.2f} s here: {steps} of them, in about {duration(steps * seconds)}.")
+        return steps
 
     def _evaluate(self, trained: TrainReport, name: str) -> Found[EvalReport]:
         request, folder = self.request, self.folder

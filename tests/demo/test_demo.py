@@ -8,6 +8,7 @@ import re
 import signal
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import cv2
@@ -17,15 +18,17 @@ import pytest
 from dgmn2cli import resources
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.images import read_image
+from dgmn2cli.demo import run
 from dgmn2cli.demo.page import commands
 from dgmn2cli.demo.report import DemoReport, StepBegun, StepDone, duration
-from dgmn2cli.demo.request import DemoRequest, refuse_folder
+from dgmn2cli.demo.request import LONG, DemoRequest, refuse_folder
 from dgmn2cli.demo.run import STEPS, demo
 from dgmn2cli.errors import ConfigError, DataError, ResourceError
 from dgmn2cli.observer import Silent
 from dgmn2cli.report.html import percent
 from dgmn2cli.training.folder import FolderLock
 from dgmn2cli.training.report import StepResult
+from dgmn2cli.training.request import TrainRequest
 
 
 class Watcher(Silent):
@@ -102,7 +105,7 @@ def test_every_step_is_told_with_its_time_and_place(made):
 
 def test_the_figures_are_those_of_the_evaluations(made):
     report = made[0]
-    for figures, ratios in ((report.single_scale, 1), (report.ms_flip, 6)):
+    for figures, ratios in ((report.single_scale, 1), (report.ms_flip, 3)):
         written = json.loads(figures.report.read_text())
         assert written["scores"]["mean_iou"] == figures.mean_iou
         assert written["scores"]["pixel_accuracy"] == figures.pixel_accuracy
@@ -215,7 +218,17 @@ def test_a_second_run_is_refused_and_says_the_ways_out(made):
         assert lock is not None
 
 
-def test_an_interrupted_demo_goes_on_to_the_same_figures(made, tmp_path):
+def test_the_number_of_steps_follows_from_their_time_and_stays_when_an_interrupted_demo_goes_on(
+    made, tmp_path, monkeypatch
+):
+    taken = []
+
+    def measured(wanted, observer):
+        taken.append(wanted.config.train.batch_size)
+        return SimpleNamespace(seconds_per_step=run.TRAIN_SECONDS / 2.5)
+
+    monkeypatch.setattr(run, "plan_training", measured)
+
     class Interrupting(Silent):
         def result(self, value):
             if isinstance(value, StepResult) and value.iteration == 1:
@@ -223,12 +236,13 @@ def test_an_interrupted_demo_goes_on_to_the_same_figures(made, tmp_path):
 
     out = tmp_path / "d"
     with pytest.raises(KeyboardInterrupt):
-        demo(tiny(out), Interrupting())
+        demo(tiny(out, iters=None), Interrupting())
     assert not (out / "report.json").exists()
     with pytest.raises(ConfigError, match="unfinished"):
-        demo(tiny(out), Silent())
-    resumed = demo(tiny(out, resume=True), Silent())
-    assert (resumed.resumed, resumed.training.resumed_at) == (True, 1)
+        demo(tiny(out, iters=None), Silent())
+    resumed = demo(tiny(out, iters=None, resume=True), Silent())
+    assert (resumed.resumed, resumed.training.resumed_at, resumed.training.iterations) == (True, 1, 2)
+    assert taken == [2], "measured once, with the batch size that is asked for"
     whole = made[0]
     assert resumed.single_scale.mean_iou == whole.single_scale.mean_iou
     assert resumed.ms_flip.mean_iou == whole.ms_flip.mean_iou
@@ -261,9 +275,18 @@ def test_durations():
     ]  # fmt: skip
 
 
+def test_a_slow_machine_makes_fewer_steps_and_a_fast_one_not_without_end(tmp_path, monkeypatch):
+    work = run._Demo(tiny(tmp_path / "d", iters=None), Silent(), tmp_path)
+    wanted = TrainRequest(work.config, work.folder.run)
+    for seconds, steps in ((run.TRAIN_SECONDS / 7.9, 7), (10 * run.TRAIN_SECONDS, 1), (1e-6, run.MOST_STEPS)):
+        monkeypatch.setattr(run, "plan_training", lambda *_, s=seconds: SimpleNamespace(seconds_per_step=s))
+        assert work._steps_in_time(wanted) == steps
+
+
 @pytest.mark.slow
-def test_the_full_demo_learns(tmp_path: Path):
-    report = demo(DemoRequest(out=tmp_path / "d"), Silent())
-    assert report.single_scale.mean_iou > 0.5
-    assert report.ms_flip.mean_iou > 0.5
+@pytest.mark.parametrize(("recipe", "least"), [({"iters": 200}, 0.36), (LONG, 0.5)], ids=["short", "long"])
+def test_the_full_demo_learns(recipe, least, tmp_path: Path):
+    report = demo(DemoRequest(out=tmp_path / "d", **recipe), Silent())
+    assert report.single_scale.mean_iou > least
+    assert report.ms_flip.mean_iou > least
     assert report.largest_share < 0.4
