@@ -23,7 +23,7 @@ from dgmn2cli.evaluate import Counted, Settings
 from dgmn2cli.inference.load import Recipe
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
-from dgmn2cli.observer import Silent
+from dgmn2cli.observer import Observer, Silent
 
 SMALL = Settings(scale=(48, 24), window=24, stride=16)
 SIZE = (24, 40)  # height, width
@@ -88,8 +88,8 @@ class Load:
     def __init__(self, how: str = "well", sha256: str = "ab" * 32) -> None:
         self.how, self.sha256 = how, sha256
 
-    def __call__(self, *, device: str) -> Segmenter:
-        """The network; the device is ignored."""
+    def __call__(self, *, device: str, observer: Observer | None = None) -> Segmenter:
+        """The network; the device is ignored, and nothing is told."""
         if self.how == "broken":
             raise NonFiniteError("the weights are not finite", where="fake.pth")
         if self.how == "odd":

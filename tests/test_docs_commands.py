@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,6 +124,11 @@ def run(weights, tmp_path, monkeypatch):
         from clips import clip, write_clip
 
         write_clip(here / "drive.mp4", clip(40), sound="aac")
+    (here / "list.txt").write_text("photos/a.jpg\nphotos/b.png\n")
+    (here / "shards").mkdir()
+    for number in range(4):
+        with tarfile.open(here / "shards" / f"{number:04}.tar", "w") as tar:
+            tar.add(here / "photos" / "a.jpg", f"{number}.jpg")
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "ignore", "-c", SMALL, *arguments]

@@ -15,8 +15,8 @@ from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import DataError, printable
 
 if TYPE_CHECKING:
-    from dgmn2cli.inference.files import ImageResult, InferReport
     from dgmn2cli.inference.plan import Settings
+    from dgmn2cli.inference.report import ImageResult, InferReport
 
 SHOWN_CLASSES = 4
 SHOWN_DOUBTS = 10
@@ -25,7 +25,14 @@ SHOWN_DOUBTS = 10
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @model_option
-@click.option("-o", "--out", type=PATH, default="dgmn2-output", help="Folder.")
+@click.option(
+    "-o",
+    "--out",
+    type=PATH,
+    default="dgmn2-output",
+    metavar="PATH",
+    help="Folder, or .tar archive; with braces one archive for each that is read.",
+)
 @click.option(
     "--save",
     default="ids,overlay",
@@ -35,6 +42,9 @@ SHOWN_DOUBTS = 10
 @protocol.with_settings
 @click.option("--alpha", type=NumberType(0, 1), default=0.5, help="Strength of the overlay.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
+@click.option("--resume", is_flag=True, help="Leave what an earlier run did with the same settings.")
+@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Processes.")
+@click.option("--ray", metavar="ADDRESS|local", help="On a Ray cluster: --gpus N actors of it.")
 @protocol.workers_option
 @protocol.with_network
 @pass_session
@@ -47,31 +57,49 @@ def infer(
     settings: Settings,
     alpha: float,
     overwrite: bool,
+    resume: bool,
+    gpus: int,
+    ray: str | None,
     workers: int,
     network: protocol.NetworkOptions,
 ) -> None:
-    """Segment images: files, folders, globs or @list.txt; masks and overlays go to the output folder."""
-    from dgmn2cli import runtime
-    from dgmn2cli.inference import files, prediction
+    """Segment images: files, folders, globs, .tar archives or @list.txt; masks and overlays go to the output folder.
 
-    kinds = list(dict.fromkeys(kind.strip() for kind in save.split(",") if kind.strip()))
+    Beside them, results.jsonl has a line for each image, by which --resume leaves what is done. Bad images are named at
+    the end; the others are segmented.
+    """
+    from dgmn2cli.distributed.group import launched_rank, launched_world
+    from dgmn2cli.inference import prediction
+    from dgmn2cli.inference.report import ImageResult
+    from dgmn2cli.inference.run import InferRequest, run
+    from dgmn2cli.ray import require_ray, run_on_ray
+
+    kinds = tuple(dict.fromkeys(kind.strip() for kind in save.split(",") if kind.strip()))
     prediction.check_outputs(kinds)
-    with TerminalObserver(session, {files.ImageResult: _line}) as observer:
-        found = files.find_images(images, observer)
-        files.check_targets(found, out, kinds, overwrite)
-        runtime.set_threads(network.threads)
-        recipe = protocol.recipe_of(session, model, network)
+    request = InferRequest(
+        images, str(out), kinds, alpha, settings, overwrite, resume, workers, network.device, gpus, network.threads,
+        network.compiled,
+    )  # fmt: skip
+    if ray is not None:
+        require_ray(ray)
+    recipe = protocol.recipe_of(session, model, network)
+    several = gpus > 1 or ray is not None or launched_world() > 1
+
+    def ready() -> None:
+        if several:
+            protocol.require_weights(session, recipe, network)
+
+    with TerminalObserver(session, {ImageResult: _line}) as observer:
         make = protocol.loader(session, recipe, network, settings)
-        segmenter = make(device=network.device, observer=observer)
-        report = files.predict_files(
-            segmenter, found, out, kinds, settings, alpha=alpha, workers=workers, observer=observer
-        )
+        report = run(request, make, observer, ready) if ray is None else run_on_ray(request, make, ray, observer, ready)
+    if launched_rank() > 0:  # of those that torchrun started the first one speaks
+        return
     render.emit(session, report, lambda: _summary(report))
-    if report.failures:
+    if report.failed:
         raise DataError(
-            f"{len(report.failures)} of {len(found)} images could not be segmented",
+            f"{report.failed:,} of {report.done + report.failed:,} images could not be segmented",
             faults=[failure.why for failure in report.failures],
-            hint="The others were." if report.images else "Nothing was segmented.",
+            hint="The others were." if report.done else "Nothing was segmented.",
         )
 
 
@@ -94,9 +122,9 @@ def _summary(report: InferReport) -> list[Table | Text]:
     doubt_of = {result.path: result.doubt for result in report.images}
     for path in report.by_doubt[:SHOWN_DOUBTS]:
         doubts.add_row(Text(printable(path)), f"{100 * doubt_of[path]:.1f} %")
-    run, count = report.run, len(report.images)
-    about = (
-        f"{count} image{'s' * (count != 1)} in {report.seconds:.1f} s with {run.model} ({run.precision}, {run.form})"
-    )
-    last = render.lines(f"{about} on {run.device_name}, {run.engine}")
+    run, count = report.run, report.done
+    earlier = f", {report.resumed:,} of them by an earlier run," if report.resumed else ""
+    about = f"{count:,} image{'s' * (count != 1)}{earlier} in {report.seconds:.1f} s with {run.model}"
+    many = f", {report.processes} processes" if report.processes > 1 else ""
+    last = render.lines(f"{about} ({run.precision}, {run.form}) on {run.device_name}, {run.engine}{many}")
     return [] if not count else [table, doubts, last] if count > 1 else [table, last]

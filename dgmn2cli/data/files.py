@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import dropwhile
+from itertools import chain, dropwhile
 from pathlib import Path
+
+import numpy as np
 
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import absence
@@ -174,14 +175,21 @@ class _Bounds:
             raise DataError("cannot search the folder", where=self.where, why=why, hint=hint)
 
 
-def distinct_names(files: Iterable[Path]) -> list[Path]:
+def distinct_names(files: Sequence[str | Path]) -> list[str]:
     """A relative name for each file: its file name, if no two are alike, else with the folders that tell them apart."""
-    files = list(files)
-    if len({comparable(file.name) for file in files}) == len(set(files)):
-        return [Path(file.name) for file in files]
-    whole = [Path(os.path.abspath(file)) for file in files]
-    common = os.path.commonpath([file.parent for file in whole])
-    return [file.relative_to(common) for file in whole]
+    names = [os.path.basename(file) for file in files]
+    if not repeated(names).any():
+        return names
+    whole = [os.path.abspath(file) for file in files]
+    common = os.path.commonpath([os.path.dirname(file) for file in whole])
+    return [os.path.relpath(file, common) for file in whole]
+
+
+def repeated(names: Iterable[str]) -> np.ndarray:
+    """(N,) bool: whether another of `names` is like it, by `comparable`. Takes some 30 bytes for each."""
+    keys = np.fromiter((hash(comparable(name)) for name in names), np.int64)
+    _, place, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return counts[place] > 1
 
 
 def short_names(names: Sequence[str], stems: Sequence[str]) -> list[str]:
@@ -189,8 +197,8 @@ def short_names(names: Sequence[str], stems: Sequence[str]) -> list[str]:
 
     `a.png`, `a.jpg` and `a.png.jpg` keep their suffixes.
     """
-    count = Counter(map(comparable, (*names, *stems)))
-    return [stem if count[comparable(stem)] == 1 else name for name, stem in zip(names, stems, strict=True)]
+    alike = repeated(chain(names, stems))[len(names) :]
+    return [name if kept else stem for name, stem, kept in zip(names, stems, alike, strict=True)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -92,9 +92,27 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return _decode(data, "", _IMAGE, max_pixels, decoding.decode_bgr)[0]
 
 
-def check_image(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+def decode_bytes(
+    data: bytes, where: str | Path, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, ImageHeader, list[str]]:
+    """As `decode_file`, of a file that is in memory; `where` is what an error names."""
+    return _decode(data, where, _IMAGE, max_pixels, decoding.decode_bgr)
+
+
+def check_image(data: bytes, max_pixels: int = MAX_PIXELS, where: str | Path = "") -> ImageHeader:
     """As `image_header`, of a file that is in memory."""
-    return _decode(data, "", _IMAGE, max_pixels, decoding.read_header)
+    return _decode(data, where, _IMAGE, max_pixels, decoding.read_header)
+
+
+def read_bytes(
+    path: str | Path, max_pixels: int = MAX_PIXELS, first: int = 0, count: int | None = None, where: str | Path = ""
+) -> bytes:
+    """The bytes of an image file, not yet decoded; of an archive, `count` bytes of it, which are called `where`.
+
+    Raises:
+        DataError: no regular file, empty, cannot be read, or larger than any image of `max_pixels`.
+    """
+    return _read_file(path, _IMAGE, max_pixels, first, count, where)
 
 
 def write_png(path: str | Path, array: np.ndarray, palette: np.ndarray | None = None) -> Path:
@@ -135,18 +153,21 @@ def _decode(data: bytes, where: str | Path, what: str, max_pixels: int, decode: 
         raise DataError(what, where=where, why=str(error), hint=error.hint) from error
 
 
-def _read_file(path: str | Path, what: str, max_pixels: int) -> bytes:
-    """All bytes of a regular file of a sensible size; nothing else is ever waited on."""
-    largest = _BYTES_PER_PIXEL * max_pixels + _BYTES_SPARE
+def _read_file(
+    path: str | Path, what: str, max_pixels: int, first: int = 0, count: int | None = None, where: str | Path = ""
+) -> bytes:
+    """All bytes (or some) of a regular file of a sensible size; nothing else is ever waited on."""
+    largest, where = _BYTES_PER_PIXEL * max_pixels + _BYTES_SPARE, where or path
     with open_regular(path, what, kind=DataError, unreadable=DataError) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = os.fstat(file.fileno()).st_size if count is None else count
         if size > largest:
             why = f"the file has {size:,} bytes, more than {max_pixels:,} pixels can need"
-            raise DataError(what, where=path, why=why, hint="Is it an image? If so, raise --max-pixels.")
+            raise DataError(what, where=where, why=why, hint="Is it an image? If so, raise --max-pixels.")
         try:
-            data = file.read(largest)
+            file.seek(first)
+            data = file.read(largest if count is None else count)
         except OSError as error:
-            raise DataError(what, where=path, why=error.strerror or str(error)) from error
+            raise DataError(what, where=where, why=error.strerror or str(error)) from error
     if not data:
-        raise DataError(what, where=path, why="the file is empty", hint="Fetch or export it again.")
+        raise DataError(what, where=where, why="the file is empty", hint="Fetch or export it again.")
     return data

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgmn2cli.demo.request import DemoRequest
-from dgmn2cli.inference.files import ImageResult
+from dgmn2cli.inference.report import ImageResult
 from dgmn2cli.training.report import TrainReport
 
 

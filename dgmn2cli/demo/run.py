@@ -24,8 +24,10 @@ from dgmn2cli.evaluate import EvalReport, Settings
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run as evaluate
 from dgmn2cli.files import atomic_write, local_write_errors, to_json
-from dgmn2cli.inference.files import ImageFile, ImageResult, predict_files
+from dgmn2cli.inference.files import predict_files
 from dgmn2cli.inference.load import Recipe, assemble
+from dgmn2cli.inference.report import ImageResult
+from dgmn2cli.inference.sources import ImageFile
 from dgmn2cli.observer import Observer
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_device, resolve_dtype, set_threads

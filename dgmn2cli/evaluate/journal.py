@@ -16,6 +16,7 @@ from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.evaluate.analysis.crops import Shown, keep_worst
 from dgmn2cli.evaluate.analysis.measure import RECORDS, ImageRecord, Measured, TemperatureCounts
 from dgmn2cli.files import atomic_write, read_bounded, to_plain
+from dgmn2cli.inference.segmenter import differences
 
 EVERY = 2.0  # seconds between two entries of a journal; what a kill can cost, beside the images under way
 SHARE = 20  # writing the journal takes at most one part in so many of the time
@@ -143,18 +144,13 @@ def start_tally(classes: int, images: int, journal: Journal | None, *, resume: b
         why = f"{len(body['done'])} of {images} images are counted"
         hint = "Go on with --resume, or delete it to start anew."
         raise ConfigError("there is the journal of an interrupted evaluation", where=journal.path, why=why, hint=hint)
-    old, new = body["identity"], to_plain(journal.identity)
-    differences = [
-        f"{key}: the journal has {json.dumps(old.get(key))}, this run {json.dumps(new.get(key))}"
-        for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key)
-    ]
-    if differences:
+    found = differences(body["identity"], to_plain(journal.identity), "the journal")
+    if found:
         raise ConfigError(
             "cannot go on with another evaluation's journal",
             where=journal.path,
-            why=f"{len(differences)} settings differ",
-            faults=differences,
+            why=f"{len(found)} settings differ",
+            faults=found,
             hint="Use the same settings, or delete the journal to start anew.",
         )
     tally = Tally(journal, float(body["seconds"]))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
-from dgmn2cli.distributed.launch import launch
+from dgmn2cli.distributed.group import Group
+from dgmn2cli.distributed.processes import on_processes
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError
 from dgmn2cli.evaluate.engine import Source, network_source
 from dgmn2cli.evaluate.journal import Journal, Tally, start_tally
@@ -29,9 +28,8 @@ from dgmn2cli.evaluate.saved import MODEL, saved_source
 from dgmn2cli.evaluate.together import evaluate_together
 from dgmn2cli.files import atomic_write, to_json
 from dgmn2cli.inference.runtimes import AnyRecipe
-from dgmn2cli.inference.segmenter import Segmenter
+from dgmn2cli.inference.segmenter import Segmenter, run_identity
 from dgmn2cli.observer import Observer, Silent
-from dgmn2cli.runtime import set_threads
 from dgmn2cli.zoo import load_zoo
 
 Result = TypeVar("Result")
@@ -137,23 +135,14 @@ def _on_processes(
     work: Callable[..., Result], request: EvalRequest, arguments: tuple[Any, ...], observer: Observer
 ) -> Result:
     """Runs `work` here, or on the processes that are asked for."""
-    require_devices(request.device, request.gpus)
-    if request.gpus == 1 or launched_world() > 1:
-        return _on_this_process(work, request, arguments, observer)
-    result, number = launch(_on_this_process, (work, request, arguments), request.gpus, observer)
-    if result is None:
-        signal.raise_signal(number)  # it acts as the caller has arranged
-        raise KeyboardInterrupt
-    return result
+    how: dict[str, Any] = {"device": request.device, "processes": request.gpus, "threads": request.threads}
+    return on_processes(_on_this_process, (work, request, arguments), observer=observer, **how)
 
 
 def _on_this_process(
-    work: Callable[..., Result], request: EvalRequest, arguments: tuple[Any, ...], observer: Observer
+    group: Group, observer: Observer, work: Callable[..., Result], request: EvalRequest, arguments: tuple[Any, ...]
 ) -> Result:
-    set_threads(max(1, set_threads(request.threads) // request.gpus))
-    with join(request.device, observer) as group:
-        own = replace(request, gpus=1) if group.world > 1 else request
-        return work(own, group, observer if group.main else Silent(), *arguments)
+    return work(replace(request, gpus=1) if group.world > 1 else request, group, observer, *arguments)
 
 
 def _run(request: EvalRequest, group: Group, observer: Observer, recipe: AnyRecipe, load: Load) -> EvalReport:
@@ -285,19 +274,10 @@ def _identity(
 
     Where the data lies and how many processes work is not in it: neither changes the records.
     """
-    info, protocol = source.run, asdict(source.protocol) if source.protocol is not None else {}
     return {
         "model": model,
-        "checkpoint sha256": info.sha256,
-        "weights": info.weights,
-        "runtime": info.runtime,
-        "graph sha256": info.graph_sha256,
-        "device": info.device.split(":")[0],
-        "dtype": info.dtype,
-        "backend": info.backend,
-        "form": info.form,
+        **run_identity(source.run, source.protocol),
         "compiled": request.compiled,
-        **{f"protocol {name}": value for name, value in protocol.items()},
         "split": about.split,
         "classes": list(data.classes),
         "images": about.images,

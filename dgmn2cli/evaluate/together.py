@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.loaders import eval_indices
 from dgmn2cli.distributed.group import Group
+from dgmn2cli.distributed.processes import collect
 from dgmn2cli.errors import DistributedError
 from dgmn2cli.evaluate.analysis.summary import analyse
 from dgmn2cli.evaluate.certificate import certify
@@ -53,33 +53,16 @@ def evaluate_together(
         tally.add(counted.index, counted.measured)
         observer.result(counted)
 
-    def hear() -> None:
-        for counted in group.told():
-            take(counted)
-            observer.advance()
-
-    def count() -> None:
-        mine = eval_indices(len(data), group.rank, group.world, done)
-        with closing(source.images(mine)) as images:
-            for counted in images:
-                take(counted) if group.main else group.tell(counted)
-                hear()
-                if group.given_up():
-                    return
-
-    def hear_while_waiting() -> None:
-        hear()
-        observer.advance(0)  # what it raises ends the waiting, too
+    mine = eval_indices(len(data), group.rank, group.world, done)
 
     def result() -> EvalReport:
-        hear()
         if len(tally.records) < len(data):
             raise DistributedError("an evaluation lost images", why=f"{len(tally.records)} of {len(data)} were counted")
         report = _report(source, data, about, tally)
         return replace(report, processes=group.world, resumed=len(done), command=command)
 
     try:
-        group.together(count, meanwhile=hear_while_waiting)
+        collect(group, lambda: source.images(mine), take, observer)
         return group.once(result)
     finally:
         tally.note()

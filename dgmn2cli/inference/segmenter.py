@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from dgmn2cli.inference.plan import (
     SAVE_BYTES,
     Machine,
     Plan,
+    Protocol,
     Settings,
     fitted,
     require_possible,
@@ -88,6 +91,30 @@ class RunInfo:
         if not self.graph:
             return f"op backend {self.backend}" if self.backend else "no network"
         return f"{self.runtime} {self.runtime_version}, graph {self.graph_sha256[:12]}"
+
+
+def run_identity(run: RunInfo, protocol: Protocol | None) -> dict[str, object]:
+    """All that masks depend on beside the images, by the names a user knows: what may go on with what was begun."""
+    return {
+        "checkpoint sha256": run.sha256,
+        "weights": run.weights,
+        "runtime": run.runtime,
+        "graph sha256": run.graph_sha256,
+        "device": run.device.split(":")[0],
+        "dtype": run.dtype,
+        "backend": run.backend,
+        "form": run.form,
+        **{f"protocol {name}": value for name, value in (asdict(protocol) if protocol is not None else {}).items()},
+    }
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], before: str) -> list[str]:
+    """One line for each entry in which two identities, as JSON types, differ; `before` is what has the old one."""
+    return [
+        f"{key}: {before} has {json.dumps(old.get(key))}, this run {json.dumps(new.get(key))}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
 
 
 class Segmenter:

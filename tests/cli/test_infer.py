@@ -90,7 +90,7 @@ def test_the_same_bytes_twice(run: Run, tmp_path: Path) -> None:
     kinds = "ids,color,overlay,labelids,conf,probs,stats"
     for folder in ("one", "two"):
         assert run("a.png", "-o", folder, "--save", kinds)[0] == 0
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    names = sorted(path.name for path in (tmp_path / "one").iterdir() if path.name != "results.jsonl")
     assert names == sorted(
         f"a_{kind}" for kind in
         ("ids.png", "color.png", "overlay.png", "labelids.png", "conf.png", "probs.npz", "stats.json")
@@ -229,7 +229,7 @@ def test_one_bad_file_does_not_stop_the_others(run: Run, tmp_path: Path) -> None
     assert err.splitlines()[-1] == "Error: 2 of 4 images could not be segmented. The others were."
     assert "1.png" in err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "0_ids.png", "0_overlay.png", "2_ids.png", "2_overlay.png",
+        "0_ids.png", "0_overlay.png", "2_ids.png", "2_overlay.png", "results.jsonl",
     ]  # fmt: skip
 
 
@@ -275,6 +275,29 @@ BAD = [
     (("a.png", "--max-memory", "90M"), 5, "the memory limit is too small"),
     (("a.png", "-o", "a.png"), 5, "cannot write"),
     ((), 2, "IMAGE"),
+    (("a.png", "--gpus", "0"), 2, "gpus"),
+    (("a.png", "--gpus", "two"), 2, "gpus"),
+    (("a.png", "--gpus", "2", "--device", "cuda:0"), 5, "device is not available"),
+    (("a.png", "--gpus", "64", "--device", "cuda"), 5, "device is not available"),
+    (("missing.png", "--gpus", "2", "--device", "cpu"), 6, "cannot find the image"),
+    (("a.png", "--gpus", "2", "--device", "cpu", "-o", "out.tar"), 2, "several processes cannot write one archive"),
+    (("a.png", "--workers", "-1"), 2, "workers"),
+    (("a.png", "--workers", "many"), 2, "workers"),
+    (("a.png", "--ray", ""), 2, "the address of the Ray cluster is empty"),
+    (("a.png", "--resume=yes"), 2, "resume"),
+    (("a.png", "-o", "{a,b}"), 2, "the outputs go to several folders"),
+    (("a.png", "-o", "{a,b}.tar"), 2, "the archives do not fit"),
+    (("a.png", "-o", "empty/{1..2000000}.tar"), 2, "braces stand for too many names"),
+    (("{1..3}.png",), 6, "none of these files exist"),
+    (("missing.tar",), 6, "cannot read the archive (missing.tar): there is no such file"),
+    (("text.tar",), 6, "cannot read the archive (text.tar)"),
+    (("a.png", "-o", "text.tar"), 2, "output archives exist already"),
+    (("a.png", "-o", "text.tar", "--resume"), 2, "cannot go on with the archive"),
+    (("a.png", "-o", "a.png/out.tar"), 5, "is no folder"),
+    (("a.png", "-o", "piped"), 5, "a pipe, socket or device is there"),
+    (("a.png", "-o", "piped", "--resume"), 6, "it is a pipe"),
+    (("@nul.txt",), 6, "line 2 has a NUL byte"),
+    (("@long.txt",), 6, "line 1 is longer than 65,536 bytes"),
 ]
 
 
@@ -282,10 +305,23 @@ BAD = [
 def test_bad_input(run: Run, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "piped").mkdir()
+    os.mkfifo(tmp_path / "piped" / "results.jsonl")
+    (tmp_path / "text.tar").write_text("no archive" * 100)
+    (tmp_path / "nul.txt").write_bytes(b"a.png\na\0.png\n")
+    (tmp_path / "long.txt").write_text("x" * 70_000)
     given, _, err = run(*arguments)
     assert (given, err.count("Traceback")) == (code, 0), err
     assert err.splitlines()[-1].startswith("Error: ")
     assert words in err
+
+
+def test_ray_that_is_not_installed_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "a.png")
+    monkeypatch.setattr("dgmn2cli.ray.find_spec", lambda name: None)
+    code, out, err = run("a.png", "--ray", "local")
+    assert (code, out, err.count("\n")) == (5, "", 1)
+    assert "dgmn2cli[ray]" in err
 
 
 def test_weights_not_on_disk(run: Run, tmp_path: Path) -> None:

@@ -24,11 +24,12 @@ from dgmn2cli.errors import CheckFailed, ConfigError
 from dgmn2cli.export import folder as exporting
 from dgmn2cli.export import graph as graphs
 from dgmn2cli.files import hash_file, to_plain
-from dgmn2cli.inference.files import find_images, predict_files
+from dgmn2cli.inference.files import predict_files
 from dgmn2cli.inference.graph import load_graph, read_protocol
 from dgmn2cli.inference.load import assemble, resolve
 from dgmn2cli.inference.plan import Settings
 from dgmn2cli.inference.runtimes import open_graph
+from dgmn2cli.inference.sources import find_images
 from dgmn2cli.zoo import cache as caching
 
 FILES = ["Dockerfile", "README.md", "arithmetic.py", "protocol.json", "run.py", "window.onnx"]

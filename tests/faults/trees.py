@@ -18,7 +18,7 @@ from dgmn2cli.data.files import SUFFIXES
 from dgmn2cli.data.folder import open_folder
 from dgmn2cli.data.images import read_image
 from dgmn2cli.errors import DataError
-from dgmn2cli.inference.files import find_images
+from dgmn2cli.inference.sources import find_images
 from dgmn2cli.observer import Silent
 from faults.verdicts import RIGHT, Faults, Kind, Violation, judged
 

@@ -15,9 +15,10 @@ from streets import Colours, Watcher, segmenter
 from torch import Tensor, nn
 
 from dgmn2cli.data.images import write_png
-from dgmn2cli.inference.files import find_images, predict_files
+from dgmn2cli.inference.files import predict_files
 from dgmn2cli.inference.plan import Settings
 from dgmn2cli.inference.sliding_window import entropy
+from dgmn2cli.inference.sources import find_images
 
 IMAGE = np.random.default_rng(3).integers(0, 256, (40, 64, 3), np.uint8)
 OPTIONS = {"scale": (80, 50), "window": 24, "stride": 16}

@@ -18,9 +18,10 @@ from streets import SMALL, Load, scene, segmenter
 from dgmn2cli import runtime
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError, NonFiniteError
-from dgmn2cli.inference.files import find_images, predict_files
+from dgmn2cli.inference.files import predict_files
 from dgmn2cli.inference.pipeline import in_threads
 from dgmn2cli.inference.prediction import OUTPUTS
+from dgmn2cli.inference.sources import find_images
 
 
 def threads() -> set[str]:

@@ -14,10 +14,12 @@ from streets import Colours, segmenter
 from torch import Tensor, nn
 
 from dgmn2cli.errors import ResourceError
-from dgmn2cli.inference.files import MemoryUse, find_images, predict_files
+from dgmn2cli.inference.files import predict_files
 from dgmn2cli.inference.plan import Machine, Plan, Settings, fitted, predicted_peak
+from dgmn2cli.inference.report import MemoryUse
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.inference.sliding_window import Windowing
+from dgmn2cli.inference.sources import find_images
 from dgmn2cli.runtime import can_measure, in_fresh_process
 
 MACHINE = Machine(limit=10**12, in_use=500_000_000, window=300_000_000, classes=19, discrete=False)

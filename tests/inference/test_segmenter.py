@@ -18,10 +18,12 @@ from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError, IntegrityError, ResourceError
-from dgmn2cli.inference.files import check_targets, find_images, predict_files
+from dgmn2cli.inference.files import predict_files
 from dgmn2cli.inference.load import assemble, build_model, load, resolve
+from dgmn2cli.inference.outputs import check_targets
 from dgmn2cli.inference.plan import Plan, Settings, require_room, resolve_settings
 from dgmn2cli.inference.segmenter import RunInfo
+from dgmn2cli.inference.sources import find_images
 from dgmn2cli.observer import Silent
 
 IMAGE = np.random.default_rng(3).integers(0, 256, (40, 64, 3), np.uint8)

@@ -1,0 +1,114 @@
+"""Where outputs go: a folder or an archive, and what is refused before any image is segmented."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from dgmn2cli.data.archives import ArchiveWriter
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.files import check_folder
+from dgmn2cli.inference.prediction import Prediction, output_path
+from dgmn2cli.inference.sources import ImageFile
+
+LONGEST_NAME = 255  # bytes of a file's name, on the file systems in use
+NAMED = 1000  # faults that an error holds; it counts all
+
+
+def check_targets(images: Sequence[ImageFile], folder: Path, kinds: Sequence[str], overwrite: bool) -> None:
+    """Refuses outputs before any image is segmented.
+
+    Raises:
+        ConfigError: one would overwrite an input, or an existing file without `overwrite`, or its name is too long.
+        ResourceError: the folder cannot come to be.
+    """
+    check_folder(folder)
+    files, existing = array("Q"), os.path.isdir(folder)
+    long, there, count = list[str](), list[str](), 0
+    for image in images:
+        for kind in kinds:
+            target = output_path(folder, image.name, kind)
+            if len(os.fsencode(target.name)) > LONGEST_NAME:
+                long.append(str(target))
+            elif existing and (number := _file_number(target)) is not None:
+                files.append(number)
+                count += 1
+                if len(there) < NAMED:
+                    there.append(str(target))
+    if long:
+        raise ConfigError("an output's name would be too long", faults=long, hint="Rename these images.")
+    if files:
+        inputs = np.fromiter((_file_number(image.path) or 0 for image in images), np.uint64, len(images))
+        lost = [str(images[int(index)].path) for index in np.flatnonzero(np.isin(inputs, files))[:NAMED]]
+        if lost:
+            raise ConfigError("an output would overwrite its input", faults=lost, hint="Choose another folder with -o.")
+    if there and not overwrite:
+        raise ConfigError(
+            "output files exist already",
+            where=folder,
+            why=f"{count} of {len(images) * len(kinds)}",
+            faults=there,
+            hint="Add --resume or --overwrite, or choose another folder with -o.",
+        )
+
+
+def _file_number(path: Path) -> int | None:
+    """What tells a file, whatever its names, from others; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return hash((found.st_dev, found.st_ino)) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+class Sink(Protocol):
+    """Where outputs go: `save` is called in threads, `commit` after it, in the order of the images."""
+
+    def save(self, prediction: Prediction, name: str) -> dict[str, Path]:
+        """Makes the outputs of the image called `name`; where each is or will be, by kind."""
+
+    def commit(self, name: str) -> None:
+        """Sees to it that they are there."""
+
+
+@dataclass(frozen=True)
+class FolderSink:
+    """Outputs as files in a folder, each whole or not at all."""
+
+    folder: Path
+    kinds: Sequence[str]
+    alpha: float
+
+    def save(self, prediction: Prediction, name: str) -> dict[str, Path]:
+        """Writes the files."""
+        return prediction.save(self.folder, name, self.kinds, self.alpha)
+
+    def commit(self, name: str) -> None:
+        """The files are there already."""
+
+
+@dataclass(frozen=True)
+class ArchiveSink:
+    """Outputs as members of an archive, in the order of the images."""
+
+    archive: Path
+    writer: ArchiveWriter
+    kinds: Sequence[str]
+    alpha: float
+    _encoded: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+    def save(self, prediction: Prediction, name: str) -> dict[str, Path]:
+        """Encodes the members."""
+        self._encoded[name] = {kind: prediction.encode(kind, self.alpha) for kind in self.kinds}
+        return {kind: output_path(self.archive, name, kind) for kind in self.kinds}
+
+    def commit(self, name: str) -> None:
+        """Adds the members."""
+        for kind, content in self._encoded.pop(name).items():
+            self.writer.add(str(output_path("", name, kind)), content)

@@ -1,0 +1,141 @@
+"""One JSON line for each image that is done, beside its outputs: what a later run need not do again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dgmn2cli.errors import ConfigError, DataError
+from dgmn2cli.files import local_write_errors, open_in_place, open_regular, to_plain
+from dgmn2cli.inference.prediction import ClassShare, output_path
+from dgmn2cli.inference.report import ImageResult
+from dgmn2cli.inference.segmenter import differences
+from dgmn2cli.inference.sources import ImageList
+
+RESULTS = "results.jsonl"
+LONGEST_LINE = 1 << 20  # bytes
+
+
+class ResultsFile:
+    """The file `results.jsonl` of an output folder, a line added for each image; created where absent.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path, self._identity = path, identity
+        with local_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = open_in_place(path, os.O_RDWR | os.O_APPEND)
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":  # a killed process was within a line
+            self._write(b"\n")
+
+    def add(self, name: str, result: ImageResult) -> None:
+        """Notes an image whose outputs are there."""
+        self._write(line_of(name, result, self._identity))
+
+    def _write(self, content: bytes) -> None:
+        with local_write_errors(self.path):
+            while content:
+                content = content[os.write(self._descriptor, content) :]
+
+    def close(self) -> None:
+        """Nothing more is added."""
+        with local_write_errors(self.path):
+            os.fsync(self._descriptor)
+            os.close(self._descriptor)
+
+
+def line_of(name: str, result: ImageResult, identity: dict[str, Any]) -> bytes:
+    """The line of an image whose outputs are called `name`."""
+    return json.dumps({"name": name, **to_plain(result), "run": identity}, separators=(",", ":")).encode() + b"\n"
+
+
+def lines_of(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The offset and content of each whole line; what a killed process or anybody else left between them is passed."""
+    offset = 0
+    for line in iter(lambda: file.readline(LONGEST_LINE), b""):
+        with suppress(ValueError, RecursionError):
+            content = json.loads(line)
+            if isinstance(content, dict) and {"name", "run", "sha256"} <= content.keys():
+                yield offset, content
+        offset += len(line)
+
+
+class Earlier:
+    """What earlier runs with the same settings made of images, as their lines say.
+
+    Attributes:
+        offsets: (N,) int64: where each image's line is; -1 where there is none.
+    """
+
+    def __init__(self, path: Path, images: ImageList, offsets: np.ndarray, kinds: tuple[str, ...]) -> None:
+        self.path, self.images, self.offsets, self.kinds = path, images, offsets, kinds
+
+    def __call__(self, index: int, sha256: str) -> ImageResult | None:
+        """The result of the image at `index` if its bytes are the same and its outputs are there."""
+        if self.offsets[index] < 0:
+            return None
+        with open_regular(self.path) as file:
+            file.seek(int(self.offsets[index]))
+            line = json.loads(file.readline(LONGEST_LINE))
+        name, path = self.images.names[index], self.images[index].path
+        outputs = {kind: output_path(self.path.parent, name, kind) for kind in self.kinds}
+        if line["name"] != name or line["sha256"] != sha256 or not all(map(os.path.isfile, outputs.values())):
+            return None
+        return result_of(line, path, outputs)
+
+
+def result_of(line: dict[str, Any], path: Path, outputs: dict[str, Path]) -> ImageResult:
+    """The result that a line tells of."""
+    classes = [ClassShare(**share) for share in line["classes"]]
+    told = {key: line[key] for key in ("width", "height", "windows", "seconds", "doubt", "sha256")}
+    return ImageResult(path, classes=classes, outputs=outputs, memory=None, resumed=True, **told)
+
+
+def find_earlier(path: Path, images: ImageList, identity: dict[str, Any], *, overwrite: bool) -> Earlier:
+    """The lines of a file of results that tell of `images`; of several about one image the last counts.
+
+    Args:
+        overwrite: images that were done with other settings count as not done.
+
+    Raises:
+        ConfigError: images were done with other settings; they are named.
+        DataError: it is no file, or cannot be read.
+    """
+    keys = np.fromiter(map(hash, images.names), np.int64, len(images))
+    order = np.argsort(keys)
+    ordered, offsets = keys[order], np.full(len(images), -1, np.int64)
+    other: dict[int, list[str]] = {}
+    if os.path.lexists(path):
+        what = "cannot read the results of the run before"
+        with open_regular(path, what, kind=DataError, unreadable=DataError, hint="Use another folder.") as file:
+            for offset, line in lines_of(file):
+                key = hash(line["name"])
+                place = int(np.searchsorted(ordered, key))
+                if place == len(ordered) or ordered[place] != key:
+                    continue
+                index = int(order[place])
+                same = line["run"] == identity
+                offsets[index] = offset if same else -1
+                other.pop(index, None)
+                if not same and len(other) < 100:
+                    other[index] = differences(line["run"], identity, "it")
+    if other and not overwrite:
+        require_same(path, images.names[next(iter(other))], next(iter(other.values())))
+    return Earlier(path, images, offsets, tuple(identity["kinds"]))
+
+
+def require_same(path: Path, name: str, faults: list[str]) -> None:
+    """Raises ConfigError: the image called `name` was done with other settings, which differ by `faults`."""
+    hint = "Use the same settings, another -o, or --overwrite to do such images again."
+    why = f"image {name} was done with other settings"
+    raise ConfigError("cannot go on with another run's results", where=path, why=why, faults=faults, hint=hint)
