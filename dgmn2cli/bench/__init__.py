@@ -2,7 +2,7 @@
 
 # without imports, so that `--help` needs no torch
 OURS = "dgmn2cli"
-BENCHES = ("infer", "train", "op", "e2e", "profile", "decode")
+BENCHES = ("infer", "train", "op", "e2e", "profile", "decode", "stream")
 # baseline -> what it is
 BASELINES = {
     "plain": "the published design, its unfold compiled",

@@ -160,10 +160,10 @@ class PartRow:
         name: the model.
         part: `decode`, `preprocess`, `windows`, `stitch`, `argmax`, `encode`, their `sum`, and `wall`, the same work by
             the ordinary path, untimed inside; or PyTorch's name of an operator, `backbone`, `neck`, `head`, or
-            `deform_attention`.
+            `deform_attention`; of a stream `network`, `decode, save` and `pipeline`.
         seconds: of one run (the median); of an operator in itself, operators it called excluded.
         share: of what `of` names, 0 to 1.
-        of: `file to mask`, `all operators`, `all parts` or `the backbone`.
+        of: `file to mask`, `all operators`, `all parts`, `the backbone` or `the bound`.
         p95: seconds that 95 % of the runs kept to.
         calls: in one run.
         per_second: images a second, of `sum` and `wall`.

@@ -22,8 +22,8 @@ class Request:
         device: of all implementations.
         dtype, backend, compiled: how this package's implementation runs.
         fused: run it in the inference form (`infer`, `e2e`, `profile`); training always keeps the published order.
-        size: width and height of the window, or for `e2e` and `decode` of the image; None: the configuration's window,
-            2048x1024 for `e2e`, and images of 2, 12 and 24 megapixels for `decode`.
+        size: width and height of the window, or for `e2e`, `decode` and `stream` of the image; None: the
+            configuration's window, 2048x1024 for `e2e` and `stream`, images of 2, 12 and 24 megapixels for `decode`.
         window: the same for a square window, for `e2e` too.
         batch: windows at a time; 2 for `train` and 1 for the others if None.
         baselines: which to measure beside it, keys of `BASELINES`.
@@ -54,7 +54,7 @@ class Request:
         for name in self.baselines:
             if name not in BASELINES:
                 raise ConfigError("no such baseline", where=name[:60], why=f"wanted some of {', '.join(BASELINES)}")
-        if self.size is not None and self.window is not None and self.bench not in ("e2e", "decode"):
+        if self.size is not None and self.window is not None and self.bench not in ("e2e", "decode", "stream"):
             raise ConfigError("the window's size is given twice", why="--input and --window", hint="Give one of them.")
 
     @property

@@ -16,6 +16,7 @@ from dgmn2cli.bench.op import ATTENTION, UNFOLD, measure_op, op_implementations,
 from dgmn2cli.bench.pipeline import measure_pipeline
 from dgmn2cli.bench.report import Report, describe_machine
 from dgmn2cli.bench.request import Request
+from dgmn2cli.bench.stream import measure_stream
 from dgmn2cli.bench.timing import highest
 from dgmn2cli.inference.graph import Graph
 from dgmn2cli.inference.load import Recipe
@@ -26,7 +27,7 @@ from dgmn2cli.observer import Observer
 def run_benchmark(
     recipes: Sequence[Recipe], request: Request, observer: Observer, graph: Graph | None = None
 ) -> Report:
-    """Measures every recipe's network (for `op`: the ops at its stages' sizes; `decode` needs no network).
+    """Measures every recipe's network (for `op`: the ops at its stages' sizes; `decode` and `stream` need no network).
 
     Where a graph is given, it alone is measured, in the runtimes among the baselines.
 
@@ -42,6 +43,8 @@ def run_benchmark(
             measure_graph(graph, request.baselines, request, report, observer)
         elif request.bench == "decode":
             measure_decoding(request, report, observer)
+        elif request.bench == "stream":
+            measure_stream(request, report, observer)
         else:
             for recipe in recipes:
                 _measure(recipe, request, report, observer)

@@ -68,7 +68,7 @@ def footer(report: Report) -> list[str]:
         for row in report.timed()
         if row.executed is not None and row.executed != row.macs
     ]
-    weights = [] if report.bench == "decode" else [f"Weights: {report.weights}."]
+    weights = [] if report.bench in ("decode", "stream") else [f"Weights: {report.weights}."]
     return [*lines, *weights, *(f"Left out: {note}" for note in report.notes)]
 
 

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
 @click.option("--all", "every", is_flag=True, help="All published models.")
 @click.option("--bench", type=click.Choice(BENCHES), default="infer", help="What to measure.")
-@click.option("--input", "size", type=SIZE, metavar="WxH", help="Size of the window; for e2e and decode of the image.")
+@click.option(
+    "--input", "size", type=SIZE, metavar="WxH", help="Size of the window, or (e2e, decode, stream) the image."
+)
 @click.option("--window", type=click.IntRange(33, 8192), metavar="N", help="Side of a square window.  [default: 769]")
 @click.option("--batch", type=click.IntRange(1, 1024), metavar="N", help="Windows at a time.  [default: 1; train: 2]")
 @click.option("--warmup", type=click.IntRange(0), default=1, metavar="N", help="Rounds not counted.")
