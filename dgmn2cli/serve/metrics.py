@@ -33,19 +33,15 @@ class Metrics:
 
     def text(self, taken: int, places: int) -> str:
         """All of it; `taken` of the `places` for requests are taken now."""
-        lines = ["# TYPE dgmn2_requests_total counter"]
+        lines, name = ["# TYPE dgmn2_requests_total counter"], "dgmn2_request_seconds"
         for (path, status), count in sorted(self.requests.items()):
             lines.append(f'dgmn2_requests_total{{path="{path}",status="{status}"}} {count}')
-        lines.append("# TYPE dgmn2_request_seconds histogram")
+        lines.append(f"# TYPE {name} histogram")
         for path, seconds in sorted(self.seconds.items()):
             count = sum(number for (of, _), number in self.requests.items() if of == path)
-            lines += [
-                f'dgmn2_request_seconds_bucket{{path="{path}",le="{bound}"}} {self.within[path, bound]}'
-                for bound in BOUNDS
-            ]
-            lines.append(f'dgmn2_request_seconds_bucket{{path="{path}",le="+Inf"}} {count}')
-            lines.append(f'dgmn2_request_seconds_sum{{path="{path}"}} {seconds:.6f}')
-            lines.append(f'dgmn2_request_seconds_count{{path="{path}"}} {count}')
+            for bound, within in [*((bound, self.within[path, bound]) for bound in BOUNDS), ("+Inf", count)]:
+                lines.append(f'{name}_bucket{{path="{path}",le="{bound}"}} {within}')
+            lines += [f'{name}_sum{{path="{path}"}} {seconds:.6f}', f'{name}_count{{path="{path}"}} {count}']
         values: list[tuple[str, str, float]] = [
             ("dgmn2_windows_total", "counter", self.windows),
             ("dgmn2_busy_seconds_total", "counter", round(self.busy, 6)),

@@ -70,22 +70,17 @@ class Service:
             explains = True
         except ConfigError:
             explains = False
-        names = ("model", "sha256", "device_name", "precision", "form", "runtime", "backend")
-        colors = [{"name": name, "color": color.tolist()} for name, color in zip(*self._classes(), strict=True)]
+        names = ("model", "sha256", "licence", "device_name", "precision", "form", "runtime", "backend")
         return {
             **{name: getattr(info, name) for name in names},
-            "licence": info.licence,
             "protocol": to_plain(self.protocol),
-            "classes": colors,
-            "classes_stated": classes.stated,
+            "classes": [
+                {"name": name, "color": classes.palette[index].tolist()} for index, name in enumerate(classes.names)
+            ],
             "explains": explains,
             "max_bytes": self.request.max_bytes,
             "max_pixels": self.settings.max_pixels,
         }
-
-    def _classes(self) -> tuple[tuple[str, ...], Any]:
-        names = self.segmenter.classes.names
-        return names, self.segmenter.classes.palette[: len(names)]
 
     # --- on the network's thread --------------------------------------------------------------------------------------
 

@@ -145,7 +145,8 @@ def read_answer(connection: socket.socket, began: float) -> Answer:
         if found:
             lines = head.decode().split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-            if "content-length" in headers and len(body) >= int(headers["content-length"]):
+            if len(body) >= (length := int(headers.get("content-length", 1 << 40))):
+                body = body[:length]  # the answer to a second request may follow
                 break
         received = connection.recv(1 << 16)
         if not received:
