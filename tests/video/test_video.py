@@ -285,7 +285,7 @@ def test_a_killed_run_leaves_nothing_under_the_final_names(tmp_path: Path, numbe
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> None:
     """Resident memory when frame 500 begins is that of frame 50, within 5 %."""
-    drawn = clip(40, 8, size=(240, 320))
+    drawn = clip(40, 8, size=(160, 208))  # 100 kB a frame: 450 of them would be seen
     path = write_clip(tmp_path / "clip.mp4", [drawn[i % 40] for i in range(520)], sound="aac")
     device, seen, calls = segmenter().device, dict[int, int](), 0
 
