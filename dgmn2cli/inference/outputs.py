@@ -15,7 +15,7 @@ from dgmn2cli.data.archives import ArchiveWriter
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.files import check_folder
 from dgmn2cli.inference.prediction import Prediction, output_path
-from dgmn2cli.inference.sources import ImageFile
+from dgmn2cli.inference.sources import ImageFile, ImageList
 
 LONGEST_NAME = 255  # bytes of a file's name, on the file systems in use
 NAMED = 1000  # faults that an error holds; it counts all
@@ -29,18 +29,18 @@ def check_targets(images: Sequence[ImageFile], folder: Path, kinds: Sequence[str
         ResourceError: the folder cannot come to be.
     """
     check_folder(folder)
-    files, existing = array("Q"), os.path.isdir(folder)
-    long, there, count = list[str](), list[str](), 0
-    for image in images:
-        for kind in kinds:
-            target = output_path(folder, image.name, kind)
-            if len(os.fsencode(target.name)) > LONGEST_NAME:
-                long.append(str(target))
+    files, existing, count = array("Q"), os.path.isdir(folder), 0
+    long, there = list[str](), list[str]()
+    names = images.names if isinstance(images, ImageList) else [image.name for image in images]
+    endings = [output_path("", "", kind).name for kind in kinds]
+    for stem in (os.path.join(folder, name) for name in names):  # a million: no paths as objects
+        for target in (stem + ending for ending in endings):
+            if len(target) > LONGEST_NAME // 4 and len(os.fsencode(os.path.basename(target))) > LONGEST_NAME:
+                long.append(target)
             elif existing and (number := _file_number(target)) is not None:
                 files.append(number)
                 count += 1
-                if len(there) < NAMED:
-                    there.append(str(target))
+                there += [target] * (len(there) < NAMED)
     if long:
         raise ConfigError("an output's name would be too long", faults=long, hint="Rename these images.")
     if files:
@@ -58,7 +58,7 @@ def check_targets(images: Sequence[ImageFile], folder: Path, kinds: Sequence[str
         )
 
 
-def _file_number(path: Path) -> int | None:
+def _file_number(path: str | Path) -> int | None:
     """What tells a file, whatever its names, from others; None where there is none."""
     try:
         found = os.stat(path)

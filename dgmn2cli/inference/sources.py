@@ -177,8 +177,11 @@ def _choices(inner: str) -> Sequence[str]:
 
 def _first_of_each(paths: Sequence[str], besides: Iterable[str] = ()) -> np.ndarray:
     """The indices of `paths` without those that name the same file again, or one of `besides`."""
-    keys = np.fromiter((hash(os.path.abspath(path)) for path in paths), np.int64)
-    others = np.fromiter((hash(os.path.abspath(path)) for path in besides), np.int64)
+    here = Path.cwd()
+    keys, others = (
+        np.fromiter((hash(os.path.normpath(os.path.join(here, path))) for path in some), np.int64)
+        for some in (paths, besides)
+    )
     first = np.sort(np.unique(keys, return_index=True)[1])
     return first[~np.isin(keys[first], others)]
 
@@ -218,6 +221,7 @@ def _expand(source: str, observer: Observer) -> tuple[Iterable[str | Path], Path
 def _read_list(path: Path) -> Iterator[str]:
     """One path a line, relative to the list's folder; blank lines and lines starting with # are skipped."""
     what, hint, count = "cannot read the list of images", "Give a text file that names one image a line.", 0
+    folder = "" if path.parent == Path() else str(path.parent)
     with open_regular(path, what, kind=DataError, unreadable=DataError, hint=hint) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
             if b"\0" in line or len(line) > LONGEST_LINE:
@@ -229,6 +233,6 @@ def _read_list(path: Path) -> Iterator[str]:
             count += 1
             if count > MOST_ENTRIES:
                 raise DataError(what, where=path, why=f"it names more than {MOST_ENTRIES:,} images", hint=hint)
-            yield str(path.parent / name)
+            yield os.path.join(folder, name)
     if not count:
         raise DataError("the list names no image", where=path, hint=hint)
