@@ -150,9 +150,11 @@ def require_ray(address: str) -> None:
 @contextmanager
 def _ray(address: str) -> Iterator[Any]:
     """Ray, connected, silent; left as it was."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it would write beside the answer
     import ray
     import ray.data
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     given: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **given)

@@ -20,7 +20,6 @@ from dgmn2cli.data.files import (
     find_files,
     find_matches,
     repeated,
-    short_names,
 )  # fmt: skip
 from dgmn2cli.data.images import MAX_PIXELS, read_bytes
 from dgmn2cli.errors import ConfigError, DataError
@@ -138,8 +137,11 @@ def find_images(sources: Sequence[str], observer: Observer | None = None) -> Ima
         _require_any(paths)
     if repeated(names).any():  # folders with files of one name
         names = distinct_names(paths)
-    short = short_names(names, [os.path.splitext(name)[0] for name in names])
-    return ImageList(paths, short, archives, where)
+    del loose
+    alike = repeated(chain(names, (os.path.splitext(name)[0] for name in names)))[len(names) :]
+    for index in np.flatnonzero(~alike):  # as `short_names`, without a second list of a million names
+        names[index] = os.path.splitext(names[index])[0]
+    return ImageList(paths, names, archives, where)
 
 
 def is_archive(name: str) -> bool:
