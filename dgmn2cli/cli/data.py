@@ -55,7 +55,7 @@ def check(
         reports = [check_dataset(found, thorough=not quick, workers=workers, observer=observer) for found in sets]
     emit(session, reports, lambda: [part for report in reports for part in _report(report)])
     for report in reports:
-        for note in report.notes:
+        for note in report.remarks:
             notice(session, f"Note: {report.split}: {note}")
     for report in reports:
         require_sound(report)

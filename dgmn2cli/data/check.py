@@ -56,6 +56,12 @@ class DataReport:
     classes: tuple[ClassCount, ...]
     ignored_share: float
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, and which classes are absent."""
+        absent = ", ".join(entry.name for entry in self.classes if not entry.pixels) if self.sizes else ""
+        return (*self.notes, f"classes without a pixel: {absent}") if absent else self.notes
+
 
 @dataclass(frozen=True)
 class _PairFacts:
@@ -110,7 +116,7 @@ def check_dataset(
         kind=data.kind,
         pairs=len(data),
         faults=tuple(fact.fault for fact in facts if fact.fault),
-        notes=(*_file_notes(data, facts), *(_class_notes(data, classes) if sizes else ())),
+        notes=(*_file_notes(data, facts), *(_id_notes(data, classes) if sizes else ())),
         sizes=dict(sizes.most_common()),
         classes=classes,
         ignored_share=float(counts[IGNORE] / max(int(counts.sum()), 1)),
@@ -224,12 +230,9 @@ def _some(lines: list[str], what: str) -> list[str]:
     return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"{len(lines) - _SHOWN} more such {what}"]
 
 
-def _class_notes(data: SegmentationSet, classes: tuple[ClassCount, ...]) -> Iterator[str]:
+def _id_notes(data: SegmentationSet, classes: tuple[ClassCount, ...]) -> Iterator[str]:
     telltale = data.pairs[0].ids.telltale
     if telltale and all(pair.ids.telltale for pair in data.pairs) and any(entry.pixels for entry in classes):
         beyond = {int(target) for target in data.pairs[0].ids.table[telltale:]} - {IGNORE}
         if not any(classes[target].pixels for target in beyond):
             yield f"no label map holds an id from {telltale} on: are they training ids under a wrong name?"
-    absent = [entry.name for entry in classes if not entry.pixels]
-    if absent:
-        yield f"classes without a pixel: {', '.join(absent)}"

@@ -147,5 +147,7 @@ def prepare(
     data, memory, settings = first(whole, request.limit), checks_dir(request.cache), request.settings
     workers, limit = 1 if settings.max_memory else max(1, request.workers), settings.max_pixels
     report = require_sound(check_dataset(data, workers=workers, max_pixels=limit, observer=observer, memory=memory))
+    for note in report.notes:
+        observer.note(f"{data.split}: {note}")
     about = DataInfo.of_set(data, len(whole))
     return data, replace(about, sizes=report.sizes, sha256=fingerprint(data, workers, memory))

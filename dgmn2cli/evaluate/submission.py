@@ -49,6 +49,8 @@ def open_test(root: Path, split: str, observer: Observer | None = None) -> Segme
         DataError: no images, unreadable ones, or names that the server does not know; all are named.
     """
     data, observer = open_dataset(root, split, labels=False), observer or Silent()
+    for note in data.notes:
+        observer.note(f"{split}: {note}")
     if data.kind != "cityscapes":
         raise ConfigError("submissions are for Cityscapes", where=root, why=f"this is a {data.kind} data set")
     faults = [

@@ -157,7 +157,7 @@ def prepare(request: TrainRequest, group: Group, observer: Observer, state: Trai
         config = replace(config, model=replace(config.model, num_classes=len(train.classes)))
     reports = [_checked(data, request, observer) for data in (train, val)]
     for report in reports:
-        notes += [f"{report.split}: {note}" for note in report.notes]
+        notes += [f"{report.split}: {note}" for note in report.remarks]
     if config.train.class_weights_from:
         counted = tuple(entry.weight for entry in reports[0].classes)
         weights = class_weights_from(config.train.class_weights_from, counted, train.classes)

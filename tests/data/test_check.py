@@ -75,7 +75,7 @@ def test_training_ids_named_as_label_ids_are_noticed_without_ignored_pixels(
     for index, pair in enumerate(data.pairs):
         assert pair.label is not None
         write_png(pair.label, np.full((24, 40), index, np.uint8))
-    assert check_dataset(data).notes[0].startswith("classes without a pixel")
+    assert check_dataset(data).remarks[0].startswith("classes without a pixel")
     write_png(data.pairs[0].label, np.full((24, 40), 8, np.uint8))
     assert "are they training ids" in check_dataset(data).notes[0]
 
