@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +31,7 @@ from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import set_threads
 
 BATCH = 8  # images that an actor gets at a time: what is done again where one dies
+CONNECT = 10.0  # seconds in which a cluster must answer
 Batch = dict[str, Any]
 
 
@@ -156,9 +158,12 @@ def _ray(address: str) -> Iterator[Any]:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     given: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    host, _, port = address.rpartition(":")
     try:
+        if address not in ("local", "auto") and "://" not in address:  # Ray would try for a minute, and say less
+            socket.create_connection((host, int(port)), CONNECT).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **given)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, OverflowError, RuntimeError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         hint = "Start one with `ray start --head`, or use --ray local."
         raise NetworkError("cannot reach the Ray cluster", where=address, why=why, hint=hint) from error

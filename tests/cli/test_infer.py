@@ -316,6 +316,16 @@ def test_bad_input(run: Run, tmp_path: Path, arguments: tuple[str, ...], code: i
     assert words in err
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:port", "127.0.0.1:99999"])
+def test_a_ray_cluster_that_is_not_there(run: Run, tmp_path: Path, address: str) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    picture(tmp_path / "a.png")
+    code, out, err = run("a.png", "--ray", address)
+    assert (code, out) == (4, "")
+    assert err.splitlines()[-1].startswith(f"Error: cannot reach the Ray cluster ({address})")
+    assert not (tmp_path / "dgmn2-output").exists()
+
+
 def test_ray_that_is_not_installed_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "a.png")
     monkeypatch.setattr("dgmn2cli.ray.find_spec", lambda name: None)
