@@ -45,7 +45,20 @@ REQUIRED = (
     "matplotlib",
     "jinja2",
 )
-OPTIONAL = ("triton", "tensorboard", "cityscapesScripts")
+OPTIONAL = {  # each with the extra that installs it; triton comes with PyTorch, where it has one
+    "triton": None,
+    "tensorboard": "train",
+    "wandb": "wandb",
+    "cityscapesScripts": "cityscapes",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "av": "video",
+    "ray": "ray",
+}
 TORCH_TESTED = ((2, 10), (2, 14))  # the oldest that is taken, and the newest: all tests ran with that one only
 SHARED_MEMORY = Path("/dev/shm")  # what data workers pass batches through
 MAPS = Path("/proc/self/maps")  # the libraries in this process
@@ -117,17 +130,19 @@ def _guarded(name: str, look: Callable[[], str]) -> Finding:
 
 def _libraries() -> Iterator[Finding]:
     verdict: Verdict
-    for kind, names, verdict in (("libraries", REQUIRED, "failed"), ("optional libraries", OPTIONAL, "note")):
+    required: dict[str, str | None] = dict.fromkeys(REQUIRED)
+    for kind, names, verdict in (("libraries", required, "failed"), ("optional libraries", OPTIONAL, "note")):
         found, absent = [], []
-        for name in names:
+        for name, extra in names.items():
             try:
                 found.append(f"{name} {importlib.metadata.version(name)}")
             except importlib.metadata.PackageNotFoundError:
-                absent.append(name)
+                absent.append(f"{name} [{extra}]" if extra else name)
         if found:
             yield Finding(kind, "ok", ", ".join(found))
         if absent:
-            yield Finding(kind, verdict, f"not installed: {', '.join(absent)}")
+            how = "; in brackets the extra: pip install 'dgmn2cli[EXTRA]'" if names is OPTIONAL else ""
+            yield Finding(kind, verdict, f"not installed: {', '.join(absent)}{how}")
 
 
 def _torch_version(version: str) -> Finding:

@@ -95,6 +95,11 @@ def test_the_libraries_are_those_of_the_package():
     wanted = setup["options"]["install_requires"].split()
     assert set(doctor.REQUIRED) == {re.split("[<>=]", requirement)[0] for requirement in wanted}
     assert f"torch>={'.'.join(map(str, doctor.TORCH_TESTED[0]))}" in wanted
+    extras = {extra: re.findall(r"^[\w-]+", text, re.M) for extra, text in setup["options.extras_require"].items()}
+    del extras["test"], extras["dev"]  # for the engineers
+    wanted_by = {(name, extra) for extra, names in extras.items() for name in names}
+    assert {(name, extra) for name, extra in doctor.OPTIONAL.items() if extra} <= wanted_by
+    assert {extra for extra in doctor.OPTIONAL.values() if extra} == set(extras)
 
 
 @pytest.mark.parametrize(
