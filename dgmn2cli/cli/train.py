@@ -219,7 +219,7 @@ def _plan_table(plan: TrainPlan) -> RenderableType:
         ("checkpoints", f"last, previous, best and {plan.checkpoints} numbered"),
         ("memory", f"{plan.memory_bytes / 1e9:.2f} GB per process (measured)"),
         ("time", f"{plan.seconds_per_step:.3g} s per step: {duration(plan.training_seconds)}, evaluations excluded"),
-        ("run folder", f"{plan.out} (not created)"),
+        ("run folder", f"{plan.out} (left as it is)"),
         *(("note", note) for note in plan.notes),
     ]
     return render.record_table(rows)

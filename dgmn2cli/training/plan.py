@@ -31,7 +31,7 @@ class TrainPlan:
 
     Attributes:
         model: zoo key or configuration name.
-        out: the run folder; not created.
+        out: the run folder; neither created nor changed.
         device: where, in words.
         init: where the first weights come from.
         processes, batch_size, accumulate, effective_batch, crop: of each optimiser step.
