@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from dgmn2cli.errors import ConfigError, ResourceError
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _GROUP = Path("/sys/fs/cgroup")
+_M_MMAP_THRESHOLD = -3  # mallopt(3)
 _RESET_HIGH_WATER = "5"  # proc(5): resets VmHWM to the present resident size
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -222,6 +224,18 @@ def return_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+@lru_cache(maxsize=1)
+def return_large_blocks() -> None:
+    """From now on, blocks of 1 MiB and more go back to the system when they are freed (glibc; else nothing).
+
+    Left alone, glibc raises that bound as it sees large blocks freed, to up to 32 MiB, and keeps them in a heap whose
+    holes made the same image take 200 MB more in one run than in another.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _status_bytes(field: str) -> int:

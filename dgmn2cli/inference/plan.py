@@ -13,7 +13,7 @@ from dgmn2cli.data.transforms import scaled, target_size
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.inference.graph import GraphInference
 from dgmn2cli.inference.sliding_window import Windowing, band_rows
-from dgmn2cli.runtime import highest_use, in_use, machine_memory
+from dgmn2cli.runtime import highest_use, in_use, machine_memory, return_large_blocks
 
 WINDOW_BATCH = {"cpu": 1}  # measured on two cores: batches gain nothing on a CPU and cost memory
 WINDOW_BATCH_GPU = 4
@@ -212,6 +212,7 @@ def require_room(limit: int, device: torch.device, needed: int, doing: str) -> N
     Raises:
         ResourceError: there is no room, or memory cannot be measured here.
     """
+    return_large_blocks()
     used, highest = in_use(device), highest_use(device)
     if max(used + needed, highest) > limit:
         why = f"the limit is {gigabytes(limit)}, and {gigabytes(used)} are in use"
