@@ -205,7 +205,7 @@ def _about(report: EvalReport) -> list[tuple[str, str]]:
         ("images", f"{data.images} of {data.of} in split {data.split} of {data.root}"),
         *data.remarks(),
         *([("procedure", str(report.protocol))] if report.protocol is not None else []),
-        ("model", f"{run.model} ({run.precision}, {run.form}){weights}"),
+        ("model", f"{run.model} ({'from files' if run.form == 'files' else f'{run.precision}, {run.form}'}){weights}"),
         ("ran", f"{report.seconds:.1f} s on {run.device_name}, {run.engine}{many}"),
     ]
 

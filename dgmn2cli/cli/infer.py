@@ -127,4 +127,5 @@ def _summary(report: InferReport) -> list[Table | Text]:
     about = f"{count:,} image{'s' * (count != 1)}{earlier} in {report.seconds:.1f} s with {run.model}"
     many = f", {report.processes} processes" if report.processes > 1 else ""
     last = render.lines(f"{about} ({run.precision}, {run.form}) on {run.device_name}, {run.engine}{many}")
-    return [] if not count else [table, doubts, last] if count > 1 else [table, last]
+    gap = Text()
+    return [] if not count else [gap, table, gap, doubts, gap, last] if count > 1 else [gap, table, gap, last]
