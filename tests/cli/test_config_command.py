@@ -23,7 +23,7 @@ def test_every_setting_is_listed_with_its_range(capsys: pytest.CaptureFixture[st
     code, out, _ = call(capsys, "config", "list")
     rows = [line.split()[0] for line in out.splitlines() if "." in line.split("  ")[0]]
     assert code == 0
-    assert len({setting.key for setting in settings()}) == 59
+    assert len({setting.key for setting in settings()}) == 67
     assert {setting.key for setting in settings()} <= set(rows)
     code, out, _ = call(capsys, "config", "list", "optim")
     assert code == 0
@@ -36,7 +36,7 @@ def test_the_json_schema_accepts_the_published_configurations(capsys: pytest.Cap
     listed = json.loads(out)
     schema = listed["schema"]
     assert code == 0
-    assert len(listed["settings"]) == 59
+    assert len(listed["settings"]) == 67
     jsonschema.Draft202012Validator.check_schema(schema)
     assert len(published_names()) == 16
     for name in published_names():
