@@ -27,7 +27,7 @@ def test_every_setting_is_listed_with_its_range(capsys: pytest.CaptureFixture[st
     assert {setting.key for setting in settings()} <= set(rows)
     code, out, _ = call(capsys, "config", "list", "optim")
     assert code == 0
-    assert len(out.splitlines()) == 2 + 6
+    assert len(out.splitlines()) == 2 + 7
     assert call(capsys, "config", "list", "no such")[0] == 2
 
 

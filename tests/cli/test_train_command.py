@@ -73,7 +73,7 @@ def test_dry_run_tells_the_plan_and_writes_nothing(run: Run) -> None:
     assert rows["effective batch"].startswith("2 = 1 x 1 x 2")
     assert rows["memory"].endswith("GB per process (measured)")
     assert "s per step: " in rows["time"]
-    assert rows["run folder"] == f"runs/{NAIVE} (not created)"
+    assert rows["run folder"] == f"runs/{NAIVE} (left as it is)"
     assert [path.name for path in Path().iterdir()] == ["data"]
 
     plan = json.loads(run("train", NAIVE, *TWO_STEPS, *options, "--json")[1])
