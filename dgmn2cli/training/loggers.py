@@ -77,13 +77,14 @@ class WeightsAndBiases:
             atomic_write(identity, uuid.uuid4().hex[:16])
         self._errors = wandb.Error
         try:
+            mode: Any = os.environ.get("WANDB_MODE", "offline")  # wandb says what it wants
             self._run: Any = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
                 name=os.environ.get("WANDB_NAME", config.name),
                 id=identity.read_text("utf-8"),
                 resume="allow",
                 dir=folder,
-                mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]  # wandb says what it wants
+                mode=mode,
                 config=flat(config),
                 settings=wandb.Settings(console="off", silent=True),
             )
