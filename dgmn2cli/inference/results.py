@@ -124,6 +124,8 @@ def find_earlier(path: Path, images: ImageList, identity: dict[str, Any], *, ove
                 if place == len(ordered) or ordered[place] != key:
                     continue
                 index = int(order[place])
+                if images.names[index] != line["name"]:  # two names of one hash: it is done again
+                    continue
                 same = line["run"] == identity
                 offsets[index] = offset if same else -1
                 other.pop(index, None)

@@ -177,15 +177,24 @@ def _choices(inner: str) -> Sequence[str]:
     return inner.split(",") if "," in inner else [f"{{{inner}}}"]
 
 
-def _first_of_each(paths: Sequence[str], besides: Iterable[str] = ()) -> np.ndarray:
+def _first_of_each(paths: Sequence[str], besides: Sequence[str] = ()) -> np.ndarray:
     """The indices of `paths` without those that name the same file again, or one of `besides`."""
     here = Path.cwd()
-    keys, others = (
-        np.fromiter((hash(os.path.normpath(os.path.join(here, path))) for path in some), np.int64)
-        for some in (paths, besides)
-    )
-    first = np.sort(np.unique(keys, return_index=True)[1])
-    return first[~np.isin(keys[first], others)]
+
+    def whole(path: str) -> str:
+        return os.path.normpath(os.path.join(here, path))
+
+    # a million names are compared by their hashes, those of equal hashes by themselves
+    keys = np.fromiter((hash(whole(path)) for path in chain(besides, paths)), np.int64)
+    found, counts = np.unique(keys, return_counts=True)
+    alike = np.isin(keys, found[counts > 1])
+    others, own = alike[: len(besides)], alike[len(besides) :]
+    seen, kept = {whole(besides[int(index)]) for index in np.flatnonzero(others)}, np.full(len(paths), True)
+    for index in np.flatnonzero(own):
+        name = whole(paths[int(index)])
+        kept[index] = name not in seen
+        seen.add(name)
+    return np.flatnonzero(kept)
 
 
 def _require_any(paths: Sequence[str]) -> None:

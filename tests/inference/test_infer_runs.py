@@ -15,6 +15,7 @@ from streets import SMALL, Load, scene
 
 from dgmn2cli.data.images import encode_png, write_png
 from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, DistributedError, ResourceError
+from dgmn2cli.inference import sources
 from dgmn2cli.inference.report import ImageResult
 from dgmn2cli.inference.run import InferRequest, run
 from dgmn2cli.inference.sources import expand_braces, find_images
@@ -354,3 +355,12 @@ def test_long_lists_are_read_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"x" * 70_000)
     with pytest.raises(DataError, match="line 1 is longer"):
         find_images([f"@{tmp_path}/list.txt"])
+
+
+def test_names_whose_hashes_meet_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(sources, "hash", lambda value: 7, raising=False)
+    named = [str(tmp_path / name) for name in ("b.png", "a.png", "b.png", "./a.png")]
+    found = find_images([*named, str(tmp_path)])
+    assert sorted(image.path.name for image in found) == ["a.png", "b.png", "c.png"]
