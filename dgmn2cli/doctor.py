@@ -70,17 +70,11 @@ Verdict = Literal["ok", "note", "failed"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination.
+    """One line of the examination."""
 
-    Attributes:
-        name: what was looked at.
-        verdict: `ok`; `note`: something is missing that not everyone needs; `failed`.
-        value: what was found, in words.
-    """
-
-    name: str
-    verdict: Verdict
-    value: str
+    name: str  # what was looked at
+    verdict: Verdict  # `ok`; `note`: something is missing that not everyone needs; `failed`
+    value: str  # what was found, in words
 
 
 @dataclass(frozen=True)

@@ -56,25 +56,15 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way of computing a network or an op.
+    """One way of computing a network or an op."""
 
-    Attributes:
-        name: `dgmn2cli`, or a key of `BASELINES`.
-        device: `cpu`, `cuda:0`, ...
-        dtype: of weights and activations.
-        backend: op backend, resolved; for a baseline the one its unfold runs on, or what is used instead.
-        form: `fused` (inference form), `published` (order of operations as published) or `graph` (exported).
-        compiled: whether it runs under `torch.compile`.
-        graph: the exported graph that a runtime runs.
-    """
-
-    name: str
-    device: str
-    dtype: str
-    backend: str
-    form: str
-    compiled: bool = False
-    graph: Path | None = None
+    name: str  # `dgmn2cli`, or a key of `BASELINES`
+    device: str  # `cpu`, `cuda:0`, ...
+    dtype: str  # of weights and activations
+    backend: str  # op backend, resolved; for a baseline the one its unfold runs on, or what is used instead
+    form: str  # `fused` (inference form), `published` (order of operations as published) or `graph` (exported)
+    compiled: bool = False  # whether it runs under `torch.compile`
+    graph: Path | None = None  # the exported graph that a runtime runs
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -84,24 +74,16 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Agreement:
-    """That two implementations gave the same answer before they were timed.
+    """That two implementations gave the same answer before they were timed."""
 
-    Attributes:
-        name: model or op.
-        implementation, dtype: what was compared with `dgmn2cli`.
-        what: `logits`, `gradients`, `output`.
-        difference: how far they lie apart.
-        limit: how far they may.
-        measure: what `difference` is: `largest absolute` or `relative root mean square`.
-    """
-
-    name: str
+    name: str  # model or op
+    # implementation, dtype: what was compared with `dgmn2cli`
     implementation: str
     dtype: str
-    what: str
-    difference: float
-    limit: float
-    measure: str
+    what: str  # `logits`, `gradients`, `output`
+    difference: float  # how far they lie apart
+    limit: float  # how far they may
+    measure: str  # what `difference` is: `largest absolute` or `relative root mean square`
 
     def require(self) -> Agreement:
         """The agreement itself where it holds.

@@ -30,21 +30,15 @@ Operation = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class OpCase:
-    """One op at the size one stage gives it.
+    """One op at the size one stage gives it."""
 
-    Attributes:
-        op: `deform_attention` or `deform_unfold`.
-        stage: 1 to 4.
-        heads, height, width: of the stage's map; a head is 64 wide.
-        batch: windows.
-    """
-
-    op: str
-    stage: int
+    op: str  # `deform_attention` or `deform_unfold`
+    stage: int  # 1 to 4
+    # heads, height, width: of the stage's map; a head is 64 wide
     heads: int
     height: int
     width: int
-    batch: int = 1
+    batch: int = 1  # windows
 
     @property
     def name(self) -> str:

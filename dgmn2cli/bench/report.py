@@ -28,30 +28,19 @@ _FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_ti
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and when something was measured.
+    """Where and when something was measured."""
 
-    Attributes:
-        processor, gpu: their models; no GPU where the measurement ran on the CPU.
-        extensions: instruction-set extensions, empty where the system does not tell.
-        capability: the widest instruction set PyTorch's kernels use.
-        cores, threads: CPUs this process may run on, and threads that PyTorch uses.
-        memory: bytes of main memory.
-        system, versions: operating system, architecture; Python, PyTorch and this package.
-        load: load average of the last minute when the measurement began.
-        time: when that was, UTC.
-    """
-
-    processor: str
-    extensions: str
-    capability: str
-    cores: int
-    memory: int
-    gpu: str
-    system: str
-    versions: str
-    threads: int
-    load: float
-    time: str
+    processor: str  # its model
+    extensions: str  # instruction-set extensions, empty where the system does not tell
+    capability: str  # the widest instruction set PyTorch's kernels use
+    cores: int  # CPUs this process may run on
+    memory: int  # bytes of main memory
+    gpu: str  # its model; empty where the measurement ran on the CPU
+    system: str  # operating system, architecture
+    versions: str  # Python, PyTorch and this package
+    threads: int  # that PyTorch uses
+    load: float  # load average of the last minute when the measurement began
+    time: str  # when that was, UTC
 
 
 def describe_machine(device: torch.device) -> Machine:
@@ -82,58 +71,41 @@ def _extensions() -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation in one comparison; None where a figure does not apply or could not be measured.
+    """One implementation in one comparison; None where a figure does not apply or could not be measured."""
 
-    Attributes:
-        name: the model, the op with the map it works on, or the image.
-        task: `infer`, `train`, `forward`, `forward + backward`, `decode`.
-        implementation: `dgmn2cli` or a baseline's name.
-        form: `fused` or `published` (order of operations); for an op or decoder what runs.
-        backend: op backend, or what does the unfolding or decoding.
-        dtype, compiled: whether it runs under `torch.compile`.
-        batch, height, width: of the images, or of the op's map.
-        runs: timings.
-        median, p10, p90: seconds of one run.
-        per_second: images (or maps) a second.
-        times_as_fast: how many times as fast `dgmn2cli` ran in the same rounds.
-        macs: multiply-accumulates of one run as published, all images of the batch: the same for every implementation.
-        executed: multiply-accumulates that really run; fewer where exact algebra saves some. What a backward pass
-            computes anew is not counted.
-        parameters: trained numbers.
-        gflops: 10^9 floating-point operations executed a second, two per multiply-accumulate.
-        utilisation: `gflops` over the best matrix rate of the same rounds, 0 to 1.
-        efficiency: the seconds that the published multiply-accumulates take at that rate, over the seconds taken; above
-            `utilisation` where fewer are executed, and then possibly above 1.
-        gbytes: 10^9 bytes a second of the tensors that must be read and written.
-        peak: bytes above the weights at the highest point of a run.
-        memory_share: `dgmn2cli`'s peak over this one's.
-    """
-
-    name: str
-    task: str
-    implementation: str
-    form: str
-    backend: str
+    name: str  # the model, the op with the map it works on, or the image
+    task: str  # `infer`, `train`, `forward`, `forward + backward`, `decode`
+    implementation: str  # `dgmn2cli` or a baseline's name
+    form: str  # `fused` or `published` (order of operations); for an op or decoder what runs
+    backend: str  # op backend, or what does the unfolding or decoding
+    # dtype, compiled: whether it runs under `torch.compile`
     dtype: str
     compiled: bool
+    # batch, height, width: of the images, or of the op's map
     batch: int
     height: int
     width: int
-    runs: int
+    runs: int  # timings
+    # median, p10, p90: seconds of one run
     median: float
     p10: float
     p90: float
-    per_second: float
-    times_as_fast: float
+    per_second: float  # images (or maps) a second
+    times_as_fast: float  # how many times as fast `dgmn2cli` ran in the same rounds
+    # multiply-accumulates of one run as published, all images of the batch: the same for every implementation
     macs: int | None = None
+    # multiply-accumulates that really run; fewer where exact algebra saves some. What a backward pass computes anew is
+    # not counted.
     executed: int | None = None
-    parameters: int | None = None
-    gflops: float | None = None
-    utilisation: float | None = None
+    parameters: int | None = None  # trained numbers
+    gflops: float | None = None  # 10^9 floating-point operations executed a second, two per multiply-accumulate
+    utilisation: float | None = None  # `gflops` over the best matrix rate of the same rounds, 0 to 1
+    # the seconds that the published multiply-accumulates take at that rate, over the seconds taken; above `utilisation`
+    # where fewer are executed, and then possibly above 1
     efficiency: float | None = None
-    gbytes: float | None = None
-    peak: int | None = None
-    memory_share: float | None = None
+    gbytes: float | None = None  # 10^9 bytes a second of the tensors that must be read and written
+    peak: int | None = None  # bytes above the weights at the highest point of a run
+    memory_share: float | None = None  # `dgmn2cli`'s peak over this one's
 
     @classmethod
     def of(
@@ -154,29 +126,19 @@ class Row:
 
 @dataclass(frozen=True)
 class PartRow:
-    """One part of a whole: a stage on an image's way from file to mask, or an operator or part of a profiled network.
+    """One part of a whole: a stage on an image's way from file to mask, an operator or part of a profiled network."""
 
-    Attributes:
-        name: the model.
-        part: `decode`, `preprocess`, `windows`, `stitch`, `argmax`, `encode`, their `sum`, and `wall`, the same work by
-            the ordinary path, untimed inside; or PyTorch's name of an operator, `backbone`, `neck`, `head`, or
-            `deform_attention`; of a stream `network`, `decode, save` and `pipeline`.
-        seconds: of one run (the median); of an operator in itself, operators it called excluded.
-        share: of what `of` names, 0 to 1.
-        of: `file to mask`, `all operators`, `all parts`, `the backbone` or `the bound`.
-        p95: seconds that 95 % of the runs kept to.
-        calls: in one run.
-        per_second: images a second, of `sum` and `wall`.
-    """
-
-    name: str
+    name: str  # the model
+    # `decode`, `preprocess`, `windows`, `stitch`, `argmax`, `encode`, their `sum`, and `wall`, the same work by the
+    # ordinary path, untimed inside; or PyTorch's name of an operator, `backbone`, `neck`, `head`, or
+    # `deform_attention`; of a stream `network`, `decode, save` and `pipeline`
     part: str
-    seconds: float
-    share: float
-    of: str
-    p95: float | None = None
-    calls: int | None = None
-    per_second: float | None = None
+    seconds: float  # of one run (the median); of an operator in itself, operators it called excluded
+    share: float  # of what `of` names, 0 to 1
+    of: str  # `file to mask`, `all operators`, `all parts`, `the backbone` or `the bound`
+    p95: float | None = None  # seconds that 95 % of the runs kept to
+    calls: int | None = None  # in one run
+    per_second: float | None = None  # images a second, of `sum` and `wall`
 
 
 AnyRow = Row | PartRow
@@ -184,26 +146,17 @@ AnyRow = Row | PartRow
 
 @dataclass
 class Report:
-    """The result of one `benchmark` run; the measurements add to it while it runs.
+    """The result of one `benchmark` run; the measurements add to it while it runs."""
 
-    Attributes:
-        bench: one of `BENCHES`.
-        machine: what it was measured on, and when.
-        rows: the figures.
-        rates: the machine's own best, measured in the same rounds; of several series the highest.
-        agreements: the checks that came first.
-        notes: what was left out, and why.
-        seconds: wall time of the whole benchmark.
-        weights: where the weights came from.
-    """
-
-    bench: str
-    machine: Machine
-    rows: list[AnyRow] = field(default_factory=list)
+    bench: str  # one of `BENCHES`
+    machine: Machine  # what it was measured on, and when
+    rows: list[AnyRow] = field(default_factory=list)  # the figures
+    # the machine's own best, measured in the same rounds; of several series the highest
     rates: list[Rate] = field(default_factory=list)
-    agreements: list[Agreement] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    agreements: list[Agreement] = field(default_factory=list)  # the checks that came first
+    notes: list[str] = field(default_factory=list)  # what was left out, and why
+    seconds: float = 0.0  # wall time of the whole benchmark
+    # where the weights came from
     weights: str = "stand-ins drawn from the tensors' names; masks made with them mean nothing"
 
     def note(self, line: str) -> None:

@@ -17,37 +17,29 @@ from dgmn2cli.model.segmentor import Segmentor
 class Request:
     """What to measure.
 
-    Attributes:
-        bench: one of `BENCHES`.
-        device: of all implementations.
-        dtype, backend, compiled: how this package's implementation runs.
-        fused: run it in the inference form (`infer`, `e2e`, `profile`); training always keeps the published order.
-        size: width and height of the window, or for `e2e`, `decode` and `stream` of the image; None: the
-            configuration's window, 2048x1024 for `e2e` and `stream`, images of 2, 12 and 24 megapixels for `decode`.
-        window: the same for a square window, for `e2e` too.
-        batch: windows at a time; 2 for `train` and 1 for the others if None.
-        baselines: which to measure beside it, keys of `BASELINES`.
-        warmup, iters: rounds thrown away, rounds that count.
-        memory: measure peak memory too; on the CPU each implementation in a process of its own.
-        export: makes the ONNX graph of a network, for the baselines that are runtimes.
-
     Raises:
         ConfigError: no such baseline, or window and size contradict each other.
     """
 
-    bench: str
-    device: torch.device
+    bench: str  # one of `BENCHES`
+    device: torch.device  # of all implementations
+    # dtype, backend, compiled: how this package's implementation runs
     dtype: str = "float32"
     backend: str = "auto"
     compiled: bool = False
+    # run it in the inference form (`infer`, `e2e`, `profile`); training always keeps the published order
     fused: bool = True
+    # width and height of the window, or for `e2e`, `decode` and `stream` of the image; None: the configuration's
+    # window, 2048x1024 for `e2e` and `stream`, images of 2, 12 and 24 megapixels for `decode`
     size: tuple[int, int] | None = None
-    window: int | None = None
-    batch: int | None = None
-    baselines: tuple[str, ...] = ("plain", "torchvision")
+    window: int | None = None  # the same for a square window, for `e2e` too
+    batch: int | None = None  # windows at a time; 2 for `train` and 1 for the others if None
+    baselines: tuple[str, ...] = ("plain", "torchvision")  # which to measure beside it, keys of `BASELINES`
+    # warmup, iters: rounds thrown away, rounds that count
     warmup: int = 1
     iters: int = 5
-    memory: bool = True
+    memory: bool = True  # measure peak memory too; on the CPU each implementation in a process of its own
+    # makes the ONNX graph of a network, for the baselines that are runtimes
     export: Callable[[Segmentor], Any] | None = None
 
     def __post_init__(self) -> None:

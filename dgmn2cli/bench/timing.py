@@ -83,19 +83,12 @@ def tell_round(observer: Observer, name: str, done: int, of: int) -> None:
 
 @dataclass(frozen=True)
 class Rate:
-    """What the machine does at best at one kind of work.
+    """What the machine does at best at one kind of work."""
 
-    Attributes:
-        dtype: of the numbers.
-        kind: `matrix product`, `prepacked Linear`, `3x3 convolution`, or `copy`.
-        gflops: 10^9 operations a second; None for a copy.
-        gbytes: 10^9 bytes read and written a second; None for matrix work.
-    """
-
-    dtype: str
-    kind: str
-    gflops: float | None = None
-    gbytes: float | None = None
+    dtype: str  # of the numbers
+    kind: str  # `matrix product`, `prepacked Linear`, `3x3 convolution`, or `copy`
+    gflops: float | None = None  # 10^9 operations a second; None for a copy
+    gbytes: float | None = None  # 10^9 bytes read and written a second; None for matrix work
 
 
 @dataclass(frozen=True)

@@ -24,45 +24,32 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 
 @dataclass(frozen=True)
 class Line:
-    """What became of one entry of the file.
+    """What became of one entry of the file."""
 
-    Attributes:
-        key: its name; `meta.NAME` for what the file says about itself.
-        outcome: `kept`, `renamed` or `dropped`.
-        shape: of a tensor, else None.
-        dtype: of a tensor, else empty.
-        note: why it was dropped, its former name, or its value in a few words.
-    """
-
-    key: str
-    outcome: str
-    shape: tuple[int, ...] | None = None
-    dtype: str = ""
-    note: str = ""
+    key: str  # its name; `meta.NAME` for what the file says about itself
+    outcome: str  # `kept`, `renamed` or `dropped`
+    shape: tuple[int, ...] | None = None  # of a tensor, else None
+    dtype: str = ""  # of a tensor, else empty
+    note: str = ""  # why it was dropped, its former name, or its value in a few words
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What was converted.
+    """What was converted."""
 
-    Attributes:
-        source, source_sha256, source_size: the file that was read.
-        target, target_sha256, target_size: the file that was written, read again and compared.
-        kept, dropped: how many entries.
-        lines: every entry.
-        notes: which weights were taken, what was left out.
-    """
-
+    # source, source_sha256, source_size: the file that was read
     source: Path
     source_sha256: str
     source_size: int
+    # target, target_sha256, target_size: the file that was written, read again and compared
     target: Path
     target_sha256: str
     target_size: int
+    # kept, dropped: how many entries
     kept: int
     dropped: int
-    lines: tuple[Line, ...]
-    notes: tuple[str, ...] = ()
+    lines: tuple[Line, ...]  # every entry
+    notes: tuple[str, ...] = ()  # which weights were taken, what was left out
 
 
 def convert(source: Path, target: Path, *, overwrite: bool = False, ema: bool = False) -> ConversionReport:

@@ -29,75 +29,48 @@ DigestState = Literal["holds", "does not hold", "none"]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The training configuration in a file's `meta`.
+    """The training configuration in a file's `meta`."""
 
-    Attributes:
-        language: `dgmn2 TOML` or `MMSegmentation`.
-        lines: of the text.
-        summary: what it trains, in words; empty where it cannot be read.
-        fault: why it cannot be read; empty where it can.
-    """
-
-    language: str
-    lines: int
-    summary: str = ""
-    fault: str = ""
+    language: str  # `dgmn2 TOML` or `MMSegmentation`
+    lines: int  # of the text
+    summary: str = ""  # what it trains, in words; empty where it cannot be read
+    fault: str = ""  # why it cannot be read; empty where it can
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What a model file is.
+    """What a model file is."""
 
-    Attributes:
-        path, size, sha256: the file, its bytes, its hash.
-        hash_state: `pinned` or `recorded` if the hash is that of an entry of the zoo, else `unknown`.
-        hash_of: that entry's key.
-        hash_note: what else there is to say of the hash; empty if nothing.
-        format: `pth`, `legacy pth` or `safetensors`.
-        wrapper: the entry that holds the weights; empty if the file is nothing but them.
-        prefixes: what was taken off the names, such as `module.`.
-        notes: what else there is to know: which entry was taken, what was left out.
-        model: which network, in words.
-        key: the zoo key of its kind; empty if unknown.
-        kind, classes: as `Recognised`.
-        exact: every tensor of the network is there, in its shape, and no other.
-        differences: what is missing, unknown or misshapen, if anything.
-        tensors, values: how many, and how many numbers they hold.
-        dtypes: tensors by number type.
-        iteration, epoch: of the training; None where the file does not say.
-        meta: what else the file says about itself, each value in a few words.
-        training_config: the configuration it was trained with, if it is there.
-        optimizer: what there is of an optimiser's state; empty if nothing.
-        others: further entries of the file.
-        digest: whether the digest that `dgmn2 train` writes holds.
-    """
-
+    # path, size, sha256: the file, its bytes, its hash
     path: Path
     size: int
     sha256: str
-    hash_state: HashState
-    hash_of: str
-    hash_note: str
-    format: str
-    wrapper: str
-    prefixes: tuple[str, ...]
-    notes: tuple[str, ...]
-    model: str
-    key: str
+    hash_state: HashState  # `pinned` or `recorded` if the hash is that of an entry of the zoo, else `unknown`
+    hash_of: str  # that entry's key
+    hash_note: str  # what else there is to say of the hash; empty if nothing
+    format: str  # `pth`, `legacy pth` or `safetensors`
+    wrapper: str  # the entry that holds the weights; empty if the file is nothing but them
+    prefixes: tuple[str, ...]  # what was taken off the names, such as `module.`
+    notes: tuple[str, ...]  # what else there is to know: which entry was taken, what was left out
+    model: str  # which network, in words
+    key: str  # the zoo key of its kind; empty if unknown
+    # kind, classes: as `Recognised`
     kind: str
     classes: int | None
-    exact: bool
-    differences: tuple[str, ...]
+    exact: bool  # every tensor of the network is there, in its shape, and no other
+    differences: tuple[str, ...]  # what is missing, unknown or misshapen, if anything
+    # tensors, values: how many, and how many numbers they hold
     tensors: int
     values: int
-    dtypes: dict[str, int]
+    dtypes: dict[str, int]  # tensors by number type
+    # iteration, epoch: of the training; None where the file does not say
     iteration: int | None
     epoch: int | None
-    meta: dict[str, str]
-    training_config: TrainingConfig | None
-    optimizer: str
-    others: tuple[str, ...]
-    digest: DigestState
+    meta: dict[str, str]  # what else the file says about itself, each value in a few words
+    training_config: TrainingConfig | None  # the configuration it was trained with, if it is there
+    optimizer: str  # what there is of an optimiser's state; empty if nothing
+    others: tuple[str, ...]  # further entries of the file
+    digest: DigestState  # whether the digest that `dgmn2 train` writes holds
 
 
 def describe(path: str | Path, known: Sequence[KnownHash]) -> FileInfo:

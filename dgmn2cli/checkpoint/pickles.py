@@ -29,33 +29,22 @@ class Excess(Exception):  # noqa: N818
 
 @dataclass
 class References:
-    """What pickles refer to.
+    """What pickles refer to."""
 
-    Attributes:
-        names: classes and functions, as `module.name`.
-        like_dicts, like_lists: those of them whose objects are filled item by item.
-    """
-
-    names: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)  # classes and functions, as `module.name`
+    # like_dicts, like_lists: those of them whose objects are filled item by item
     like_dicts: set[str] = field(default_factory=set)
     like_lists: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class _Value:
-    """What matters of a value on the stack.
+    """What matters of a value on the stack."""
 
-    Attributes:
-        cost: how many values hashing it visits.
-        depth: how deep its tuples go.
-        name: the class or function that it is, or whose call gave it.
-        of_bytes: it is a tuple of nothing but bytes, as calls carry them.
-    """
-
-    cost: int = 1
-    depth: int = 0
-    name: str = ""
-    of_bytes: bool = False
+    cost: int = 1  # how many values hashing it visits
+    depth: int = 0  # how deep its tuples go
+    name: str = ""  # the class or function that it is, or whose call gave it
+    of_bytes: bool = False  # it is a tuple of nothing but bytes, as calls carry them
 
 
 @dataclass

@@ -20,20 +20,13 @@ PUBLISHED_CLASSES = {"segmentor": 19, "classifier": 1000}
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a set of named tensors is.
+    """What a set of named tensors is."""
 
-    Attributes:
-        kind: `segmentor`, `classifier` (an ImageNet checkpoint), `backbone` (the same without its head) or `unknown`.
-        size: `tiny`, `small`, `medium` or `large`; empty if unknown.
-        head: of a segmentor, `fpn`, `setr_naive`, `setr_pup` or `setr_mla`.
-        classes: classes it tells apart; None if it has no classification layer.
-        differences: tensors that are missing, unexpected or of another shape, by that word.
-    """
-
-    kind: str
-    size: str = ""
-    head: str = ""
-    classes: int | None = None
+    kind: str  # `segmentor`, `classifier` (an ImageNet checkpoint), `backbone` (the same without its head) or `unknown`
+    size: str = ""  # `tiny`, `small`, `medium` or `large`; empty if unknown
+    head: str = ""  # of a segmentor, `fpn`, `setr_naive`, `setr_pup` or `setr_mla`
+    classes: int | None = None  # classes it tells apart; None if it has no classification layer
+    # tensors that are missing, unexpected or of another shape, by that word
     differences: dict[str, list[str]] = field(default_factory=dict)
 
     @property

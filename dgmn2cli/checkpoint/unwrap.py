@@ -22,31 +22,22 @@ _COUNTERS = ("steps", "n_averaged", "num_updates", "decay")  # of averaged copie
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model file that was read safely.
+    """A model file that was read safely."""
 
-    Attributes:
-        path: the file.
-        sha256: hash of the bytes that were read.
-        size: bytes.
-        format: how the file is made.
-        state: parameter and buffer tensors by the network's own names, on the CPU.
-        meta: what the file says about itself (classes, palette, configuration text, iteration), if anything.
-        rest: further entries beside the weights, such as `optimizer`.
-        wrapper: the entry that holds the weights, such as `state_dict`; empty where the file is nothing but them.
-        renamed: for each name that bore a prefix, such as `module.`, the file's.
-        notes: what the user should know: which entry was taken, what was left out.
-    """
-
-    path: Path
-    sha256: str
-    size: int
-    format: Format = "pth"
+    path: Path  # the file
+    sha256: str  # hash of the bytes that were read
+    size: int  # bytes
+    format: Format = "pth"  # how the file is made
+    # parameter and buffer tensors by the network's own names, on the CPU
     state: dict[str, Tensor] = field(default_factory=dict)
+    # what the file says about itself (classes, palette, configuration text, iteration), if anything
     meta: dict[str, Any] = field(default_factory=dict)
-    rest: dict[str, Any] = field(default_factory=dict)
+    rest: dict[str, Any] = field(default_factory=dict)  # further entries beside the weights, such as `optimizer`
+    # the entry that holds the weights, such as `state_dict`; empty where the file is nothing but them
     wrapper: str = ""
+    # for each name that bore a prefix, such as `module.`, the file's
     renamed: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what the user should know: which entry was taken, what was left out
 
     @property
     def prefixes(self) -> tuple[str, ...]:

@@ -37,24 +37,17 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What the check of one split found.
-
-    Attributes:
-        faults: one line per broken pair, naming the file.
-        notes: what is odd but harms nothing.
-        sizes: "WIDTHxHEIGHT" -> number of images.
-        ignored_share: share of all pixels that is ignored.
-    """
+    """What the check of one split found."""
 
     root: str
     split: str
     kind: str
     pairs: int
-    faults: tuple[str, ...]
-    notes: tuple[str, ...]
-    sizes: dict[str, int]
+    faults: tuple[str, ...]  # one line per broken pair, naming the file
+    notes: tuple[str, ...]  # what is odd but harms nothing
+    sizes: dict[str, int]  # "WIDTHxHEIGHT" -> number of images
     classes: tuple[ClassCount, ...]
-    ignored_share: float
+    ignored_share: float  # share of all pixels that is ignored
 
     @property
     def remarks(self) -> tuple[str, ...]:

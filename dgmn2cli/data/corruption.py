@@ -28,15 +28,10 @@ Draws = np.random.Generator
 
 @dataclass(frozen=True)
 class Corruption:
-    """Kinds with their levels (1 to 5), applied one after the other.
+    """Kinds with their levels (1 to 5), applied one after the other."""
 
-    Attributes:
-        steps: pairs of kind and level.
-        seed: of everything random.
-    """
-
-    steps: tuple[tuple[str, int], ...]
-    seed: int = 0
+    steps: tuple[tuple[str, int], ...]  # pairs of kind and level
+    seed: int = 0  # of everything random
 
     def __str__(self) -> str:
         return ",".join(f"{kind}:{level}" for kind, level in self.steps)

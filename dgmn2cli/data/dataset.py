@@ -19,23 +19,14 @@ UNKNOWN_COLOUR = STORED_IDS - 1  # stands for a colour that is no class's
 
 @dataclass(frozen=True, eq=False)
 class IdMap:
-    """How the ids stored in label files become classes.
+    """How the ids stored in label files become classes."""
 
-    Attributes:
-        name: what the stored ids are called in messages, e.g. "labelIds".
-        table: (65536,) uint8: the class of each stored id, or `IGNORE`.
-        legal: (65536,) bool: the stored ids that may occur.
-        hint: what to say when another one does.
-        telltale: where 255 occurs, an id from this one on must occur, too; otherwise the file holds other ids.
-        colours: (N, 3) uint8 red green blue: the files hold these, in place of the ids 0 to N-1.
-    """
-
-    name: str
-    table: np.ndarray
-    legal: np.ndarray
-    hint: str = ""
-    telltale: int = 0
-    colours: np.ndarray | None = None
+    name: str  # what the stored ids are called in messages, e.g. "labelIds".
+    table: np.ndarray  # (65536,) uint8: the class of each stored id, or `IGNORE`
+    legal: np.ndarray  # (65536,) bool: the stored ids that may occur
+    hint: str = ""  # what to say when another one does
+    telltale: int = 0  # where 255 occurs, an id from this one on must occur, too; otherwise the file holds other ids
+    colours: np.ndarray | None = None  # (N, 3) uint8 red green blue: the files hold these, in place of the ids 0 to N-1
 
     @classmethod
     def of(
@@ -110,47 +101,28 @@ class Pair:
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """How a known data set's stored ids become classes.
+    """How a known data set's stored ids become classes."""
 
-    Attributes:
-        dataset: the preset's name.
-        sha256: over what each stored id becomes.
-        without: the classes that none becomes.
-    """
-
-    dataset: str
-    sha256: str
-    without: tuple[str, ...]
+    dataset: str  # the preset's name
+    sha256: str  # over what each stored id becomes
+    without: tuple[str, ...]  # the classes that none becomes
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentationSet:
-    """One split of a data set.
+    """One split of a data set."""
 
-    Attributes:
-        root: the folder or description it was opened from.
-        split: its name.
-        pairs: in the order of their names.
-        classes: N names; class ids are 0..N-1, and `IGNORE`.
-        palette: (N, 3) uint8, red green blue.
-        categories: N names of the groups the classes belong to; empty where there are none.
-        kind: "cityscapes" or "folder".
-        unmatched: label files that no image belongs to.
-        notes: what was left out or is odd about the files' names.
-        mapping: how stored ids become classes, where the data set is a known one.
-        corruption: what is done to an image when it is read, given its name; its `str` says what.
-    """
-
-    root: Path
-    split: str
-    pairs: tuple[Pair, ...]
-    classes: tuple[str, ...]
-    palette: np.ndarray
-    categories: tuple[str, ...] = ()
-    kind: str = "folder"
-    unmatched: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
-    mapping: LabelMapping | None = None
+    root: Path  # the folder or description it was opened from
+    split: str  # its name
+    pairs: tuple[Pair, ...]  # in the order of their names
+    classes: tuple[str, ...]  # N names; class ids are 0..N-1, and `IGNORE`
+    palette: np.ndarray  # (N, 3) uint8, red green blue
+    categories: tuple[str, ...] = ()  # N names of the groups the classes belong to; empty where there are none
+    kind: str = "folder"  # "cityscapes" or "folder"
+    unmatched: tuple[Path, ...] = ()  # label files that no image belongs to
+    notes: tuple[str, ...] = ()  # what was left out or is odd about the files' names
+    mapping: LabelMapping | None = None  # how stored ids become classes, where the data set is a known one
+    # what is done to an image when it is read, given its name; its `str` says what
     corruption: Callable[[np.ndarray, str], np.ndarray] | None = None
 
     def __len__(self) -> int:

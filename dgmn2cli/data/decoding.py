@@ -44,18 +44,13 @@ _quiet = threading.Lock()
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """The facts in an image file's header.
+    """The facts in an image file's header."""
 
-    Attributes:
-        format: "PNG", "JPEG", "WebP", "BMP", "TIFF", "GIF" or "PNM".
-        width, height: as displayed, in pixels: the EXIF orientation is applied.
-        orientation: EXIF orientation 1 to 8; 1 where none is given.
-    """
-
-    format: str
+    format: str  # "PNG", "JPEG", "WebP", "BMP", "TIFF", "GIF" or "PNM"
+    # width, height: as displayed, in pixels: the EXIF orientation is applied
     width: int
     height: int
-    orientation: int = 1
+    orientation: int = 1  # EXIF orientation 1 to 8; 1 where none is given
 
 
 def read_header(data: bytes, max_pixels: int) -> ImageHeader:

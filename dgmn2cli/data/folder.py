@@ -205,17 +205,11 @@ def open_folder(
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files of a split lie, and how an image's name becomes its label map's: of images, of label maps.
+    """Where the files of a split lie, and how an image's name becomes its label map's: of images, of label maps."""
 
-    Attributes:
-        folders: they may be the same; `*` is any one folder.
-        suffixes: what names end in; an image's may be empty: any image.
-        prefixes: what names begin with.
-    """
-
-    folders: tuple[str, str]
-    suffixes: tuple[str, str]
-    prefixes: tuple[str, str] = ("", "")
+    folders: tuple[str, str]  # they may be the same; `*` is any one folder
+    suffixes: tuple[str, str]  # what names end in; an image's may be empty: any image
+    prefixes: tuple[str, str] = ("", "")  # what names begin with
 
 
 def open_folders(

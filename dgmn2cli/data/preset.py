@@ -37,17 +37,11 @@ class PresetInfo:
 
 @dataclass(frozen=True)
 class Preset:
-    """A known data set.
+    """A known data set."""
 
-    Attributes:
-        name: what `--dataset` takes.
-        path: of its description.
-        said: what the description says.
-    """
-
-    name: str
-    path: Path
-    said: FolderDescription
+    name: str  # what `--dataset` takes
+    path: Path  # of its description
+    said: FolderDescription  # what the description says
 
     @property
     def split(self) -> str:

@@ -35,19 +35,14 @@ class Group:
     """One process's view of all that work together; a process alone is a group of one.
 
     Every method raises DistributedError where a process is gone, and waits in a way that signals can end.
-
-    Attributes:
-        rank, world: this process's number and how many there are.
-        device: where this process computes.
-        store: what the processes share beside the collectives; None where there is only one.
-        observer: told whom this process waits for, if it waits for long.
     """
 
+    # rank, world: this process's number and how many there are
     rank: int
     world: int
-    device: torch.device
-    store: Store | None = None
-    observer: Observer = field(default_factory=Silent)
+    device: torch.device  # where this process computes
+    store: Store | None = None  # what the processes share beside the collectives; None where there is only one
+    observer: Observer = field(default_factory=Silent)  # told whom this process waits for, if it waits for long
     _collectives: int = 0  # begun
 
     @property

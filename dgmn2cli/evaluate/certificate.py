@@ -27,27 +27,16 @@ class SampledImage:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What the numbers of a report can be had again from.
+    """What the numbers of a report can be had again from."""
 
-    Attributes:
-    classes: names, in the order of the confusion matrix.
-    categories: of the classes; empty where there are none.
-    fingerprint: over the classes and all images' names, sizes and label hashes.
-    seed: the sample was drawn with.
-    sample: images to run again.
-    records: of every image, in the data set's order.
-    temperatures: see `TemperatureCounts`.
-    digest: SHA-256 of the report's JSON with this empty.
-    """
-
-    classes: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
-    fingerprint: str = ""
-    seed: int = SEED
-    sample: tuple[SampledImage, ...] = ()
-    records: tuple[ImageRecord, ...] = ()
-    temperatures: dict[str, str] | None = None
-    digest: str = ""
+    classes: tuple[str, ...] = ()  # names, in the order of the confusion matrix
+    categories: tuple[str, ...] = ()  # of the classes; empty where there are none
+    fingerprint: str = ""  # over the classes and all images' names, sizes and label hashes
+    seed: int = SEED  # the sample was drawn with
+    sample: tuple[SampledImage, ...] = ()  # images to run again
+    records: tuple[ImageRecord, ...] = ()  # of every image, in the data set's order
+    temperatures: dict[str, str] | None = None  # see `TemperatureCounts`
+    digest: str = ""  # SHA-256 of the report's JSON with this empty
 
 
 def certify(data: SegmentationSet, records: Sequence[ImageRecord], temperatures: TemperatureCounts) -> Certificate:

@@ -75,23 +75,16 @@ class ImageDifference:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two evaluations of the same images; fractions.
+    """Two evaluations of the same images; fractions."""
 
-    Attributes:
-        first, second: what is compared.
-        fingerprint: of the images' names, sizes and labels.
-        difference: of the mean IoU.
-        classes: in their order.
-        images: what got better most first, what got worse most last.
-        better, worse, equal: numbers of images.
-    """
-
+    # first, second: what is compared
     first: Compared
     second: Compared
-    fingerprint: str
-    difference: Difference
-    classes: tuple[ClassDifference, ...]
-    images: tuple[ImageDifference, ...]
+    fingerprint: str  # of the images' names, sizes and labels
+    difference: Difference  # of the mean IoU
+    classes: tuple[ClassDifference, ...]  # in their order
+    images: tuple[ImageDifference, ...]  # what got better most first, what got worse most last
+    # better, worse, equal: numbers of images
     better: int
     worse: int
     equal: int

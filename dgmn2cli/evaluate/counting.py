@@ -35,27 +35,19 @@ class CategoryScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found.
+    """What an evaluation found."""
 
-    Attributes:
-        pixel_accuracy: all intersections over all labelled pixels (aAcc).
-        mean_iou: mean of the classes' IoU (mIoU), of unrounded values, undefined ones left out.
-        mean_accuracy: mean of the classes' accuracy (mAcc), likewise.
-        mean_category_iou: mean over the groups; NaN without groups.
-        classes, categories: in the order given.
-        absent: names of the classes that are not in the labels; their accuracy is undefined, and their IoU, too, unless
-            they were predicted (then it is 0 and counts).
-        pixels: labelled pixels.
-    """
-
-    pixel_accuracy: float
-    mean_iou: float
-    mean_accuracy: float
-    mean_category_iou: float
+    pixel_accuracy: float  # all intersections over all labelled pixels (aAcc)
+    mean_iou: float  # mean of the classes' IoU (mIoU), of unrounded values, undefined ones left out
+    mean_accuracy: float  # mean of the classes' accuracy (mAcc), likewise
+    mean_category_iou: float  # mean over the groups; NaN without groups
+    # classes, categories: in the order given
     classes: tuple[ClassScore, ...]
     categories: tuple[CategoryScore, ...]
+    # names of the classes that are not in the labels; their accuracy is undefined, and their IoU, too, unless they were
+    # predicted (then it is 0 and counts)
     absent: tuple[str, ...]
-    pixels: int
+    pixels: int  # labelled pixels
 
 
 def confusion(prediction: np.ndarray, label: np.ndarray, num_classes: int, where: object = "") -> np.ndarray:

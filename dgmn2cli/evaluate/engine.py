@@ -31,20 +31,14 @@ BEHIND = 2  # segmented images that may wait for their counting
 
 @dataclass(frozen=True)
 class Counted:
-    """One image evaluated.
+    """One image evaluated."""
 
-    Attributes:
-        index, name: its place in the data set, its name.
-        counts: (N, N + 1) int64, its confusion matrix.
-        seconds: that segmenting it took.
-        measured: its record.
-    """
-
+    # index, name: its place in the data set, its name
     index: int
     name: str
-    counts: np.ndarray
-    seconds: float
-    measured: Measured
+    counts: np.ndarray  # (N, N + 1) int64, its confusion matrix
+    seconds: float  # that segmenting it took
+    measured: Measured  # its record
 
 
 def segmented(
@@ -207,16 +201,11 @@ def match_classes(classes: ClassList, data: SegmentationSet) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Source:
-    """Where predictions come from.
+    """Where predictions come from."""
 
-    Attributes:
-        run: what made them.
-        protocol: the test procedure; None where it is not known.
-        images: the images at the places given, counted one after the other.
-    """
-
-    run: RunInfo
-    protocol: Protocol | None
+    run: RunInfo  # what made them
+    protocol: Protocol | None  # the test procedure; None where it is not known
+    # the images at the places given, counted one after the other
     images: Callable[[Sequence[int]], Generator[Counted, None, None]]
 
 

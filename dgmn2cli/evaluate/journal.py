@@ -28,17 +28,11 @@ _ANEW = "Delete it to start the evaluation anew."
 
 @dataclass(frozen=True)
 class Journal:
-    """A file that says how far an evaluation is.
+    """A file that says how far an evaluation is."""
 
-    Attributes:
-        path: the file; written whole or not at all, with a digest of its content.
-        identity: all that the records depend on; a run goes on only from a journal with the same.
-        every: seconds between two entries.
-    """
-
-    path: Path
-    identity: dict[str, Any]
-    every: float = EVERY
+    path: Path  # the file; written whole or not at all, with a digest of its content
+    identity: dict[str, Any]  # all that the records depend on; a run goes on only from a journal with the same
+    every: float = EVERY  # seconds between two entries
 
 
 class Tally:

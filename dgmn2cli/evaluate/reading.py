@@ -25,28 +25,20 @@ _WHAT, _HINT = "cannot read the report", "Name a report that `dgmn2 eval --repor
 
 @dataclass(frozen=True, eq=False)
 class ReportFile:
-    """A report on disk.
+    """A report on disk."""
 
-    Attributes:
-        path: the file.
-        plain: its JSON.
-        run, protocol, data: what it says was evaluated.
-        seed: with which the sample was drawn.
-        classes, categories: names.
-        records: of every image.
-        temperatures: see `TemperatureCounts`.
-    """
-
-    path: Path
-    plain: dict[str, Any]
+    path: Path  # the file
+    plain: dict[str, Any]  # its JSON
+    # run, protocol, data: what it says was evaluated
     run: RunInfo
     protocol: Protocol | None
     data: DataInfo
-    seed: int
+    seed: int  # with which the sample was drawn
+    # classes, categories: names
     classes: tuple[str, ...]
     categories: tuple[str, ...]
-    records: tuple[ImageRecord, ...]
-    temperatures: TemperatureCounts
+    records: tuple[ImageRecord, ...]  # of every image
+    temperatures: TemperatureCounts  # see `TemperatureCounts`
 
     @property
     def matrices(self) -> np.ndarray:

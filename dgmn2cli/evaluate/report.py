@@ -28,27 +28,19 @@ from dgmn2cli.version import __version__
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What was evaluated on.
+    """What was evaluated on."""
 
-    Attributes:
-        root, split, kind: the data set.
-        images: evaluated.
-        of: images in the split.
-        sizes: "WIDTHxHEIGHT" -> number of images; empty if the data was not checked.
-        sha256: over the names and contents of all evaluated images and labels; empty if not computed.
-        mapping: how stored ids became classes, where the data set is a known one.
-        corruption: what was done to the images, such as `fog:3`; empty: nothing.
-    """
-
+    # root, split, kind: the data set
     root: str
     split: str
     kind: str
-    images: int
-    of: int
+    images: int  # evaluated
+    of: int  # images in the split
+    # "WIDTHxHEIGHT" -> number of images; empty if the data was not checked
     sizes: dict[str, int] = field(default_factory=dict)
-    sha256: str = ""
-    mapping: LabelMapping | None = None
-    corruption: str = ""
+    sha256: str = ""  # over the names and contents of all evaluated images and labels; empty if not computed
+    mapping: LabelMapping | None = None  # how stored ids became classes, where the data set is a known one
+    corruption: str = ""  # what was done to the images, such as `fog:3`; empty: nothing
 
     @classmethod
     def of_set(cls, data: SegmentationSet, of: int) -> DataInfo:
@@ -92,20 +84,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class OfficialScores:
-    """What cityscapesScripts makes of the saved predictions; IoU from 0 to 1.
+    """What cityscapesScripts makes of the saved predictions; IoU from 0 to 1."""
 
-    Attributes:
-        version: of cityscapesScripts.
-        mean_iou, mean_category_iou: its averages.
-        difference: the largest difference from ours, over all classes, groups and both means.
-        converted_labels: label files it could not read as they are, and that were written anew as labelIds.
-    """
-
-    version: str
+    version: str  # of cityscapesScripts
+    # mean_iou, mean_category_iou: its averages
     mean_iou: float
     mean_category_iou: float
-    difference: float
-    converted_labels: int
+    difference: float  # the largest difference from ours, over all classes, groups and both means
+    converted_labels: int  # label files it could not read as they are, and that were written anew as labelIds
 
 
 @dataclass(frozen=True)

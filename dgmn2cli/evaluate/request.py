@@ -30,53 +30,34 @@ from dgmn2cli.zoo.cache import checks_dir
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """What the user asked for.
+    """What the user asked for."""
 
-    Attributes:
-        root, split: the data set.
-        described: what a configuration says about it; by default nothing but what lies in `root`.
-        settings: the test procedure.
-        limit: evaluate only the first images.
-        device, gpus: where; one process on `device`, or `gpus` processes on as many GPUs (or on the CPU).
-        workers: threads that read ahead, for each process.
-        threads: CPU threads; divided among the processes started here. None: torch's.
-        report: the JSON report; its journal lies beside it while the run lasts.
-        resume: go on from that journal.
-        save_preds: keep predictions in this folder.
-        official: ask cityscapesScripts, too.
-        tolerance: percent of mean IoU that may lie between the measured and the published figure.
-        compiled: how the networks are loaded; the journal's identity has it.
-        cache: the cache folder, where published hashes and checks of data are recorded; the default one if None.
-        journal_every: seconds between two journal entries.
-        analysis: look at boundaries, calibration, instances and crops, too.
-        predictions: a folder of predictions that are evaluated in place of a network's.
-        html: write the page of the report here.
-        csv: write the tables of the report into this folder.
-        command: as typed, for the report.
-    """
-
+    # root, split: the data set
     root: Path
     split: str = "val"
+    # what a configuration says about it; by default nothing but what lies in `root`
     described: DataConfig = field(default_factory=DataConfig)
-    settings: Settings = field(default_factory=Settings)
-    limit: int | None = None
+    settings: Settings = field(default_factory=Settings)  # the test procedure
+    limit: int | None = None  # evaluate only the first images
+    # device, gpus: where; one process on `device`, or `gpus` processes on as many GPUs (or on the CPU)
     device: str = "auto"
     gpus: int = 1
-    workers: int = 2
-    threads: int | None = None
-    report: Path | None = None
-    resume: bool = False
-    save_preds: Path | None = None
-    official: bool = False
-    tolerance: float = TOLERANCE
-    compiled: bool = False
+    workers: int = 2  # threads that read ahead, for each process
+    threads: int | None = None  # CPU threads; divided among the processes started here. None: torch's.
+    report: Path | None = None  # the JSON report; its journal lies beside it while the run lasts
+    resume: bool = False  # go on from that journal
+    save_preds: Path | None = None  # keep predictions in this folder
+    official: bool = False  # ask cityscapesScripts, too
+    tolerance: float = TOLERANCE  # percent of mean IoU that may lie between the measured and the published figure
+    compiled: bool = False  # how the networks are loaded; the journal's identity has it
+    # the cache folder, where published hashes and checks of data are recorded; the default one if None
     cache: Path | None = None
-    journal_every: float = EVERY
-    analysis: bool = True
-    predictions: Path | None = None
-    html: Path | None = None
-    csv: Path | None = None
-    command: str = ""
+    journal_every: float = EVERY  # seconds between two journal entries
+    analysis: bool = True  # look at boundaries, calibration, instances and crops, too
+    predictions: Path | None = None  # a folder of predictions that are evaluated in place of a network's
+    html: Path | None = None  # write the page of the report here
+    csv: Path | None = None  # write the tables of the report into this folder
+    command: str = ""  # as typed, for the report
     dataset: str = ""
     corruption: Corruption | None = None
 

@@ -46,17 +46,11 @@ class ModelFailure:
 
 @dataclass(frozen=True)
 class ZooReport:
-    """The result of evaluating every model on disk.
+    """The result of evaluating every model on disk."""
 
-    Attributes:
-        reports: one for each model, in the zoo's order.
-        missing: keys of the models whose weights are not on disk.
-        failures: models whose file is damaged or gives no finite numbers.
-    """
-
-    reports: tuple[EvalReport, ...]
-    missing: tuple[str, ...]
-    failures: tuple[ModelFailure, ...]
+    reports: tuple[EvalReport, ...]  # one for each model, in the zoo's order
+    missing: tuple[str, ...]  # keys of the models whose weights are not on disk
+    failures: tuple[ModelFailure, ...]  # models whose file is damaged or gives no finite numbers
 
 
 def run(request: EvalRequest, recipe: AnyRecipe, load: Load, observer: Observer | None = None) -> EvalReport:

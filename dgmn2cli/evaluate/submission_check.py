@@ -33,16 +33,12 @@ _NAME = re.compile(r"([A-Za-z-]+)_[0-9]{6}_[0-9]{6}(?=[_.])")
 
 @dataclass(frozen=True)
 class Expected:
-    """What a submission must hold.
+    """What a submission must hold."""
 
-    Attributes:
-        sizes: (width, height) by image name; empty where the images are not at hand, and then the official numbers
-            of images per city and their official size count.
-        against: what that is, in words.
-    """
-
+    # (width, height) by image name; empty where the images are not at hand, and then the official numbers of images per
+    # city and their official size count
     sizes: Mapping[str, tuple[int, int]]
-    against: str
+    against: str  # what that is, in words
 
     @property
     def count(self) -> int:

@@ -27,16 +27,12 @@ MULTI = Settings(ms_flip=True, scale=(97, 65), window=65, stride=49)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a graph may differ by.
+    """What a graph may differ by."""
 
-    Attributes:
-        largest, mean: of the absolute differences between logits.
-        agreement: share of pixels with the same class, at least.
-    """
-
+    # largest, mean: of the absolute differences between logits
     largest: float
     mean: float
-    agreement: float
+    agreement: float  # share of pixels with the same class, at least
 
 
 LIMITS = {"float32": Limits(1e-3, 1e-5, 0.9999), "float16": Limits(0.25, 0.01, 0.99)}
@@ -44,50 +40,33 @@ LIMITS = {"float32": Limits(1e-3, 1e-5, 0.9999), "float16": Limits(0.25, 0.01, 0
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the graph was from the network on one input.
+    """How far the graph was from the network on one input."""
 
-    Attributes:
-        what: the input.
-        size: its (width, height).
-        largest, mean: absolute differences; of windows between logits, of images between probabilities.
-        agreement: share of pixels with the same class.
-        pixels: that were compared.
-        procedure: of images, how they were segmented.
-    """
-
-    what: str
-    size: tuple[int, int]
+    what: str  # the input
+    size: tuple[int, int]  # its (width, height)
+    # largest, mean: absolute differences; of windows between logits, of images between probabilities
     largest: float
     mean: float
-    agreement: float
-    pixels: int
-    procedure: str = ""
+    agreement: float  # share of pixels with the same class
+    pixels: int  # that were compared
+    procedure: str = ""  # of images, how they were segmented
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The figures of a self-check with their conditions; they go into `protocol.json`.
+    """The figures of a self-check with their conditions; they go into `protocol.json`."""
 
-    Attributes:
-        runtime, runtime_version: what ran the graph.
-        reference: what it was compared with.
-        threads: CPU threads of both.
-        limits: what was allowed.
-        windows: differences between logits of single windows.
-        images: differences of whole images, the procedure around the windows included.
-        window_seconds: the network's and the graph's, of the one full window, the photograph's, run once.
-        seconds: of the whole check.
-    """
-
+    # runtime, runtime_version: what ran the graph
     runtime: str
     runtime_version: str
-    reference: str
-    threads: int
-    limits: Limits
-    windows: list[Difference]
-    images: list[Difference]
+    reference: str  # what it was compared with
+    threads: int  # CPU threads of both
+    limits: Limits  # what was allowed
+    windows: list[Difference]  # differences between logits of single windows
+    images: list[Difference]  # differences of whole images, the procedure around the windows included
+    # the network's and the graph's, of the one full window, the photograph's, run once
     window_seconds: tuple[float, float]
-    seconds: float
+    seconds: float  # of the whole check
 
     @property
     def largest(self) -> float:

@@ -71,40 +71,24 @@ which takes any size.
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is exported.
+    """What is exported."""
 
-    Attributes:
-        form: `onnx`, or `pt2` for torch alone.
-        half: weights and activations in float16; coordinates of samples, softmax and norms stay float32.
-        window: side of the sliding window in `protocol.json`; the configuration's if None.
-        batch: windows that the graph takes at a time; any number if None.
-        overwrite: replace an earlier export.
-    """
-
-    form: str = "onnx"
-    half: bool = False
-    window: int | None = None
-    batch: int | None = None
-    overwrite: bool = False
+    form: str = "onnx"  # `onnx`, or `pt2` for torch alone
+    half: bool = False  # weights and activations in float16; coordinates of samples, softmax and norms stay float32
+    window: int | None = None  # side of the sliding window in `protocol.json`; the configuration's if None
+    batch: int | None = None  # windows that the graph takes at a time; any number if None
+    overwrite: bool = False  # replace an earlier export
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported.
+    """What was exported."""
 
-    Attributes:
-        folder: where it is.
-        files: size in bytes by name.
-        protocol: what `protocol.json` says.
-        parity: the self-check's figures.
-        seconds: wall time, the self-check included.
-    """
-
-    folder: Path
-    files: dict[str, int]
-    protocol: GraphProtocol
-    parity: Parity
-    seconds: float
+    folder: Path  # where it is
+    files: dict[str, int]  # size in bytes by name
+    protocol: GraphProtocol  # what `protocol.json` says
+    parity: Parity  # the self-check's figures
+    seconds: float  # wall time, the self-check included
 
 
 def export_folder(

@@ -23,17 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draft:
-    """A protocol drafted from a graph.
+    """A protocol drafted from a graph."""
 
-    Attributes:
-        path: where it is meant to lie.
-        document: its content, as JSON types; `exporter.guessed` names what the graph does not say.
-        guesses: the same with the value taken and the reason, a sentence each.
-    """
-
-    path: Path
-    document: dict[str, Any]
-    guesses: tuple[str, ...]
+    path: Path  # where it is meant to lie
+    document: dict[str, Any]  # its content, as JSON types; `exporter.guessed` names what the graph does not say
+    guesses: tuple[str, ...]  # the same with the value taken and the reason, a sentence each
 
 
 def describe(path: str | Path) -> Draft:

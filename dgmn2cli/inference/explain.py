@@ -29,21 +29,17 @@ Box = tuple[slice, slice]  # rows and columns
 
 @dataclass(frozen=True)
 class Window:
-    """The window that was looked into.
+    """The window that was looked into."""
 
-    Attributes:
-        number, count: which of the image's windows, from 1.
-        x, y, width, height: what it covers, in pixels of the image, from the outer edge of its first pixel.
-        size: (width, height) as the network saw it.
-    """
-
+    # number, count: which of the image's windows, from 1
     number: int
     count: int
+    # x, y, width, height: what it covers, in pixels of the image, from the outer edge of its first pixel
     x: float
     y: float
     width: float
     height: float
-    size: tuple[int, int]
+    size: tuple[int, int]  # (width, height) as the network saw it
 
 
 @dataclass(frozen=True)

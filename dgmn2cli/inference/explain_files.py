@@ -49,20 +49,13 @@ class ExplainedPosition:
 
 @dataclass(frozen=True)
 class ExplainReport:
-    """The result of one `explain` run.
+    """The result of one `explain` run."""
 
-    Attributes:
-        run: model, weights, device, backend.
-        protocol: the settings in force.
-        image: the file.
-        positions: what was asked for.
-        blocks: a `BlockGraph` of each block for each position, as JSON types, with the position as `at`.
-    """
-
-    run: RunInfo
-    protocol: Protocol
-    image: Path
-    positions: list[ExplainedPosition]
+    run: RunInfo  # model, weights, device, backend
+    protocol: Protocol  # the settings in force
+    image: Path  # the file
+    positions: list[ExplainedPosition]  # what was asked for
+    # a `BlockGraph` of each block for each position, as JSON types, with the position as `at`
     blocks: list[dict[str, Any]]
 
 

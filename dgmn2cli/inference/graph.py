@@ -138,15 +138,10 @@ def protocol_schema() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph on disk with its protocol.
+    """A graph on disk with its protocol."""
 
-    Attributes:
-        path: the graph's file.
-        protocol: what lies beside it.
-    """
-
-    path: Path
-    protocol: GraphProtocol
+    path: Path  # the graph's file
+    protocol: GraphProtocol  # what lies beside it
 
     def read(self) -> tuple[bytes, dict[str, bytes]]:
         """The graph's file, and by name those beside it that hold tensors; all compared with the protocol's hashes.

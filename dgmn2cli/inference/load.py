@@ -40,15 +40,10 @@ LOGGER = logging.getLogger("dgmn2cli")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a model name stands for.
+    """What a model name stands for."""
 
-    Attributes:
-        config: the configuration, overrides applied.
-        entry: the zoo entry, None for a configuration file of the user's.
-    """
-
-    config: Config
-    entry: ZooEntry | None
+    config: Config  # the configuration, overrides applied
+    entry: ZooEntry | None  # the zoo entry, None for a configuration file of the user's
 
     @property
     def name(self) -> str:
@@ -109,17 +104,11 @@ def build_segmentor(config: ModelConfig) -> Segmentor:
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights.
+    """A file of weights."""
 
-    Attributes:
-        path: the file.
-        sha256: the hash it must have, None if none is known; whoever reads it compares.
-        read: its content, where it was read to check the download.
-    """
-
-    path: Path
-    sha256: str | None
-    read: Checkpoint | None = None
+    path: Path  # the file
+    sha256: str | None  # the hash it must have, None if none is known; whoever reads it compares
+    read: Checkpoint | None = None  # its content, where it was read to check the download
 
 
 def ensure_weights(

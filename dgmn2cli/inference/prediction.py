@@ -36,19 +36,12 @@ class ClassShare:
 
 @dataclass(frozen=True)
 class ClassList:
-    """The classes a network tells apart.
+    """The classes a network tells apart."""
 
-    Attributes:
-        names: one per class id.
-        palette: (N, 3) uint8, red green blue.
-        cityscapes: whether they are the 19 Cityscapes classes, for which official label ids exist.
-        stated: the checkpoint or the data set says so; else the names are guessed from their number.
-    """
-
-    names: tuple[str, ...]
-    palette: np.ndarray
-    cityscapes: bool
-    stated: bool = True
+    names: tuple[str, ...]  # one per class id
+    palette: np.ndarray  # (N, 3) uint8, red green blue
+    cityscapes: bool  # whether they are the 19 Cityscapes classes, for which official label ids exist
+    stated: bool = True  # the checkpoint or the data set says so; else the names are guessed from their number
 
 
 CITYSCAPES = ClassList(CLASSES, PALETTE, cityscapes=True)

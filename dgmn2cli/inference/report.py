@@ -24,32 +24,20 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What became of one image.
+    """What became of one image."""
 
-    Attributes:
-        path: the image.
-        width, height: its displayed size, the masks' size.
-        windows: windows that went through the network.
-        seconds: from reading it to its last file.
-        classes: what it shows, largest first.
-        doubt: one minus the mean confidence of its pixels.
-        outputs: file by kind.
-        memory: what was in use at most, where a limit was given.
-        sha256: of the image's bytes.
-        resumed: an earlier run did it.
-    """
-
-    path: Path
+    path: Path  # the image
+    # width, height: its displayed size, the masks' size
     width: int
     height: int
-    windows: int
-    seconds: float
-    classes: list[ClassShare]
-    doubt: float
-    outputs: dict[str, Path]
-    memory: MemoryUse | None
-    sha256: str = ""
-    resumed: bool = field(default=False, metadata={"json": False})
+    windows: int  # windows that went through the network
+    seconds: float  # from reading it to its last file
+    classes: list[ClassShare]  # what it shows, largest first
+    doubt: float  # one minus the mean confidence of its pixels
+    outputs: dict[str, Path]  # file by kind
+    memory: MemoryUse | None  # what was in use at most, where a limit was given
+    sha256: str = ""  # of the image's bytes
+    resumed: bool = field(default=False, metadata={"json": False})  # an earlier run did it
 
 
 @dataclass(frozen=True)
@@ -65,32 +53,21 @@ Outcome = tuple[int, ImageResult | Failure]  # of the image at that index
 
 @dataclass(frozen=True)
 class InferReport:
-    """The result of one `infer` run.
+    """The result of one `infer` run."""
 
-    Attributes:
-        run: model, weights, device, backend.
-        protocol: the settings in force.
-        images: what was done, in the order of the inputs: the first 10,000.
-        failures: what could not be segmented: the first 10,000.
-        classes: pixel shares over all images, largest first.
-        by_doubt: the images that are listed, the one with the most doubt first.
-        seconds: wall time, loading the model excluded.
-        done, failed, resumed: how many images were done, could not be, and were done by an earlier run.
-        processes: that worked together.
-        results: the file with one line for each image; None where they are in the output archives, or nowhere.
-    """
-
-    run: RunInfo
-    protocol: Protocol
-    images: list[ImageResult]
-    failures: list[Failure]
-    classes: list[ClassShare]
-    by_doubt: list[Path]
-    seconds: float
+    run: RunInfo  # model, weights, device, backend
+    protocol: Protocol  # the settings in force
+    images: list[ImageResult]  # what was done, in the order of the inputs: the first 10,000
+    failures: list[Failure]  # what could not be segmented: the first 10,000
+    classes: list[ClassShare]  # pixel shares over all images, largest first
+    by_doubt: list[Path]  # the images that are listed, the one with the most doubt first
+    seconds: float  # wall time, loading the model excluded
+    # done, failed, resumed: how many images were done, could not be, and were done by an earlier run
     done: int
     failed: int
     resumed: int = 0
-    processes: int = 1
+    processes: int = 1  # that worked together
+    # the file with one line for each image; None where they are in the output archives, or nowhere
     results: Path | None = None
 
     def _repr_html_(self) -> str:

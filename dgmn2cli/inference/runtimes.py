@@ -35,17 +35,11 @@ _OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 
 @dataclass(frozen=True)
 class Opened:
-    """A graph in a runtime.
+    """A graph in a runtime."""
 
-    Attributes:
-        run: maps the graph's input to its output.
-        version: of the runtime.
-        precision: in which it computes.
-    """
-
-    run: Callable[[np.ndarray], np.ndarray]
-    version: str
-    precision: str
+    run: Callable[[np.ndarray], np.ndarray]  # maps the graph's input to its output
+    version: str  # of the runtime
+    precision: str  # in which it computes
 
 
 def require_runtime(name: str) -> None:
@@ -253,15 +247,10 @@ def _probabilities(
 
 @dataclass(frozen=True)
 class GraphRecipe:
-    """A graph as a model to load.
+    """A graph as a model to load."""
 
-    Attributes:
-        graph: the graph with its protocol.
-        entry: the zoo entry of the model that it was made from, if it is of the zoo.
-    """
-
-    graph: Graph
-    entry: ZooEntry | None
+    graph: Graph  # the graph with its protocol
+    entry: ZooEntry | None  # the zoo entry of the model that it was made from, if it is of the zoo
 
     @classmethod
     def of(cls, path: str | Path, zoo: Zoo) -> GraphRecipe:

@@ -43,43 +43,25 @@ LOGGER = logging.getLogger("dgmn2cli")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """How a network runs, for reports.
+    """How a network runs, for reports."""
 
-    Attributes:
-        model: zoo key or configuration name.
-        checkpoint: path of the weights.
-        sha256: hash of that file.
-        device: `cpu`, `cuda:0`, ...
-        device_name: what that is.
-        dtype: of weights and activations; of a graph's, of what goes in and comes out.
-        dtype_reason: where the dtype was chosen, why this one.
-        backend: op backend in use; of a graph none.
-        form: `fused` (inference form), `published` (order of operations as published) or `graph`.
-        weights: the checkpoint's entry that holds the weights, such as `state_dict` or `state_dict_ema`.
-        runtime: what runs it: `torch`, `onnxruntime` or `openvino`.
-        runtime_version: of that.
-        precision: in which it computes; `dtype` if not said.
-        graph: path of the graph, if it is one; `sha256` is that of the weights it was made from, if known.
-        graph_sha256: hash of that file.
-        licence: of published weights; what users trained is theirs.
-    """
-
-    model: str
-    checkpoint: str
-    sha256: str
-    device: str
-    device_name: str
-    dtype: str
-    backend: str
-    form: str
-    weights: str = ""
-    runtime: str = "torch"
-    runtime_version: str = str(torch.__version__)
-    precision: str = ""
-    graph: str = ""
-    graph_sha256: str = ""
+    model: str  # zoo key or configuration name
+    checkpoint: str  # path of the weights
+    sha256: str  # hash of that file
+    device: str  # `cpu`, `cuda:0`, ...
+    device_name: str  # what that is
+    dtype: str  # of weights and activations; of a graph's, of what goes in and comes out
+    backend: str  # op backend in use; of a graph none
+    form: str  # `fused` (inference form), `published` (order of operations as published) or `graph`
+    weights: str = ""  # the checkpoint's entry that holds the weights, such as `state_dict` or `state_dict_ema`
+    runtime: str = "torch"  # what runs it: `torch`, `onnxruntime` or `openvino`
+    runtime_version: str = str(torch.__version__)  # of that
+    precision: str = ""  # in which it computes; `dtype` if not said
+    graph: str = ""  # path of the graph, if it is one; `sha256` is that of the weights it was made from, if known
+    graph_sha256: str = ""  # hash of that file
+    # of published weights; what users trained is theirs
     licence: str | None = field(default=None, metadata={"json": False})
-    dtype_reason: str = ""
+    dtype_reason: str = ""  # where the dtype was chosen, why this one
 
     def __post_init__(self) -> None:
         if not self.precision:

@@ -27,19 +27,12 @@ BAND_PIXELS = 1 << 18  # of the final image that are turned into probabilities a
 
 @dataclass(frozen=True)
 class Windowing:
-    """How an image is covered.
+    """How an image is covered."""
 
-    Attributes:
-        crop: side of a window in pixels; an image side shorter than it gives a shorter window.
-        stride: pixels from one window to the next.
-        batch: windows sent through the network at a time.
-        pad: fill windows up to `crop` with zeros (the mean colour) and cut the logits back; the published
-            protocol never pads.
-    """
-
-    crop: int = 769
-    stride: int = 513
-    batch: int = 1
+    crop: int = 769  # side of a window in pixels; an image side shorter than it gives a shorter window
+    stride: int = 513  # pixels from one window to the next
+    batch: int = 1  # windows sent through the network at a time
+    # fill windows up to `crop` with zeros (the mean colour) and cut the logits back; the published protocol never pads
     pad: bool = False
 
     def __post_init__(self) -> None:
@@ -74,17 +67,12 @@ class Windowing:
 
 @dataclass(frozen=True)
 class View:
-    """One inference of an image: its normalised pixels at some scale, flipped or not.
+    """One inference of an image: its normalised pixels at some scale, flipped or not."""
 
-    Attributes:
-        size: (h, w).
-        open: gives a function of row and column slices that returns those pixels, `(3, rows, columns)` float.
-        flipped: whether the pixels are mirrored left to right.
-    """
-
-    size: tuple[int, int]
+    size: tuple[int, int]  # (h, w)
+    # gives a function of row and column slices that returns those pixels, `(3, rows, columns)` float
     open: Callable[[], Crop]
-    flipped: bool = False
+    flipped: bool = False  # whether the pixels are mirrored left to right
 
 
 def sweep(
@@ -184,15 +172,12 @@ def _probabilities(logits: Tensor, size: tuple[int, int], band: slice, above: in
 
 @dataclass(frozen=True)
 class Finish:
-    """How the mean logits of a view become probabilities at the image's size.
+    """How the mean logits of a view become probabilities at the image's size."""
 
-    Attributes:
-        span: gives the rows of a map of some height that output rows are made from: as `source_span`.
-        probabilities: of rows of the logits `(C, h, w)` float32: takes the full output size, the output rows wanted,
-            how many rows of the whole map lie above those given, and its height; gives `(C, rows, W)` float32.
-    """
-
+    # gives the rows of a map of some height that output rows are made from: as `source_span`
     span: Callable[[int, int, slice], slice]
+    # of rows of the logits `(C, h, w)` float32: takes the full output size, the output rows wanted, how many rows of
+    # the whole map lie above those given, and its height; gives `(C, rows, W)` float32
     probabilities: Callable[[Tensor, tuple[int, int], slice, int, int], Tensor]
 
 
@@ -235,14 +220,10 @@ class _ViewRows:
 
 @dataclass(frozen=True)
 class Scores:
-    """Class probabilities of one image, made band by band, so that no full-size copy is ever needed.
+    """Class probabilities of one image, made band by band, so that no full-size copy is ever needed."""
 
-    Attributes:
-        size: `(H, W)`.
-        source: gives, for a number of rows, the image's bands of that many rows, top to bottom.
-    """
-
-    size: tuple[int, int]
+    size: tuple[int, int]  # `(H, W)`
+    # gives, for a number of rows, the image's bands of that many rows, top to bottom
     source: Callable[[int | None], Iterator[Band]]
 
     @staticmethod

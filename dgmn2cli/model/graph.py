@@ -25,55 +25,39 @@ Place = Callable[[float, float], tuple[float, float]]
 
 @dataclass(frozen=True)
 class HeadGraph:
-    """What one head attends to.
+    """What one head attends to."""
 
-    Attributes:
-        nodes: nine `(x, y, weight)`; the weights sum to 1. A node beyond the map counts as zeros.
-        content, position: nine each, the two parts of the logits whose softmax the weights are.
-    """
-
-    nodes: tuple[Node, ...]
+    nodes: tuple[Node, ...]  # nine `(x, y, weight)`; the weights sum to 1. A node beyond the map counts as zeros.
+    # content, position: nine each, the two parts of the logits whose softmax the weights are
     content: tuple[float, ...]
     position: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class HopGraph:
-    """A cell of the map that nodes of a block fall into, and what that cell attended to in the block before.
+    """A cell of the map that nodes of a block fall into, and what that cell attended to in the block before."""
 
-    Attributes:
-        x, y: its centre.
-        weight: the weights of the nodes nearest to it, summed, the mean over the block's heads.
-        heads: nine `(x, y, weight)` for each head of the block before.
-    """
-
+    # x, y: its centre
     x: float
     y: float
-    weight: float
-    heads: tuple[tuple[Node, ...], ...]
+    weight: float  # the weights of the nodes nearest to it, summed, the mean over the block's heads
+    heads: tuple[tuple[Node, ...], ...]  # nine `(x, y, weight)` for each head of the block before
 
 
 @dataclass(frozen=True)
 class BlockGraph:
-    """One block at one position.
+    """One block at one position."""
 
-    Attributes:
-        stage, block: counted from 1.
-        map: (width, height) of the map.
-        stride: pixels of the window from one cell of the map to the next.
-        x, y: the cell nearest to the position.
-        heads: what each head attends to.
-        hops: the nodes of the nodes, in the block before; none in the network's first block.
-    """
-
+    # stage, block: counted from 1
     stage: int
     block: int
-    map: tuple[int, int]
-    stride: int
+    map: tuple[int, int]  # (width, height) of the map
+    stride: int  # pixels of the window from one cell of the map to the next
+    # x, y: the cell nearest to the position
     x: float
     y: float
-    heads: tuple[HeadGraph, ...]
-    hops: tuple[HopGraph, ...]
+    heads: tuple[HeadGraph, ...]  # what each head attends to
+    hops: tuple[HopGraph, ...]  # the nodes of the nodes, in the block before; none in the network's first block
 
     def second_hop(self) -> list[tuple[tuple[float, float], Node]]:
         """The nodes of the nodes, each with the cell (x, y) it belongs to, by what they weigh after two hops."""

@@ -17,15 +17,10 @@ LOGGER = logging.getLogger("dgmn2cli")
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether one backend can run on this machine at all.
+    """Whether one backend can run on this machine at all."""
 
-    Attributes:
-        name: `native`, `triton` or `reference`.
-        reason: why it cannot, empty where it can.
-    """
-
-    name: str
-    reason: str
+    name: str  # `native`, `triton` or `reference`
+    reason: str  # why it cannot, empty where it can
 
     @property
     def usable(self) -> bool:

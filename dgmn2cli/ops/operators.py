@@ -62,30 +62,22 @@ def _apply_forward(op: Any, keyset: Any, *arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator on tensors and whole numbers, in this order, and its gradient.
+    """An operator on tensors and whole numbers, in this order, and its gradient."""
 
-    Attributes:
-        name: `NAME`.
-        tensors: names of the tensors among its arguments.
-        dtypes: what the first of them may be.
-        check: takes the arguments; raises ConfigError where they do not fit.
-        outputs: takes the arguments; shape and dtype of each result. The first is the op's, the others are for the
-            backward pass alone.
-        forward: takes the arguments, gives the results (one, or a tuple); annotated, as the schema is made from it.
-        backward: takes the first result's gradient, the other results and the arguments; gives each tensor's gradient.
-        definition: the first result in plain PyTorch. Second derivatives and forward-mode ones go through it.
-        extras: how many results there are beside the first.
-    """
-
-    name: str
-    tensors: tuple[str, ...]
-    dtypes: tuple[torch.dtype, ...]
-    check: Callable[..., None]
+    name: str  # `NAME`
+    tensors: tuple[str, ...]  # names of the tensors among its arguments
+    dtypes: tuple[torch.dtype, ...]  # what the first of them may be
+    check: Callable[..., None]  # takes the arguments; raises ConfigError where they do not fit
+    # takes the arguments; shape and dtype of each result. The first is the op's, the others are for the backward pass
+    # alone.
     outputs: Callable[..., Outputs]
+    # takes the arguments, gives the results (one, or a tuple); annotated, as the schema is made from it
     forward: Callable[..., Any]
+    # takes the first result's gradient, the other results and the arguments; gives each tensor's gradient
     backward: Callable[..., Any]
+    # the first result in plain PyTorch. Second derivatives and forward-mode ones go through it.
     definition: Callable[..., Tensor]
-    extras: int = 0
+    extras: int = 0  # how many results there are beside the first
 
     def register(self, *devices: str) -> None:
         """Makes both operators known to PyTorch, with kernels for the dispatch keys `devices`."""

@@ -59,15 +59,11 @@ def convolve_upsampled(
 
 @dataclass(frozen=True)
 class _Plan:
-    """In what steps the rows of a small map become rows of the large one.
+    """In what steps the rows of a small map become rows of the large one."""
 
-    Attributes:
-        steps: per step the rows of the small map that are multiplied, and those of the large map that follow from them.
-        ring_rows: rows of the small map that some step still needs at a time.
-    """
-
+    # per step the rows of the small map that are multiplied, and those of the large map that follow from them
     steps: tuple[tuple[slice, slice], ...]
-    ring_rows: int
+    ring_rows: int  # rows of the small map that some step still needs at a time
 
 
 @lru_cache(maxsize=64)

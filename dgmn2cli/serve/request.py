@@ -18,22 +18,15 @@ _TOKEN_HINT = "Make one with `openssl rand -hex 32 > FILE`."
 
 @dataclass(frozen=True)
 class ServeRequest:
-    """Who may ask, and what a request may take.
+    """Who may ask, and what a request may take."""
 
-    Attributes:
-        host, port: where to listen; port 0 is any free one.
-        token: what a client must send; None: whoever reaches the address may ask.
-        max_bytes: of a body.
-        queue: requests that may wait while another one is computed.
-        timeout: seconds from a request to its answer.
-    """
-
+    # host, port: where to listen; port 0 is any free one
     host: str = "127.0.0.1"
     port: int = 0
-    token: str | None = None
-    max_bytes: int = 32_000_000
-    queue: int = 8
-    timeout: float = 120.0
+    token: str | None = None  # what a client must send; None: whoever reaches the address may ask
+    max_bytes: int = 32_000_000  # of a body
+    queue: int = 8  # requests that may wait while another one is computed
+    timeout: float = 120.0  # seconds from a request to its answer
 
 
 def require_packages() -> None:

@@ -26,17 +26,11 @@ CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where a training's first weights come from.
+    """Where a training's first weights come from."""
 
-    Attributes:
-        kind: `imagenet`, `scratch` or `file`.
-        path: the checkpoint; None for `scratch`.
-        sha256: the hash it must have, where one is known.
-    """
-
-    kind: str
-    path: Path | None = None
-    sha256: str | None = None
+    kind: str  # `imagenet`, `scratch` or `file`
+    path: Path | None = None  # the checkpoint; None for `scratch`
+    sha256: str | None = None  # the hash it must have, where one is known
 
 
 def find_initial_weights(init: str, backbone: str, zoo_file: Path | None, cache: Path | None) -> InitialWeights:

@@ -36,27 +36,19 @@ STRIDE = 32  # of the backbone's last stage: a larger crop has more than one val
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """A training that can begin.
+    """A training that can begin."""
 
-    Attributes:
-        config: resolved: number of classes and class weights are those in force.
-        train, val: the data, checked.
-        environment: what determines the numbers beside the configuration: processes, device, threads, backend, the
-            version of torch, the CPU's instructions, the data's files.
-        notes: what the user should know.
-        state: where it goes on from; None: from the beginning.
-        source: the checkpoint of that state.
-        own: the state is of the run in this folder.
-    """
-
-    config: Config
+    config: Config  # resolved: number of classes and class weights are those in force
+    # train, val: the data, checked
     train: SegmentationSet
     val: SegmentationSet
+    # what determines the numbers beside the configuration: processes, device, threads, backend, the version of torch,
+    # the CPU's instructions, the data's files
     environment: Mapping[str, int | str]
-    notes: tuple[str, ...]
-    state: TrainState | None = None
-    source: Path = field(default_factory=Path)
-    own: bool = True
+    notes: tuple[str, ...]  # what the user should know
+    state: TrainState | None = None  # where it goes on from; None: from the beginning
+    source: Path = field(default_factory=Path)  # the checkpoint of that state
+    own: bool = True  # the state is of the run in this folder
 
 
 def open_run(request: TrainRequest, group: Group, observer: Observer, stack: ExitStack) -> Training:

@@ -10,21 +10,13 @@ from dgmn2cli.notebook import table_html
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimiser step.
+    """One optimiser step."""
 
-    Attributes:
-        iteration: steps done, this one included.
-        loss: mean over processes and accumulated batches.
-        accuracy: percent of all pixels, ignored ones counted as wrong, as published.
-        lr: the step's learning rate.
-        names: the images this process saw.
-    """
-
-    iteration: int
-    loss: float
-    accuracy: float
-    lr: float
-    names: tuple[str, ...] = ()
+    iteration: int  # steps done, this one included
+    loss: float  # mean over processes and accumulated batches
+    accuracy: float  # percent of all pixels, ignored ones counted as wrong, as published
+    lr: float  # the step's learning rate
+    names: tuple[str, ...] = ()  # the images this process saw
 
 
 @dataclass(frozen=True)
@@ -47,45 +39,29 @@ class Best:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """The result of a training.
+    """The result of a training."""
 
-    Attributes:
-        model: zoo key or configuration name.
-        out: the run folder.
-        iterations: optimiser steps done.
-        device: where, in words.
-        backend: of the op.
-        processes: how many trained.
-        effective_batch: images per optimiser step.
-        lr: learning rate of the first step.
-        resumed_at: steps an earlier run had done; 0 for a new run.
-        loss: of the last step; None where no step was needed.
-        pixel_accuracy, mean_iou, mean_accuracy: of the final evaluation, fractions.
-        best: the best evaluation.
-        checkpoint, best_checkpoint, evaluation: files.
-        seconds: wall time of this run.
-        notes: what was said on the way that matters for the numbers.
-    """
-
-    model: str
-    out: Path
-    iterations: int
-    device: str
-    backend: str
-    processes: int
-    effective_batch: int
-    lr: float
-    resumed_at: int
-    loss: float | None
+    model: str  # zoo key or configuration name
+    out: Path  # the run folder
+    iterations: int  # optimiser steps done
+    device: str  # where, in words
+    backend: str  # of the op
+    processes: int  # how many trained
+    effective_batch: int  # images per optimiser step
+    lr: float  # learning rate of the first step
+    resumed_at: int  # steps an earlier run had done; 0 for a new run
+    loss: float | None  # of the last step; None where no step was needed
+    # pixel_accuracy, mean_iou, mean_accuracy: of the final evaluation, fractions
     pixel_accuracy: float
     mean_iou: float
     mean_accuracy: float
-    best: Best
+    best: Best  # the best evaluation
+    # checkpoint, best_checkpoint, evaluation: files
     checkpoint: Path
     best_checkpoint: Path
     evaluation: Path
-    seconds: float
-    notes: tuple[str, ...] = ()
+    seconds: float  # wall time of this run
+    notes: tuple[str, ...] = ()  # what was said on the way that matters for the numbers
 
     def _repr_html_(self) -> str:
         shares = {"mean IoU": self.mean_iou, "pixel accuracy": self.pixel_accuracy, "mean accuracy": self.mean_accuracy}

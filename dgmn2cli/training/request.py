@@ -23,32 +23,20 @@ RESUME_NEWEST = "auto"
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What the user asked for; it can be sent to another process.
+    """What the user asked for; it can be sent to another process."""
 
-    Attributes:
-        config: the configuration, overrides applied.
-        out: the run folder.
-        model: zoo key or configuration name, for reports.
-        adapt_classes: the number of classes may follow the data set (nobody has named one).
-        processes: on this machine; 1 under `torchrun`, which starts them itself.
-        device: `auto`, `cpu`, `cuda`, ...
-        backend: of the op; `auto` on resuming: the run's.
-        threads: CPU threads of each process; None: the run's on resuming, else torch's, divided among the processes.
-        resume: empty: a new run; `auto`: go on from the newest state; else the checkpoint to go on from.
-        force: go on although settings differ.
-        zoo_file, cache: the manifest and the cache folder; the usual ones if None.
-    """
-
-    config: Config
-    out: Path
-    model: str = ""
-    adapt_classes: bool = False
-    processes: int = 1
-    device: str = "auto"
-    backend: str = "auto"
+    config: Config  # the configuration, overrides applied
+    out: Path  # the run folder
+    model: str = ""  # zoo key or configuration name, for reports
+    adapt_classes: bool = False  # the number of classes may follow the data set (nobody has named one)
+    processes: int = 1  # on this machine; 1 under `torchrun`, which starts them itself
+    device: str = "auto"  # `auto`, `cpu`, `cuda`, ...
+    backend: str = "auto"  # of the op; `auto` on resuming: the run's
+    # CPU threads of each process; None: the run's on resuming, else torch's, divided among the processes
     threads: int | None = None
-    resume: str = ""
-    force: bool = False
+    resume: str = ""  # empty: a new run; `auto`: go on from the newest state; else the checkpoint to go on from
+    force: bool = False  # go on although settings differ
+    # zoo_file, cache: the manifest and the cache folder; the usual ones if None
     zoo_file: Path | None = None
     cache: Path | None = None
 

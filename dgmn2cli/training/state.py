@@ -35,35 +35,22 @@ NEXT, LAST, PREVIOUS, BEST = "next.pth", "last.pth", "previous.pth", "best.pth"
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a training stands.
+    """Where a training stands."""
 
-    Attributes:
-        iteration: optimiser steps done.
-        weights: the network's state dict as it trains.
-        optimizer: the optimiser's state dict.
-        average: the moving average of the weights, where one is kept: what is evaluated and used.
-        scaler: state of the float16 loss scaling, where it is used.
-        best: the best evaluation so far.
-        validated: the evaluation due after this step, if any, is done.
-        log_bytes: length of the log.
-        environment: what determined the numbers beside the configuration: processes, threads, ...; empty if not known.
-        seed: of the run.
-        config: the run's configuration, as TOML; empty if not known.
-        exact: whether all of it was saved by this program; False for other programs' checkpoints.
-    """
-
-    iteration: int
-    weights: Mapping[str, Tensor]
-    optimizer: dict[str, Any]
+    iteration: int  # optimiser steps done
+    weights: Mapping[str, Tensor]  # the network's state dict as it trains
+    optimizer: dict[str, Any]  # the optimiser's state dict
+    # the moving average of the weights, where one is kept: what is evaluated and used
     average: Mapping[str, Tensor] | None = None
-    scaler: dict[str, Any] = field(default_factory=dict)
-    best: Best | None = None
-    validated: bool = True
-    log_bytes: int = 0
+    scaler: dict[str, Any] = field(default_factory=dict)  # state of the float16 loss scaling, where it is used
+    best: Best | None = None  # the best evaluation so far
+    validated: bool = True  # the evaluation due after this step, if any, is done
+    log_bytes: int = 0  # length of the log
+    # what determined the numbers beside the configuration: processes, threads, ...; empty if not known
     environment: Mapping[str, int | str] = field(default_factory=dict)
-    seed: int = 0
-    config: str = ""
-    exact: bool = True
+    seed: int = 0  # of the run
+    config: str = ""  # the run's configuration, as TOML; empty if not known
+    exact: bool = True  # whether all of it was saved by this program; False for other programs' checkpoints
 
     @property
     def usable(self) -> Mapping[str, Tensor]:
@@ -190,15 +177,10 @@ def _unfit(path: Path, why: str, hint: str) -> IntegrityError:
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """The folder of a run's checkpoints.
+    """The folder of a run's checkpoints."""
 
-    Attributes:
-        folder: where they are.
-        keep: numbered ones that stay, the newest; 0: all.
-    """
-
-    folder: Path
-    keep: int = 0
+    folder: Path  # where they are
+    keep: int = 0  # numbered ones that stay, the newest; 0: all
 
     @property
     def last(self) -> Path:

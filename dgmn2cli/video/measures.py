@@ -20,20 +20,14 @@ STATE_BYTES = 64  # per pixel: two flows and what is made of them
 
 @dataclass(frozen=True)
 class Steadiness:
-    """How steady predictions are; shares from 0 to 1, NaN where the video is too short.
+    """How steady predictions are; shares from 0 to 1, NaN where the video is too short."""
 
-    Attributes:
-        tc: temporal consistency: mIoU of each prediction with the one before, moved along the optical flow.
-        tc_seen: share of pixels that TC counts: they come from inside the image and were not hidden.
-        vc8, vc16: share of pixels that keep their class for 8 and for 16 frames.
-        changing: share of pixels whose class is another than one frame before.
-    """
-
-    tc: float
-    tc_seen: float
+    tc: float  # temporal consistency: mIoU of each prediction with the one before, moved along the optical flow
+    tc_seen: float  # share of pixels that TC counts: they come from inside the image and were not hidden
+    # vc8, vc16: share of pixels that keep their class for 8 and for 16 frames
     vc8: float
     vc16: float
-    changing: float
+    changing: float  # share of pixels whose class is another than one frame before
 
 
 class Steady:

@@ -30,21 +30,13 @@ Segmented = tuple["Frame", np.ndarray, np.ndarray]  # a frame, class ids (H, W) 
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """What is to come of a video.
+    """What is to come of a video."""
 
-    Attributes:
-        out: the overlay's file; the others' names begin as it does.
-        kinds: keys of `KINDS`.
-        smooth: see `Smoother`; 0: each frame by itself.
-        measure: tell how steady the predictions are.
-        alpha: strength of the overlay's colours, 0 to 1.
-    """
-
-    out: Path
-    kinds: tuple[str, ...] = ("overlay",)
-    smooth: float = 0.0
-    measure: bool = False
-    alpha: float = 0.5
+    out: Path  # the overlay's file; the others' names begin as it does
+    kinds: tuple[str, ...] = ("overlay",)  # keys of `KINDS`
+    smooth: float = 0.0  # see `Smoother`; 0: each frame by itself
+    measure: bool = False  # tell how steady the predictions are
+    alpha: float = 0.5  # strength of the overlay's colours, 0 to 1
 
     @property
     def targets(self) -> dict[str, Path]:

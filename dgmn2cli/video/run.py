@@ -40,37 +40,21 @@ class FirstFrame:
 
 @dataclass(frozen=True)
 class VideoReport:
-    """The result of one `video` run.
+    """The result of one `video` run."""
 
-    Attributes:
-        run: model, weights, device, backend.
-        protocol: the settings in force.
-        video: the video read.
-        frames: that were segmented.
-        damaged: frames that could not be decoded, and were left out.
-        windows: windows of all frames.
-        reused: those of them that were as in the frame before, and were not computed again.
-        smooth: strength of the mean over time; 0 without.
-        classes: pixel shares over all frames, largest first.
-        doubt: one minus the mean confidence.
-        steadiness: measures over time, where they were asked for.
-        outputs: file by kind.
-        seconds: wall time, loading the model excluded.
-    """
-
-    run: RunInfo
-    protocol: Protocol
-    video: VideoInfo
-    frames: int
-    damaged: int
-    windows: int
-    reused: int
-    smooth: float
-    classes: list[ClassShare]
-    doubt: float
-    steadiness: Steadiness | None
-    outputs: dict[str, Path]
-    seconds: float
+    run: RunInfo  # model, weights, device, backend
+    protocol: Protocol  # the settings in force
+    video: VideoInfo  # the video read
+    frames: int  # that were segmented
+    damaged: int  # frames that could not be decoded, and were left out
+    windows: int  # windows of all frames
+    reused: int  # those of them that were as in the frame before, and were not computed again
+    smooth: float  # strength of the mean over time; 0 without
+    classes: list[ClassShare]  # pixel shares over all frames, largest first
+    doubt: float  # one minus the mean confidence
+    steadiness: Steadiness | None  # measures over time, where they were asked for
+    outputs: dict[str, Path]  # file by kind
+    seconds: float  # wall time, loading the model excluded
 
 
 def segment_video(

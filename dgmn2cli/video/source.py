@@ -56,45 +56,28 @@ class Span:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What is known of a video.
+    """What is known of a video."""
 
-    Attributes:
-        name: its file or URL, without password and query.
-        width, height: as displayed, its rotation applied.
-        rotation: degrees that were applied, counter-clockwise.
-        codec: of its frames.
-        rate: frames per second on average; None where it does not say.
-        frames: frames in the span; of a stream None.
-        sounds: sound tracks.
-    """
-
-    name: str
+    name: str  # its file or URL, without password and query
+    # width, height: as displayed, its rotation applied
     width: int
     height: int
-    rotation: int
-    codec: str
-    rate: float | None
-    frames: int | None
-    sounds: int
+    rotation: int  # degrees that were applied, counter-clockwise
+    codec: str  # of its frames
+    rate: float | None  # frames per second on average; None where it does not say
+    frames: int | None  # frames in the span; of a stream None
+    sounds: int  # sound tracks
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame: its time, its pixels, the sound read before it.
+    """A frame: its time, its pixels, the sound read before it."""
 
-    Attributes:
-        pts: from the beginning of the span that was asked for, in units of `VideoSource.time_base`.
-        lasts: until the next one, in the same units; 0 where that is not said.
-        time: from the beginning of the video, in seconds.
-        image: (H, W, 3) uint8, blue green red, upright.
-        sound: packets, timed like the frame.
-    """
-
-    pts: int
-    lasts: int
-    time: float
-    image: np.ndarray = field(repr=False)
-    sound: list[Packet[AudioStream]] = field(repr=False)
+    pts: int  # from the beginning of the span that was asked for, in units of `VideoSource.time_base`
+    lasts: int  # until the next one, in the same units; 0 where that is not said
+    time: float  # from the beginning of the video, in seconds
+    image: np.ndarray = field(repr=False)  # (H, W, 3) uint8, blue green red, upright
+    sound: list[Packet[AudioStream]] = field(repr=False)  # packets, timed like the frame
 
 
 def require_av() -> None:

@@ -101,15 +101,10 @@ class _LocalFile:
 
 @dataclass(frozen=True)
 class Source:
-    """One place a file can be had from.
+    """One place a file can be had from."""
 
-    Attributes:
-        type: `gdrive` (Google Drive), `https` (also plain http, for loopback hosts only) or `file`.
-        location: the Drive id, the URL, or the absolute path.
-    """
-
-    type: SourceType
-    location: str
+    type: SourceType  # `gdrive` (Google Drive), `https` (also plain http, for loopback hosts only) or `file`
+    location: str  # the Drive id, the URL, or the absolute path
 
     @property
     def address(self) -> str:
@@ -198,19 +193,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Zoo:
-    """A whole manifest.
+    """A whole manifest."""
 
-    Attributes:
-        path: the file it was read from.
-        default: key of the segmentor that is meant when none is named.
-        segmentors: the segmentation models, in the manifest's order.
-        backbones: the ImageNet backbones, in the manifest's order.
-    """
-
-    path: Path
-    default: str
-    segmentors: tuple[ZooEntry, ...]
-    backbones: tuple[BackboneEntry, ...]
+    path: Path  # the file it was read from
+    default: str  # key of the segmentor that is meant when none is named
+    segmentors: tuple[ZooEntry, ...]  # the segmentation models, in the manifest's order
+    backbones: tuple[BackboneEntry, ...]  # the ImageNet backbones, in the manifest's order
 
     def find(self, name: str) -> ZooEntry:
         """The segmentor called `name`: its key or its configuration's name (`.py` or not), any letter case.

@@ -88,18 +88,10 @@ class TrimapPoint:
 
 @dataclass(frozen=True)
 class Boundary:
-    """How good the boundaries are; IoU and shares from 0 to 1, NaN where undefined.
+    """How good the boundaries are; IoU and shares from 0 to 1, NaN where undefined."""
 
-    Attributes:
-        mean_iou: mean boundary IoU over the classes that have one.
-        width: of the boundary regions in pixels, of the largest image.
-        classes: boundary IoU by class.
-        trimaps: by radius.
-        interior_error_share: of all errors, those farther from every border than the largest radius.
-    """
-
-    mean_iou: float
-    width: int
-    classes: dict[str, float]
-    trimaps: tuple[TrimapPoint, ...]
-    interior_error_share: float
+    mean_iou: float  # mean boundary IoU over the classes that have one
+    width: int  # of the boundary regions in pixels, of the largest image
+    classes: dict[str, float]  # boundary IoU by class
+    trimaps: tuple[TrimapPoint, ...]  # by radius
+    interior_error_share: float  # of all errors, those farther from every border than the largest radius

@@ -129,18 +129,13 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether confidence means what it says; NaN where undefined.
+    """Whether confidence means what it says; NaN where undefined."""
 
-    Attributes:
-        ece: expected calibration error over all labelled pixels, 15 bins of equal width.
-        bins: the reliability diagram.
-        temperature: fitted by log loss on every other image, from the first; logits divided by it are best calibrated.
-        ece_before, ece_after: of the other images, without and with that temperature; on a sample of their pixels.
-    """
-
-    ece: float
-    bins: tuple[ReliabilityBin, ...]
+    ece: float  # expected calibration error over all labelled pixels, 15 bins of equal width
+    bins: tuple[ReliabilityBin, ...]  # the reliability diagram
+    # fitted by log loss on every other image, from the first; logits divided by it are best calibrated
     temperature: float
+    # ece_before, ece_after: of the other images, without and with that temperature; on a sample of their pixels
     ece_before: float
     ece_after: float
 

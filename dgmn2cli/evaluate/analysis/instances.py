@@ -30,16 +30,11 @@ _CLASS_OF = {label.id: label.train_id for label in LABELS if label.name in AREAS
 
 @dataclass(frozen=True)
 class InstanceCounts:
-    """One image's instances: pixels weighted by the mean area of their class over the area of the instance.
+    """One image's instances: pixels weighted by the mean area of their class over the area of the instance."""
 
-    Attributes:
-        right: by class name, of the weighted pixels those predicted as their class.
-        wrong: the others.
-        group_right, group_wrong: likewise, where any class of the same category is right.
-    """
-
-    right: dict[str, float]
-    wrong: dict[str, float]
+    right: dict[str, float]  # by class name, of the weighted pixels those predicted as their class
+    wrong: dict[str, float]  # the others
+    # group_right, group_wrong: likewise, where any class of the same category is right
     group_right: dict[str, float]
     group_wrong: dict[str, float]
 

@@ -27,31 +27,19 @@ from dgmn2cli.inference.prediction import mean_doubt
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What is kept of one image: whole numbers of pixels, from which every figure of a report follows.
+    """What is kept of one image: whole numbers of pixels, from which every figure of a report follows."""
 
-    Attributes:
-        name: the image's.
-        size: (width, height).
-        label_hash: of the label's class ids.
-        confusion: (N, N + 1) as `counts.to_text` writes it; row: label, column: prediction.
-        boundary: (2, N), see `boundary_counts`; None where the image was only counted, as for all below.
-        trimap: (5, 2), see `trimap_counts`.
-        confidence: (3, 15), see `confidence_counts`; None where no confidence is known.
-        doubt: one minus the mean confidence of all pixels; None where it is not known.
-        instances: weighted pixels; None where there is no instance map.
-        worst: the part of the image in which most pixels are wrong.
-    """
-
-    name: str
-    size: tuple[int, int]
-    label_hash: str
-    confusion: str
+    name: str  # the image's
+    size: tuple[int, int]  # (width, height)
+    label_hash: str  # of the label's class ids
+    confusion: str  # (N, N + 1) as `counts.to_text` writes it; row: label, column: prediction
+    # (2, N), see `boundary_counts`; None where the image was only counted, as for all below
     boundary: str | None = None
-    trimap: str | None = None
-    confidence: str | None = None
-    doubt: float | None = None
-    instances: InstanceCounts | None = None
-    worst: Box | None = None
+    trimap: str | None = None  # (5, 2), see `trimap_counts`
+    confidence: str | None = None  # (3, 15), see `confidence_counts`; None where no confidence is known
+    doubt: float | None = None  # one minus the mean confidence of all pixels; None where it is not known
+    instances: InstanceCounts | None = None  # weighted pixels; None where there is no instance map
+    worst: Box | None = None  # the part of the image in which most pixels are wrong
 
     def matrix(self, classes: int) -> np.ndarray:
         """(N, N + 1) int64."""
@@ -86,25 +74,17 @@ class TemperatureCounts:
 
 @dataclass(frozen=True, eq=False)
 class SegmentedImage:
-    """One image with all that is known of it.
+    """One image with all that is known of it."""
 
-    Attributes:
-        index: its place in the data set.
-        image: (H, W, 3) uint8, blue green red.
-        label: (H, W) uint8 class ids; None where it was not asked for.
-        ids: (H, W) uint8 predicted class ids.
-        confidence: (H, W) float32 probability of the predicted class; None where it is not known.
-        samples: (C, h, w) float32 class probabilities of every `sampling_step`-th pixel and row, likewise.
-        seconds: that segmenting it took.
-    """
-
-    index: int
-    image: np.ndarray
-    label: np.ndarray | None
-    ids: np.ndarray
+    index: int  # its place in the data set
+    image: np.ndarray  # (H, W, 3) uint8, blue green red
+    label: np.ndarray | None  # (H, W) uint8 class ids; None where it was not asked for
+    ids: np.ndarray  # (H, W) uint8 predicted class ids
+    # (H, W) float32 probability of the predicted class; None where it is not known
     confidence: np.ndarray | None = None
+    # (C, h, w) float32 class probabilities of every `sampling_step`-th pixel and row, likewise
     samples: np.ndarray | None = None
-    seconds: float = 0.0
+    seconds: float = 0.0  # that segmenting it took
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,23 +22,14 @@ WORST_SHARES = (5, 1)  # percent of the images, of the worst-case figures
 
 @dataclass(frozen=True)
 class ImageScores:
-    """One image; fractions from 0 to 1, NaN where it has no label.
+    """One image; fractions from 0 to 1, NaN where it has no label."""
 
-    Attributes:
-        name: the image's.
-        pixel_accuracy: share of the labelled pixels that are right.
-        mean_iou: over the classes that its label has.
-        doubt: one minus the mean confidence; None where it is not known.
-        classes: IoU of each class that is in its label or its prediction.
-        worst: the part in which most pixels are wrong; None where it was not looked for.
-    """
-
-    name: str
-    pixel_accuracy: float
-    mean_iou: float
-    doubt: float | None
-    classes: dict[str, float]
-    worst: Box | None
+    name: str  # the image's
+    pixel_accuracy: float  # share of the labelled pixels that are right
+    mean_iou: float  # over the classes that its label has
+    doubt: float | None  # one minus the mean confidence; None where it is not known
+    classes: dict[str, float]  # IoU of each class that is in its label or its prediction
+    worst: Box | None  # the part in which most pixels are wrong; None where it was not looked for
 
 
 @dataclass(frozen=True)
@@ -55,32 +46,23 @@ class Confused:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an evaluation tells beyond its mean IoU.
+    """What an evaluation tells beyond its mean IoU."""
 
-    Attributes:
-        intervals: of the mean IoU and of each class's.
-        images: in the data set's order.
-        fine_grained: mIoU-D (the mean IoU of the set), mIoU-I (mean over the images of each image's mean over its
-            classes), mIoU-C (mean over the classes of each class's mean over its images); with q, 5 or 1 behind
-            them over the worst images only: the mean of the figures for the worst 10, 20, ..., 100 %, for 5 %, for 1 %.
-            Source: Wang et al. 2023, arXiv 2310.19252.
-        confusions: the most frequent first.
-        worst_images: names, the lowest mean IoU first.
-        doubtful_images: names, the most doubtful first; empty where no confidence is known.
-        boundary, calibration, instances: None where not measured.
-        not_measured: why not, by name.
-    """
-
-    intervals: Intervals
-    images: tuple[ImageScores, ...]
+    intervals: Intervals  # of the mean IoU and of each class's
+    images: tuple[ImageScores, ...]  # in the data set's order
+    # mIoU-D (the mean IoU of the set), mIoU-I (mean over the images of each image's mean over its classes), mIoU-C
+    # (mean over the classes of each class's mean over its images); with q, 5 or 1 behind them over the worst images
+    # only: the mean of the figures for the worst 10, 20, ..., 100 %, for 5 %, for 1 %. Source: Wang et al. 2023, arXiv
+    # 2310.19252.
     fine_grained: dict[str, float]
-    confusions: tuple[Confused, ...]
-    worst_images: tuple[str, ...]
-    doubtful_images: tuple[str, ...]
+    confusions: tuple[Confused, ...]  # the most frequent first
+    worst_images: tuple[str, ...]  # names, the lowest mean IoU first
+    doubtful_images: tuple[str, ...]  # names, the most doubtful first; empty where no confidence is known
+    # boundary, calibration, instances: None where not measured
     boundary: Boundary | None
     calibration: Calibration | None
     instances: InstanceScores | None
-    not_measured: dict[str, str]
+    not_measured: dict[str, str]  # why not, by name
 
 
 def analyse(records: Sequence[ImageRecord], classes: tuple[str, ...], temperatures: TemperatureCounts) -> Analysis:
