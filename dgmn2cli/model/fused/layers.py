@@ -211,7 +211,8 @@ class ResizedConv(nn.Module):
         images = x.permute(0, 2, 3, 1).contiguous()  # (B, h, w, I); no copy when x is channels last
         made = [convolve_upsampled(lines, self.taps, self.conv.bias, target) for lines in images]
         for rows in zip(*made, strict=True):
-            yield torch.stack(rows).permute(0, 3, 1, 2)
+            band = rows[0][None] if len(rows) == 1 else torch.stack(rows)  # one image's rows need no copy
+            yield band.permute(0, 3, 1, 2)
 
     def _plain_bands(self, x: Tensor, target: tuple[int, int]) -> Iterator[Tensor]:
         side = target[0]
