@@ -176,7 +176,13 @@ def run_trial(seed: int, folder: Path, wanted: dict[str, dict[str, str]]) -> Tri
         time.sleep(0.1)
     if left := [process for process in relatives if alive(process)]:
         faults.append(f"processes are left: {left}")
-    again = start(out, workers, processes).wait(180)
+    resumed = start(out, workers, processes)
+    try:
+        again = resumed.wait(180)
+    except subprocess.TimeoutExpired:
+        faults.append("the resumed run does not end within 180 s")
+        os.killpg(resumed.pid, KILL)
+        again = 0
     if again:
         faults.append(f"the resumed run: exit code {again}: {out.with_name(f'{out.name}.err').read_text()[-300:]}")
     found, whole = traces(out), unbroken(workers, processes, folder, wanted)
