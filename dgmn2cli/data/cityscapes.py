@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, missing_labels
-from dgmn2cli.data.files import Found, comparable, find_files
+from dgmn2cli.data.files import Found, find_files
+from dgmn2cli.data.names import comparable
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import absence
 

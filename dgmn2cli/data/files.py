@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, dropwhile
+from itertools import dropwhile
 from pathlib import Path
 
-import numpy as np
-
+from dgmn2cli.data.names import comparable
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import absence
 from dgmn2cli.observer import Observer, Silent
@@ -38,12 +36,6 @@ class Found:
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name is hidden or left by a desktop (`._x.jpg`, `Thumbs.db`, `__MACOSX`)."""
     return name.startswith(".") or name.lower() in _LITTER
-
-
-def comparable(name: str | Path) -> str:
-    """A name as it is compared with others: in Unicode's composed form (NFC), folders apart by `/`."""
-    text = os.fspath(name).replace(os.sep, "/")
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def ends_with(name: str, suffixes: Sequence[str]) -> str:
@@ -173,32 +165,6 @@ class _Bounds:
             what = f"{MOST_FOLDERS:,} folders" if self.folders > MOST_FOLDERS else f"{MOST_ENTRIES:,} entries"
             why, hint = f"the search, which follows links, leads to more than {what}", "Name a folder further down."
             raise DataError("cannot search the folder", where=self.where, why=why, hint=hint)
-
-
-def distinct_names(files: Sequence[str | Path]) -> list[str]:
-    """A relative name for each file: its file name, if no two are alike, else with the folders that tell them apart."""
-    names = [os.path.basename(file) for file in files]
-    if not repeated(names).any():
-        return names
-    whole = [os.path.abspath(file) for file in files]
-    common = os.path.commonpath([os.path.dirname(file) for file in whole])
-    return [os.path.relpath(file, common) for file in whole]
-
-
-def repeated(names: Iterable[str]) -> np.ndarray:
-    """(N,) bool: whether another of `names` is like it, by `comparable`. Takes some 30 bytes for each."""
-    keys = np.fromiter((hash(comparable(name)) for name in names), np.int64)
-    _, place, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    return counts[place] > 1
-
-
-def short_names(names: Sequence[str], stems: Sequence[str]) -> list[str]:
-    """For each of `names` its stem, the name without its suffix, where no other name or stem is like it; else itself.
-
-    `a.png`, `a.jpg` and `a.png.jpg` keep their suffixes.
-    """
-    alike = repeated(chain(names, stems))[len(names) :]
-    return [name if kept else stem for name, stem, kept in zip(names, stems, alike, strict=True)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

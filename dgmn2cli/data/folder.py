@@ -18,7 +18,8 @@ from pydantic.dataclasses import dataclass as validated
 from dgmn2cli.config.schema import NAMES_ONCE, SEVERAL, ClassName, Color, StoredId, Text, setting
 from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, PALETTE
 from dgmn2cli.data.dataset import IGNORE, STORED_IDS, UNKNOWN_COLOUR, IdMap, Pair, SegmentationSet, missing_labels
-from dgmn2cli.data.files import SUFFIXES, Found, comparable, ends_with, find_files, short_names
+from dgmn2cli.data.files import SUFFIXES, Found, ends_with, find_files
+from dgmn2cli.data.names import comparable, short_names
 from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error
 from dgmn2cli.files import absence, read_text
 from dgmn2cli.validation import STRICT, check, must, parse_toml, raise_faults, schema_of, show

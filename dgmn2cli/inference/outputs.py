@@ -6,6 +6,7 @@ import os
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -29,20 +30,28 @@ def check_targets(images: Sequence[ImageFile], folder: Path, kinds: Sequence[str
         ResourceError: the folder cannot come to be.
     """
     check_folder(folder)
-    files, existing, count = array("Q"), os.path.isdir(folder), 0
+    files, count, longest = array("Q"), 0, 0
     long, there = list[str](), list[str]()
     names = images.names if isinstance(images, ImageList) else [image.name for image in images]
     endings = [output_path("", "", kind).name for kind in kinds]
-    for stem in (os.path.join(folder, name) for name in names):  # a million: no paths as objects
-        for target in (stem + ending for ending in endings):
-            if len(target) > LONGEST_NAME // 4 and len(os.fsencode(os.path.basename(target))) > LONGEST_NAME:
-                long.append(target)
-            elif existing and (number := _file_number(target)) is not None:
+
+    @lru_cache(maxsize=4096)
+    def exists(inside: str) -> bool:
+        return os.path.isdir(os.path.join(folder, inside))
+
+    for name in names:  # a million: no paths as objects, and no question about files of folders that are not there
+        inside, _, last = name.rpartition("/")
+        for ending in endings:
+            if len(last) + len(ending) > LONGEST_NAME // 4 and len(os.fsencode(last + ending)) > LONGEST_NAME:
+                longest += 1
+                long += [os.path.join(folder, name + ending)] * (len(long) < NAMED)
+            elif exists(inside) and (number := _file_number(target := os.path.join(folder, name + ending))) is not None:
                 files.append(number)
                 count += 1
                 there += [target] * (len(there) < NAMED)
     if long:
-        raise ConfigError("an output's name would be too long", faults=long, hint="Rename these images.")
+        why = f"{longest:,} of {len(images) * len(kinds):,} have more than {LONGEST_NAME} bytes"
+        raise ConfigError("an output's name would be too long", why=why, faults=long, hint="Rename these images.")
     if files:
         inputs = np.fromiter((_file_number(image.path) or 0 for image in images), np.uint64, len(images))
         lost = [str(images[int(index)].path) for index in np.flatnonzero(np.isin(inputs, files))[:NAMED]]

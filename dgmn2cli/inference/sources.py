@@ -5,23 +5,20 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
 
 from dgmn2cli.data.archives import find_members
-from dgmn2cli.data.files import (
-    MOST_ENTRIES,
-    SUFFIXES,
-    distinct_names,
-    find_files,
-    find_matches,
-    repeated,
-)  # fmt: skip
+from dgmn2cli.data.files import MOST_ENTRIES, SUFFIXES, find_files, find_matches
 from dgmn2cli.data.images import MAX_PIXELS, read_bytes
+from dgmn2cli.data.names import Names, absolute, alike, naming, repeated
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import absence, open_regular
 from dgmn2cli.observer import Observer, Silent
@@ -57,7 +54,7 @@ class ImageFile:
 
 
 class ImageList(Sequence[ImageFile]):
-    """Images in their order; a million of them take some 200 MB.
+    """Images in their order; of a list of a million, with paths of 40 letters, some 80 MB.
 
     Attributes:
         paths, names: of each image, as in `ImageFile`.
@@ -66,7 +63,7 @@ class ImageList(Sequence[ImageFile]):
     """
 
     def __init__(
-        self, paths: list[str], names: list[str], archives: Sequence[str] = (), places: np.ndarray | None = None
+        self, paths: Sequence[str], names: Sequence[str], archives: Sequence[str] = (), places: np.ndarray | None = None
     ) -> None:
         self.paths, self.names, self.archives, self.places = paths, names, tuple(archives), places
 
@@ -104,8 +101,8 @@ def find_images(sources: Sequence[str], observer: Observer | None = None) -> Ima
         DataError: a source does not exist or is damaged, or a folder, list or archive holds no image.
     """
     observer = observer or Silent()
-    loose, inside, relative = list[str](), list[str](), list[str]()
-    archives, places = list[str](), list[tuple[int, int, int]]()
+    loose, inside, relative = Names(), Names(), Names()
+    archives, places = list[str](), array("q")
     named = list(chain.from_iterable(map(expand_braces, sources)))
     several = sum(map(is_archive, named)) > 1
     for source in named:
@@ -114,34 +111,52 @@ def find_images(sources: Sequence[str], observer: Observer | None = None) -> Ima
             for member in find_members(Path(source), SUFFIXES, observer):
                 inside.append(f"{source}/{member.name}")
                 relative.append(top + member.name)
-                places.append((len(archives), member.first, member.size))
+                places.extend((len(archives), member.first, member.size))
             archives.append(source)
             continue
         files, folder = _expand(source, observer)
         if folder is None:
-            loose += map(str, files)
-        else:
-            found = [str(file) for file in files]
-            inside += found
-            relative += [os.path.relpath(file, folder) for file in found]
-            places += [_WHOLE] * len(found)
+            loose.extend(map(str, files))
+            continue
+        for file in files:
+            inside.append(str(file))
+            relative.append(os.path.relpath(file, folder))
+            places.extend(_WHOLE)
     kept, alone = _first_of_each(inside), _first_of_each(loose, inside)
-    inside, relative = [inside[index] for index in kept], [relative[index] for index in kept]
-    paths = [loose[index] for index in alone] + inside
-    names = distinct_names(paths[: len(alone)]) + relative
+    loose, inside, relative = loose.only(alone), inside.only(kept), relative.only(kept)
     where = None
     if archives:
-        within = np.array(places, np.int64).reshape(-1, 3)[kept]
-        where = np.concatenate([np.full((len(alone), 3), _WHOLE, np.int64), within])
-    else:
+        within = np.frombuffer(places, np.int64).reshape(-1, 3)[kept]
+        where = np.concatenate([np.full((len(loose), 3), _WHOLE, np.int64), within])
+    paths, names = _names(loose, inside, relative)
+    if not archives:
         _require_any(paths)
-    if repeated(names).any():  # folders with files of one name
-        names = distinct_names(paths)
-    del loose
-    alike = repeated(chain(names, (os.path.splitext(name)[0] for name in names)))[len(names) :]
-    for index in np.flatnonzero(~alike):  # as `short_names`, without a second list of a million names
-        names[index] = os.path.splitext(names[index])[0]
     return ImageList(paths, names, archives, where)
+
+
+def _names(loose: Names, inside: Names, relative: Names) -> tuple[Names, Names]:
+    """The paths of all images, and what their outputs are called; a million pass by, only the results are kept.
+
+    Args:
+        loose: paths that were named one by one.
+        inside, relative: paths found in folders and archives, and relative to these.
+    """
+    paths, own = Names(chain(loose, inside)) if inside else loose, naming(loose)
+    whole: Callable[[str | Path], str] | None = None
+
+    def long() -> Iterable[str]:
+        return map(whole, paths) if whole else chain(map(own, loose), relative)
+
+    if relative and repeated(long()).any():  # folders with files of one name
+        whole = naming(paths)
+    both = repeated(chain.from_iterable((name, _stem(name)) for name in long()))
+    return paths, Names(name if kept else _stem(name) for name, kept in zip(long(), both[1::2], strict=True))
+
+
+def _stem(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    plain = dot and "/" not in suffix and stem[-1:] not in ("", ".", "/")  # else `.x` and `..x` have no suffix
+    return stem if plain else os.path.splitext(name)[0]
 
 
 def is_archive(name: str) -> bool:
@@ -178,23 +193,18 @@ def _choices(inner: str) -> Sequence[str]:
 
 
 def _first_of_each(paths: Sequence[str], besides: Sequence[str] = ()) -> np.ndarray:
-    """The indices of `paths` without those that name the same file again, or one of `besides`."""
-    here = Path.cwd()
-
-    def whole(path: str) -> str:
-        return os.path.normpath(os.path.join(here, path))
-
+    """(N,) bool: which of `paths` name no file again that stands before them, or in `besides`."""
+    here = str(Path.cwd())
     # a million names are compared by their hashes, those of equal hashes by themselves
-    keys = np.fromiter((hash(whole(path)) for path in chain(besides, paths)), np.int64)
-    found, counts = np.unique(keys, return_counts=True)
-    alike = np.isin(keys, found[counts > 1])
-    others, own = alike[: len(besides)], alike[len(besides) :]
-    seen, kept = {whole(besides[int(index)]) for index in np.flatnonzero(others)}, np.full(len(paths), True)
+    keys = np.fromiter((hash(absolute(path, here)) for path in chain(besides, paths)), np.int64)
+    same, kept = alike(keys), np.full(len(paths), True)
+    others, own = same[: len(besides)], same[len(besides) :]
+    seen = {absolute(besides[int(index)], here) for index in np.flatnonzero(others)}
     for index in np.flatnonzero(own):
-        name = whole(paths[int(index)])
+        name = absolute(paths[int(index)], here)
         kept[index] = name not in seen
         seen.add(name)
-    return np.flatnonzero(kept)
+    return kept
 
 
 def _require_any(paths: Sequence[str]) -> None:
@@ -232,18 +242,19 @@ def _expand(source: str, observer: Observer) -> tuple[Iterable[str | Path], Path
 def _read_list(path: Path) -> Iterator[str]:
     """One path a line, relative to the list's folder; blank lines and lines starting with # are skipped."""
     what, hint, count = "cannot read the list of images", "Give a text file that names one image a line.", 0
-    folder = "" if path.parent == Path() else str(path.parent)
+    folder, code = "" if path.parent == Path() else os.path.join(path.parent, ""), sys.getfilesystemencoding()
     with open_regular(path, what, kind=DataError, unreadable=DataError, hint=hint) as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), 1):
             if b"\0" in line or len(line) > LONGEST_LINE:
                 odd = "has a NUL byte; it is no text" if b"\0" in line else f"is longer than {LONGEST_LINE:,} bytes"
                 raise DataError(what, where=path, why=f"line {number} {odd}", hint=hint)
-            name = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"")).strip()  # need not be UTF-8
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            name = line.decode(code, "surrogateescape").strip()  # need not be UTF-8
             if not name or name.startswith("#"):
                 continue
             count += 1
             if count > MOST_ENTRIES:
                 raise DataError(what, where=path, why=f"it names more than {MOST_ENTRIES:,} images", hint=hint)
-            yield os.path.join(folder, name)
+            yield name if name[0] == "/" else folder + name
     if not count:
         raise DataError("the list names no image", where=path, hint=hint)

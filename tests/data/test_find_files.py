@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from dgmn2cli.data.decoding import decode_bgr
-from dgmn2cli.data.files import (
-    SUFFIXES,
-    comparable,
-    distinct_names,
-    ends_with,
-    find_files,
-    find_matches,
-    is_litter,
-    short_names,
-)
+from dgmn2cli.data.files import SUFFIXES, ends_with, find_files, find_matches, is_litter
+from dgmn2cli.data.names import Names, absolute, comparable, distinct_names, short_names
 from dgmn2cli.errors import DataError
 from dgmn2cli.observer import Silent
 
@@ -193,3 +187,22 @@ def test_globs_end_where_links_go_round(tmp_path: Path) -> None:
         files = find_matches(f"{tmp_path}/{pattern}").files
         assert [path.stem for path in sorted(files, key=lambda path: path.name)] == found, pattern
         assert len(files) == len(found)
+
+
+def test_names_are_kept_as_they_are() -> None:
+    kept = ["", "a.png", "ä/한국.jpg", "\udcff\udce9", "a\0b", "x" * 70_000, *(f"{i}" for i in range(5000))]
+    names = Names(kept)
+    assert list(names) == kept
+    assert [names[index] for index in (0, 3, -1)] == ["", "\udcff\udce9", "4999"]
+    assert (names[2:5], names[5000:9000:2], names[3:3]) == (kept[2:5], kept[5000:9000:2], [])
+    assert list(names.only(np.arange(len(kept)) < 3)) == kept[:3]
+    assert list(pickle.loads(pickle.dumps(names))) == kept
+    with pytest.raises(IndexError):
+        names[len(kept)]
+
+
+@pytest.mark.parametrize("path", ["a", "./a//b/", "../../..", "/", "//x/./y", "/a/..", ".h/.x", "a/../b", ".", ""])
+def test_absolute_paths_are_as_the_library_makes_them(path: str) -> None:
+    for here in ("/", "/one/two"):
+        wanted = os.path.normpath(os.path.join(here, path))
+        assert absolute(path, here) == "/" + wanted.lstrip("/")

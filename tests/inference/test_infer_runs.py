@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,10 +16,11 @@ from streets import SMALL, Load, scene
 
 from dgmn2cli.data.images import encode_png, write_png
 from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, DistributedError, ResourceError
-from dgmn2cli.inference import sources
+from dgmn2cli.inference import outputs, sources
+from dgmn2cli.inference.outputs import check_targets
 from dgmn2cli.inference.report import ImageResult
 from dgmn2cli.inference.run import InferRequest, run
-from dgmn2cli.inference.sources import expand_braces, find_images
+from dgmn2cli.inference.sources import ImageList, expand_braces, find_images
 from dgmn2cli.observer import Silent
 
 COUNT = 8
@@ -355,6 +357,38 @@ def test_long_lists_are_read_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"x" * 70_000)
     with pytest.raises(DataError, match="line 1 is longer"):
         find_images([f"@{tmp_path}/list.txt"])
+
+
+def test_a_long_list_is_no_list_of_objects(tmp_path: Path) -> None:
+    count = 20_000
+    names = [f"folder{index % 50}/street_{index:09}.png" for index in range(count)]
+    write_png(tmp_path / names[0], scene(0)[0])
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    text = sum(len(str(tmp_path / name)) + len(Path(name).stem) for name in names)
+    find_images([f"@{tmp_path}/list.txt"])  # what is imported and remembered once
+    tracemalloc.start()
+    try:
+        images = find_images([f"@{tmp_path}/list.txt"])
+        check_targets(images, tmp_path / "out", ("ids", "overlay"), overwrite=False)
+        kept, highest = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(images) == count
+    assert kept < 1.2 * text + 20 * count  # the letters, and where each name ends; an object takes 50 more
+    assert highest < 1.2 * text + 80 * count  # while hashes are compared
+
+
+def test_only_folders_that_are_there_are_asked_for_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageList([f"{i}/x.png" for i in range(9)], [f"{i}/x" for i in range(9)])
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "x_ids.png").touch()
+    asked: list[str] = []
+    real = outputs._file_number
+    monkeypatch.setattr(outputs, "_file_number", lambda path: asked.append(str(path)) or real(path))
+    with pytest.raises(ConfigError) as caught:
+        check_targets(images, tmp_path, ("ids",), overwrite=False)
+    assert caught.value.faults == (str(tmp_path / "7" / "x_ids.png"),)
+    assert asked == [str(tmp_path / "7" / "x_ids.png"), *(f"{i}/x.png" for i in range(9))]
 
 
 def test_names_whose_hashes_meet_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
