@@ -64,7 +64,7 @@ class Dgmn2Error(Exception):
     def __str__(self) -> str:
         place = f" ({shortened(printable(self.where))})" if self.where else ""
         why = f": {shortened(printable(self.why).rstrip('.'))}" if self.why else ""
-        hint = f" {printable(self.hint)}" if self.hint else ""
+        hint = f" {shortened(printable(self.hint))}" if self.hint else ""
         return f"{shortened(printable(self.what))}{place}{why}." + hint
 
     def fault_lines(self) -> list[str]:

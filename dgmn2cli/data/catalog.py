@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from dataclasses import replace
 from itertools import zip_longest
@@ -65,7 +66,8 @@ def find_splits(root: str | Path) -> tuple[str, ...]:
         said = load_description(description)
         images = said.images
         if said.splits:
-            return tuple(name for name in said.splits if any(description.parent.glob(images.replace(SPLIT, name))))
+            pattern = os.path.join(glob.escape(str(description.parent)), images)
+            return tuple(name for name in said.splits if any(glob.iglob(pattern.replace(SPLIT, name))))
         if SPLIT not in images:
             return ("all",)
         before, _, after = images.partition(SPLIT)

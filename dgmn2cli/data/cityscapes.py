@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, missing_labels
+from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, check_split, missing_labels
 from dgmn2cli.data.files import Found, find_files
 from dgmn2cli.data.names import comparable
 from dgmn2cli.errors import DataError
@@ -108,8 +108,9 @@ def open_cityscapes(root: str | Path, split: str = "val", *, labels: bool = True
         labels: False for a split whose labels are not published; label files are then not looked for.
 
     Raises:
-        DataError: no such folder, no images, or images without a label file (all are named).
+        DataError: no such split, no images, or images without a label file (all are named).
     """
+    check_split(split)
     root = Path(root)
     images_dir, labels_dir = root / "leftImg8bit" / split, root / "gtFine" / split
     is_there = os.path.isdir(images_dir)

@@ -22,7 +22,11 @@ SUFFIXES = (
 )  # fmt: skip
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information"})
 _NAMED = 3  # examples in a note
+_KERNELS = ("/proc", "/sys")  # what the kernel shows there are no files, and links lead from there everywhere
 MOST_FOLDERS, MOST_ENTRIES = 100_000, 5_000_000  # that one search goes through
+
+
+_Identity = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def find_files(
     """The files below `folder` whose names end in one of `suffixes`, in any case.
 
     Links to files and folders are followed, but not in circles. Left out, and named in a note: what is hidden or left
-    by a desktop, folders that are named like images, folders that may not be read, files of other names.
+    by a desktop, folders that are named like images, that may not be read or are the kernel's, files of other names.
     What is no regular file but named like one (a pipe, a link that leads nowhere) is found: reading it says what it is.
 
     Args:
@@ -67,16 +71,19 @@ def find_files(
     endings = tuple(comparable(suffix).lower() for suffix in suffixes)
     found: list[tuple[str, Path]] = []
     left_out: dict[str, list[str]] = {}
-    pending: list[tuple[str, tuple[str, ...]]] = [("", ())]
+    pending: list[tuple[str, tuple[_Identity, ...]]] = [("", ())]
     bounds = _Bounds(folder, observer)
     while pending:
         inside, above = pending.pop()
         here = os.path.join(folder, inside) if inside else str(folder)
-        real = os.path.realpath(here)
-        if real in above:
-            left_out.setdefault("a link in a circle", []).append(inside)
-            continue
         try:
+            own = _identity(here)
+            if own in above:
+                left_out.setdefault("a link in a circle", []).append(inside)
+                continue
+            if own[0] in bounds.kernels:
+                left_out.setdefault("of the kernel", []).append(inside or str(folder))
+                continue
             with os.scandir(here) as scan:
                 entries = list(scan)
         except OSError as error:
@@ -91,7 +98,7 @@ def find_files(
             elif _is_folder(entry):
                 if matches:
                     left_out.setdefault("a folder named like a file", []).append(name)
-                pending.append((name, (*above, real)))
+                pending.append((name, (*above, own)))
             elif matches:
                 found.append((comparable(name), Path(folder, name)))
             elif name_others:
@@ -136,18 +143,25 @@ def _expand(pattern: str, bounds: _Bounds) -> Iterator[str]:
     head = os.sep.join(parts[:place]) + os.sep * (place > 0)
     rest = list(dropwhile(lambda part: part == "**", parts[place:])) or ["*"]
     for start in glob.iglob(head) if head else [""]:
-        pending: list[tuple[str, tuple[str, ...]]] = [(start, ())]
+        pending: list[tuple[str, tuple[_Identity, ...]]] = [(start, ())]
         while pending:
             folder, above = pending.pop()
-            real = os.path.realpath(folder)
-            if real in above:
-                continue
-            yield from _expand(os.path.join(glob.escape(folder), *rest), bounds)
-            with suppress(OSError), os.scandir(folder or ".") as scan:
-                entries = list(scan)
+            with suppress(OSError):
+                own = _identity(folder or ".")
+                if own in above or own[0] in bounds.kernels:
+                    continue
+                yield from _expand(os.path.join(glob.escape(folder), *rest), bounds)
+                with os.scandir(folder or ".") as scan:
+                    entries = list(scan)
                 bounds.count(len(entries))
                 inside = [entry.name for entry in entries if _is_folder(entry) and not is_litter(entry.name)]
-                pending += [(os.path.join(folder, name), (*above, real)) for name in inside]
+                pending += [(os.path.join(folder, name), (*above, own)) for name in inside]
+
+
+def _identity(folder: str) -> _Identity:
+    """What tells a folder from others, whatever link led to it."""
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 class _Bounds:
@@ -155,6 +169,7 @@ class _Bounds:
 
     def __init__(self, where: str | Path, observer: Observer) -> None:
         self.where, self.observer, self.folders, self.entries = where, observer, 0, 0
+        self.kernels = {os.stat(path).st_dev for path in _KERNELS if os.path.ismount(path)}
         observer.begin(f"searching {where}", unit="folders")
 
     def count(self, entries: int) -> None:

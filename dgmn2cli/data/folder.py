@@ -17,7 +17,16 @@ from pydantic.dataclasses import dataclass as validated
 
 from dgmn2cli.config.schema import NAMES_ONCE, SEVERAL, ClassName, Color, StoredId, Text, setting
 from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, PALETTE
-from dgmn2cli.data.dataset import IGNORE, STORED_IDS, UNKNOWN_COLOUR, IdMap, Pair, SegmentationSet, missing_labels
+from dgmn2cli.data.dataset import (
+    IGNORE,
+    STORED_IDS,
+    UNKNOWN_COLOUR,
+    IdMap,
+    Pair,
+    SegmentationSet,
+    check_split,
+    missing_labels,
+)
 from dgmn2cli.data.files import SUFFIXES, Found, ends_with, find_files
 from dgmn2cli.data.names import comparable, short_names
 from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error
@@ -192,6 +201,7 @@ def open_folder(
         ConfigError: the description is wrong.
         DataError: no such folder, no images, or images without a label map (all are named).
     """
+    check_split(split)
     path = Path(path)
     said = load_description(path)
     layout = Layout(

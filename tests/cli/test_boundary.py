@@ -46,6 +46,13 @@ def test_single_faults_come_before_the_last_line(capsys):
     assert lines == [*(f"fault {i}" for i in range(20)), "... and 5 more", "Error: bad files."]
 
 
+def test_whatever_is_named_the_last_line_stays_one_that_can_be_read(capsys):
+    name = "x" * 10_000
+    _, lines = ending(capsys, DataError(name, where=name, why=name, hint=f"Look into {name}.", faults=[name]))
+    assert [len(line) < 4 * 650 for line in lines] == [True, True]
+    assert len(lines[0]) < 650
+
+
 def test_other_endings(capsys):
     cases = [
         (KeyboardInterrupt(), 130, "interrupted"),

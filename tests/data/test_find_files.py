@@ -106,6 +106,16 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "closed").chmod(0o700)
 
 
+@pytest.mark.skipif(not os.path.ismount("/proc"), reason="this system has no /proc")
+def test_what_the_kernel_shows_is_left_out(tmp_path: Path) -> None:
+    put(tmp_path, "a/x.png")
+    (tmp_path / "a" / "processes").symlink_to("/proc")
+    assert names(tmp_path) == ["a/x.png"]
+    assert find_files(tmp_path).notes == (f"{tmp_path}: left out 1 (of the kernel): a/processes",)
+    assert [path.name for path in find_matches(f"{tmp_path}/**/*.png").files] == ["x.png"]
+    assert find_files(Path("/proc")).files == ()
+
+
 def test_globs(tmp_path: Path) -> None:
     put(tmp_path, "a/x.png", "b/x.png", "b/Thumbs.db", "b/y.dat", "b/.h.png")
     (tmp_path / "b" / "folder.png").mkdir()

@@ -60,6 +60,30 @@ def test_folders_without_split_palette_and_suffixes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.palette, [[1, 2, 3], [4, 5, 6], [7, 8, 9]])
 
 
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        ("images/{split}", ["train"]),
+        ("ROOT/images/{split}", ["train"]),
+        ("*/{split}", ["train"]),
+        ("**/a**b/{split}", []),
+        ("../[x", []),
+        ("", ["train", "gone"]),
+    ],
+)
+def test_named_splits_are_looked_for_in_any_folder(tmp_path: Path, images: str, found: list[str]) -> None:
+    text = f'classes = ["a", "b", "c"]\nimages = "{images}"\nsplits = ["train", "gone"]\n'
+    assert list(find_splits(make(tmp_path, text.replace("ROOT", str(tmp_path))))) == found
+
+
+def test_a_split_does_not_lead_out_of_the_data_set(tmp_path: Path) -> None:
+    root = make(tmp_path / "one", 'classes = ["a", "b", "c"]\nimages = "{split}"\nlabels = "labels/train"\n')
+    for split in (str(root / "images" / "train"), "../one/images/train", "images/../images/train", "/"):
+        with pytest.raises(DataError, match="no such split"):
+            open_dataset(root, split)
+    assert len(open_dataset(root, "images/train")) == 2
+
+
 def test_reduce_zero_label(tmp_path: Path) -> None:
     data = open_folder(make(tmp_path, 'classes = ["a", "b"]\nreduce_zero_label = true') / "dataset.toml")
     np.testing.assert_array_equal(data.read_label(0), [[255, 0, 1], [1, 0, 255]])

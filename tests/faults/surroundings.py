@@ -190,7 +190,7 @@ def picture_names(rng: random.Random) -> Iterator[Setup]:
                 cv2.imwrite(str(box.top / "tmp" / "x.png"), cv2.imread(str(goods().photo)))
                 os.replace(box.top / "tmp" / "x.png", folder / f"{name}.png")
                 arguments = ("infer", "in", "-o", "out", *SMALL, "--offline", *json)
-                return Call(arguments, {5} if name.startswith("n") else {0}, right=_printable)
+                return Call(arguments, {2} if name.startswith("n") else {0}, right=_printable)
 
             yield f"infer, a picture's name: {name[:20]!r} {' '.join(json)}", prepare
 
