@@ -14,7 +14,14 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import Pipe, active_children, get_context, resource_tracker
+from multiprocessing import (
+    Pipe,
+    active_children,
+    get_all_start_methods,
+    get_context,
+    resource_tracker,
+    set_start_method,
+)
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -214,6 +221,7 @@ def _process(
 ) -> None:
     """The life of one process; its result or error goes to a file, from which the parent takes it."""
     end_with_parent()
+    set_start_method(get_all_start_methods()[0], force=True)  # a spawned data worker would import PyTorch again
     warnings.filters[:] = filters  # type: ignore[index]  # a list at run time
     os.environ.update({name: str(value) for name, value in environment.items()})
     try:
