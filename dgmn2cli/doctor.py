@@ -90,8 +90,6 @@ def examine(zoo: Zoo, cache: Path, device: str = "auto") -> Examination:
     """Examines the machine; what fails is a finding, not an error.
 
     Args:
-        zoo: the manifest in force.
-        cache: the cache folder in force.
         device: the device that must work: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
     """
     findings = [

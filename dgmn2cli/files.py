@@ -62,7 +62,6 @@ def open_regular(
     """`path` opened for reading if it is a regular file (or a link to one); a named pipe cannot block this.
 
     Args:
-        path: the file.
         what: the failed action, for the error's message.
         kind: the error for a folder, pipe, socket or device.
         unreadable: the error for a file that is missing or may not be read.
@@ -125,7 +124,6 @@ def read_text(
 
     Args:
         path: a regular file of at most `limit` bytes.
-        limit: in bytes.
         what: the failed action, for the error's message.
         kind: the error for a file that is missing, too large, or no text.
         hint: what the user can do about it.
@@ -157,7 +155,6 @@ def hash_file(path: str | Path, advance: Callable[[int], object] | None = None) 
     """SHA-256 of a regular file, 64 lower-case hex digits.
 
     Args:
-        path: the file.
         advance: called with the number of bytes just read, for a progress bar.
 
     Raises:

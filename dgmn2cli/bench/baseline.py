@@ -57,7 +57,7 @@ class PlainAttention(nn.Module):
 def plain_attention(
     qkv: Tensor, offset: Tensor, rel_height: Tensor, rel_width: Tensor, size: tuple[int, int], unfold: Unfold
 ) -> Tensor:
-    """The attention between the projections, as published; arguments as for `ops.deform_attention`.
+    """The attention between the projections, `(B, N, h*d)`, as published; arguments as for `ops.deform_attention`.
 
     Args:
         qkv: `(B, N, 3, h, d)`.
@@ -65,9 +65,6 @@ def plain_attention(
         rel_height, rel_width: the stored tables `(rows, d)`.
         size: `(H, W)`.
         unfold: `(B*h, d, H, W)` and `(B*h, 18, H, W)` to `(B*h, 9d, N)`.
-
-    Returns:
-        `(B, N, h*d)`.
     """
     batch, count, _, heads, width = qkv.shape
     queries, keys, values = qkv.permute(2, 0, 3, 4, 1).reshape(3, batch * heads, width, count).unbind(0)

@@ -10,7 +10,7 @@ networks (2.3, 4.3, 7.1, 10.4 G) within 2.5 %; how those were counted is not pub
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,14 +30,8 @@ ATTENTION_MACS = SAMPLES * (4 + 2 * CORNERS)  # per query, head and channel
 class _SizesOnly(TorchFunctionMode):
     """A resize to a size gives that alone: on the meta device torch runs dozens of operations for it, in Python."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = dict(kwargs or {})
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
         if func is F.interpolate and named.get("size"):
             return args[0].new_empty((*args[0].shape[:2], *named["size"]))
         return func(*args, **named)
@@ -54,7 +48,6 @@ def count_macs(model: nn.Module, height: int, width: int, batch: int = 1) -> int
     Args:
         model: a network on the meta device (built under `model.shapes.shapes_only`), in the published order.
         height, width: of the image, in pixels.
-        batch: number of images.
     """
     training = model.training
     try:

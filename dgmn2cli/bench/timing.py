@@ -52,8 +52,6 @@ def alternate(
     """Times `steps` in turn, round after round, each from a quiet device to a quiet device.
 
     Args:
-        steps: every round runs each of them once.
-        device: what to wait for.
         warmup, iters: rounds thrown away, rounds that count.
         progress: told after each round how many are done, and of how many.
         enough: seconds after whose counted rounds a step sits out the rest; it always has one.

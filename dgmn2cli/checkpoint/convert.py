@@ -59,8 +59,6 @@ def convert(source: Path, target: Path, *, overwrite: bool = False, ema: bool = 
     is read again and compared before this returns.
 
     Args:
-        source, target: the files.
-        overwrite: replace `target` if it exists.
         ema: write the averaged copy of the weights.
 
     Raises:

@@ -77,7 +77,6 @@ def describe(path: str | Path, known: Sequence[KnownHash]) -> FileInfo:
     """What the file at `path` is.
 
     Args:
-        path: a `.pth` or `.safetensors` file.
         known: the hashes of published files, from the manifest (`pinned`) and from the cache (`recorded`).
 
     Raises:

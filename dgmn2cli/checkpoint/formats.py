@@ -59,8 +59,6 @@ def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False)
 
     Args:
         path: its name, for messages.
-        file: the file.
-        size: its bytes.
         mapped: leave tensors in the file until they are used, where the format allows it: what is never used (an
             optimiser's moments) then takes no memory.
 

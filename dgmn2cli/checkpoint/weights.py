@@ -39,7 +39,6 @@ def read_checkpoint(
     The file is hashed before it is unpickled; where it is a zip archive its own checksums are verified too.
 
     Args:
-        path: the file.
         sha256: the hash it must have; None when none is known.
         ema: take the averaged copy of the weights (`state_dict_ema`, `ema_state_dict`, ...).
         inference: only weights and meta are wanted: what else a training needs takes no memory and is not returned.

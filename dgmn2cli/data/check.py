@@ -79,9 +79,6 @@ def check_dataset(
 
     Args:
         thorough: decode the images; otherwise only their headers are looked at, and a PNG's checksums.
-        workers: threads; decoding runs outside Python's lock.
-        max_pixels: the largest image allowed.
-        observer: is told of each pair.
         memory: the folder that remembers what was found in files that have not changed since; None: nothing does.
         anew: look at every file, whatever is remembered.
     """
@@ -120,8 +117,6 @@ def fingerprint(data: SegmentationSet, workers: int = 1, memory: Path | None = N
     """SHA-256 over the names and contents of all images and labels, in order; not over where they lie.
 
     Args:
-        data: the data set.
-        workers: threads.
         memory: the folder that remembers the hashes of files that have not changed since; None: nothing does.
 
     Raises:

@@ -257,7 +257,6 @@ def join(device: str, observer: Observer | None = None) -> Iterator[Group]:
     The GPU of a process is the one of its number on its machine. Tensors on GPUs travel by NCCL, all others by gloo.
 
     Args:
-        device: `auto`, `cpu`, `cuda`, ...
         observer: told whom this process waits for.
 
     Raises:

@@ -27,7 +27,6 @@ class Waiting:
 
     Args:
         what: what it waits in, for errors.
-        observer: is told.
         first: seconds before the first line.
     """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dgmn2cli.evaluate.engine import Counted, counted_images
+from dgmn2cli.evaluate.engine import Counted
 from dgmn2cli.evaluate.report import DataInfo, EvalReport
 from dgmn2cli.evaluate.together import evaluate
 from dgmn2cli.inference.plan import Protocol, Settings
@@ -19,15 +19,7 @@ if TYPE_CHECKING:
     from dgmn2cli.inference.segmenter import Segmenter
     from dgmn2cli.observer import Observer
 
-__all__ = [
-    "Counted",
-    "DataInfo",
-    "EvalReport",
-    "Protocol",
-    "Settings",
-    "counted_images",
-    "evaluate",
-]
+__all__ = ["Counted", "DataInfo", "EvalReport", "Protocol", "Settings", "evaluate"]
 
 
 class _Room(ModuleType):

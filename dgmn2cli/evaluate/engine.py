@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,44 +118,6 @@ def _readers(
         raise
 
 
-def counted_images(
-    segmenter: Segmenter,
-    data: SegmentationSet,
-    indices: Sequence[int],
-    settings: Settings,
-    *,
-    workers: int = 1,
-    keep: PredictionFolder | None = None,
-    observer: Observer | None = None,
-    analysis: bool = True,
-) -> Generator[Counted, None, None]:
-    """Each image segmented and compared with its label, in the order of `indices`.
-
-    While the network works on one image, threads read the next ones and measure (and save) the ones before.
-
-    Raises:
-        ConfigError: the network tells other classes apart than the data set.
-        DataError: an image or label cannot be read.
-        NonFiniteError, ResourceError: the network failed; a prediction cannot be written.
-    """
-    matched = match_classes(segmenter.classes, data)
-
-    def finish(found: SegmentedImage) -> Counted:
-        ids, samples = matched[found.ids], found.samples
-        if keep is not None:
-            keep.write(data.pairs[found.index].name, ids)
-        return counted(
-            data, replace(found, ids=ids, samples=None if samples is None else samples[matched.argsort()]), analysis
-        )
-
-    watcher = observer or Silent()
-    done = segmented(
-        segmenter, data, indices, settings, labels=True, workers=workers, observer=watcher, analysis=analysis
-    )
-    with closing(done) as images, closing(in_threads(finish, images, 1, ahead=BEHIND, eager=True)) as found:
-        yield from found
-
-
 def counted(data: SegmentationSet, found: SegmentedImage, analysis: bool, where: Path | None = None) -> Counted:
     """One image compared with its label; ids and samples are by the data set's classes.
 
@@ -216,18 +178,33 @@ def network_source(
     *,
     workers: int = 1,
     keep: PredictionFolder | None = None,
-    observer: Observer | None = None,
+    observer: Observer = Silent(),
     analysis: bool = True,
 ) -> Source:
-    """Predictions by a network; arguments as `counted_images`.
+    """Predictions by a network, in the order of the places asked for.
+
+    While the network works on one image, threads read the next ones and measure (and keep) the ones before. `images`
+    raises what `segmented` raises, and a ResourceError where a prediction cannot be written.
 
     Raises:
         ConfigError: impossible settings, or the network tells other classes apart than the data set.
     """
-    match_classes(segmenter.classes, data)
+    matched = match_classes(segmenter.classes, data)
     protocol = resolve_settings(settings, segmenter.inference, segmenter.device)
-    images = partial(
-        counted_images, segmenter, data, settings=settings, workers=workers, keep=keep, observer=observer,
-        analysis=analysis,
-    )  # fmt: skip
+
+    def finish(found: SegmentedImage) -> Counted:
+        ids, samples = matched[found.ids], found.samples
+        if keep is not None:
+            keep.write(data.pairs[found.index].name, ids)
+        samples = None if samples is None else samples[matched.argsort()]
+        return counted(data, replace(found, ids=ids, samples=samples), analysis)
+
+    def images(indices: Sequence[int]) -> Generator[Counted, None, None]:
+        how: dict[str, Any] = {"labels": True, "workers": workers, "observer": observer, "analysis": analysis}
+        with (
+            closing(segmented(segmenter, data, indices, settings, **how)) as done,
+            closing(in_threads(finish, done, 1, ahead=BEHIND, eager=True)) as found,
+        ):
+            yield from found
+
     return Source(segmenter.info, protocol, images)

@@ -55,7 +55,6 @@ def official_scores(data: SegmentationSet, predictions: Sequence[Path], ours: Sc
     Args:
         data: Cityscapes images with labels.
         predictions: the labelIds file of each of them.
-        ours: what we found.
 
     Raises:
         DataError: the tool refuses a file.

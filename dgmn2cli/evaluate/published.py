@@ -30,8 +30,6 @@ def compare_with_published(
     """The report with the published figure beside it, or with the reasons why none can be there.
 
     Args:
-        report: what was measured.
-        data: the images it was measured on.
         entry: the zoo model; None for a configuration of the user's.
         known_sha256: the hash of its published file, where it is known.
         tolerance: difference in percent that still counts as agreement.

@@ -57,7 +57,6 @@ def run(request: EvalRequest, recipe: AnyRecipe, load: Load, observer: Observer 
     """Evaluates one network; writes the report, then removes the journal.
 
     Args:
-        recipe: the model's name, configuration and zoo entry.
         load: makes its network; picklable where there are several processes.
         observer: told of progress; each `Counted` image is a result.
 

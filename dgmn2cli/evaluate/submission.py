@@ -154,7 +154,6 @@ def make_submission(
         segmenter: the network; None to take the predictions kept in `folder`.
         data: the images, see `open_test`.
         folder: where the files go, or are.
-        target: the zip.
 
     Raises:
         ConfigError: the network's classes are not those of Cityscapes, or `target` is a folder.

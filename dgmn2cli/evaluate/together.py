@@ -104,13 +104,9 @@ def evaluate(
     """Evaluates a network over a data set that was checked before (`data.check`).
 
     Args:
-        segmenter: the network.
-        data: images and labels.
         settings: the test procedure; the configuration's if None.
         group: processes that share the work; every one must call this, and all get the report of the whole.
-        limit: evaluate only the first images.
         workers: threads that read ahead.
-        save_preds: keep the predictions in this folder.
         observer: told of progress between windows; what it raises ends the evaluation, on all processes where it is a
             Dgmn2Error. Each `Counted` image is a result, on the first process.
         analysis: look at boundaries, calibration, instances and crops, too; a few percent of the time on a CPU.

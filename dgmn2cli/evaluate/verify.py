@@ -42,10 +42,8 @@ def verify(report: ReportFile, data: SegmentationSet, source: Source, observer: 
     """Checks a report, the cheapest first.
 
     Args:
-        report: as read.
         data: the images it says it is about, in their order.
         source: what makes the predictions it says it is about.
-        observer: told of each image.
 
     Raises:
         CheckFailed: something differs; the first difference is named.
@@ -88,10 +86,7 @@ def settings_of(report: ReportFile) -> Settings:
 
 
 def check_figures(report: ReportFile) -> float:
-    """Computes every figure again from the records.
-
-    Returns:
-        The mean IoU.
+    """Computes every figure again from the records; gives the mean IoU.
 
     Raises:
         CheckFailed: one differs.

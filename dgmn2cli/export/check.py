@@ -85,9 +85,7 @@ def compare(network: Segmenter, graph: Segmenter, protocol: GraphProtocol, dtype
     Args:
         network: what was exported, as published.
         graph: the export, in a runtime.
-        protocol: of the export.
         dtype: of the graph's weights and activations.
-        observer: told of each comparison.
 
     Raises:
         CheckFailed: they differ by more than `LIMITS` allow.

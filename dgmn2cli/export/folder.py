@@ -18,14 +18,7 @@ from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.export.check import Parity, compare
 from dgmn2cli.files import atomic_folder, atomic_write, check_folder, to_json, to_plain
 from dgmn2cli.inference import arithmetic
-from dgmn2cli.inference.graph import (
-    PROTOCOL_FILE,
-    GraphInference,
-    GraphInput,
-    GraphOutput,
-    GraphProtocol,
-    load_graph,
-)
+from dgmn2cli.inference.graph import PROTOCOL_FILE, GraphInference, GraphInput, GraphOutput, GraphProtocol, load_graph
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.observer import Observer, Silent
@@ -99,8 +92,6 @@ def export_folder(
     Args:
         segmenter: of a network in PyTorch.
         folder: absent or empty; or an earlier export, with `overwrite`.
-        options: what is exported.
-        observer: told of the steps.
 
     Raises:
         CheckFailed: the graph does not agree with the network; nothing is left.

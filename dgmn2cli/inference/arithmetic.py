@@ -37,7 +37,7 @@ def resize_rows(
     above: int = 0,
     height: int | None = None,
 ) -> np.ndarray:
-    """Rows `rows` of `scores` resized to `size`, bilinear: first along the columns, then along the rows.
+    """Rows `rows` of `scores` resized to `size`, `(C, rows, W)` float32, bilinear: first along columns, then rows.
 
     Args:
         scores: `(C, h, w)` float32; the whole map, or those of its rows that are needed, and any more.
@@ -46,9 +46,6 @@ def resize_rows(
         align_corners: the corner pixels' centres stay where they are; else the corners themselves.
         above: rows of the whole map that lie above those in `scores`.
         height: rows of the whole map; h if None.
-
-    Returns:
-        `(C, rows, W)` float32.
     """
     height, width = height or scores.shape[1], scores.shape[2]
     if height == size[0]:

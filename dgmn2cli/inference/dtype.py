@@ -23,8 +23,6 @@ def with_fitting_dtype(make: Callable[..., Segmenter], device: str, observer: Ob
 
     Args:
         make: makes the network when called with `device` and `dtype`.
-        device: name of the device.
-        observer: told of the choice.
 
     Raises:
         Dgmn2Error: what `make` raises.

@@ -128,11 +128,9 @@ def explain(
         network: whose attention layers are looked at.
         logits: runs it on one window `(1, 3, h, w)`.
         view: the image as the test procedure sees it.
-        windowing: how it is covered.
         image: (H, W, 3) uint8, blue green red.
         at: (x, y) in pixels of the image.
         names: of the classes.
-        model: what the network is called.
 
     Raises:
         ConfigError: a position outside the image, or a network whose attention cannot be looked at.

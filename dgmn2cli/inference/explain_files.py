@@ -85,9 +85,6 @@ def prepare(
 def explain_positions(segmenter: Segmenter, request: ExplainRequest, observer: Observer | None = None) -> ExplainReport:
     """Explains each position and writes its files.
 
-    Args:
-        observer: told of each position, a result.
-
     Raises:
         ConfigError: impossible settings, or a network that cannot be explained.
         NonFiniteError: the network gave NaN or infinity.

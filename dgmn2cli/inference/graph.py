@@ -12,17 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
-from dgmn2cli.config.schema import (
-    MAX_LIST,
-    MAX_NAME,
-    NAMES_ONCE,
-    ClassName,
-    Color,
-    Factor,
-    Pixels,
-    Text,
-    setting,
-)
+from dgmn2cli.config.schema import MAX_LIST, MAX_NAME, NAMES_ONCE, ClassName, Color, Factor, Pixels, Text, setting
 from dgmn2cli.errors import ConfigError, IntegrityError
 from dgmn2cli.files import absence, read_bounded, read_text
 from dgmn2cli.validation import STRICT, Printable, check, must, parse_json, raise_faults, schema_of, show

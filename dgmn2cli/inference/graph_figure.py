@@ -43,8 +43,6 @@ def graph_figure(
         image: (H, W, 3) uint8, blue green red.
         at: the position (x, y), in pixels of the image, 0 being the centre of the first one.
         window: x, y, width and height of the window, from the outer edge of its first pixel.
-        blocks: the network's blocks, in order.
-        title, subtitle: what stands above.
     """
     from matplotlib.figure import Figure
 

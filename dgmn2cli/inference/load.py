@@ -62,7 +62,6 @@ def resolve(
     """The recipe behind a zoo key, a published configuration's name, or the path of a configuration file.
 
     Args:
-        name: what the user typed.
         overrides: settings such as `optim.lr=5e-5`.
         zoo: the manifest; the published one if None.
         values: settings by dotted key, such as `{"optim.lr": 5e-5}`; overrides come after them.
@@ -117,10 +116,8 @@ def ensure_weights(
     """The entry's published weights, downloaded and checked if they are not in the cache.
 
     Args:
-        entry: a model or backbone of the zoo.
         cache: the cache folder; the default one if None.
         offline: do not touch the network; `DGMN2_OFFLINE` says the same.
-        observer: told of the download.
 
     Raises:
         NetworkError: they are not here and the network is off, or no source gives them.
@@ -236,7 +233,6 @@ def assemble(
     """A recipe's network with its weights, on its device, rewritten for inference.
 
     Args:
-        recipe: which network.
         checkpoint: the weights; the published ones if None, downloaded where they are not in the cache.
         device, dtype, backend: as for `load`.
         exact_algebra: rewrite the network into its faster equal (`model.inference_form`); else run the published

@@ -105,7 +105,6 @@ def open_model(runtime: str, model: bytes, precision: str, taken: str, given: st
         model: the file's bytes, its tensors among them.
         precision: the dtype of most of its weights.
         taken, given: names of its input and its output.
-        threads: CPU threads that compute.
 
     Raises:
         ResourceError: the runtime is not installed; else what the runtime raises.
@@ -128,9 +127,7 @@ class GraphNetwork(nn.Module):
     """An exported graph that is called like a network. It can be copied and pickled; then it is read and opened again.
 
     Args:
-        graph: the graph with its protocol.
         runtime: a key of `RUNTIMES`.
-        threads: CPU threads that compute.
 
     Raises:
         ConfigError: the protocol says something else than the graph.

@@ -87,9 +87,6 @@ def sweep(
     """Mean logits of a view over its overlapping windows, top to bottom.
 
     Args:
-        logits_of: the network.
-        view: the image.
-        windowing: crop, stride, batch.
         progress: called with the number of windows done.
         whole: hold the logits of all rows and give them at once, at the end.
         device: where the logits are summed; where the network gives them if None.
@@ -317,10 +314,8 @@ def segment(
     """Scores of one image over its views: one for single scale, twelve for the published multi-scale and flip.
 
     Args:
-        logits_of: the network.
         views: the inferences to average, in order.
         size: `(H, W)` of the result, the original image's.
-        windowing: crop, stride, batch.
         progress: called with the number of windows done.
         keep: compute everything now and hold one buffer of the image's scores; else compute while bands are asked
             for, anew each time, holding no more rows than windows reach.

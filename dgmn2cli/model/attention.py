@@ -62,14 +62,11 @@ class DynamicGraphAttention(nn.Module):
         self.pos_emb = RelativePositionTables(table_rows, channels // heads)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """Attention over one map.
+        """Attention over one map, `(B, N, C)`.
 
         Args:
             tokens: `(B, N, C)` float, N = H * W in row-major order, already normed.
             size: `(H, W)` of the map.
-
-        Returns:
-            `(B, N, C)`.
         """
         batch, count, channels = tokens.shape
         height, width = size

@@ -7,16 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from dgmn2cli.model.backbone import DILATED_STRIDES, PYRAMID_STRIDES, Backbone
-from dgmn2cli.model.heads import (
-    FIXED_SIDE,
-    FpnHead,
-    FpnNeck,
-    SetrMlaHead,
-    SetrNaiveHead,
-    SetrPupHead,
-    resize,
-    square,
-)
+from dgmn2cli.model.heads import FIXED_SIDE, FpnHead, FpnNeck, SetrMlaHead, SetrNaiveHead, SetrPupHead, resize, square
 
 HEADS: dict[str, Callable[[int], nn.Module]] = {
     "fpn": FpnHead,
@@ -64,12 +55,9 @@ class Segmentor(nn.Module):
         return self.raw_logits(images), ()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits at the input's size.
+        """Logits at the input's size, `(B, num_classes, H, W)`.
 
         Args:
             images: `(B, 3, H, W)` float, RGB, normalised with the ImageNet mean and standard deviation.
-
-        Returns:
-            `(B, num_classes, H, W)`.
         """
         return resize(self.raw_logits(images), images.shape[2:])

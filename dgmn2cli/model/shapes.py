@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -28,14 +28,8 @@ _FILLING: tuple[Callable[..., Tensor], ...] = (
 class _LeaveEmpty(TorchFunctionMode):
     """Filling a tensor in place does nothing."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = dict(kwargs or {})
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
         if func in _FILLING or getattr(func, "__module__", "") == nn.init.__name__:
             return named["tensor"] if "tensor" in named else args[0]
         return func(*args, **named)

@@ -15,30 +15,24 @@ TABLE_MARGIN = 8  # rows a relative position table holds beyond the side of the 
 
 
 def resample_table(table: Tensor, length: int) -> Tensor:
-    """A relative position table resampled to serve a map side: 1-D linear, half-pixel centres.
+    """A relative position table resampled for a map's side, `(L + 8, d)`: linear, half-pixel centres; differentiable.
 
     Args:
         table: `(rows, d)` float, as the checkpoint holds it.
         length: side of the map, L.
-
-    Returns:
-        `(L + 8, d)`, differentiable.
     """
     target = (length + TABLE_MARGIN, table.shape[1])
     return F.interpolate(table[None, None], size=target, mode="bilinear", align_corners=False)[0, 0]
 
 
 def position_logits(q: Tensor, height_table: Tensor, width_table: Tensor, size: tuple[int, int]) -> Tensor:
-    """Relative position logits of every query's 9 samples, both published quirks included.
+    """`(B, N, h, 9)`: relative position logits of every query's samples, both published quirks included.
 
     Args:
         q: `(B, N, h, d)` unscaled queries, N = H * W in row-major order.
         height_table: `(H + 8, d)`, resampled.
         width_table: `(W + 8, d)`, resampled.
         size: `(H, W)`.
-
-    Returns:
-        `(B, N, h, 9)`.
     """
     height, width = size
     batch, _, heads, depth = q.shape
@@ -159,15 +153,12 @@ def deform_unfold(input: Tensor, offset: Tensor, geometry: Sequence[int]) -> Ten
 
 
 def _sample(maps: Tensor, size: tuple[int, int], y: Tensor, x: Tensor) -> Tensor:
-    """Bilinear samples; zero outside the open box (-1, H) x (-1, W), NaN where a coordinate is not finite.
+    """`(M, K, d)` samples, bilinear; zero outside the open box (-1, H) x (-1, W), NaN where a coordinate is not finite.
 
     Args:
         maps: `(M, H * W, d)`.
         size: `(H, W)`.
         y, x: `(M, K)` coordinates in pixels.
-
-    Returns:
-        `(M, K, d)`.
     """
     height, width = size
     finite = torch.isfinite(y) & torch.isfinite(x)

@@ -27,7 +27,7 @@ def source_span(height: int, target: int, rows: slice) -> slice:
 def resize_rows(
     maps: Tensor, size: tuple[int, int], rows: slice, *, above: int = 0, height: int | None = None
 ) -> Tensor:
-    """Rows `rows` of `maps` resized to `size`: the same numbers whatever rows are asked for together.
+    """Rows `rows` of `maps` resized to `size`, `(B, C, rows, W)`: the same numbers whatever rows are asked for.
 
     Args:
         maps: `(B, C, h, w)` float; the whole map, or those of its rows that `source_span` names, and any more.
@@ -35,9 +35,6 @@ def resize_rows(
         rows: the output rows wanted, `start` and `stop` within 0..H.
         above: rows of the whole map that lie above those in `maps`.
         height: rows of the whole map; h if None.
-
-    Returns:
-        `(B, C, rows, W)`.
     """
     height = maps.shape[2] if height is None else height
     if height == size[0]:

@@ -43,7 +43,6 @@ def training_curves(records: Iterable[Mapping[str, Any]], path: str | Path, titl
         records: the lines of the run's log: `iter`, `loss`, `acc`, `lr` of a step, `iter` and `miou` (a fraction, None
             where no class was present) of an evaluation.
         path: the file to write: SVG where its suffix says so, else PNG.
-        title: what stands above the charts.
 
     Raises:
         ResourceError: the file cannot be written.
@@ -68,7 +67,6 @@ def bar_chart(groups: Sequence[BarGroup], path: str | Path, title: str = "", sub
     Args:
         groups: at least one, each with at least one bar.
         path: the file to write: SVG where its suffix says so, else PNG.
-        title, subtitle: what stands above the charts.
 
     Raises:
         ResourceError: the file cannot be written.

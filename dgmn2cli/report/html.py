@@ -22,9 +22,7 @@ def write_page(path: Path, template: str, **values: object) -> Path:
     """Writes a page that needs no network and, but for its links, no other file.
 
     Args:
-        path: the page.
         template: name of a file in `templates`.
-        values: what the template shows.
 
     Raises:
         ResourceError: an image is gone, or the page cannot be written.

@@ -46,7 +46,6 @@ def make_app(service: Service, hosts: Sequence[str] = ()) -> ASGIApp:
     """The whole application.
 
     Args:
-        service: the network.
         hosts: names in `Host` headers that are answered; none: any.
     """
     page = render_page("serve.html", token=service.request.token is not None)

@@ -153,8 +153,6 @@ def serve(
     """Answers requests until SIGINT or SIGTERM comes, which is then raised again.
 
     Args:
-        segmenter: the network.
-        settings: how images are segmented.
         request: who may ask, and what a request may take.
         bound: what `bind` gave.
         ready: called when the server answers.

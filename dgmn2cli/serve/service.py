@@ -33,11 +33,6 @@ Work = Callable[[bytes, Goes], bytes]
 class Service:
     """A network for many clients: one request is computed at a time, some wait, the others are refused at once.
 
-    Args:
-        segmenter: the network.
-        settings: how images are segmented.
-        request: the limits.
-
     Raises:
         ConfigError: impossible settings.
     """

@@ -18,17 +18,12 @@ from dgmn2cli.training.request import augmentation
 
 
 def write_samples(data: SegmentationSet, config: Config, path: Path, *, count: int, seed: int) -> tuple[str, ...]:
-    """Draws the first samples of the stream that a training with this seed would read.
+    """Draws the first samples of the stream that a training with this seed would read; gives the images' names.
 
     Args:
-        data: images and labels.
         config: whose augmentation is shown.
         path: the sheet, a PNG: each row an image, then image and label as augmented.
         count: how many samples; no more than there are images.
-        seed: of the order and the augmentation.
-
-    Returns:
-        The names of the images.
 
     Raises:
         DataError: an image or label cannot be read.

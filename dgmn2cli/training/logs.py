@@ -121,12 +121,9 @@ class RunLogs:
     """All records of a run that is under way, as a context manager.
 
     Args:
-        folder: the run's.
         config: of the run; says which loggers there are beside TensorBoard.
-        log: the log's path.
         start: steps done.
         log_bytes: length of the log that belongs to them.
-        observer: told what is missing.
     """
 
     def __init__(self, folder: Path, config: Config, log: Path, start: int, log_bytes: int, observer: Observer) -> None:

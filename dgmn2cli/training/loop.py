@@ -40,12 +40,7 @@ class Loop:
     """A training on one process of a group.
 
     Args:
-        training: configuration and data.
-        group: the processes.
-        stepper: network and optimiser.
-        observer: whoever watches.
         stop: whether the run is to end.
-        folder: the run's.
         logs: its records, on the first process; None on the others.
 
     Attributes:

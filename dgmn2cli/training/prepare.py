@@ -57,8 +57,6 @@ def open_run(request: TrainRequest, group: Group, observer: Observer, stack: Exi
     The folder is created only for a training that can begin.
 
     Args:
-        request: what is wanted.
-        group: the processes.
         observer: told of damaged checkpoints and the progress of checks.
         stack: keeps the folder's lock.
 
@@ -128,9 +126,6 @@ def prepare(request: TrainRequest, group: Group, observer: Observer, state: Trai
     """Resolves and checks everything that can go wrong before a network is built, cheapest first.
 
     Args:
-        request: what is wanted.
-        group: the processes.
-        observer: told of the progress of the data check.
         state: what the training goes on from; a new one needs its first weights.
 
     Raises:

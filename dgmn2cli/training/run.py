@@ -158,7 +158,6 @@ def determinism(device: torch.device, demanded: bool) -> Iterator[None]:
     """Within the block results do not depend on the run: always on CPUs, where it costs little; on GPUs if demanded.
 
     Args:
-        device: where the training runs.
         demanded: operations that cannot be deterministic are refused.
     """
     if device.type != "cpu" and not demanded:

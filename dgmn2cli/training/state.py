@@ -62,8 +62,6 @@ def save_state(path: Path, state: TrainState, meta: Mapping[str, Any]) -> Path:
     """Writes a checkpoint, whole and durable or not at all.
 
     Args:
-        path: the file.
-        state: where the training stands.
         meta: what the file says about itself: `CLASSES`, `PALETTE`, `config`, ...
 
     Raises:

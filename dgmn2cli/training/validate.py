@@ -38,7 +38,6 @@ def snapshot(
     """A segmenter on a copy of `weights`, rewritten for inference as by every other command.
 
     Args:
-        config: the configuration.
         weights: a state dict; copied.
         data: whose classes they tell apart.
         group: gives the device.
@@ -99,7 +98,6 @@ def validate(
         segmenter: as `snapshot` gives.
         data: the split.
         group: the processes, each of which takes its share.
-        workers: threads that read ahead.
         observer: told of each of this process's images.
         check: called between windows; what it raises gives the evaluation up, on every process.
         analysis: see `evaluate`.

@@ -67,10 +67,8 @@ def segment_video(
     """Segments a video.
 
     Args:
-        segmenter: the network.
         source: the video, just opened; its frames are read here.
         request: what is to be written, checked by `check_request`.
-        settings: how.
         observer: told of each window as a part of its frame, and, once, of the `FirstFrame`.
 
     Raises:

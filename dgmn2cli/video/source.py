@@ -239,9 +239,6 @@ def open_video(
 
     Args:
         name: a regular file, or a URL with one of `SCHEMES`.
-        span: which frames.
-        max_pixels: the largest frame.
-        sound: read the sound tracks.
         offline: refuse URLs.
 
     Raises:

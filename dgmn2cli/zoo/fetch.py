@@ -68,13 +68,10 @@ def fetch(
     """The entry's file in the cache, fetched if it is not there or damaged.
 
     Args:
-        entry: a model or backbone.
-        cache: the cache folder.
         verify: called with the path of a file whose hash is not known.
         offline: do not touch the network; `file` sources are still used.
         force: fetch even if a good file is there.
         sources: other sources than the entry's, tried in order.
-        limits: how patient to be.
         observer: told the bytes while hashing and downloading, and what is tried next.
 
     Raises:

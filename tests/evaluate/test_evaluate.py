@@ -20,7 +20,7 @@ from dgmn2cli.data.dataset import IdMap
 from dgmn2cli.data.images import read_label, write_png
 from dgmn2cli.data.loaders import eval_indices
 from dgmn2cli.errors import ConfigError, DataError, NonFiniteError, ResourceError
-from dgmn2cli.evaluate import Settings, counted_images, engine, evaluate
+from dgmn2cli.evaluate import Settings, engine, evaluate
 from dgmn2cli.evaluate.analysis.counts import to_text
 from dgmn2cli.evaluate.analysis.measure import ImageRecord, Measured
 from dgmn2cli.evaluate.journal import Journal, Tally, start_tally
@@ -81,7 +81,7 @@ def test_any_number_of_shares_gives_the_identical_matrix(tree: Tree, size: int) 
         total, seen = np.zeros((19, 20), np.int64), []
         for rank in range(world):
             mine = eval_indices(size, rank, world)
-            for picture in counted_images(segmenter(), data, mine, SMALL, workers=1 + rank):
+            for picture in engine.network_source(segmenter(), data, SMALL, workers=1 + rank).images(mine):
                 total += picture.counts
                 seen.append(picture.index)
         assert sorted(seen) == list(range(size))

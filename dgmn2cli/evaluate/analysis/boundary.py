@@ -21,7 +21,7 @@ def boundary_width(height: int, width: int) -> int:
 
 
 def boundary_counts(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """Intersection and union of the boundary regions of prediction and label.
+    """(2, N) int64: intersection and union of the boundary regions of prediction and label, in pixels.
 
     A class's boundary region is its mask without its erosion by a 3x3 box, repeated `boundary_width` times; beyond the
     image there is background. Ignored pixels are left out of both regions once they are formed. Source: Boundary IoU
@@ -29,9 +29,6 @@ def boundary_counts(prediction: np.ndarray, label: np.ndarray, num_classes: int)
 
     Args:
         prediction, label: (H, W) uint8 class ids; other ids belong to no class.
-
-    Returns:
-        (2, N) int64 pixels: intersections, unions.
     """
     radius, valid = boundary_width(*label.shape), label != IGNORE
     of_label, of_prediction = _near_another(label, radius) & valid, _near_another(prediction, radius) & valid

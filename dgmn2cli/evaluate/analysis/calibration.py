@@ -16,15 +16,12 @@ _TINY = np.float32(1e-30)
 
 
 def confidence_counts(confidence: np.ndarray, right: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Confidences by bin.
+    """(3, 15) int64, by bin of confidence: pixels, those that are right, the sum of their confidences in 1/`UNIT`.
 
     Args:
         confidence: (...) float32, the probability of the predicted class.
         right: (...) bool: the prediction is right.
         valid: (...) bool: the pixel is not ignored.
-
-    Returns:
-        (3, 15) int64: pixels, those that are right, the sum of their confidences in 1/`UNIT`.
     """
     confidence, right, valid = (np.atleast_2d(array) for array in (confidence, right, valid))
     counts = np.zeros((3, BINS), np.int64)

@@ -20,14 +20,11 @@ def bands(height: int, width: int) -> Iterator[slice]:
 
 
 def count_ids(ids: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Pixels of each id.
+    """(256,) int64: pixels of each id.
 
     Args:
         ids: (H, W) uint8.
         where: (H, W) bool: the pixels that count.
-
-    Returns:
-        (256,) int64.
     """
     counts = np.zeros(IDS, np.int64)
     for rows in bands(*ids.shape):

@@ -109,9 +109,7 @@ def measure(found: SegmentedImage, pair: Pair, counts: np.ndarray, palette: np.n
 
     Args:
         found: with its label; ids and samples by the data set's classes.
-        pair: its files.
         counts: (N, N + 1), its confusion matrix.
-        palette: the data set's.
         cityscapes: there may be instance maps.
     """
     label, ids, classes = found.label, found.ids, len(counts)
