@@ -8,18 +8,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from networks import stand_ins
-from serving import SMALL, png, real, running
+from serving import SMALL, around, png, real, running
+from torch import Tensor, nn
 
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.data.images import decode_image
 from dgmn2cli.inference.load import build_model
+from dgmn2cli.serve.request import ServeRequest
 from dgmn2cli.serve.service import Service
 
 pytestmark = pytest.mark.slow
@@ -85,3 +88,35 @@ def test_the_server_adds_less_than_10_ms_at_512x256(monkeypatch: pytest.MonkeyPa
     print(f"\nadded: {1000 * statistics.median(cpu):.1f} ms of CPU, {1000 * min(wall):.1f} ms at best")  # noqa: T201
     assert statistics.median(cpu) <= 0.010, "of client and server; wall time is also that of a busy machine"
     assert min(wall) <= 0.010
+
+
+class _Reds(nn.Module):
+    """Takes no time: what is red is class 1."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = torch.zeros(len(images), 19, *images.shape[2:])
+        scores[:, 1] = images[:, 0]
+        return scores
+
+
+def test_an_answer_adds_less_than_10_ms_to_the_same_prediction() -> None:
+    """Decoded, segmented and encoded both times, through HTTP and directly, in turn."""
+    body, segmenter = png(512, 256), around(_Reds())
+    direct, differences = Service(segmenter, SMALL, ServeRequest()), []
+    with running(segmenter) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        ways: tuple[Callable[[], bytes], ...] = (
+            lambda: client.post("v1/segment", content=body).content,
+            lambda: direct.segment("ids", body, lambda: None),
+        )
+        for number in range(200):
+            seconds, answers = [0.0, 0.0], [b"", b""]
+            for way in (0, 1) if number % 2 else (1, 0):
+                began = time.perf_counter()
+                answers[way] = ways[way]()
+                seconds[way] = time.perf_counter() - began
+            assert answers[0] == answers[1]
+            differences.append(seconds[0] - seconds[1])
+    direct.close()
+    added = statistics.quantiles(differences, n=4)
+    print(f"\nadded, quartiles: {', '.join(f'{1000 * part:.1f}' for part in added)} ms")  # noqa: T201
+    assert added[1] <= 0.010
