@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from networks import stand_ins
 from streets import scene
 
 import dgmn2cli
 from dgmn2cli.checkpoint.weights import write_checkpoint
-from dgmn2cli.data.images import write_png
+from dgmn2cli.data.images import read_label, write_png
 from dgmn2cli.inference.load import build_model
+from dgmn2cli.inference.plan import Settings
 
 COUNT, KILLS = 80, 30
 SMALL = ("-m", "setr_naive-tiny", "--scale", "64x64", "--window", "64", "--stride", "48", "--threads", "1")
@@ -48,6 +52,12 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(Path(dgmn2cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     with (folder / "log").open("ab") as log:
         return subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log, env=environment, cwd=folder)
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -115,3 +125,50 @@ def test_ray_with_an_actor_killed(folder: Path, tmp_path: Path) -> None:
     kill_one(job, out, b"ray::", random.Random(0))
     assert job.wait(400) == 0
     require_all_once(folder, out)
+
+
+def test_two_nodes_as_the_docs_print_it(folder: Path, tmp_path: Path) -> None:
+    """`torchrun --nnodes 2` twice on this machine, each launcher with its own `--node-rank`."""
+    out, port = tmp_path / "out", free_port()
+    launch = ("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1")
+    jobs = [
+        start(folder, *launch, "--master-port", str(port), "--node-rank", str(rank), "-m", "dgmn2cli", "infer",
+              *options(folder, out), "--resume")
+        for rank in (0, 1)
+    ]  # fmt: skip
+    assert [job.wait(400) for job in jobs] == [0, 0]
+    require_all_once(folder, out)
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_batches_of_a_ray_data_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two actors, images as `read_images` and as `read_binary_files` give them: masks as of `infer`."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from dgmn2cli.ray import SegmentBatch
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(dgmn2cli.__file__).parents[1]))
+    given = {
+        "model": "setr_naive-tiny",
+        "checkpoint": folder / "w.pth",
+        "device": "cpu",
+        "settings": Settings(scale=(64, 64), window=64, stride=48),
+    }
+    wanted = {f"{index:02}": read_label(folder / "whole" / f"{index:02}_ids.png") for index in range(10)}
+    files = [str(folder / "in" / f"{name}.png") for name in wanted]
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        for read in (ray.data.read_images, ray.data.read_binary_files):
+            masks = read(files, include_paths=True).map_batches(
+                SegmentBatch,
+                fn_constructor_kwargs=given,
+                batch_size=4,
+                compute=ray.data.ActorPoolStrategy(size=2),
+            )
+            rows = {Path(row["path"]).stem: row for row in masks.iter_rows()}
+            assert rows.keys() == wanted.keys()
+            for name, row in rows.items():
+                np.testing.assert_array_equal(row["ids"], wanted[name])
+                assert 0 < row["doubt"] < 1
+                assert "bytes" not in row
+    finally:
+        ray.shutdown()
