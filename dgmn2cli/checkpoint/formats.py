@@ -31,7 +31,7 @@ from dgmn2cli.errors import IntegrityError, is_utf8
 MAX_HEADER_BYTES = 16 << 20
 META_KEY = "dgmn2_meta"  # where a safetensors file keeps, as JSON, what a .pth file keeps under `meta`
 LEGACY_PICKLES = 5  # magic number, version, machine, content, names of the storages
-AGAIN = "Download it again."
+AGAIN = "Check the path; get a damaged file again."
 _turn = threading.Lock()
 # everything PyTorch, zipfile and the restricted reader have been seen to raise on damaged or hostile files
 _READ_ERRORS = (

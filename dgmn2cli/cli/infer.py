@@ -40,7 +40,7 @@ SHOWN_DOUBTS = 10
     help="Files to write: ids, color, overlay, labelids, conf, entropy, disagreement, probs, stats; comma-separated.",
 )
 @protocol.with_settings
-@click.option("--alpha", type=NumberType(0, 1), default=0.5, help="Strength of the overlay.")
+@click.option("--alpha", type=NumberType(0, 1), default=0.5, metavar="F", help="Strength of the overlay.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 @click.option("--resume", is_flag=True, help="Leave what an earlier run did with the same settings.")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Processes.")
@@ -68,6 +68,7 @@ def infer(
     Beside them, results.jsonl has a line for each image, by which --resume leaves what is done. Bad images are named at
     the end; the others are segmented.
     """
+    protocol.refuse_offline(session, model, network)
     from dgmn2cli.distributed.group import launched_rank, launched_world
     from dgmn2cli.inference import prediction
     from dgmn2cli.inference.report import ImageResult
@@ -124,8 +125,8 @@ def _summary(report: InferReport) -> list[Table | Text]:
         doubts.add_row(Text(printable(path)), f"{100 * doubt_of[path]:.1f} %")
     run, count = report.run, report.done
     earlier = f", {report.resumed:,} of them by an earlier run," if report.resumed else ""
-    about = f"{count:,} image{'s' * (count != 1)}{earlier} in {report.seconds:.1f} s with {run.model}"
+    about = f"{count:,} image{'s' * (count != 1)}{earlier} in {report.seconds:.1f} s with {run.title}"
     many = f", {report.processes} processes" if report.processes > 1 else ""
-    last = render.lines(f"{about} ({run.precision}, {run.form}) on {run.device_name}, {run.engine}{many}")
+    last = render.prose(f"{about} ({run.precision}, {run.form}) on {run.device_name}, {run.engine}{many}")
     gap = Text()
     return [] if not count else [gap, table, gap, doubts, gap, last] if count > 1 else [gap, table, gap, last]

@@ -22,9 +22,9 @@ from dgmn2cli.zoo import Zoo, locate
 if TYPE_CHECKING:
     from dgmn2cli.config import DataConfig
     from dgmn2cli.inference.load import Recipe
-    from dgmn2cli.inference.plan import Settings
     from dgmn2cli.inference.runtimes import AnyRecipe
     from dgmn2cli.inference.segmenter import Segmenter
+    from dgmn2cli.inference.settings import Settings
 
 _SIDE = click.IntRange(1, 8192)
 RUNTIMES = ("torch", "onnxruntime", "openvino")
@@ -150,7 +150,7 @@ def data_of(recipe: AnyRecipe | None, options: DataOptions) -> tuple[Path, str, 
 
 
 def _make_settings(**values: Any) -> Settings:
-    from dgmn2cli.inference.plan import Settings
+    from dgmn2cli.inference.settings import Settings
 
     return Settings(**values)
 
@@ -239,6 +239,23 @@ def loader(
         ema=network.ema,
         offline=session.offline,
     )
+
+
+def refuse_offline(session: Session, model: str, network: NetworkOptions) -> None:
+    """Says that published weights are not on disk and cannot be fetched; called first, before torch is loaded.
+
+    Raises:
+        ConfigError, NetworkError: no such model; no weights.
+    """
+    from dgmn2cli.config import is_path
+
+    if not session.offline or network.graph or network.checkpoint or is_path(model):
+        return
+    entry, cache = session.zoo().find(model), session.cache_dir()
+    if locate(entry, cache) is None and all(source.type != "file" for source in entry.sources):
+        from dgmn2cli.zoo.fetch import fetch
+
+        fetch(entry, cache=cache, verify=str, offline=True)
 
 
 def require_weights(session: Session, recipe: AnyRecipe, network: NetworkOptions) -> None:

@@ -49,6 +49,7 @@ def serve(
     Example: dgmn2 serve -m fpn-tiny, then open http://127.0.0.1:8000/ or
     curl -T street.jpg -X POST 'http://127.0.0.1:8000/v1/segment?save=ids' -o street_ids.png
     """
+    protocol.refuse_offline(session, model, network)
     from dgmn2cli import runtime
     from dgmn2cli.serve import request as asked
 

@@ -8,10 +8,10 @@ import torch
 
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.config.schema import MAX_SIDE, PROTOCOLS
-from dgmn2cli.data.images import MAX_PIXELS
 from dgmn2cli.data.transforms import scaled, target_size
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.inference.graph import GraphInference
+from dgmn2cli.inference.settings import Settings as Settings
 from dgmn2cli.inference.sliding_window import Windowing, band_rows
 from dgmn2cli.runtime import highest_use, in_use, machine_memory, return_large_blocks
 
@@ -22,32 +22,6 @@ DECODE_BYTES = 12  # per pixel, while an image is decoded, turned and put into t
 RESULT_BYTES = 5  # per pixel: class id and confidence
 SAVE_BYTES = 16  # per pixel, while images of the result are made and encoded; at most 12 were measured
 SLACK_BYTES = 64 << 20  # what the system's allocator keeps beyond what is asked of it
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the user wants images segmented; None means the configuration's value.
-
-    Attributes:
-        ms_flip: average over six scales and their mirror images (12 inferences).
-        scale: the (width, height) an image is fitted into before windows are cut.
-        window: side of a window.
-        stride: pixels between windows.
-        protocol: `paper` (resize to `scale`, as published) or `native` (keep the image's size; small windows are
-            padded with the mean colour).
-        window_batch: windows per forward pass; chosen by device if None.
-        max_pixels: the largest image that is read.
-        max_memory: bytes of the process (of the GPU, on a GPU) that must not be exceeded; no limit if None.
-    """
-
-    ms_flip: bool = False
-    scale: tuple[int, int] | None = None
-    window: int | None = None
-    stride: int | None = None
-    protocol: str | None = None
-    window_batch: int | None = None
-    max_pixels: int = MAX_PIXELS
-    max_memory: int | None = None
 
 
 @dataclass(frozen=True)

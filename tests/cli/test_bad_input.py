@@ -12,14 +12,22 @@ import pytest
 
 from dgmn2cli.cli import main
 from dgmn2cli.data.images import write_png
+from dgmn2cli.errors import NetworkError
 
 LONG = "x" * 300
 Call = Callable[[str], tuple[int, str]]
 
 
+def no_download(*arguments: object, **options: object) -> None:
+    raise NetworkError("a download was begun")
+
+
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs a command line in a folder with a picture, a text file, a link to itself and a folder; offline."""
+    """Runs a command line in a folder with a picture, a text file, a link to itself and a folder.
+
+    A download is refused like one without network: what is at fault must be said before.
+    """
     write_png(tmp_path / "photo.png", np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "a.txt").write_text("text\n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x80")
@@ -28,7 +36,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     for name in ("loop", "loop.toml", "loop.pth"):
         (tmp_path / name).symlink_to(name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DGMN2_OFFLINE", "1")
+    monkeypatch.setattr("dgmn2cli.zoo.fetch.fetch", no_download)
     monkeypatch.delenv("CITYSCAPES_DATASET", raising=False)
 
     def call(line: str) -> tuple[int, str]:
@@ -122,7 +130,7 @@ WRONG = [
     ("train --from a.txt/b", 5, "(a.txt/b): not a directory. Give the path of a checkpoint, or"),
     ("train ./no.toml", 2, "no such file. Give the path of a .toml or .py file, or a name"),
     ("convert a.txt loop.pth", 2, "Too many levels of symbolic links. Choose another name."),
-    ("info a.txt", 3, "the file is damaged or of another kind. Download it again."),
+    ("info a.txt", 3, "the file is damaged or of another kind. Check the path"),
     ("submit --validate loop", 5, "too many levels of symbolic links. Check the path."),
     ("submit --validate folder", 5, "it is a folder, wanted a file. Check the path."),
     ("demo -o new --backend triton --device cpu", 5, "cannot run (cpu, float32)"),

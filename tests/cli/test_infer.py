@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -340,6 +342,18 @@ def test_weights_not_on_disk(run: Run, tmp_path: Path) -> None:
     assert code == 4
     assert "not on disk" in err
     assert "dgmn2 download setr_naive-tiny" in err
+
+
+def test_missing_weights_are_said_before_torch_is_loaded(tmp_path: Path) -> None:
+    program = """
+import sys
+from dgmn2cli.cli import main
+code = main(["infer", "a.png", "--offline"])
+sys.exit(100 if "torch" in sys.modules else code)"""
+    environment = {**os.environ, "DGMN2_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "dgmn2 download setr_pup-tiny" in done.stderr
 
 
 def test_another_models_weights(run: Run, tmp_path: Path) -> None:
