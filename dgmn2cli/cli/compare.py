@@ -56,8 +56,8 @@ def _tables(found: PairedComparison) -> list[RenderableType]:
     low, high = found.difference.interval
     verdict = "more than chance" if found.certain else "no significant difference on these images"
     rows = [
-        ("A", f"{found.first.model}: {100 * found.first.mean_iou:.2f} %"),
-        ("B", f"{found.second.model}: {100 * found.second.mean_iou:.2f} %"),
+        ("A", f"{found.first.title}: {100 * found.first.mean_iou:.2f} %"),
+        ("B", f"{found.second.title}: {100 * found.second.mean_iou:.2f} %"),
         ("difference", f"{_points(found.difference.mean_iou)}  [{_points(low)}, {_points(high)}]: {verdict}"),
         ("images", f"{found.better} better, {found.worse} worse, {found.equal} equal"),
     ]

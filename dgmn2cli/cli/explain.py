@@ -61,6 +61,7 @@ def explain(
 
     Example: dgmn2 explain street.png --at 1024,512
     """
+    protocol.refuse_offline(session, model, network)
     from dgmn2cli import runtime
     from dgmn2cli.inference import explain_files, load
 
@@ -95,5 +96,5 @@ def _table(report: ExplainReport) -> list[Table | Text]:
         names = (where, str(block["stage"]), str(block["block"]), str(len(block["heads"])))
         table.add_row(*names, size, f"{reach:.1f} px", f"{max(node[2] for node in nodes):.2f}")
     run = report.run
-    about = f"{run.model} ({run.dtype}, {run.form}) on {run.device_name}, op backend {run.backend}; {report.protocol}"
-    return [table, render.lines("Reach: the mean distance of the nodes, by weight.", about)]
+    about = f"{run.title} ({run.dtype}, {run.form}) on {run.device_name}, op backend {run.backend}; {report.protocol}"
+    return [table, render.prose("Reach: the mean distance of the nodes, by weight.", about)]

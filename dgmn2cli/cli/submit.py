@@ -47,6 +47,8 @@ def submit(
 
     --validate checks a zip: against the images under --data-root where they are, else against the official numbers.
     """
+    if validate is None and kept is None:
+        protocol.refuse_offline(session, model, network)
     from dgmn2cli import runtime
     from dgmn2cli.evaluate import submission, submission_check
 
@@ -88,7 +90,7 @@ def _expected(data: protocol.DataOptions) -> Expected:
 def _made(report: SubmissionReport) -> Table:
     run = report.run
     source = (
-        f"{run.model} on {run.device_name}, {run.engine}, {report.protocol}"
+        f"{run.title} on {run.device_name}, {run.engine}, {report.protocol}"
         if run
         else f"predictions kept in {report.folder}"
     )

@@ -40,6 +40,11 @@ class Compared:
     runtime: str
     mean_iou: float
 
+    @property
+    def title(self) -> str:
+        """The report's file and its model: two trainings of one model have the same name."""
+        return f"{self.report.name} ({self.model})"
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -91,7 +96,7 @@ class PairedComparison:
 
     def _repr_html_(self) -> str:
         low, high = (f"{100 * value:+.2f}" for value in self.difference.interval)
-        title = f"{self.second.model} minus {self.first.model}: {100 * self.difference.mean_iou:+.2f} [{low}, {high}]"
+        title = f"{self.second.title} minus {self.first.title}: {100 * self.difference.mean_iou:+.2f} [{low}, {high}]"
         heads = ("class", self.first.report.name, self.second.report.name, "difference")
         rows = [
             (entry.name, percent(entry.first, 2), percent(entry.second, 2), percent(entry.difference, 2))

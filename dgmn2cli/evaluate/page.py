@@ -37,7 +37,7 @@ def about(report: EvalReport) -> list[tuple[str, str]]:
     """What made the figures: names and values for a page's head."""
     run, data = report.run, report.data
     rows = [
-        ("model", f"{run.model} ({run.form} form)" if report.protocol else "none: predictions from files"),
+        ("model", f"{run.title} ({run.form} form)" if report.protocol else "none: predictions from files"),
         ("weights", run.checkpoint or "in the graph"),
         *([("graph", f"{run.graph}, sha256 {run.graph_sha256}")] if run.graph else []),
         ("sha256 of the weights", run.sha256 or "not known"),

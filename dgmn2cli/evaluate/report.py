@@ -155,7 +155,7 @@ class EvalReport:
 
         rows = [(entry.name, percent(entry.iou), percent(entry.accuracy)) for entry in self.scores.classes]
         mean = percent(self.scores.mean_iou)
-        title = f"{self.run.model}: mIoU {mean} % on {self.data.images} of {self.data.of} images of {self.data.split}"
+        title = f"{self.run.title}: mIoU {mean} % on {self.data.images} of {self.data.of} images of {self.data.split}"
         return table_html(title, ("class", "IoU in %", "accuracy in %"), rows)
 
     def signed(self) -> EvalReport:

@@ -72,7 +72,7 @@ class InferReport:
 
     def _repr_html_(self) -> str:
         rows = [(done.path, f"{100 * done.doubt:.1f} %", f"{done.width} x {done.height}") for done in self.images]
-        return table_html(f"{self.done} images with {self.run.model}", ("image", "doubt", "size"), rows)
+        return table_html(f"{self.done} images with {self.run.title}", ("image", "doubt", "size"), rows)
 
 
 class Collected:
