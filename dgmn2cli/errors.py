@@ -65,7 +65,8 @@ class Dgmn2Error(Exception):
         place = f" ({shortened(printable(self.where))})" if self.where else ""
         why = f": {shortened(printable(self.why).rstrip('.'))}" if self.why else ""
         hint = f" {shortened(printable(self.hint))}" if self.hint else ""
-        return f"{shortened(printable(self.what))}{place}{why}." + hint
+        said = f"{shortened(printable(self.what))}{place}{why}"
+        return f"{said}{'' if said.endswith('?') else '.'}{hint}"
 
     def fault_lines(self) -> list[str]:
         """The single faults, one per line, at most 20 and then the count of the rest."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -104,7 +106,7 @@ def benchmark(
         machine = report.machine
         subtitle = f"{machine.gpu or machine.processor}; {machine.versions}; {machine.time[:10]}"
         bar_chart(bar_groups(report), plot, f"dgmn2 benchmark --bench {bench}", subtitle)
-    render.emit(session, report, lambda: [*map(_drawn, tables(report)), *map(Text, footer(report))])
+    render.emit(session, report, lambda: [*map(_Drawn, tables(report)), *map(Text, footer(report))])
 
 
 def _exporter(baselines: tuple[str, ...]) -> Callable[[Segmentor], Any] | None:
@@ -118,13 +120,32 @@ def _exporter(baselines: tuple[str, ...]) -> Callable[[Segmentor], Any] | None:
     return build_graph
 
 
-def _drawn(table: TextTable) -> Table:
-    from dgmn2cli.bench.tables import WORDS
+class _Drawn:
+    """A table of figures; turned, with a column for each row, where the terminal is too narrow for it."""
 
-    title, rows = table
-    numbers = tuple(heading for heading in rows[0] if heading not in WORDS)
-    drawn = render.make_table(*rows[0], right=numbers, title=title)
-    for row in rows:
-        cells = row.items()
-        drawn.add_row(*(Text(printable(cell), style="bold" if name == RATIO_HEADING else "") for name, cell in cells))
-    return drawn
+    def __init__(self, table: TextTable) -> None:
+        self.title, self.rows = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        upright = self._upright()
+        needed = Measurement.get(console, options.update(max_width=render.UNBOUNDED), upright).minimum
+        yield upright if needed <= options.max_width else self._turned()
+
+    def _upright(self) -> Table:
+        from dgmn2cli.bench.tables import WORDS
+
+        numbers = tuple(heading for heading in self.rows[0] if heading not in WORDS)
+        drawn = render.make_table(*self.rows[0], right=numbers, title=self.title)
+        for row in self.rows:
+            drawn.add_row(*(self._cell(heading, cell) for heading, cell in row.items()))
+        return drawn
+
+    def _turned(self) -> Table:
+        first, *others = self.rows[0]
+        drawn = render.make_table(first, *(row[first] for row in self.rows), title=self.title)
+        for heading in others:
+            drawn.add_row(heading, *(self._cell(heading, row[heading]) for row in self.rows))
+        return drawn
+
+    def _cell(self, heading: str, text: str) -> Text:
+        return Text(printable(text), style="bold" if heading == RATIO_HEADING else "")

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 
@@ -39,6 +40,7 @@ _MEMORY_EXHAUSTED = re.compile(
     r"can('t|not) allocate memory|failed to map segment|bad_alloc|(insufficient|out of|not enough) memory",
     re.IGNORECASE,
 )
+NEAR = 0.75  # how similar to what was typed an option is that is suggested
 AGAIN_AFTER = 0.05  # seconds after which a signal that came during an import is sent again
 PATIENCE = 5.0  # seconds that an import may go on after a signal
 
@@ -139,7 +141,8 @@ def _usage_error(error: click.ClickException) -> ConfigError:
     message, hint = error.format_message(), f"See `{path} --help`."
     if isinstance(error, click.NoSuchOption):
         message = f"no such option '{error.option_name[:60]}'"
-        near = ", ".join(sorted(error.possibilities or ()))
+        names = get_close_matches(error.option_name, error.possibilities or (), cutoff=NEAR)
+        near = ", ".join(sorted(names))
         hint = f"Did you mean {near}? {hint}" if near else hint
     for jargon, words in (("a valid integer range", "a whole number"), ("a valid float range", "a number")):
         message = message.replace(jargon, words)

@@ -36,7 +36,7 @@ def list_settings(session: Session, pattern: str) -> None:
     if not found:
         hint = "`dgmn2 config list` without a pattern shows all."
         raise ConfigError("no setting matches the pattern", where=pattern, hint=hint)
-    table = make_table("setting", "default", "wanted", "meaning")
+    table = make_table("setting", "default", "wanted", "meaning", whole=("setting",))
     for setting in found:
         table.add_row(setting.key, to_toml(setting.default), setting.wanted, setting.help)
     emit(session, {"settings": found, "schema": config_schema()}, lambda: table)

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dgmn2cli.cli.options import PATH, Session, pass_session
-from dgmn2cli.cli.render import emit, make_table, megabytes, notice
+from dgmn2cli.cli.render import emit, lines, make_table, megabytes, notice
 from dgmn2cli.errors import printable
 
 if TYPE_CHECKING:
@@ -43,4 +43,4 @@ def _lines(report: ConversionReport) -> list[RenderableType]:
         table.add_row(Text(printable(line.key)), line.outcome, shape, line.dtype, Text(printable(line.note)))
     sizes = f"{megabytes(report.source_size)} -> {megabytes(report.target_size)}, read again and compared"
     summary = f"{report.kept} kept, {report.dropped} dropped; {sizes}\nsha256 {report.target_sha256}"
-    return [table, Text(summary), Text(printable(str(report.target)))]
+    return [table, Text(summary), lines(str(report.target))]

@@ -12,7 +12,7 @@ from rich.text import Text
 from dgmn2cli.cli import protocol
 from dgmn2cli.cli.options import NAME, PATH, SIZE, Session, model_option, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
-from dgmn2cli.cli.render import emit, make_table, notice
+from dgmn2cli.cli.render import emit, make_table, notice, prose
 from dgmn2cli.errors import printable
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _report(report: DataReport) -> list[RenderableType]:
 @click.option("--images", type=int, default=80, metavar="N", help="Images in all.")
 @click.option("--val", type=int, metavar="N", help="How many of them go to val.  [default: one in five, at least one]")
 @click.option("--size", type=SIZE, default="512x256", metavar="WxH", help="Size of an image.")
-@click.option("--seed", type=int, default=0, help="The same seed gives the same files.")
+@click.option("--seed", type=int, default=0, metavar="N", help="The same seed gives the same files.")
 @click.option(
     "--layout", type=NAME, metavar="NAME", help="Of this known data set, with its ids.  [default: Cityscapes']"
 )
@@ -117,12 +117,11 @@ def presets(session: Session) -> None:
 
     known = [found.describe() for found in preset.presets().values()]
 
-    def shown() -> RenderableType:
-        table = make_table("name", "data set", "images", "label maps", "splits", "without")
+    def shown() -> list[RenderableType]:
+        table = make_table("name", "data set", "splits", "without the classes", whole=("name",))
         for row in known:
-            splits, absent = ", ".join(row.splits), ", ".join(row.mapping.without)
-            table.add_row(row.name, row.title, row.images, row.labels, splits, absent)
-        return table
+            table.add_row(row.name, row.title, ", ".join(row.splits), ", ".join(row.mapping.without))
+        return [table, prose("Folders, file names and ids: dgmn2 data template NAME")]
 
     emit(session, known, shown)
 
@@ -149,7 +148,7 @@ def template(session: Session, name: str) -> None:
 @model_option
 @click.option("-o", "--out", type=PATH, default="samples.png", metavar="FILE", help="The sheet, a PNG.")
 @click.option("--samples", type=click.IntRange(1, 100), default=6, metavar="N", help="How many.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of the augmentation.")
+@click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Of the augmentation.")
 @pass_session
 def browse(
     session: Session, folder: Path, split: str, dataset: str | None, model: str, out: Path, samples: int, seed: int

@@ -50,7 +50,7 @@ class DownloadReport:
 @click.option("--source", metavar="N|URL", help="Use only this source.")
 @click.option("--dest", type=PATH, metavar="DIR", help="Also copy the files there, under their published names.")
 @click.option("--bundle", type=PATH, metavar="TAR", help="Also write them to one file, for a site without network.")
-@click.option("--retries", type=click.IntRange(0, 100), default=3, help="Attempts after a failure.")
+@click.option("--retries", type=click.IntRange(0, 100), default=3, metavar="N", help="Attempts after a failure.")
 @click.option(
     "--timeout", type=SECONDS, default="10,30,3600", metavar="SECONDS", help="CONNECT,READ,TOTAL, or TOTAL alone."
 )

@@ -50,7 +50,7 @@ def _parse_corruption(text: str) -> Corruption:
 @click.option("--save-preds", type=PATH, metavar="DIR", help="Keep the predictions: trainIds, and labelIds PNGs.")
 @click.option("--official", is_flag=True, help="Ask cityscapesScripts, too, and show the difference.")
 @click.option("--check", is_flag=True, help="Exit 1 unless the published figure is met; a partial run has no verdict.")
-@click.option("--tolerance", type=NumberType(0, 100), default=0.1, help="For --check, in %.")
+@click.option("--tolerance", type=NumberType(0, 100), default=0.1, metavar="F", help="For --check, in %.")
 @click.option("--all", "everything", is_flag=True, help="Every zoo model whose weights are on disk.")
 @protocol.workers_option
 @protocol.with_network
@@ -83,6 +83,8 @@ def evaluate(
     With --report, a killed run goes on with --resume, to the identical result. Partial runs, other data, other
     weights and other procedures get no comparison with the published figure, and the reason is shown.
     """
+    if not everything and not predictions:
+        protocol.refuse_offline(session, model, network)
     from dgmn2cli.cli.progress import TerminalObserver
     from dgmn2cli.distributed.group import launched_rank
     from dgmn2cli.evaluate import run
@@ -205,7 +207,7 @@ def _about(report: EvalReport) -> list[tuple[str, str]]:
         ("images", f"{data.images} of {data.of} in split {data.split} of {data.root}"),
         *data.remarks(),
         *([("procedure", str(report.protocol))] if report.protocol is not None else []),
-        ("model", f"{run.model} ({'from files' if run.form == 'files' else f'{run.precision}, {run.form}'}){weights}"),
+        ("model", f"{run.title} ({'from files' if run.form == 'files' else f'{run.precision}, {run.form}'}){weights}"),
         ("ran", f"{report.seconds:.1f} s on {run.device_name}, {run.engine}{many}"),
     ]
 
@@ -216,7 +218,7 @@ def _zoo_table(report: ZooReport, zoo: Zoo, ms_flip: bool) -> list[RenderableTyp
     headings = (f"published\n{kind}", f"measured\n{kind}", "difference")
     partial = next((r.data for r in report.reports if r.partial), None)
     title = f"PARTIAL: {partial.images} of {partial.of} images" if partial else None
-    table = render.make_table("key", "head", "backbone", *headings, "", right=headings, title=title)
+    table = render.make_table("key", "head", "backbone", *headings, "", right=headings, whole=("key",), title=title)
     by_model = {entry.run.model: entry for entry in report.reports}
     failed = {failure.model for failure in report.failures}
     for entry in zoo.segmentors:

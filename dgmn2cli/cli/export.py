@@ -117,9 +117,9 @@ def _summary(report: ExportReport) -> list[RenderableType]:
         row = f"{found.largest:.1e}", f"{found.mean:.1e}", f"{100 * found.agreement:.3f} %"
         table.add_row(found.what + (", whole procedure" if found.procedure else ""), size, *row)
     network, graph = parity.window_seconds
-    facts = f"{protocol.exporter['dtype']}, {report.files[protocol.graph] / 1e6:.1f} MB, sha256 {protocol.graph_sha256}"
+    holds = f"{protocol.exporter['dtype']}, {report.files[protocol.graph] / 1e6:.1f} MB, sha256 {protocol.graph_sha256}"
     threads = f"{parity.threads} thread{'s' * (parity.threads != 1)}"
     times = f"network {network:.2f} s, graph {graph:.2f} s on {threads}; all in {report.seconds:.0f} s"
-    about = f"{protocol.model} as {protocol.graph}: {facts}"
-    lines = render.lines(about, f"one window of {protocol.inference.window}: {times}")
-    return [table, "", lines, render.lines(str(report.folder))]
+    about = f"{protocol.model} as {protocol.graph}: {holds}"
+    facts = render.prose(about, f"one window of {protocol.inference.window}: {times}")
+    return [table, "", facts, render.lines(str(report.folder))]

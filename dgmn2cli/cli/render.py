@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich import box
@@ -62,8 +62,8 @@ class _Escaped:
 
 
 def print_to(console: Console, part: RenderableType) -> None:
-    """Prints one table or text, escaped; into a pipe without trailing blanks."""
-    soft = isinstance(part, (str, Text))
+    """Prints one table or text, escaped; into a pipe without trailing blanks. What `lines` made is not wrapped."""
+    soft = isinstance(part, str) or (isinstance(part, Text) and part.no_wrap is True)
     if console.is_terminal:
         console.print(_Escaped(part), soft_wrap=soft)
         return
@@ -73,7 +73,12 @@ def print_to(console: Console, part: RenderableType) -> None:
 
 
 def lines(*texts: str) -> Text:
-    """Texts below each other; each stays on one line, whatever characters are in it."""
+    """Texts below each other; each stays on one line, whatever characters are in it and however long it is."""
+    return Text("\n".join(map(printable, texts)), no_wrap=True)
+
+
+def prose(*texts: str) -> Text:
+    """Sentences below each other, wrapped at blanks where a terminal is narrow."""
     return Text("\n".join(map(printable, texts)))
 
 
@@ -83,12 +88,18 @@ def notice(session: Session, message: str) -> None:
         click.echo(printable(message), err=True)
 
 
-def make_table(*headings: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
-    """An empty table; columns named in `right` hold numbers. Cells are never cut, at most folded."""
+def make_table(
+    *headings: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = (), title: str | None = None
+) -> Table:
+    """An empty table; numbers (columns named in `right`) and what is named in `whole` stay on one line.
+
+    Other cells are at most folded, never cut.
+    """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.title, table.title_justify = title, "left"
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+        side: Literal["left", "right"] = "right" if heading in right else "left"
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=heading in (*right, *whole))
     return table
 
 

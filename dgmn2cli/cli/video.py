@@ -55,7 +55,7 @@ TIME = ParsedType("time", _parse_time)
 )
 @click.option("--metrics", "measure", is_flag=True, help="Tell how steady the classes are: TC, VC8, VC16.")
 @click.option("--no-audio", is_flag=True, help="Leave the sound away; else it is copied.")
-@click.option("--alpha", type=NumberType(0, 1), default=0.5, help="Strength of the overlay.")
+@click.option("--alpha", type=NumberType(0, 1), default=0.5, metavar="F", help="Strength of the overlay.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 @protocol.with_settings
 @protocol.with_network
@@ -83,6 +83,7 @@ def video(
 
     Example: dgmn2 video drive.mp4 -o drive_classes.mp4 --every 5
     """
+    protocol.refuse_offline(session, model, network)
     from dgmn2cli import runtime
     from dgmn2cli.video.outputs import VideoRequest, check_request
     from dgmn2cli.video.run import FirstFrame, segment_video
@@ -115,17 +116,17 @@ def _summary(report: VideoReport) -> list[Table | Text]:
     table = render.make_table("class", "pixels", "share", right=("pixels", "share"))
     for share in report.classes:
         table.add_row(share.name, f"{share.pixels:,}", f"{100 * share.share:.1f} %")
-    run, found, lines = report.run, report.video, []
+    run, found, lines = report.run, report.video, [f"  {kind}: {path}" for kind, path in report.outputs.items()]
+    about = []
     if report.steadiness is not None:
         shown = {"TC": report.steadiness.tc, "VC8": report.steadiness.vc8, "VC16": report.steadiness.vc16}
         values = [f"{name} {render.percent(None if value != value else 100 * value)}" for name, value in shown.items()]
         values.append(f"changing pixels {100 * report.steadiness.changing:.2f} %")
-        lines.append(f"{', '.join(values)} (TC over {100 * report.steadiness.tc_seen:.1f} % of the pixels)")
-    lines += [f"  {kind}: {path}" for kind, path in report.outputs.items()]
+        about.append(f"{', '.join(values)} (TC over {100 * report.steadiness.tc_seen:.1f} % of the pixels)")
     windows = f"{report.windows} windows, {report.reused} of them as in the frame before and not computed again"
     damaged = f", {report.damaged} damaged frames left out" if report.damaged else ""
-    lines.append(f"{report.frames} frames of {found.width}x{found.height}{damaged}; {windows}")
-    lines.append(
-        f"{report.seconds:.1f} s with {run.model} ({run.precision}, {run.form}) on {run.device_name}, {run.engine}"
+    about.append(f"{report.frames} frames of {found.width}x{found.height}{damaged}; {windows}")
+    about.append(
+        f"{report.seconds:.1f} s with {run.title} ({run.precision}, {run.form}) on {run.device_name}, {run.engine}"
     )
-    return [table, render.lines(*lines)]
+    return [table, render.lines(*lines), render.prose(*about)]

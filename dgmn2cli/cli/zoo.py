@@ -96,7 +96,7 @@ def _beats(one: ZooEntry, other: ZooEntry) -> bool:
 
 def _list_table(found: tuple[ZooEntry, ...], rows: list[dict[str, object]], default: str) -> list[RenderableType]:
     right = ("mIoU", "ms\n+flip", "params", "GMACs")
-    table = make_table("key", "head", "backbone", *right, "on\ndisk", right=right)
+    table = make_table("key", "head", "backbone", *right, "on\ndisk", right=right, whole=("key",))
     for entry, row in zip(found, rows, strict=True):
         table.add_row(
             Text(entry.key, style="bold" if entry.key == default else ""),
@@ -192,7 +192,7 @@ def verify_files(session: Session, keys: tuple[str, ...], everything: bool) -> N
 def _checks(checks: list[FileCheck]) -> RenderableType:
     if not checks:
         return Text("No file of the zoo is on disk.")
-    table = make_table("key", "state", "hash", "size", "sha256", right=("size",))
+    table = make_table("key", "state", "hash", "size", "sha256", right=("size",), whole=("key",))
     for check in checks:
         table.add_row(check.key, check.state, check.pin, megabytes(check.size), (check.sha256 or MISSING)[:16])
     return table

@@ -83,7 +83,7 @@ def test_refusals(run: Run, arguments: list[str], code: int, message: str) -> No
 def test_presets_and_templates(run: Run) -> None:
     code, out, _ = run("data", "presets")
     assert code == 0
-    assert len(out.splitlines()) == 2 + 13
+    assert len(out.splitlines()) == 2 + 13 + 1
     known = json.loads(run("data", "presets", "--json")[1])
     assert {"name", "title", "source", "licence", "note", "images", "labels", "splits", "mapping"} == set(known[0])
     code, out, _ = run("data", "template", "idd")
