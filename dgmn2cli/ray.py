@@ -153,6 +153,7 @@ def require_ray(address: str) -> None:
 def _ray(address: str) -> Iterator[Any]:
     """Ray, connected, silent; left as it was."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it would write beside the answer
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent from here without being asked for
     import ray
     import ray.data
 
