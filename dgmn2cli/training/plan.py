@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import statistics
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from dgmn2cli.training.request import TrainRequest, augmentation, effective_batc
 from dgmn2cli.training.run import determinism, first_weights
 from dgmn2cli.training.step import Stepper
 
-TIMED, ENOUGH = 2, 2.0  # steps and seconds that are measured at least, after one step that warms up
+TIMED, ENOUGH = 3, 3.0  # steps and seconds that are measured at least, after one step that warms up
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TrainPlan:
         parameters, trained: all, and those that learn.
         evaluations: during the training.
         checkpoints: numbered ones that stay.
-        seconds_per_step: measured on one process; the exchange between processes comes on top.
+        seconds_per_step: the median of those measured on one process; the exchange between processes comes on top.
         training_seconds: all steps, evaluations excluded.
         memory_bytes: highest use of one process during a step, of the GPU or of main memory.
         outline: batch, learning rate and length in one line.
@@ -129,20 +130,19 @@ def plan_training(request: TrainRequest, observer: Observer) -> TrainPlan:
 
 
 def _seconds_per_step(training: Training, stepper: Stepper, group: Group, observer: Observer) -> float:
+    """The median: on a busy machine a few steps take many times as long as the others."""
     config, train = training.config, training.config.train
     stream = TrainStream(len(training.train), train.seed, train.batch_size)
     reading = train_batches(training.train, augmentation(config), stream, workers=config.data.workers)
     observer.begin("measuring steps")
-    timed = -1
-    began = seconds = 0.0
+    times: list[float] = []
     with closing(reading) as batches:
-        while timed < TIMED or seconds < ENOUGH:
-            stepper.step(max(timed, 0) % train.iters, [next(batches) for _ in range(train.accumulate)])
-            timed += 1
-            began = began or _now(group)
-            [seconds] = group.mean([_now(group) - began])  # the same on all processes: they take the same steps
+        while len(times) <= TIMED or sum(times[1:]) < ENOUGH:
+            began = _now(group)
+            stepper.step(len(times) % train.iters, [next(batches) for _ in range(train.accumulate)])
+            times += group.mean([_now(group) - began])  # the same on all processes: they take the same steps
             observer.advance()
-    return seconds / timed
+    return statistics.median(times[1:])
 
 
 def _now(group: Group) -> float:

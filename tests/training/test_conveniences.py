@@ -17,7 +17,7 @@ from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.evaluate import EvalReport
 from dgmn2cli.ops import resolve
 from dgmn2cli.runtime import PeakMeter, available_memory, machine_memory
-from dgmn2cli.training import batch_size, loggers, loop
+from dgmn2cli.training import batch_size, loggers, loop, plan
 from dgmn2cli.training.optim import poly_lr
 from dgmn2cli.training.plan import plan_training
 from dgmn2cli.training.run import train
@@ -119,6 +119,15 @@ def test_the_measured_batch_size_is_the_runs_from_then_on(streets, tmp_path, mon
     assert resumed(cut).effective_batch == 4
     assert outcome(cut.out) == outcome(whole.out)
     assert plan_training(request(streets, tmp_path / "new", {"train.batch_size": 0}), Watcher()).batch_size == 1
+
+
+def test_a_plan_is_not_misled_by_a_few_slow_steps(streets, tmp_path, monkeypatch):
+    steps = [50.0, 2.0, 9.0, 2.0]  # the first one warms up
+    stamps = iter([stamp for i in range(len(steps)) for stamp in (sum(steps[:i]), sum(steps[: i + 1]))])
+    monkeypatch.setattr(plan, "_now", lambda group: next(stamps))
+    found = plan_training(request(streets, tmp_path / "new", {"train.iters": 7}), Watcher())
+    assert (found.seconds_per_step, found.training_seconds) == (2.0, 14.0)
+    assert next(stamps, None) is None
 
 
 def test_the_batch_size_fits_the_memory_on_a_cpu(streets, monkeypatch):
