@@ -36,6 +36,17 @@ def test_mean_is_over_all_pixels_and_ignored_ones_add_nothing():
     assert accuracy.item() == pytest.approx(100 * right / labels.numel(), rel=1e-6)
 
 
+def test_logits_at_the_labels_size_are_taken_as_they_are():
+    raw, labels = random_case()
+    raw = F.interpolate(raw, size=(9, 11), mode="bilinear", align_corners=True).requires_grad_()
+    loss, accuracy = segmentation_loss(raw, labels)
+    resized = F.interpolate(raw, size=(9, 11), mode="bilinear", align_corners=True)
+    terms = F.cross_entropy(resized, labels.long(), ignore_index=255, reduction="none")
+    assert torch.equal(loss, terms.mean())
+    assert torch.equal(accuracy, (resized.argmax(1) == labels).sum() * (100.0 / labels.numel()))
+    assert torch.equal(*(torch.autograd.grad(one, raw)[0] for one in (loss, terms.mean())))
+
+
 def test_a_batch_of_ignored_pixels_has_loss_zero_and_gradient_zero():
     raw, labels = random_case()
     raw.requires_grad_()
