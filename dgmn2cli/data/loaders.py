@@ -31,6 +31,7 @@ from dgmn2cli.runtime import end_with_parent
 _ORDER, _AUGMENT = 0, 1  # the two uses of the seed, kept apart
 ENDING = 5.0  # seconds that the end of the data workers may take
 LOOK = 1.0  # seconds between two looks at the workers while a batch is waited for
+KEPT = 1 << 25  # bytes of decoded samples that a process keeps at most
 FILES = 32, 12  # that a process opens while it trains, and more for each of its workers
 
 
@@ -100,14 +101,26 @@ Augment = Callable[[Sample, Draws], tuple[np.ndarray, np.ndarray]]
 
 
 class _TrainSamples(Dataset[Any]):
-    """Reads and augments what a `StreamPlace` names; a fault travels to the main process as a value."""
+    """Reads and augments what a `StreamPlace` names; a fault travels to the main process as a value.
+
+    The samples of a small data set are decoded once, and stay in memory.
+    """
 
     def __init__(self, data: SegmentationSet, augment: Augment, seed: int) -> None:
         self.data, self.augment, self.seed = data, augment, seed
+        self._kept: dict[int, Sample] = {}
+
+    def _read(self, index: int) -> Sample:
+        if index in self._kept:
+            return self._kept[index]
+        sample = self.data.read(index)
+        if (sample.image.nbytes + sample.label.nbytes) * len(self.data) <= KEPT:
+            self._kept[index] = sample
+        return sample
 
     def __getitem__(self, place: StreamPlace) -> tuple[np.ndarray, np.ndarray, str] | Dgmn2Error:
         try:
-            sample = self.data.read(place.index)
+            sample = self._read(place.index)
             image, label = self.augment(sample, sample_draws(self.seed, place.position))
         except Dgmn2Error as error:
             return error

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import dgmn2cli
+from dgmn2cli.data import loaders
 from dgmn2cli.data.cityscapes import open_cityscapes
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.loaders import (
@@ -27,7 +28,7 @@ from dgmn2cli.data.loaders import (
     sample_draws,
     train_batches,
 )
-from dgmn2cli.data.transforms import NormalizeAndPad, RandomCrop, RandomFlip, RandomScale, TrainTransform
+from dgmn2cli.data.transforms import NormalizeAndPad, RandomCrop, RandomFlip, RandomScale, Sample, TrainTransform
 from dgmn2cli.errors import DataError, ResourceError
 
 AUGMENT = TrainTransform((RandomScale((48, 30)), RandomCrop((16, 20)), RandomFlip()), NormalizeAndPad((16, 20)))
@@ -74,6 +75,25 @@ def test_workers_interruption_and_processes_change_nothing(data: SegmentationSet
     ranks = [take(stream(batch=1, rank=rank, world=2), 6) for rank in (0, 1)]
     dealt = [batch for pair in zip(*ranks, strict=True) for batch in pair]
     assert same(joined(dealt), whole)
+
+
+def test_a_small_data_set_is_decoded_once(data: SegmentationSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "KEPT", 0)
+    whole = joined(take(train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=2)), 5))
+    read, decoded = SegmentationSet.read, list[int]()
+
+    def counting(data: SegmentationSet, index: int) -> Sample:
+        decoded.append(index)
+        return read(data, index)
+
+    monkeypatch.setattr(SegmentationSet, "read", counting)
+    sample = read(data, 0)
+    for room, times in ((0, 2), (1, 1)):
+        decoded.clear()
+        size = sample.image.nbytes + sample.label.nbytes
+        monkeypatch.setattr(loaders, "KEPT", 5 * size - 1 + room)
+        assert same(joined(take(train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=2)), 5)), whole)
+        assert sorted(decoded) == sorted([*range(5)] * times), room
 
 
 def test_seeds_differ_between_samples_passes_and_runs() -> None:
@@ -149,6 +169,7 @@ def test_evaluation_deals_each_pair_once(size: int) -> None:
 WAITING = """
 import multiprocessing, sys
 import dgmn2cli
+from dgmn2cli.data import loaders
 from dgmn2cli.data.cityscapes import open_cityscapes
 from dgmn2cli.data.loaders import TrainStream, train_batches
 from dgmn2cli.data.transforms import NormalizeAndPad, RandomCrop, TrainTransform
