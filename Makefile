@@ -40,12 +40,12 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The pages of docs/ as a site, in build/site; what is derived from the code is written anew.
 docs: install
 	$(BIN)/python docs/generate.py
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The CPU kernels under the address and undefined-behaviour sanitizers, 100,000 random cases (some ten minutes); then
 # 20,000 raw calls of the operators, most with arguments that do not fit.

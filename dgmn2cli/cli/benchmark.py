@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 @click.option("--runtime", type=click.Choice(protocol.RUNTIMES[1:]), help="For --graph.  [default: those installed]")
 @click.option("--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting.")
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory.")
-@click.option("--csv", type=PATH, metavar="FILE", help="Write the rows and the machine there.")
-@click.option("--plot", type=PATH, metavar="FILE", help="Draw the figures as bars there (PNG or SVG).")
+@click.option("--csv", type=PATH, metavar="FILE", help="Write the rows, and which machine it was, as CSV.")
+@click.option("--plot", type=PATH, metavar="FILE", help="Draw the figures as bars (PNG or SVG).")
 @with_run
 @pass_session
 def benchmark(

@@ -13,7 +13,7 @@ from dgmn2cli.cli.options import NAME, PATH, Session, complete_model, pass_sessi
 from dgmn2cli.cli.render import emit, lines, make_table, notice
 from dgmn2cli.errors import ConfigError
 
-SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Another value: optim.lr=5e-5.")
+SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting: optim.lr=5e-5.")
 
 
 @click.group(epilog="Example: dgmn2 config show setr_pup-tiny --set optim.lr=5e-5 > mine.toml")

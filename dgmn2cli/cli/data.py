@@ -80,7 +80,7 @@ def _report(report: DataReport) -> list[RenderableType]:
 @click.option("--size", type=SIZE, default="512x256", metavar="WxH", help="Size of an image.")
 @click.option("--seed", type=int, default=0, metavar="N", help="The same seed gives the same files.")
 @click.option(
-    "--layout", type=NAME, metavar="NAME", help="Of this known data set, with its ids.  [default: Cityscapes']"
+    "--layout", type=NAME, metavar="NAME", help="Layout and ids of this known data set.  [default: Cityscapes']"
 )
 @click.option("--workers", type=WORKERS, default=2, metavar="N", help="Threads.")
 @pass_session
@@ -143,12 +143,12 @@ def template(session: Session, name: str) -> None:
 
 @data.command(short_help="Show samples as a training sees them.")
 @click.argument("folder", type=PATH, metavar="DIR")
-@click.option("--split", type=NAME, default="train", metavar="NAME", help="Of the data set.")
+@click.option("--split", type=NAME, default="train", metavar="NAME", help="Split of the data set.")
 @protocol.dataset_option
 @model_option
 @click.option("-o", "--out", type=PATH, default="samples.png", metavar="FILE", help="The sheet, a PNG.")
 @click.option("--samples", type=click.IntRange(1, 100), default=6, metavar="N", help="How many.")
-@click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Of the augmentation.")
+@click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the augmentation.")
 @pass_session
 def browse(
     session: Session, folder: Path, split: str, dataset: str | None, model: str, out: Path, samples: int, seed: int

@@ -40,7 +40,7 @@ def _parse_corruption(text: str) -> Corruption:
 )
 @protocol.with_settings
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N images: a partial run.")
-@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Processes.")
+@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Number of processes, one per GPU.")
 @click.option("--report", type=PATH, metavar="FILE", help="Write the JSON report here; its journal lies beside it.")
 @click.option("--resume", is_flag=True, help="Go on from the journal of an interrupted run with the same --report.")
 @click.option("--html", type=PATH, metavar="FILE", help="Write a page with everything found: one file, no network.")
@@ -48,7 +48,7 @@ def _parse_corruption(text: str) -> Corruption:
 @click.option("--from", "predictions", type=PATH, metavar="PREDS", help="Evaluate predictions on disk; no model.")
 @click.option("--no-analysis", is_flag=True, help="Only count: no boundary IoU, calibration, instances, crops.")
 @click.option("--save-preds", type=PATH, metavar="DIR", help="Keep the predictions: trainIds, and labelIds PNGs.")
-@click.option("--official", is_flag=True, help="Ask cityscapesScripts, too, and show the difference.")
+@click.option("--official", is_flag=True, help="Also score with cityscapesScripts, and show the difference.")
 @click.option("--check", is_flag=True, help="Exit 1 unless the published figure is met; a partial run has no verdict.")
 @click.option("--tolerance", type=NumberType(0, 100), default=0.1, metavar="F", help="For --check, in %.")
 @click.option("--all", "everything", is_flag=True, help="Every zoo model whose weights are on disk.")
@@ -80,7 +80,7 @@ def evaluate(
 ) -> None:
     """Measure MODEL on a labelled split: IoU and accuracy of each class, their means, the published figure beside it.
 
-    With --report, a killed run goes on with --resume, to the identical result. Partial runs, other data, other
+    A run with --report that was killed goes on with --resume, to the same result. Partial runs, other data, other
     weights and other procedures get no comparison with the published figure, and the reason is shown.
     """
     if not everything and not predictions:

@@ -43,8 +43,8 @@ SHOWN_DOUBTS = 10
 @click.option("--alpha", type=NumberType(0, 1), default=0.5, metavar="F", help="Strength of the overlay.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 @click.option("--resume", is_flag=True, help="Leave what an earlier run did with the same settings.")
-@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Processes.")
-@click.option("--ray", metavar="ADDRESS|local", help="On a Ray cluster: --gpus N actors of it.")
+@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Number of processes, one per GPU.")
+@click.option("--ray", metavar="ADDRESS|local", help="Run on a Ray cluster, with --gpus N actors.")
 @protocol.workers_option
 @protocol.with_network
 @pass_session

@@ -331,7 +331,10 @@ def run_options(*dtypes: str) -> tuple[Decorator, ...]:
     return (
         device_option,
         click.option(
-            "--dtype", type=click.Choice((*DTYPES, *dtypes)), default="float32", help="Of weights and activations."
+            "--dtype",
+            type=click.Choice((*DTYPES, *dtypes)),
+            default="float32",
+            help="Dtype of weights and activations.",
         ),
         backend_option,
         threads_option,

@@ -90,7 +90,7 @@ def with_data(split: str) -> Decorator:
             default="data/cityscapes",
             help="Cityscapes tree, or a folder with a dataset.toml.",
         ),
-        click.option("--split", type=NAME, default=split, metavar="NAME", help="Of the data set."),
+        click.option("--split", type=NAME, default=split, metavar="NAME", help="Split of the data set."),
     )
 
 
@@ -123,7 +123,7 @@ dataset_option = click.option(
     default=None,
     metavar="NAME",
     shell_complete=complete_dataset,
-    help="The data set is this known one: see `dgmn2 data presets`.",
+    help="A known data set: see `dgmn2 data presets`.",
 )
 
 
@@ -162,7 +162,9 @@ _VIEW_OPTIONS: tuple[Decorator, ...] = (
     click.option("--scale", type=SIZE, metavar="WxH", help="Size images are fitted into.  [default: 2049x1025]"),
     click.option("--window", type=_SIDE, metavar="N", help="Side of a window.  [default: 769]"),
     click.option("--stride", type=_SIDE, metavar="N", help="Step between windows.  [default: 513]"),
-    click.option("--max-pixels", type=click.IntRange(1), default=100_000_000, metavar="N", help="Largest image."),
+    click.option(
+        "--max-pixels", type=click.IntRange(1), default=100_000_000, metavar="N", help="Largest image, in pixels."
+    ),
     click.option(
         "--max-memory",
         type=MEMORY,
@@ -197,7 +199,7 @@ workers_option = click.option(
     type=click.IntRange(0, 64),
     default=2,
     metavar="N",
-    help="Threads that read ahead (infer: and that save).",
+    help="Threads that read images ahead (in infer also as many that save).",
 )
 
 

@@ -19,12 +19,21 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"default_map": {"max_pixels": 33_000_000}})
 @model_option
-@click.option("--host", type=NAME, default="127.0.0.1", metavar="ADDRESS", help="Where to listen; else only here.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, metavar="N", help="0: any free one.")
 @click.option(
-    "--token-file", type=PATH, metavar="FILE", help="What clients must send; wanted where others can connect."
+    "--host",
+    type=NAME,
+    default="127.0.0.1",
+    metavar="ADDRESS",
+    help="Address to listen on; at first only this machine can connect.",
 )
-@click.option("--max-bytes", type=click.IntRange(1), default=32_000_000, metavar="N", help="Largest body.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, metavar="N", help="Port; 0: any free one.")
+@click.option(
+    "--token-file",
+    type=PATH,
+    metavar="FILE",
+    help="File with the token that clients must send; required unless only this machine can connect.",
+)
+@click.option("--max-bytes", type=click.IntRange(1), default=32_000_000, metavar="N", help="Largest request body.")
 @click.option("--queue", type=click.IntRange(0, 1000), default=8, metavar="N", help="Requests that may wait.")
 @click.option("--timeout", type=NumberType(0.1, 86400), default=120, metavar="S", help="Seconds for a request.")
 @protocol.with_settings

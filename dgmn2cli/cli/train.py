@@ -41,16 +41,16 @@ _SETTINGS: tuple[tuple[str, str, Any, str | None, str], ...] = (
     ("--data-root", "data.root", PATH, "DIR", _DATA),
     ("--max-iters", "train.iters", _MANY, "N", "Optimiser steps."),
     ("--batch-size", "train.batch_size", _BATCH, "N|auto", "Images per process and forward pass; auto: what fits."),
-    ("--loss", "loss.kind", click.Choice(options.LOSSES), None, "What is minimised."),
+    ("--loss", "loss.kind", click.Choice(options.LOSSES), None, "Loss to minimise."),
     ("--accumulate", "train.accumulate", _ANY, "N", "Forward passes per optimiser step."),
     ("--crop", "augment.crop", _SIDE, "N", "Side of the training crop."),
     ("--scale", "augment.scale", SIZE, "WxH", "Size images are fitted into, in training and evaluation."),
     ("--window", "inference.window", _SIDE, "N", "Side of a window of the evaluation."),
     ("--stride", "inference.stride", _SIDE, "N", "Step between its windows."),
-    ("--from", "train.init", str, "imagenet|scratch|FILE", "First weights."),
+    ("--from", "train.init", str, "imagenet|scratch|FILE", "Initial weights."),
     ("--dtype", "train.dtype", click.Choice(options.DTYPES), None, "Dtype of the forward pass."),
     ("--seed", "train.seed", _SEED, "N", "Seed of everything random."),
-    ("--deterministic", "train.deterministic", None, None, "Refuse what depends on the run (on GPUs)."),
+    ("--deterministic", "train.deterministic", None, None, "Use only operations that repeat exactly (on GPUs)."),
     ("--val-every", "train.val_every", _COUNT, "N", "Evaluate after N steps; 0: only at the end."),
     ("--patience", "train.patience", _COUNT, "N", "Stop after N evaluations without a better mIoU; 0: never."),
     ("--save-every", "train.save_every", _COUNT, "N", "Keep a numbered checkpoint after N steps; 0: none."),
@@ -58,7 +58,7 @@ _SETTINGS: tuple[tuple[str, str, Any, str | None, str], ...] = (
     ("--ema", "train.ema", None, None, "Keep, evaluate and save a moving average of the weights."),
     ("--freeze-backbone", "train.freeze_backbone", None, None, "Train the head only."),
     ("--class-weights", "train.class_weights_from", NAME, "auto|FILE", _WEIGHTS),
-    ("--logger", "train.logger", click.Choice(options.LOGGERS), None, "Curves for TensorBoard; also for W&B."),
+    ("--logger", "train.logger", click.Choice(options.LOGGERS), None, "Curves for TensorBoard, or for W&B as well."),
     ("--workers", "data.workers", click.IntRange(0, 256), "N", "Loader processes per training process."),
 )
 
@@ -79,7 +79,7 @@ def _given(**values: Any) -> dict[str, object]:
 @click.command()
 @options.model_argument
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/NAME]")
-@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Processes here.")
+@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Number of processes, one per GPU.")
 @options.grouped(
     "settings",
     _given,

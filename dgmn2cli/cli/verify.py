@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     "--model",
     metavar="MODEL",
     shell_complete=complete_model,
-    help="Its name or configuration.  [default: as said]",
+    help="The model, or its configuration.  [default: as the report says]",
 )
 @click.option(
     "--from", "predictions", type=PATH, metavar="PREDS", help="The predictions, for a report of `eval --from`."
 )
-@click.option("--device", type=DEVICE, metavar="auto|cpu|cuda[:N]|mps", help="Where.  [default: as the report says]")
+@click.option(
+    "--device", type=DEVICE, metavar="auto|cpu|cuda[:N]|mps", help="Where to compute.  [default: as the report says]"
+)
 @threads_option
 @pass_session
 def verify(

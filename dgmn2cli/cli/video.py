@@ -54,7 +54,7 @@ TIME = ParsedType("time", _parse_time)
     help="Mean over time where the image keeps still, such as 0.8; 0: each frame by itself.",
 )
 @click.option("--metrics", "measure", is_flag=True, help="Tell how steady the classes are: TC, VC8, VC16.")
-@click.option("--no-audio", is_flag=True, help="Leave the sound away; else it is copied.")
+@click.option("--no-audio", is_flag=True, help="Leave out the sound; else it is copied.")
 @click.option("--alpha", type=NumberType(0, 1), default=0.5, metavar="F", help="Strength of the overlay.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 @protocol.with_settings
