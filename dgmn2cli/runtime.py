@@ -43,7 +43,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError("no such device", where=name[:60], why="wanted auto, cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda" and (device.index or 0) >= _cuda_count():
+    if device.type == "cuda" and int(name.partition(":")[2] or 0) >= _cuda_count():  # torch wraps at 128
         count = _cuda_count()
         found = f"this machine has {count} CUDA device{'s' * (count != 1)}" if count else _no_cuda()
         raise ResourceError("the device is not available", where=name, why=found, hint="Use --device cpu or auto.")

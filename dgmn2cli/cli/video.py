@@ -30,6 +30,7 @@ def _parse_time(text: str) -> float:
 
 
 TIME = ParsedType("time", _parse_time)
+EVERY = click.IntRange(1, 1_000_000)
 
 
 @click.command()
@@ -43,7 +44,9 @@ TIME = ParsedType("time", _parse_time)
     help="What to write: overlay (the film), ids (lossless film of class ids), jsonl (a line per frame); "
     "comma-separated.",
 )
-@click.option("--every", type=click.IntRange(1), default=1, metavar="N", help="Segment every N-th frame only.")
+@click.option(
+    "--every", type=click.IntRange(1, 1_000_000), default=1, metavar="N", help="Segment every N-th frame only."
+)
 @click.option("--from", "start", type=TIME, metavar="TIME", help="Where to begin: seconds, or [H:]M:S.")
 @click.option("--to", "stop", type=TIME, metavar="TIME", help="Where to end.")
 @click.option(

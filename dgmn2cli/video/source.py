@@ -274,7 +274,8 @@ def open_video(
 
         def opened() -> InputContainer:
             with _video_errors(name):
-                return stack.enter_context(closing(av.open(where, options=options, timeout=TIMEOUT)))
+                found = av.open(where, options=options, timeout=TIMEOUT, metadata_errors="replace")  # tags in Latin-1
+                return stack.enter_context(closing(found))
 
         if not scheme:
             frames = _looked_through(opened(), span, name)

@@ -163,7 +163,10 @@ def follow(url: str, target: str) -> str:
 
 def place_of(url: str) -> str:
     """A URL as a message shows it: without its query, which may hold a token, and without a password."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return shown(f"{url.partition('://')[0]}://...")
     bare = parts._replace(query="", fragment="", netloc=parts.netloc.rpartition("@")[2])
     return shown(bare.geturl()) if parts.netloc else shown(url)
 

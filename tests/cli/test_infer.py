@@ -268,6 +268,8 @@ BAD = [
     (("a.png", "--scale", "big"), 2, "not WIDTHxHEIGHT"),
     (("a.png", "--device", "tpu"), 2, "none of auto, cpu"),
     (("a.png", "--device", "cuda:7"), 5, "device is not available"),
+    (("a.png", "--device", "cuda:256"), 5, "device is not available (cuda:256)"),
+    (("a.png", "--device", "cuda:999"), 5, "device is not available (cuda:999)"),
     (("a.png", "--backend", "triton"), 5, "triton cannot run"),
     (("a.png", "-m", "setr_pup-tinny"), 2, "no such model"),
     (("a.png", "-m", "../../x"), 2, "no such model"),

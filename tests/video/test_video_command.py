@@ -153,6 +153,7 @@ WRONG = {
     "time": (2, ["clip.mp4", "-o", "out.mp4", "--from", "1:99"]),
     "negative time": (2, ["clip.mp4", "-o", "out.mp4", "--to", "-1"]),
     "every": (2, ["clip.mp4", "-o", "out.mp4", "--every", "0"]),
+    "every, more than a number holds": (2, ["clip.mp4", "-o", "out.mp4", "--every", f"1{20 * '0'}"]),
     "smooth": (2, ["clip.mp4", "-o", "out.mp4", "--smooth", "1"]),
     "smooth nan": (2, ["clip.mp4", "-o", "out.mp4", "--smooth", "nan"]),
     "alpha": (2, ["clip.mp4", "-o", "out.mp4", "--alpha", "2"]),
@@ -163,6 +164,7 @@ WRONG = {
     "pipe url": (2, ["PIPE://0", "-o", "out.mp4"]),
     "nobody there": (4, ["http://127.0.0.1:9/clip.mp4", "-o", "out.mp4"]),
     "nobody there, rtsp": (4, ["rtsp://127.0.0.1:9/clip", "-o", "out.mp4"]),
+    "no url": (4, ["http://[/clip.mp4?token=secret", "-o", "out.mp4"]),
     "offline": (4, ["http://127.0.0.1:9/clip.mp4", "-o", "out.mp4", "--offline"]),
     "window": (2, ["clip.mp4", "-o", "out.mp4", "--window", "32", "--stride", "33"]),
 }
@@ -189,6 +191,15 @@ def test_a_cut_video_can_be_taken_as_far_as_it_goes(run: Run, tmp_path: Path) ->
     code, out, _ = run("bad.mp4", "-o", "out.mp4", "--to", end, "--json")
     assert code == 0
     assert 0 < json.loads(out)["frames"] <= round(float(end) / 0.04)  # less where a frame needs one that is missing
+
+
+def test_tags_that_are_no_text_do_not_matter(run: Run, tmp_path: Path) -> None:
+    """Cameras and editors write them in Latin-1."""
+    film = (tmp_path / "clip.mp4").read_bytes()
+    assert b"VideoHandler" in film
+    (tmp_path / "latin.mp4").write_bytes(film.replace(b"VideoHandler", b"Vid\xe9oHandler"))
+    code, out, _ = run("latin.mp4", "-o", "out.mp4", "--json")
+    assert (code, json.loads(out)["frames"]) == (0, 10)
 
 
 def test_a_changing_size_is_an_error_at_its_time(run: Run, tmp_path: Path) -> None:
