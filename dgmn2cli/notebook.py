@@ -9,19 +9,19 @@ from html import escape
 from dgmn2cli.errors import printable
 
 
-def image_html(content: bytes, text: str, kind: str = "png") -> str:
-    """An image, its bytes embedded, no wider than the page; `text` is said in its place where images are not shown."""
+def image_html(content: bytes, text: str) -> str:
+    """A PNG image, embedded, no wider than the page; `text` is said in its place where images are not shown."""
     data = base64.b64encode(content).decode()
-    return f'<img alt="{_safe(text)}" style="max-width: 100%" src="data:image/{kind};base64,{data}">'
+    return f'<img alt="{_safe(text)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
 
 
-def table_html(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]], right: int = 1) -> str:
-    """A table under a title; the columns from number `right` on hold numbers."""
+def table_html(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table under a title; all columns but the first hold numbers."""
 
     def row(cells: Sequence[object], tag: str) -> str:
-        sides = ("left" if index < right else "right" for index in range(len(cells)))
         made = (
-            f'<{tag} style="text-align: {side}">{_safe(cell)}</{tag}>' for side, cell in zip(sides, cells, strict=True)
+            f'<{tag} style="text-align: {"right" if index else "left"}">{_safe(cell)}</{tag}>'
+            for index, cell in enumerate(cells)
         )
         return f"<tr>{''.join(made)}</tr>"
 

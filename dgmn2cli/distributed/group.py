@@ -251,7 +251,7 @@ def require_devices(device: str, processes: int) -> None:
 
 
 @contextmanager
-def join(device: str, observer: Observer | None = None) -> Iterator[Group]:
+def join(device: str, observer: Observer = Silent()) -> Iterator[Group]:
     """This process as a member of the group it was started in (or alone), the process group open for the block.
 
     The GPU of a process is the one of its number on its machine. Tensors on GPUs travel by NCCL, all others by gloo.
@@ -267,16 +267,15 @@ def join(device: str, observer: Observer | None = None) -> Iterator[Group]:
     if world == 1:
         yield Group(0, 1, resolve_device(device))
         return
-    watcher = observer or Silent()
     require_devices(device, 1)
     own = resolve_device("auto" if device == "cuda" else device)
     if own.type == "cuda":
         own = torch.device("cuda", _number("LOCAL_RANK"))
         torch.cuda.set_device(own)
-    store = meet(rank, world, watcher)
-    awake(lambda: _connect(store, rank, world, own), Waiting("connecting the processes", watcher), LIMIT)
+    store = meet(rank, world, observer)
+    awake(lambda: _connect(store, rank, world, own), Waiting("connecting the processes", observer), LIMIT)
     try:
-        yield Group(rank, world, own, store, watcher)
+        yield Group(rank, world, own, store, observer)
     finally:
         dist.destroy_process_group()
 

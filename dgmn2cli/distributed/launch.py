@@ -70,7 +70,7 @@ class _RemoteObserver:
 
 
 def launch(
-    work: Callable[..., Result], arguments: tuple[Any, ...], processes: int, observer: Observer | None = None
+    work: Callable[..., Result], arguments: tuple[Any, ...], processes: int, observer: Observer = Silent()
 ) -> tuple[Result | None, int]:
     """Runs `work(*arguments, observer)` in that many processes of a torch.distributed job, which may then `join`.
 
@@ -102,7 +102,7 @@ def launch(
         try:
             with _hand_on_signals(job) as received:
                 job.start(work, arguments, processes)
-                job.watch(observer or Silent())
+                job.watch(observer)
         finally:
             job.end()
         if job.first_failed is not None and not received:

@@ -14,10 +14,10 @@ from dgmn2cli.evaluate.engine import Counted
 from dgmn2cli.evaluate.report import DataInfo, EvalReport
 from dgmn2cli.evaluate.together import evaluate
 from dgmn2cli.inference.plan import Protocol, Settings
+from dgmn2cli.observer import Observer, Silent
 
 if TYPE_CHECKING:
     from dgmn2cli.inference.segmenter import Segmenter
-    from dgmn2cli.observer import Observer
 
 __all__ = ["Counted", "DataInfo", "EvalReport", "Protocol", "Settings", "evaluate"]
 
@@ -57,7 +57,7 @@ class _Room(ModuleType):
 
         settings = settings or Settings()
         request = EvalRequest(Path(root), split, settings=settings, dataset=dataset, limit=limit, workers=workers)
-        return run_loaded(request, segmenter, observer)
+        return run_loaded(request, segmenter, observer or Silent())
 
 
 sys.modules[__name__].__class__ = _Room

@@ -53,7 +53,7 @@ class ZooReport:
     failures: tuple[ModelFailure, ...]  # models whose file is damaged or gives no finite numbers
 
 
-def run(request: EvalRequest, recipe: AnyRecipe, load: Load, observer: Observer | None = None) -> EvalReport:
+def run(request: EvalRequest, recipe: AnyRecipe, load: Load, observer: Observer = Silent()) -> EvalReport:
     """Evaluates one network; writes the report, then removes the journal.
 
     Args:
@@ -63,16 +63,15 @@ def run(request: EvalRequest, recipe: AnyRecipe, load: Load, observer: Observer 
     Raises:
         Dgmn2Error: settings, data set or network are at fault, the journal is another run's, a process died.
     """
-    return _on_processes(_run, request, (recipe, load), observer or Silent())
+    return _on_processes(_run, request, (recipe, load), observer)
 
 
-def run_loaded(request: EvalRequest, segmenter: Segmenter, observer: Observer | None = None) -> EvalReport:
+def run_loaded(request: EvalRequest, segmenter: Segmenter, observer: Observer = Silent()) -> EvalReport:
     """Evaluates a network that is loaded already, on this process; nothing is written.
 
     Raises:
         Dgmn2Error: settings, data set or network are at fault.
     """
-    observer = observer or Silent()
     data, about = prepare(request, [segmenter.inference], observer)
     source = network_source(
         segmenter, data, request.settings, workers=request.workers, observer=observer, analysis=request.analysis
@@ -84,16 +83,16 @@ def run_loaded(request: EvalRequest, segmenter: Segmenter, observer: Observer | 
     return compare_with_published(report, data, entry, known, request.tolerance).signed()
 
 
-def run_saved(request: EvalRequest, observer: Observer | None = None) -> EvalReport:
+def run_saved(request: EvalRequest, observer: Observer = Silent()) -> EvalReport:
     """Evaluates the predictions in the folder `request.predictions`, without a network; else as `run`.
 
     Raises:
         Dgmn2Error: predictions or data set are at fault, the journal is another run's, a process died.
     """
-    return _on_processes(_run_saved, request, (), observer or Silent())
+    return _on_processes(_run_saved, request, (), observer)
 
 
-def _run_saved(request: EvalRequest, group: Group, observer: Observer) -> EvalReport:
+def _run_saved(group: Group, observer: Observer, request: EvalRequest) -> EvalReport:
     data, about = group.once(partial(prepare, request, [], observer))
     assert request.predictions is not None
     source = group.together(
@@ -112,7 +111,7 @@ def run_zoo(
     request: EvalRequest,
     models: Sequence[tuple[AnyRecipe, Load]],
     missing: Sequence[str] = (),
-    observer: Observer | None = None,
+    observer: Observer = Silent(),
 ) -> ZooReport:
     """Evaluates networks one after the other; a damaged one is noted and the others are done.
 
@@ -121,24 +120,18 @@ def run_zoo(
     Raises:
         Dgmn2Error: as `run`, but for damaged models.
     """
-    return _on_processes(_run_zoo, request, (models, tuple(missing)), observer or Silent())
+    return _on_processes(_run_zoo, request, (models, tuple(missing)), observer)
 
 
 def _on_processes(
     work: Callable[..., Result], request: EvalRequest, arguments: tuple[Any, ...], observer: Observer
 ) -> Result:
-    """Runs `work` here, or on the processes that are asked for."""
+    """Runs `work` here, or on the processes that are asked for, each of which then has one device."""
     how: dict[str, Any] = {"device": request.device, "processes": request.gpus, "threads": request.threads}
-    return on_processes(_on_this_process, (work, request, arguments), observer=observer, **how)
+    return on_processes(work, (replace(request, gpus=1), *arguments), observer=observer, **how)
 
 
-def _on_this_process(
-    group: Group, observer: Observer, work: Callable[..., Result], request: EvalRequest, arguments: tuple[Any, ...]
-) -> Result:
-    return work(replace(request, gpus=1) if group.world > 1 else request, group, observer, *arguments)
-
-
-def _run(request: EvalRequest, group: Group, observer: Observer, recipe: AnyRecipe, load: Load) -> EvalReport:
+def _run(group: Group, observer: Observer, request: EvalRequest, recipe: AnyRecipe, load: Load) -> EvalReport:
     prepared = group.once(partial(prepare, request, [recipe.inference], observer))
     report = _evaluated(request, group, observer, prepared, recipe, load, journal_path(request.report))
     group.once(partial(_finish, request, report, [""]))
@@ -146,9 +139,9 @@ def _run(request: EvalRequest, group: Group, observer: Observer, recipe: AnyReci
 
 
 def _run_zoo(
-    request: EvalRequest,
     group: Group,
     observer: Observer,
+    request: EvalRequest,
     models: Sequence[tuple[AnyRecipe, Load]],
     missing: tuple[str, ...],
 ) -> ZooReport:

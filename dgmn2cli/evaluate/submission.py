@@ -41,14 +41,14 @@ class SubmissionReport:
     check: ZipReport
 
 
-def open_test(root: Path, split: str, observer: Observer | None = None) -> SegmentationSet:
+def open_test(root: Path, split: str, observer: Observer = Silent()) -> SegmentationSet:
     """The images to submit, each read once to see that it can be.
 
     Raises:
         ConfigError: the data set is not Cityscapes.
         DataError: no images, unreadable ones, or names that the server does not know; all are named.
     """
-    data, observer = open_dataset(root, split, labels=False), observer or Silent()
+    data = open_dataset(root, split, labels=False)
     for note in data.notes:
         observer.note(f"{split}: {note}")
     if data.kind != "cityscapes":
@@ -146,7 +146,7 @@ def make_submission(
     target: Path,
     *,
     workers: int = 2,
-    observer: Observer | None = None,
+    observer: Observer = Silent(),
 ) -> SubmissionReport:
     """labelIds files, the zip, and its check.
 
@@ -167,7 +167,7 @@ def make_submission(
         files, run, protocol = kept_predictions(folder, data), None, None
     else:
         run, protocol = segmenter.info, resolve_settings(settings, segmenter.inference, segmenter.device)
-        files = _predict(segmenter, data, settings, folder, workers, observer or Silent())
+        files = _predict(segmenter, data, settings, folder, workers, observer)
     write_zip(target, list(files.values()))
     return SubmissionReport(
         target, folder, run, protocol, time.perf_counter() - began, validate_zip(target, expected_of(data))

@@ -68,15 +68,13 @@ def expected_of(data: SegmentationSet) -> Expected:
     return Expected(sizes, f"the images of split {data.split} of {data.root}")
 
 
-def validate_zip(path: Path, expected: Expected, observer: Observer | None = None) -> ZipReport:
+def validate_zip(path: Path, expected: Expected, observer: Observer = Silent()) -> ZipReport:
     """Looks at every file of a zip: names, count, sizes, one channel of 8 bits, legal ids. Nothing is unpacked to disk.
 
     Raises:
         ResourceError: there is no such file, or it may not be read.
     """
-    what, observer = "cannot read the zip", observer or Silent()
-    faults: list[str] = []
-    names: list[str] = []
+    what, faults, names = "cannot read the zip", list[str](), list[str]()
     with open_regular(path, what, kind=ResourceError) as file:
         try:
             with zipfile.ZipFile(file) as archive:

@@ -98,7 +98,7 @@ def evaluate(
     limit: int | None = None,
     workers: int = 1,
     save_preds: str | Path | None = None,
-    observer: Observer | None = None,
+    observer: Observer = Silent(),
     analysis: bool = True,
 ) -> EvalReport:
     """Evaluates a network over a data set that was checked before (`data.check`).
@@ -117,8 +117,7 @@ def evaluate(
         NonFiniteError: the network gave NaN or infinity.
         DistributedError: another process failed.
     """
-    settings, observer = settings or Settings(), observer or Silent()
-    group = group or Group(0, 1, segmenter.device)
+    settings, group = settings or Settings(), group or Group(0, 1, segmenter.device)
     used = first(data, limit)
     keep = PredictionFolder.of(save_preds, used) if save_preds is not None else None
     source = network_source(segmenter, used, settings, workers=workers, keep=keep, observer=observer, analysis=analysis)

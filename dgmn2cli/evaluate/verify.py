@@ -38,7 +38,7 @@ class Verification:
     device: str
 
 
-def verify(report: ReportFile, data: SegmentationSet, source: Source, observer: Observer | None = None) -> Verification:
+def verify(report: ReportFile, data: SegmentationSet, source: Source, observer: Observer = Silent()) -> Verification:
     """Checks a report, the cheapest first.
 
     Args:
@@ -49,17 +49,16 @@ def verify(report: ReportFile, data: SegmentationSet, source: Source, observer: 
         CheckFailed: something differs; the first difference is named.
         Dgmn2Error: an image cannot be read, the network fails.
     """
-    watcher = observer or Silent()
     mean_iou = check_figures(report)
     check_data(report, data)
     check_source(report, source)
     check_digest(report)
     places = sampled(len(report.records), report.seed)
-    watcher.begin("verifying", len(places))
+    observer.begin("verifying", len(places))
     with closing(source.images(places)) as images:
         for found in images:
             _check_image(report, report.records[found.index], found.measured.record)
-            watcher.result(found)
+            observer.result(found)
     return Verification(
         report=report.path,
         model=report.run.model,

@@ -10,7 +10,7 @@ import numpy as np
 from dgmn2cli.data.images import read_image
 from dgmn2cli.data.transforms import resize_image
 from dgmn2cli.inference.segmenter import Segmenter
-from dgmn2cli.observer import Observer
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.resources import example_photograph
 from dgmn2cli.runtime import multiplies_bfloat16, resolve_device
 
@@ -18,7 +18,7 @@ AGREEMENT = 0.999  # of the pixels, at least, must get the same class
 TRIED = (257, 513)  # height and width at which the photograph is segmented with both
 
 
-def with_fitting_dtype(make: Callable[..., Segmenter], device: str, observer: Observer | None = None) -> Segmenter:
+def with_fitting_dtype(make: Callable[..., Segmenter], device: str, observer: Observer = Silent()) -> Segmenter:
     """The network in the dtype that suits machine and weights; `info.dtype_reason` says why.
 
     Args:
@@ -44,8 +44,7 @@ def _ids(segmenter: Segmenter) -> np.ndarray:
     return segmenter.predict(photograph[:, :, ::-1], protocol="native").ids
 
 
-def _because(segmenter: Segmenter, reason: str, observer: Observer | None) -> Segmenter:
-    if observer is not None:
-        observer.note(f"{segmenter.info.dtype}: {reason}")
+def _because(segmenter: Segmenter, reason: str, observer: Observer) -> Segmenter:
+    observer.note(f"{segmenter.info.dtype}: {reason}")
     segmenter.info = replace(segmenter.info, dtype_reason=reason)
     return segmenter

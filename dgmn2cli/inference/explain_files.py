@@ -82,7 +82,7 @@ def prepare(
     return request
 
 
-def explain_positions(segmenter: Segmenter, request: ExplainRequest, observer: Observer | None = None) -> ExplainReport:
+def explain_positions(segmenter: Segmenter, request: ExplainRequest, observer: Observer = Silent()) -> ExplainReport:
     """Explains each position and writes its files.
 
     Raises:
@@ -90,7 +90,6 @@ def explain_positions(segmenter: Segmenter, request: ExplainRequest, observer: O
         NonFiniteError: the network gave NaN or infinity.
         ResourceError: out of memory, or a file cannot be written.
     """
-    observer = observer or Silent()
     observer.begin("explaining", len(request.positions))
     found, blocks = [], []
     for at in request.positions:

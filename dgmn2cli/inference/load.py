@@ -262,7 +262,7 @@ def assemble(
             offline=offline,
             observer=observer,
         )
-        return with_fitting_dtype(make, device, observer)
+        return with_fitting_dtype(make, device, observer or Silent())
     target, number = resolve_device(device), resolve_dtype(dtype)
     used = resolve_backend(backend, target, number)
     if compiled:

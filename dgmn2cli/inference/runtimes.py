@@ -23,7 +23,7 @@ from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.inference.sliding_window import Finish
-from dgmn2cli.observer import Observer
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import describe_device
 from dgmn2cli.zoo import Zoo, ZooEntry
 
@@ -275,7 +275,7 @@ def open_graph(
     *,
     device: str = "cpu",
     max_memory: int | None = None,
-    observer: Observer | None = None,
+    observer: Observer = Silent(),
 ) -> Segmenter:
     """A segmenter for an exported graph, or anybody's that a protocol describes. It computes on the CPU.
 

@@ -62,7 +62,7 @@ def segment_video(
     source: VideoSource,
     request: VideoRequest,
     settings: Settings,
-    observer: Observer | None = None,
+    observer: Observer = Silent(),
 ) -> VideoReport:
     """Segments a video.
 
@@ -78,7 +78,7 @@ def segment_video(
         NonFiniteError: the network gave NaN or infinity.
         ResourceError: out of memory, or an output cannot be written.
     """
-    observer, began, info = observer or Silent(), time.perf_counter(), source.info
+    began, info = time.perf_counter(), source.info
     plan, budget = _plan(segmenter, (info.height, info.width), settings, request)
     if plan.peak is not None:
         observer.note(f"{info.name}: {plan}{'' if budget else ', all windows computed anew'}")

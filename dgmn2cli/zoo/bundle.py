@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.files import HASH_BLOCK, atomic_write, check_file, hash_file, open_regular, to_json
-from dgmn2cli.observer import Observer
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.zoo.cache import RECORD_LIMIT, expected_sha256
 from dgmn2cli.zoo.fetch import Download, FetchedFile, Verify, size_limit
 from dgmn2cli.zoo.manifest import AnyEntry, ZooEntry
@@ -56,7 +56,7 @@ def adopt_offered(
     all_wanted: bool,
     cache: Path,
     verify_for: VerifyFor,
-    observer: Observer | None = None,
+    observer: Observer = Silent(),
 ) -> list[FetchedFile]:
     """Takes what `path` offers into the cache, each file after the same checks as a download.
 
@@ -210,7 +210,7 @@ def _begin_member(target: BinaryIO, name: str, size: int) -> None:
 
 
 def _from_bundle(
-    path: Path, entries: Sequence[AnyEntry], cache: Path, verify_for: VerifyFor, observer: Observer | None
+    path: Path, entries: Sequence[AnyEntry], cache: Path, verify_for: VerifyFor, observer: Observer
 ) -> list[FetchedFile]:
     """The wanted entries' files out of a bundle. Member names are compared, never used as paths."""
     found = []

@@ -196,9 +196,9 @@ class FileCheck:
     sha256: str | None  # the hash it must have, None if not known
 
 
-def verify_cache(entries: Sequence[AnyEntry], cache: Path, observer: Observer | None = None) -> list[FileCheck]:
+def verify_cache(entries: Sequence[AnyEntry], cache: Path, observer: Observer = Silent()) -> list[FileCheck]:
     """Hashes every entry's file again."""
-    return [_verify(entry, cache, observer or Silent()) for entry in entries]
+    return [_verify(entry, cache, observer) for entry in entries]
 
 
 def _verify(entry: AnyEntry, cache: Path, observer: Observer) -> FileCheck:
@@ -218,7 +218,7 @@ def pin(
     out: Path,
     *,
     overwrite: bool = False,
-    observer: Observer | None = None,
+    observer: Observer = Silent(),
 ) -> list[str]:
     """Writes a copy of the manifest that states the recorded hashes and sizes of `entries`, of all if that is empty.
 
@@ -230,7 +230,7 @@ def pin(
     facts = {}
     for entry in [entry for entry in entries or (*zoo.segmentors, *zoo.backbones) if entry.sha256 is None]:
         if record := find_record(entry, cache):
-            if _verify(entry, cache, observer or Silent()).state == "damaged":
+            if _verify(entry, cache, observer).state == "damaged":
                 hint = f"Get it again with `dgmn2 download {entry.key}`."
                 raise IntegrityError("the hash is not pinned", where=entry.key, why="the file is damaged", hint=hint)
             facts[entry.key] = {"sha256": record.sha256, "size": record.size}

@@ -63,7 +63,7 @@ def fetch(
     force: bool = False,
     sources: Sequence[Source] | None = None,
     limits: Limits | None = None,
-    observer: Observer | None = None,
+    observer: Observer = Silent(),
 ) -> FetchedFile:
     """The entry's file in the cache, fetched if it is not there or damaged.
 
@@ -89,14 +89,13 @@ def fetch(
         return (None if force else from_cache(entry, cache)) or download.from_sources(usable)
 
 
-def from_cache(entry: AnyEntry, cache: Path, observer: Observer | None = None) -> FetchedFile | None:
+def from_cache(entry: AnyEntry, cache: Path, observer: Observer = Silent()) -> FetchedFile | None:
     """The entry's file if the cache holds it and its content has the hash it must have; None otherwise.
 
     Raises:
         ResourceError: it may not be read.
     """
-    began, observer = time.monotonic(), observer or Silent()
-    found = caching.locate(entry, cache)
+    began, found = time.monotonic(), caching.locate(entry, cache)
     if found is None:
         return None
     observer.begin(entry.key, found.size, unit="bytes")
@@ -131,10 +130,10 @@ class Download:
     """One entry's file on its way into the cache; the arguments are those of `fetch`."""
 
     def __init__(
-        self, entry: AnyEntry, cache: Path, verify: Verify, observer: Observer | None, limits: Limits | None = None
+        self, entry: AnyEntry, cache: Path, verify: Verify, observer: Observer, limits: Limits | None = None
     ) -> None:
         self.entry, self.cache, self.parts, self.verify = entry, cache, cache / "parts", verify
-        self.limits, self.observer = limits or Limits(), observer or Silent()
+        self.limits, self.observer = limits or Limits(), observer
         self.known = caching.expected_sha256(entry, cache)
         self.began = time.monotonic()
 

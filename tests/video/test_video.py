@@ -50,7 +50,7 @@ def run(
     span: Span = Span(),  # noqa: B008  # it is frozen
     settings: Settings = PLAIN,
     network: Nearest | None = None,
-    observer: Silent | None = None,
+    observer: Silent = Silent(),
     **request: object,
 ) -> VideoReport:
     wanted = VideoRequest(out, **{"kinds": ALL, **request})
