@@ -69,12 +69,12 @@ class RunInfo:
 
     @property
     def title(self) -> str:
-        """The model, and whose weights where they are a user's: `mine/best.pth (fpn-tiny)` in a run folder `mine`."""
+        """The model, and whose weights where they are a user's: `mine/best.pth of fpn-tiny` in a run folder `mine`."""
         file = Path(self.checkpoint)
         if self.runtime != "torch" or file.stem == self.sha256:  # so the cache calls published ones
             return self.model
         run = f"{file.absolute().parents[1].name}/" if file.absolute().parent.name == "checkpoints" else ""
-        return f"{run}{file.name} ({self.model})"
+        return f"{run}{file.name} of {self.model}"
 
     @property
     def engine(self) -> str:

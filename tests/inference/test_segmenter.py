@@ -180,3 +180,16 @@ def test_what_ran_is_said_in_words() -> None:
     assert replace(info, backend="").engine == "no network"  # predictions from files
     graph = replace(info, runtime="openvino", runtime_version="2026.4", graph="g", graph_sha256="ab" * 32)
     assert graph.engine == f"openvino 2026.4, graph {'ab' * 6}"
+
+
+@pytest.mark.parametrize(
+    ("file", "sha256", "runtime", "title"),
+    [
+        ("runs/mine/checkpoints/best.pth", "ab", "torch", "mine/best.pth of m"),
+        ("elsewhere/mine.pth", "ab", "torch", "mine.pth of m"),
+        ("cache/files/ab.pth", "ab", "torch", "m"),
+        ("predictions", "ab", "files", "m"),
+    ],
+)
+def test_a_users_weights_are_named_beside_the_model(file: str, sha256: str, runtime: str, title: str) -> None:
+    assert RunInfo("m", file, sha256, "cpu", "", "float32", "native", "fused", runtime=runtime).title == title
