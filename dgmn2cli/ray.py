@@ -159,9 +159,10 @@ def _ray(address: str) -> Iterator[Any]:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     given: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    host, _, port = address.rpartition(":")
+    place = address.removeprefix("ray://")
+    host, _, port = place.rpartition(":")
     try:
-        if address not in ("local", "auto") and "://" not in address:  # Ray would try for a minute, and say less
+        if address not in ("local", "auto") and "://" not in place:  # Ray would try for a minute, and say less
             socket.create_connection((host, int(port)), CONNECT).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **given)
     except (OSError, ValueError, OverflowError, RuntimeError) as error:

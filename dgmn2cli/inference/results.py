@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,9 +66,23 @@ def lines_of(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
     for line in iter(lambda: file.readline(LONGEST_LINE), b""):
         with suppress(ValueError, RecursionError):
             content = json.loads(line)
-            if isinstance(content, dict) and {"name", "run", "sha256"} <= content.keys():
+            if _is_whole(content):
                 yield offset, content
         offset += len(line)
+
+
+def _is_whole(line: Any) -> bool:
+    """Whether a JSON value is what `line_of` writes; files of results are other people's, too."""
+    kinds = {"name": str, "run": dict, "sha256": str, "classes": list, "width": int, "height": int, "windows": int}
+    if not isinstance(line, dict) or not all(isinstance(line.get(key), kind) for key, kind in kinds.items()):
+        return False
+    try:
+        shares = result_of(line, Path(), {}).classes
+    except (KeyError, TypeError):
+        return False
+    numbers = (line["seconds"], line["doubt"], *chain.from_iterable((each.pixels, each.share) for each in shares))
+    names = all(isinstance(each.name, str) and isinstance(each.id, int) for each in shares)
+    return names and all(isinstance(number, (int, float)) for number in numbers)
 
 
 class Earlier:

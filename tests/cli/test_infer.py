@@ -320,7 +320,9 @@ def test_bad_input(run: Run, tmp_path: Path, arguments: tuple[str, ...], code: i
     assert words in err
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:port", "127.0.0.1:99999"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "nowhere", "127.0.0.1:port", "127.0.0.1:99999", "ray://127.0.0.1:1"]
+)
 def test_a_ray_cluster_that_is_not_there(run: Run, tmp_path: Path, address: str) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
     picture(tmp_path / "a.png")

@@ -19,6 +19,7 @@ from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, DistributedError
 from dgmn2cli.inference import outputs, sources
 from dgmn2cli.inference.outputs import check_targets
 from dgmn2cli.inference.report import ImageResult
+from dgmn2cli.inference.results import lines_of
 from dgmn2cli.inference.run import InferRequest, run
 from dgmn2cli.inference.sources import ImageList, expand_braces, find_images
 from dgmn2cli.observer import Silent
@@ -357,6 +358,25 @@ def test_long_lists_are_read_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"x" * 70_000)
     with pytest.raises(DataError, match="line 1 is longer"):
         find_images([f"@{tmp_path}/list.txt"])
+
+
+def test_lines_that_no_run_wrote_count_as_none(tmp_path: Path) -> None:
+    write_png(tmp_path / "in" / "a.png", scene(0)[0])
+    request = InferRequest((str(tmp_path / "in"),), str(tmp_path / "out"), settings=SMALL, device="cpu", resume=True)
+    run(request, Load())
+    path = tmp_path / "out" / "results.jsonl"
+    good = json.loads(path.read_text())
+    share = good["classes"][0]
+    used = ("name", "run", "sha256", "classes", "width", "height", "windows", "seconds", "doubt")
+    odd = [{**good, key: value} for key in used for value in (None, [1])]
+    odd += [{name: value for name, value in good.items() if name != key} for key in used]
+    shares = (1, {}, {**share, "x": 1}, {**share, "pixels": "1"}, {**share, "name": []})
+    odd += [{**good, "classes": [value]} for value in shares]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in odd))
+    with path.open("rb") as file:
+        assert list(lines_of(file)) == []
+    assert run(request, Load()).resumed == 0
+    assert run(request, Load()).resumed == 1
 
 
 def test_a_long_list_is_no_list_of_objects(tmp_path: Path) -> None:
