@@ -23,6 +23,8 @@ LONG: dict[str, Any] = {
     "crop": 128,
     "batch_size": 4,
     "lr": 5e-4,
+    "betas": (0.9, 0.999),
+    "loss": "ce",
     "warmup": 0.0,
     "evaluations": 6,
     "ratios": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
@@ -43,7 +45,7 @@ class DemoRequest:
         resume: go on with it.
         device, backend, threads: as for every command.
         size: of a scene, (width, height) in pixels.
-        crop, batch_size, lr: of the training.
+        crop, batch_size, lr, betas, loss: of the training.
         warmup: share of the steps in which the learning rate rises.
         evaluations: during the training, the last one at its end.
         ratios: of the scales that ms+flip averages.
@@ -62,7 +64,9 @@ class DemoRequest:
     size: tuple[int, int] = (256, 128)
     crop: int = 64
     batch_size: int = 8
-    lr: float = 1e-3
+    lr: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    loss: str = "ce+dice"
     warmup: float = 0.1
     evaluations: int = 2
     ratios: tuple[float, ...] = (0.75, 1.0, 1.25)
@@ -96,6 +100,8 @@ class DemoRequest:
             "inference.stride": window,
             "inference.ratios": list(self.ratios),
             "optim.lr": self.lr,
+            "optim.betas": list(self.betas),
+            "loss.kind": self.loss,
             "optim.warmup": int(self.warmup * iters),
             "train.iters": iters,
             "train.batch_size": self.batch_size,

@@ -45,6 +45,8 @@ KINDS = ("ids", "color", "overlay", "stats")
 SYNTH_THREADS = 2
 TRAIN_SECONDS = 80.0  # for the steps of a training that is given no number of them; its evaluations come on top
 MOST_STEPS = 400  # however fast they are
+FORWARD = 0.3  # time of an evaluation, as a share of what a training step on as many pixels takes
+OTHER_SECONDS = 10.0  # for loading, images and pages
 
 
 def demo(request: DemoRequest, observer: Observer) -> DemoReport:
@@ -164,8 +166,18 @@ class _Demo:
         """As many steps as the time allows, by what the first ones take."""
         seconds = plan_training(replace(wanted, resume=""), self.observer).seconds_per_step
         steps = min(max(int(TRAIN_SECONDS / seconds), 1), MOST_STEPS)
-        self.observer.note(f"A step takes {seconds:.2f} s here: {steps} of them, in about {duration(steps * seconds)}.")
+        self.observer.note(
+            f"A step takes {seconds:.2f} s here: {steps} of them take about {duration(steps * seconds)}, "
+            f"and the page will be there in about {duration(self._seconds_left(steps, seconds))}."
+        )
         return steps
+
+    def _seconds_left(self, steps: int, seconds: float) -> float:
+        """Until the page is there, before a training of `steps` that take `seconds` each."""
+        request = self.request
+        pixels = request.held_out * request.size[0] * request.size[1] / (request.batch_size * request.crop**2)
+        views = request.evaluations + 1 + 2 * sum(ratio**2 for ratio in request.ratios)
+        return (steps + FORWARD * pixels * views) * seconds + OTHER_SECONDS
 
     def _evaluate(self, trained: TrainReport, name: str) -> Found[EvalReport]:
         request, folder = self.request, self.folder

@@ -283,6 +283,16 @@ def test_a_slow_machine_makes_fewer_steps_and_a_fast_one_not_without_end(tmp_pat
         assert work._steps_in_time(wanted) == steps
 
 
+def test_the_time_told_counts_the_evaluations_too(tmp_path):
+    def left(steps: int, **settings) -> float:
+        return run._Demo(DemoRequest(out=tmp_path / "d", **settings), Silent(), tmp_path)._seconds_left(steps, 0.5)
+
+    assert left(10) - left(0) == pytest.approx(5.0), "each step once"
+    assert left(0, scenes=64) - left(0, scenes=32) == pytest.approx(left(0, scenes=96) - left(0, scenes=64))
+    assert left(0, ratios=(1.0,)) < left(0, ratios=(1.0, 1.25)), "ms+flip takes its time by its pixels"
+    assert left(0, evaluations=1) < left(0, evaluations=2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "least"), [({"iters": 200}, 0.36), (LONG, 0.5)], ids=["short", "long"])
 def test_the_full_demo_learns(recipe, least, tmp_path: Path):
