@@ -47,7 +47,7 @@ MEANT = {
     "NAME": "acdc",
     "KEY": "fpn-small",
 }
-MEANT_IN = {"evaluation": {"FILE": "mine/dataset.toml"}, "performance": {"FILE": "fpn-tiny.pth"}}
+MEANT_IN = {"evaluation": {"FILE": "mine/dataset.toml"}, "performance": {"FILE": "fpn-tiny.pth", "769": "64"}}
 ADOPTED = ("setr_pup-tiny", "fpn-small", "fpn-tiny", "dgmn2_tiny")
 NOT_RUN = {  # a word of the command or block: why
     "--gpus": "needs several processes at full size; tests/distributed, tests/inference",
