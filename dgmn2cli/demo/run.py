@@ -44,7 +44,7 @@ SINGLE_SCALE, MS_FLIP = "single_scale", "ms_flip"
 KINDS = ("ids", "color", "overlay", "stats")
 SYNTH_THREADS = 2
 TRAIN_SECONDS = 80.0  # for the steps of a training that is given no number of them; its evaluations come on top
-MOST_STEPS = 400  # however fast they are
+LEAST_STEPS, MOST_STEPS = 120, 400  # however slow or fast they are: fewer teach next to nothing
 FORWARD = 0.3  # time of an evaluation, as a share of what a training step on as many pixels takes
 OTHER_SECONDS = 10.0  # for loading, images and pages
 
@@ -163,9 +163,9 @@ class _Demo:
         return load_config(config).train.iters if config.exists() else 0
 
     def _steps_in_time(self, wanted: TrainRequest) -> int:
-        """As many steps as the time allows, by what the first ones take."""
+        """As many steps as the time allows, by what the first ones take, and no fewer than teach something."""
         seconds = plan_training(replace(wanted, resume=""), self.observer).seconds_per_step
-        steps = min(max(int(TRAIN_SECONDS / seconds), 1), MOST_STEPS)
+        steps = min(max(int(TRAIN_SECONDS / seconds), LEAST_STEPS), MOST_STEPS)
         self.observer.note(
             f"A step takes {seconds:.2f} s here: {steps} of them take about {duration(steps * seconds)}, "
             f"and the page will be there in about {duration(self._seconds_left(steps, seconds))}."

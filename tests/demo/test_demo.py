@@ -228,6 +228,7 @@ def test_the_number_of_steps_follows_from_their_time_and_stays_when_an_interrupt
         return SimpleNamespace(seconds_per_step=run.TRAIN_SECONDS / 2.5)
 
     monkeypatch.setattr(run, "plan_training", measured)
+    monkeypatch.setattr(run, "LEAST_STEPS", 1)
 
     class Interrupting(Silent):
         def result(self, value):
@@ -278,7 +279,7 @@ def test_durations():
 def test_a_slow_machine_makes_fewer_steps_and_a_fast_one_not_without_end(tmp_path, monkeypatch):
     work = run._Demo(tiny(tmp_path / "d", iters=None), Silent(), tmp_path)
     wanted = TrainRequest(work.config, work.folder.run)
-    for seconds, steps in ((run.TRAIN_SECONDS / 7.9, 7), (10 * run.TRAIN_SECONDS, 1), (1e-6, run.MOST_STEPS)):
+    for seconds, steps in ((run.TRAIN_SECONDS / 155.5, 155), (60.0, run.LEAST_STEPS), (1e-6, run.MOST_STEPS)):
         monkeypatch.setattr(run, "plan_training", lambda *_, s=seconds: SimpleNamespace(seconds_per_step=s))
         assert work._steps_in_time(wanted) == steps
 
