@@ -185,7 +185,9 @@ def take(
 
 def _share(earlier: Callable[..., object], count: int, group: Group) -> np.ndarray:
     """The images of this process: as many as any other's of those that were done, and of the others."""
-    done = earlier.offsets >= 0 if isinstance(earlier, Earlier) else np.zeros(count, bool)
+    if not isinstance(earlier, Earlier):
+        return np.arange(group.rank, count, group.world)
+    done = earlier.offsets >= 0
     return np.sort(np.concatenate([np.flatnonzero(part)[group.rank :: group.world] for part in (done, ~done)]))
 
 
