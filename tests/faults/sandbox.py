@@ -32,6 +32,7 @@ READER_GONE = 128 + signal.SIGPIPE
 KEPT = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 OUT, ERR = 1, 2
 LEFT_WRONG = 121  # exit code of a process that found what its command left behind wrong
+FONTS = Path(tempfile.gettempdir()) / "dgmn2-faults-matplotlib"  # its list of fonts, made by whoever draws first
 TORCH_FOLDERS = tuple(f"tmp/torchinductor_{name}" for name in ("root", getpass.getuser()))  # torch makes one on import
 
 
@@ -63,7 +64,7 @@ class Box:
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         return {
             **kept, "HOME": str(self.top / "home"), "TMPDIR": str(self.top / "tmp"), "LANG": "C.UTF-8",
-            "DGMN2_CACHE": str(self.cache),
+            "DGMN2_CACHE": str(self.cache), "MPLCONFIGDIR": str(FONTS),
         }  # fmt: skip
 
     def seen(self) -> dict[str, tuple[int, int, int]]:
