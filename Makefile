@@ -27,7 +27,7 @@ demo: $(VENV)/.package
 	$(BIN)/dgmn2 demo -o dgmn2-demo --overwrite
 
 # Two processes side by side, each with its own half of the folders; what is not named here is the other's.
-HALF = $(addprefix tests/,checkpoint cli demo distributed model ops training)
+HALF = $(addprefix tests/,checkpoint cli distributed ops training)
 PYTEST = OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 test: install
 	mkdir -p build

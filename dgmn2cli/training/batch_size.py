@@ -12,11 +12,12 @@ from dgmn2cli.data.loaders import TrainBatch
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.observer import Observer
-from dgmn2cli.runtime import PeakMeter, available_memory, can_measure, is_out_of_memory
+from dgmn2cli.runtime import PeakMeter, available_memory, can_measure, is_out_of_memory, return_large_blocks
 from dgmn2cli.training.prepare import Training, build_network, require_normal_batches
 from dgmn2cli.training.step import Stepper
 
 SHARE = 0.8  # of the memory that is free, or of the batch that just fits a GPU: the rest is for what grows later
+ENOUGH = 1 << 29  # bytes of a step from which on its memory grows evenly with the batch
 SAMPLE_BYTES = 13  # per pixel of a batch that waits: the image in float32, the label
 
 
@@ -50,22 +51,32 @@ def with_batch_size(training: Training, group: Group, observer: Observer) -> Tra
 
 
 def _on_cpu(config: Config, backend: str, alone: Group, processes: int, most: int) -> int:
-    """By the bytes that two images take, and two more, in the share of the free memory that a process may have."""
+    """By the bytes that images take beside the weights, in the share of the free memory that a process may have.
+
+    Batches are doubled until they take enough for what the allocator holds back not to matter.
+    """
+    return_large_blocks()
     free = available_memory() * SHARE / processes
-    with PeakMeter(alone.device) as first:  # with the weights, and the moments that the first step makes
-        stepper = _stepper(config, backend, alone)
-        _try(stepper, 2)
-    with PeakMeter(alone.device) as two:
-        _try(stepper, 2)
-    with PeakMeter(alone.device) as four:
-        _try(stepper, 4)
-    assert first.peak is not None
-    assert two.peak is not None
-    assert four.peak is not None
     waiting = (1 + 2 * config.data.workers) * SAMPLE_BYTES * config.augment.crop**2
-    image = max((four.peak - two.peak) / 2, 1) + waiting
-    fixed = first.peak - 2 * image
-    return min(max(int((free - fixed) / image), 1), most)
+
+    def peak(images: int, stepper: Stepper | None = None) -> int:
+        with PeakMeter(alone.device) as meter:
+            _try(stepper or _stepper(config, backend, alone), images)
+        assert meter.peak is not None
+        return meter.peak
+
+    first = peak(2)  # with the weights, and the moments that the first step makes
+    stepper = _stepper(config, backend, alone)
+    _try(stepper, 2)
+    images, high = 2, peak(2, stepper)
+    weights = max(first - high, 0)
+    while True:
+        low, high = high, peak(2 * images, stepper)
+        image = max((high - low) / images, 1)
+        images *= 2
+        left = free - weights - high - images * waiting
+        if high >= ENOUGH or images >= most or left < images * image:
+            return min(max(images + int(left // (image + waiting)), 1), most)
 
 
 def _on_gpu(config: Config, backend: str, alone: Group, processes: int, most: int) -> int:
