@@ -50,6 +50,10 @@ def test_shares_count_ignored_pixels_in_the_whole() -> None:
     ids = np.array([[0, 0, 1, 255], [2, 2, 2, 255]])
     np.testing.assert_allclose(class_shares(ids, 4), [0.25, 0.125, 0.375, 0])
     np.testing.assert_array_equal(class_shares(np.full((2, 2), 255), 3), [0, 0, 0])
+    wide = np.random.default_rng(0).integers(0, 9, (1, 9_000_001), np.uint8)  # counted in parts
+    for ids in (wide, np.asfortranarray(wide[0, :20_000].reshape(100, 200)), wide[0]):
+        counts = np.bincount(ids.ravel(), minlength=9)[:7]
+        np.testing.assert_array_equal(class_shares(ids, 7), counts / ids.size)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (33, 47), (300, 420), (1024, 2048)])
