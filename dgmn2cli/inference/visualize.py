@@ -56,7 +56,11 @@ def _borders(ids: np.ndarray) -> np.ndarray:
 
 
 def class_shares(ids: np.ndarray, num_classes: int) -> np.ndarray:
-    """(num_classes,) float64: the share of all pixels that each class has; ignored pixels count in the whole."""
+    """(num_classes,) float64: the share of all pixels that each class has; ignored pixels count in the whole.
+
+    Args:
+        ids: class ids of any shape, 0 to 255.
+    """
     counts, flat = np.zeros(num_classes, np.int64), ids.astype(np.uint8, copy=False).reshape(1, -1)
     for first in range(0, flat.shape[1], _COUNTED):  # outside Python's lock, but in float32
         found = cv2.calcHist([flat[:, first : first + _COUNTED]], [0], None, [num_classes], [0, num_classes])
