@@ -26,14 +26,16 @@ from dgmn2cli.inference.runtimes import open_graph
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.resources import example_photograph
+from dgmn2cli.zoo import load_zoo
 
 LOGGER = logging.getLogger(__name__)
 pytestmark = pytest.mark.slow
 AGREEMENT = 0.9999  # of the pixels, at least, get the same class
+MODELS = [entry.key for entry in load_zoo().segmentors]
 CASES = [  # model, what, (width, height), procedure, windows of at most 769 that it cuts
     *(
         (model, *case)
-        for model in ("fpn-tiny", "setr_pup-tiny")
+        for model in MODELS
         for case in (
             ("street", (2048, 1024), Settings(), 8),
             ("street", (3072, 1194), Settings(), 8),
