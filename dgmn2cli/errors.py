@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 FAULTS_SHOWN = 20
 LONGEST = 600  # characters of a name, a reason or a fault that are shown
@@ -35,6 +36,19 @@ def shortened(text: str) -> str:
     """`text`, its middle left out where it is too long for a message."""
     half = LONGEST // 2
     return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, on one line: its last one, which names the cause."""
+    return next((printable(line.strip()) for line in reversed(str(error).splitlines()) if line.strip()), "no reason")
+
+
+def require_installed(extra: str, *packages: str) -> None:
+    """Raises ResourceError where a package is missing, and names the extra that has it."""
+    for package in packages:
+        if find_spec(package) is None:
+            hint = f"Install it: pip install 'dgmn2cli[{extra}]'"
+            raise ResourceError("a package is missing", where=package, why="it is not installed", hint=hint)
 
 
 class Dgmn2Error(Exception):

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from dgmn2cli.data.images import decode_image
 from dgmn2cli.distributed.group import launched_world
-from dgmn2cli.errors import ConfigError, Dgmn2Error, NetworkError, ResourceError
+from dgmn2cli.errors import ConfigError, Dgmn2Error, NetworkError, ResourceError, require_installed
 from dgmn2cli.inference.files import Pipeline
 from dgmn2cli.inference.load import load
 from dgmn2cli.inference.outputs import FolderSink
@@ -145,8 +144,7 @@ def require_ray(address: str) -> None:
         raise ConfigError("the address of the Ray cluster is empty", hint="Give local, auto or HOST:PORT.")
     if launched_world() > 1:
         raise ConfigError("--ray within torchrun", why="torchrun has started the processes", hint="Leave out one.")
-    if find_spec("ray") is None:
-        raise ResourceError("Ray is not installed", hint="Run `pip install 'dgmn2cli[ray]'`.")
+    require_installed("ray", "ray")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,11 +71,12 @@ def explain(
             "an exported graph does not show its layers: leave out --graph", click.get_current_context()
         )
     with TerminalObserver(session, {explain_files.ExplainedPosition: _line}) as observer:
-        request = explain_files.prepare(image, positions, out, settings, overwrite=overwrite)
-        runtime.set_threads(network.threads)
         recipe = load.resolve(model, zoo=session.zoo())
-        segmenter = protocol.loader(session, recipe, network, settings)(device=network.device, observer=observer)
-        report = explain_files.explain_positions(segmenter, request, observer)
+        make = partial(protocol.loader(session, recipe, network, settings), device=network.device, observer=observer)
+        runtime.set_threads(network.threads)
+        report = explain_files.explain_image(
+            make, image, positions, out, settings, overwrite=overwrite, observer=observer
+        )
     render.emit(session, report, lambda: _table(report))
 
 

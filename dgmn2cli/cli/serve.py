@@ -11,6 +11,7 @@ from rich.text import Text
 from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import NAME, PATH, NumberType, Session, model_option, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
+from dgmn2cli.errors import require_installed
 
 if TYPE_CHECKING:
     from dgmn2cli.inference.plan import Settings
@@ -59,10 +60,9 @@ def serve(
     curl -T street.jpg -X POST 'http://127.0.0.1:8000/v1/segment?save=ids' -o street_ids.png
     """
     protocol.refuse_offline(session, model, network)
+    require_installed("serve", "starlette", "uvicorn")
     from dgmn2cli import runtime
     from dgmn2cli.serve import request as asked
-
-    asked.require_packages()
     from dgmn2cli.serve import run
 
     token = None if token_file is None else asked.read_token(token_file)

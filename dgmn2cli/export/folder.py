@@ -8,13 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from dgmn2cli.data.transforms import MEAN_RGB, STD_RGB
-from dgmn2cli.errors import ConfigError, ResourceError
+from dgmn2cli.errors import ConfigError, require_installed
 from dgmn2cli.export.check import Parity, compare
 from dgmn2cli.files import atomic_folder, atomic_write, check_folder, to_json, to_plain
 from dgmn2cli.inference import arithmetic
@@ -123,10 +122,8 @@ def export_folder(
 
 def require_packages(form: str) -> None:
     """Raises ResourceError where a package is missing that writes or checks a graph of this form."""
-    for package in ("onnx", "onnxruntime") if form == "onnx" else ():
-        if find_spec(package) is None:
-            hint = "Install it: pip install 'dgmn2cli[onnx]'"
-            raise ResourceError("a package is missing", where=package, why="it is not installed", hint=hint)
+    if form == "onnx":
+        require_installed("onnx", "onnx", "onnxruntime")
 
 
 def require_place(folder: Path, overwrite: bool) -> None:

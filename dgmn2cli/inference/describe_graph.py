@@ -48,17 +48,13 @@ def describe(path: str | Path) -> Draft:
         raise IntegrityError("tensors of the graph lie elsewhere", where=path, why=why)
     taken, given, guesses = *_ports(model, path), list[str]()
     entry = _describe_input(taken, guesses)
-    height, width = entry["height"], entry["width"]
-    last = entry["layout"] == "NHWC"
-    axes = given.axes or (None,) * 4
-    sides = (axes[1:3] if last else axes[2:4]) if len(axes) == 4 else axes[1:3]
-    labels = given.dtype in LABELS
-    channels = None if labels or len(axes) != 4 else axes[3 if last else 1]
-    output: dict[str, Any] = {"name": given.name, "kind": "labels" if labels else "logits"}
-    output |= {"height": sides[0], "width": sides[1], "align_corners": False}
-    if not labels and any(side is None or side != whole for side, whole in zip(sides, (height, width), strict=True)):
+    height, width, sides = entry["height"], entry["width"], given.sides(entry["layout"])
+    kind = "labels" if given.dtype in LABELS else "logits"
+    output: dict[str, Any] = {"name": given.name, "kind": kind}
+    output |= {"height": sides.get("height"), "width": sides.get("width"), "align_corners": False}
+    if kind == "logits" and (None in (height, width) or (output["height"], output["width"]) != (height, width)):
         guesses.append("output.align_corners: false; how scores of a smaller map are enlarged is not in the graph")
-    names = _class_names(channels, guesses)
+    names = _class_names(sides.get("channels") if kind == "logits" else None, guesses)
     fixed = height or width
     whole = {"protocol": "whole", "scale": [width or fixed, height or fixed] if fixed else None}
     if fixed:
@@ -97,27 +93,16 @@ def _ports(model: onnx.ModelProto, path: Path) -> tuple[Port, Port]:
 
 def _describe_input(port: Port, guesses: list[str]) -> dict[str, Any]:
     axes = port.axes or (None,) * 4
-    last = axes[3] == 3 and axes[1] != 3
-    batch, height, width = axes[:3] if last else (axes[0], *axes[2:])
-    if 3 not in (axes[1], axes[3]):
+    layout = "NHWC" if axes[3] == 3 and axes[1] != 3 else "NCHW"
+    sides = {"height": None, "width": None, "batch": None} | port.sides(layout)
+    if sides.pop("channels", None) != 3:
         guesses.append("input.layout: 'NCHW'; the graph does not say which axis the channels are")
     raw = port.dtype == "uint8"
     mean, std = ([0.0] * 3, [1.0] * 3) if raw else (list(MEAN_RGB), list(STD_RGB))
-    if not raw:
-        guesses.append("input.mean: ImageNet's, of bytes from 0 to 255")
-        guesses.append("input.std: ImageNet's, of bytes from 0 to 255")
+    guesses += [f"input.{name}: ImageNet's, of bytes from 0 to 255" for name in ("mean", "std") if not raw]
     guesses.append("input.channels: 'RGB'")
-    return {
-        "name": port.name,
-        "dtype": port.dtype,
-        "layout": "NHWC" if last else "NCHW",
-        "channels": "RGB",
-        "mean": mean,
-        "std": std,
-        "height": height,
-        "width": width,
-        "batch": batch,
-    }
+    entry = {"name": port.name, "dtype": port.dtype, "layout": layout, "channels": "RGB", "mean": mean, "std": std}
+    return {**entry, **sides}
 
 
 def _class_names(count: int | None, guesses: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgmn2cli.errors import IntegrityError, ResourceError, printable
+from dgmn2cli.errors import IntegrityError, ResourceError, first_line, require_installed
 from dgmn2cli.inference.graph import PROTOCOL_FILE, Graph, GraphProtocol
 from dgmn2cli.validation import raise_faults, show
 
@@ -28,19 +28,12 @@ class Port:
     dtype: str
     axes: Axes | None
 
-
-def require_onnx() -> None:
-    """Raises ResourceError where the onnx package is missing."""
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise missing("onnx", "onnx") from error
-
-
-def missing(package: str, extra: str) -> ResourceError:
-    """That a package is not installed, and the extra that has it."""
-    hint = f"Install it: pip install 'dgmn2cli[{extra}]'"
-    return ResourceError("a package is missing", where=package, why="it is not installed", hint=hint)
+    def sides(self, layout: str) -> dict[str, int | None]:
+        """The lengths of its axes by name, as far as they are known; labels may have no `channels`."""
+        names = ["batch", "height", "width"]
+        if self.axes is not None and len(self.axes) == 4:
+            names.insert(3 if layout == "NHWC" else 1, "channels")
+        return dict(zip(names, self.axes or (), strict=False))
 
 
 def parse(data: bytes, path: Path) -> onnx.ModelProto:
@@ -49,7 +42,7 @@ def parse(data: bytes, path: Path) -> onnx.ModelProto:
     Raises:
         IntegrityError: it is none.
     """
-    require_onnx()
+    require_installed("onnx", "onnx")
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -60,11 +53,6 @@ def parse(data: bytes, path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise IntegrityError("this is no ONNX file", where=path, why="it has no graph")
     return model
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return next((printable(line.strip()) for line in reversed(str(error).splitlines()) if line.strip()), "no reason")
 
 
 def external_names(model: onnx.ModelProto) -> list[str]:
@@ -173,45 +161,25 @@ def disagreements(model: onnx.ModelProto, protocol: GraphProtocol) -> list[str]:
     taken, given = protocol.input, protocol.output
     inputs = {port.name: port for port in inputs_of(model)}
     outputs = {port.name: port for port in outputs_of(model)}
-    faults = []
-    if taken.name not in inputs:
-        faults.append(f"input.name: {show(taken.name)}, the graph takes {', '.join(map(show, inputs)) or 'nothing'}")
-    else:
-        faults += [f"input: the graph needs {show(name)}, too" for name in inputs if name != taken.name]
-        faults += _input_faults(inputs[taken.name], protocol)
-    if given.name not in outputs:
-        faults.append(f"output.name: {show(given.name)}, the graph gives {', '.join(map(show, outputs)) or 'nothing'}")
-    else:
-        faults += _output_faults(outputs[given.name], protocol)
-    return faults
+    rows: list[tuple[str, Any, Any]] = []  # a key, what the protocol says, what the graph has; None: whatever is said
+    for key, name, ports in (("input.name", taken.name, inputs), ("output.name", given.name, outputs)):
+        rows.append((key, name, None if name in ports else ", ".join(ports) or "nothing"))
+    if port := inputs.get(taken.name):
+        rows.append(("input", taken.name, None if len(inputs) == 1 else ", ".join(inputs)))
+        rows += [("input.dtype", taken.dtype, port.dtype), ("input", "4 axes", _odd_axes(port))]
+        sides = port.sides(taken.layout) if _odd_axes(port) is None else {}
+        rows += [(f"input.{side}", getattr(taken, side), sides.get(side)) for side in ("batch", "height", "width")]
+        channels = sides.get("channels")
+        rows.append(("input.layout", taken.layout, None if channels in (None, 3) else f"{channels} channels in that"))
+    if port := outputs.get(given.name):
+        kind = "labels" if port.dtype in LABELS else "logits"
+        rows.append(("output.kind", given.kind, kind))
+        if given.kind == kind == "logits":
+            rows.append(("output", "4 axes", _odd_axes(port)))
+            rows.append(("classes", len(protocol.classes), port.sides(taken.layout).get("channels")))
+    return [f"{key}: {show(said)}, the graph has {found}" for key, said, found in rows if found not in (None, said)]
 
 
-def _input_faults(port: Port, protocol: GraphProtocol) -> list[str]:
-    taken = protocol.input
-    faults = [] if port.dtype == taken.dtype else [f"input.dtype: {show(taken.dtype)}, the graph takes {port.dtype}"]
-    if port.axes is None:
-        return faults
-    if len(port.axes) != 4:
-        return [*faults, f"input: the graph takes {len(port.axes)} axes, wanted 4"]
-    last = taken.layout == "NHWC"
-    batch, height, width, channels = port.axes if last else (port.axes[0], *port.axes[2:], port.axes[1])
-    if channels not in (None, 3):
-        faults.append(f"input.layout: {show(taken.layout)}, but then the graph takes {channels} channels, wanted 3")
-    for name, said, found in (
-        ("batch", taken.batch, batch), ("height", taken.height, height), ("width", taken.width, width),
-    ):  # fmt: skip
-        if found not in (None, said):
-            faults.append(f"input.{name}: {show(said)}, the graph takes {found}")
-    return faults
-
-
-def _output_faults(port: Port, protocol: GraphProtocol) -> list[str]:
-    kind, count = protocol.output.kind, len(protocol.classes)
-    if (port.dtype in LABELS) != (kind == "labels"):
-        return [f"output.kind: {show(kind)}, the graph gives {port.dtype}"]
-    if kind == "labels" or port.axes is None:
-        return []
-    if len(port.axes) != 4:
-        return [f"output: the graph gives {len(port.axes)} axes, wanted 4"]
-    channels = port.axes[3 if protocol.input.layout == "NHWC" else 1]
-    return [] if channels in (None, count) else [f"classes: {count}, the graph gives scores of {channels}"]
+def _odd_axes(port: Port) -> str | None:
+    """How many axes a port has, where they are known and not those of images."""
+    return None if port.axes is None or len(port.axes) == 4 else f"{len(port.axes)} axes"

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from dgmn2cli.data.transforms import normal_table
-from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, IntegrityError
+from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, IntegrityError, first_line, require_installed
 from dgmn2cli.inference.arithmetic import resize_rows, softmax, source_rows
 from dgmn2cli.inference.graph import Graph, GraphInference, load_graph
 from dgmn2cli.inference.load import Recipe, choose_palette
-from dgmn2cli.inference.onnx_model import complete, first_line, missing
+from dgmn2cli.inference.onnx_model import complete
 from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
@@ -44,9 +44,7 @@ class Opened:
 
 def require_runtime(name: str) -> None:
     """Raises ResourceError where a runtime, or what is needed beside it, is not installed."""
-    for package in (name, "onnx"):
-        if find_spec(package) is None:
-            raise missing(package, RUNTIMES[name])
+    require_installed(RUNTIMES[name], name, "onnx")
 
 
 def installed() -> tuple[str, ...]:
@@ -57,7 +55,7 @@ def installed() -> tuple[str, ...]:
     """
     found = tuple(name for name in RUNTIMES if find_spec(name) is not None)
     if not found:
-        raise missing(*next(iter(RUNTIMES.items())))
+        require_runtime("onnxruntime")
     return found
 
 

@@ -275,11 +275,7 @@ class Segmenter:
             ConfigError: an impossible setting, a position outside the image, or a network without such layers.
             NonFiniteError: the network gave NaN or infinity.
         """
-        pixels = _bgr(image)
-        plan = self.plan(pixels.shape[:2], replace(settings or Settings(), ms_flip=False))
-        [view] = self.views(pixels, plan)
-        names, model = self.classes.names, self.info.model
-        return explain(self.network, self.logits, view, plan.windowing, pixels, (x, y), names, model)
+        return explain(self, _bgr(image), (x, y), settings or Settings())
 
     def scores(self, image: np.ndarray, plan: Plan, progress: Callable[[int], object] | None = None) -> Scores:
         """Class scores of one image, (H, W, 3) uint8, blue green red, by `plan`; `progress` gets counts of windows."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.files import read_text
-from dgmn2cli.inference.onnx_model import missing
 
 SHORTEST_TOKEN = 16  # characters
 _TOKEN_HINT = "Make one with `openssl rand -hex 32 > FILE`."
@@ -27,13 +25,6 @@ class ServeRequest:
     max_bytes: int = 32_000_000  # of a body
     queue: int = 8  # requests that may wait while another one is computed
     timeout: float = 120.0  # seconds from a request to its answer
-
-
-def require_packages() -> None:
-    """Raises ResourceError where the extra `serve` is not installed."""
-    for package in ("starlette", "uvicorn"):
-        if find_spec(package) is None:
-            raise missing(package, "serve")
 
 
 def read_token(path: Path) -> str:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import cv2
 import numpy as np
 
-from dgmn2cli.errors import ConfigError, ResourceError
-from dgmn2cli.inference.onnx_model import first_line
+from dgmn2cli.errors import ConfigError, ResourceError, first_line
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream

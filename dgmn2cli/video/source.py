@@ -8,15 +8,13 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from importlib.util import find_spec
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dgmn2cli.errors import ConfigError, DataError, NetworkError, ResourceError, is_exhaustion, shown
+from dgmn2cli.errors import ConfigError, DataError, NetworkError, first_line, is_exhaustion, require_installed, shown
 from dgmn2cli.files import open_regular
-from dgmn2cli.inference.onnx_model import first_line
 from dgmn2cli.zoo.http import place_of
 
 if TYPE_CHECKING:
@@ -78,13 +76,6 @@ class Frame:
     time: float  # from the beginning of the video, in seconds
     image: np.ndarray = field(repr=False)  # (H, W, 3) uint8, blue green red, upright
     sound: list[Packet[AudioStream]] = field(repr=False)  # packets, timed like the frame
-
-
-def require_av() -> None:
-    """Raises ResourceError where PyAV is not installed."""
-    if find_spec("av") is None:
-        hint = "Install it: pip install 'dgmn2cli[video]'"
-        raise ResourceError("a package is missing", where="av", why="PyAV is not installed", hint=hint)
 
 
 def scheme_of(name: str) -> str:
@@ -247,7 +238,7 @@ def open_video(
         NetworkError: a stream cannot be opened.
         ResourceError: PyAV is missing.
     """
-    require_av()
+    require_installed("video", "av")
     import av
 
     av.logging.set_level(None)

@@ -334,7 +334,7 @@ def test_a_ray_cluster_that_is_not_there(run: Run, tmp_path: Path, address: str)
 
 def test_ray_that_is_not_installed_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "a.png")
-    monkeypatch.setattr("dgmn2cli.ray.find_spec", lambda name: None)
+    monkeypatch.setattr("dgmn2cli.errors.find_spec", lambda name: None)
     code, out, err = run("a.png", "--ray", "local")
     assert (code, out, err.count("\n")) == (5, "", 1)
     assert "dgmn2cli[ray]" in err

@@ -16,7 +16,7 @@ from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.inference.explain import Explanation
-from dgmn2cli.inference.explain_files import explain_positions, prepare
+from dgmn2cli.inference.explain_files import explain_image
 from dgmn2cli.inference.plan import Settings
 from dgmn2cli.inference.prediction import CITYSCAPES
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
@@ -125,8 +125,7 @@ def test_windows_that_are_not_square_and_padded_ones(protocol: str) -> None:
 
 def test_files_and_the_report(tmp_path: Path) -> None:
     path = write_png(tmp_path / "a.png", IMAGE)
-    request = prepare(path, [(100.5, 30), (100.5, 30)], tmp_path / "out", SETTINGS)
-    report = explain_positions(segmenter(), request)
+    report = explain_image(segmenter, path, [(100.5, 30), (100.5, 30)], tmp_path / "out", SETTINGS)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
         f"a_100.5_30_graph.{kind}" for kind in ("json", "png", "svg")
     )
@@ -136,9 +135,10 @@ def test_files_and_the_report(tmp_path: Path) -> None:
     assert report.blocks[0] == {"at": [100.5, 30], **document["blocks"][0]}
     assert [len(head["nodes"]) for head in report.blocks[7]["heads"]] == [9] * 8
     with pytest.raises(ConfigError, match="exist already") as refused:
-        prepare(path, [(100.5, 30)], tmp_path / "out", SETTINGS)
+        explain_image(pytest.fail, path, [(100.5, 30)], tmp_path / "out", SETTINGS)
     assert len(refused.value.faults) == 3
-    assert prepare(path, [(100.5, 30)], tmp_path / "out", SETTINGS, overwrite=True).positions == ((100.5, 30),)
+    again = explain_image(segmenter, path, [(100.5, 30)], tmp_path / "out", SETTINGS, overwrite=True)
+    assert [found.at for found in again.positions] == [(100.5, 30)]
 
 
 @pytest.mark.parametrize("at", [(150, 0), (0, 90), (-1, 0), (float("nan"), 0), (0, float("inf"))])

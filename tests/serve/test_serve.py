@@ -360,8 +360,6 @@ def test_a_port_in_use_is_refused(
 def test_the_extra_is_named_where_it_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dgmn2cli.serve import request
-
-    monkeypatch.setattr(request, "find_spec", lambda name: None if name == "uvicorn" else object())
+    monkeypatch.setattr("dgmn2cli.errors.find_spec", lambda name: None if name == "uvicorn" else object())
     assert command() == 5
     assert "dgmn2cli[serve]" in capsys.readouterr().err

@@ -237,7 +237,7 @@ def test_an_outputs_full_disk_is_said_and_leaves_nothing(run: Run, tmp_path: Pat
 
 def test_without_pyav_the_error_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.setattr("dgmn2cli.video.source.find_spec", lambda _: None)
+    monkeypatch.setattr("dgmn2cli.errors.find_spec", lambda _: None)
     code, _, err = run("clip.mp4", "-o", "out.mp4")
     assert code == 5
     assert "dgmn2cli[video]" in err
