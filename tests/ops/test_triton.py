@@ -89,9 +89,12 @@ ATTENTION_KERNELS = (
 )  # fmt: skip
 UNFOLD_KERNELS = ("unfold_kernel", "unfold_backward_kernel")
 # a number format and head width; the whole numbers that are 1, which Triton then treats as constants
-TARGETS = {80: ("bf16", 64, ()), 90: ("fp32", 24, ("heads", "height", "width", "count", "groups", "length", "across"))}
+TARGETS = {80: ("bf16", 64, ()), 90: ("fp32", 24, ("heads", "size", "groups", "token_steps"))}
 SINGLE = ("logits", "height_logits", "held", "grad_logits", "grad_held", "grad_place", "grad_q", "grad_k", "grad_v",
           "grad", "grad_table", "grad_input")  # fmt: skip
+# whole numbers that come together
+TUPLES = {"qkv_steps": 4, "offset_steps": 3, "grad_steps": 3, "table_steps": 2, "token_steps": 2, "size": 2, "steps": 4,
+          "groups": 2, "out_size": 2, "window": 8}  # fmt: skip
 
 
 @pytest.fixture
@@ -106,8 +109,9 @@ def compiled(tmp_path: Path, plain: pytest.MonkeyPatch) -> Callable[[Any, int], 
     def compile_for(kernel: Any, capability: int) -> str:
         element, depth, ones = TARGETS[capability]
         constants = {"D": depth, "BLOCK_D": max(16, triton.next_power_of_2(depth)), "BLOCK_M": 16}
-        constants |= {"BLOCK_C": 16, "BLOCK_P": 128, **dict.fromkeys(ones, 1)}
-        signature, values, aligned = {}, {}, {}
+        constants |= {"BLOCK_C": 16, "BLOCK_P": 128, **{name: 1 for name in ones if name not in TUPLES}}
+        signature: dict[str, Any] = {}
+        values, aligned = {}, {}
         for place, name in enumerate(kernel.arg_names):
             if name in constants:
                 signature[name], values[(place,)] = "constexpr", constants[name]
@@ -115,9 +119,16 @@ def compiled(tmp_path: Path, plain: pytest.MonkeyPatch) -> Callable[[Any, int], 
                 signature[name], aligned[(place,)] = f"*{element}", [["tt.divisibility", 16]]
             elif name in SINGLE:
                 signature[name], aligned[(place,)] = "*fp32", [["tt.divisibility", 16]]
+            elif name in TUPLES:
+                parts = [(place, part) for part in range(TUPLES[name])]
+                signature[name] = ("constexpr" if name in ones else "i32",) * len(parts)
+                if name in ones:
+                    values |= dict.fromkeys(parts, 1)
+                elif name in ("qkv_steps", "grad_steps", "table_steps"):
+                    aligned |= {part: [["tt.divisibility", 16]] for part in parts}
             else:
                 signature[name] = "fp32" if name == "scale" else "i32"
-                if name.startswith(("qkv_", "grad_", "table_stride", "height_stride", "width_stride")):
+                if name == "table_step":
                     aligned[(place,)] = [["tt.divisibility", 16]]
         source = ASTSource(kernel, signature, constexprs=values, attrs=aligned)
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4}).asm["ptx"]

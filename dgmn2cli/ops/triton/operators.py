@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from dgmn2cli.errors import ResourceError
 from dgmn2cli.ops import reference
-from dgmn2cli.ops.contract import check_attention, check_unfold
+from dgmn2cli.ops.contract import Pair, check_attention, check_unfold
 from dgmn2cli.ops.operators import Operator, Outputs
 from dgmn2cli.ops.reference import SAMPLES, TABLE_MARGIN
 from dgmn2cli.ops.triton import DTYPES, interpreted, kernels
@@ -111,25 +111,23 @@ def _attention(
     if out.numel() == 0:
         return out, logits
     qkv, offset, height_table, width_table = map(_rows, (qkv, offset, height_table, width_table))
-    size_class = (batch * count * heads).bit_length()
-    sizes = (count, height, width, heads)
+    size_class, size = (batch * count * heads).bit_length(), (height, width)
     with torch.cuda.device_of(qkv):
         held = torch.empty_like(logits)
         kernels.height_logits_kernel[(batch * heads * triton.cdiv(count, _SMALL["BLOCK_M"]),)](
-            *(qkv, height_table, held, qkv.stride(0), qkv.stride(1), qkv.stride(3), height_table.stride(0)),
-            *sizes,
+            *(qkv, height_table, held, qkv.stride()[:4], height_table.stride(0), size, heads),
             **_widths(depth),
             **_SMALL,
         )
         if height != width:
             held = held.view(-1, SAMPLES, width, height)
-            held = F.interpolate(held, size=(height, width), mode="bilinear", align_corners=False)
+            held = F.interpolate(held, size=size, mode="bilinear", align_corners=False)
         _launch(
             _attend,
             lambda meta: (batch * heads * triton.cdiv(count, meta["BLOCK_M"]),),
             *(qkv, offset, width_table, held, out, logits),
-            *(*qkv.stride()[:4], *offset.stride()[:3], width_table.stride(0)),
-            *(*sizes, depth**-0.5, size_class),
+            *(qkv.stride()[:4], offset.stride()[:3], width_table.stride(0)),
+            *(size, heads, depth**-0.5, size_class),
             **_widths(depth),
         )
     return out, logits
@@ -157,9 +155,8 @@ def _attention_backward(
     grad_q, grad_k, grad_v = grad.unbind(2)
     grad_logits = torch.empty_like(logits)
     grad_place = logits.new_empty((batch, heads, 2 * SAMPLES, count))
-    size_class = (batch * count * heads).bit_length()
-    steps = (*qkv.stride()[:4], *offset.stride()[:3])
-    sizes = (*grad_q.stride()[:3], count, height, width, heads)
+    size_class, size = (batch * count * heads).bit_length(), (height, width)
+    steps = (qkv.stride()[:4], offset.stride()[:3])
 
     def grid(meta: dict[str, int]) -> tuple[int]:
         return (batch * heads * triton.cdiv(count, meta["BLOCK_M"]),)
@@ -169,7 +166,7 @@ def _attention_backward(
             _attend_values_backward,
             grid,
             *(qkv, offset, logits, grad_out.contiguous(), grad_v, grad_logits, grad_place),
-            *(*steps, *sizes, size_class),
+            *(*steps, grad_v.stride()[:3], size, heads, size_class),
             **_widths(depth),
         )
         grad_held = _unresize(grad_logits, height, width)
@@ -177,12 +174,12 @@ def _attention_backward(
             _attend_keys_backward,
             grid,
             *(qkv, offset, height_rows, width_rows, grad_logits, grad_held, grad_place, grad_q, grad_k, grad_offset),
-            *(*steps, height_rows.stride(0), width_rows.stride(0)),
-            *(*sizes, depth**-0.5, size_class),
+            *(*steps, (height_rows.stride(0), width_rows.stride(0)), grad_q.stride()[:3]),
+            *(size, heads, depth**-0.5, size_class),
             **_widths(depth),
         )
-        grad_height = _table_gradient(qkv, grad_held, height, width, width, 1)
-        grad_width = _table_gradient(qkv, grad_logits, width, height, 1, width)
+        grad_height = _table_gradient(qkv, grad_held, (width, height), (1, width))
+        grad_width = _table_gradient(qkv, grad_logits, (height, width), (width, 1))
     return grad.to(qkv.dtype), grad_offset, grad_height.to(height_table.dtype), grad_width.to(width_table.dtype)
 
 
@@ -200,25 +197,22 @@ def _unresize(grad: Tensor, height: int, width: int) -> Tensor:
     return held.flatten(3)
 
 
-def _table_gradient(qkv: Tensor, grad: Tensor, length: int, across: int, along_step: int, across_step: int) -> Tensor:
-    """Gradient `(length + 8, d)` float32 of the table along the axis of `length` positions, summed in a fixed order."""
+def _table_gradient(qkv: Tensor, grad: Tensor, size: Pair, token_steps: Pair) -> Tensor:
+    """Gradient `(length + 8, d)` float32 of a table, summed in a fixed order; arguments as `table_backward_kernel`."""
     batch, _, _, heads, depth = qkv.shape
-    shares = qkv.new_empty((batch * heads, length + TABLE_MARGIN, depth), dtype=torch.float32)
+    shares = qkv.new_empty((batch * heads, size[1] + TABLE_MARGIN, depth), dtype=torch.float32)
     kernels.table_backward_kernel[(shares.shape[0] * shares.shape[1],)](
-        *(qkv, grad, shares, qkv.stride(0), qkv.stride(1), qkv.stride(3)),
-        *(length, across, along_step, across_step, heads),
-        **_widths(depth),
-        **_SMALL,
+        *(qkv, grad, shares, qkv.stride()[:4], size, token_steps, heads), **_widths(depth), **_SMALL
     )
     return shares.sum(0)
 
 
-def _unfold_sizes(input: Tensor, offset: Tensor, geometry: list[int]) -> tuple[int, ...]:
+def _unfold_sizes(input: Tensor, offset: Tensor, geometry: list[int]) -> tuple[Any, ...]:
     """The whole numbers both unfold kernels take, from the input's strides to the size class."""
     *window, groups = geometry
-    taps, positions = window[0] * window[1], offset.shape[2] * offset.shape[3]
-    sizes = (input.shape[1] // groups, groups, *input.shape[2:], positions, offset.shape[3], taps)
-    return (*input.stride(), *sizes, *window[1:], (input.shape[0] * groups * taps * positions).bit_length())
+    positions = offset.shape[2] * offset.shape[3]
+    sizes = (tuple(input.shape[2:]), (groups, input.shape[1] // groups), (positions, offset.shape[3]), tuple(window))
+    return (input.stride(), *sizes, (input.shape[0] * groups * window[0] * window[1] * positions).bit_length())
 
 
 def _unfolded(input: Tensor, offset: Tensor, geometry: list[int]) -> Outputs:
