@@ -76,17 +76,19 @@ class Colours(nn.Module):
         return logits
 
 
-def segmenter(network: nn.Module | None = None, sha256: str = "ab" * 32, classes: ClassList = CITYSCAPES) -> Segmenter:
+def segmenter(
+    network: nn.Module | None = None, sha256: str = "ab" * 32, classes: ClassList = CITYSCAPES, model: str = "fake"
+) -> Segmenter:
     """`network`, or `Colours`, as if it were a model of the zoo."""
-    info = RunInfo("fake", "fake.pth", sha256, "cpu", "a test machine", "float32", "reference", "published")
+    info = RunInfo(model, "fake.pth", sha256, "cpu", "a test machine", "float32", "reference", "published")
     return Segmenter(network or Colours(), classes, info, InferenceConfig())
 
 
 class Load:
     """Loads a network in whichever process: `how` is "well", "slow", "killed", "broken", "nan" or "odd"."""
 
-    def __init__(self, how: str = "well", sha256: str = "ab" * 32) -> None:
-        self.how, self.sha256 = how, sha256
+    def __init__(self, how: str = "well", sha256: str = "ab" * 32, model: str = "fake") -> None:
+        self.how, self.sha256, self.model = how, sha256, model
 
     def __call__(self, *, device: str, observer: Observer | None = None) -> Segmenter:
         """The network; the device is ignored, and nothing is told."""
@@ -97,7 +99,7 @@ class Load:
         network: nn.Module = Colours(seconds=0.1 if self.how in ("slow", "killed") else 0.0)
         if self.how == "nan":
             network.weight.data[3] = torch.nan
-        made = segmenter(network, self.sha256)
+        made = segmenter(network, self.sha256, model=self.model)
         if self.how == "killed":
             network.register_forward_hook(self._die)
         return made

@@ -112,7 +112,7 @@ def evaluate(
     with TerminalObserver(session) as observer:
         if predictions:
             open_data(request, [])
-            single = run.run_saved(request, observer)
+            single = run.run(request, observer=observer)
         elif recipe is None:
             found, missing = protocol.on_disk(session, zoo)
             models = [(one, protocol.loader(session, one, network, settings)) for one in found]

@@ -58,8 +58,8 @@ def verify(
     Example: dgmn2 verify report.json --data-root data/cityscapes
     """
     from dgmn2cli.cli.progress import TerminalObserver
+    from dgmn2cli.evaluate.engine import FROM_FILES
     from dgmn2cli.evaluate.reading import read_report
-    from dgmn2cli.evaluate.saved import MODEL
     from dgmn2cli.evaluate.verify import check_figures
     from dgmn2cli.evaluate.verify import verify as check
     from dgmn2cli.runtime import set_threads
@@ -69,7 +69,7 @@ def verify(
     check_figures(found)  # before anything is loaded
     data = _opened(found.data, data_root or Path(found.data.root))
     with TerminalObserver(session) as observer:
-        if found.run.model == MODEL:
+        if found.run.model == FROM_FILES:
             source = _saved(found, data, predictions or Path(found.run.checkpoint), observer)
         else:
             source = _network(session, found, data, model, checkpoint, device, observer)
@@ -97,10 +97,10 @@ def _saved(report: ReportFile, data: SegmentationSet, folder: Path, observer: Te
     from dataclasses import replace
 
     from dgmn2cli.data.images import MAX_PIXELS
-    from dgmn2cli.evaluate.saved import saved_source
+    from dgmn2cli.evaluate.engine import saved_source
 
-    used = replace(data, pairs=data.pairs[: len(report.records)])
-    looked = report.records[0].boundary is not None
+    used = replace(data, pairs=data.pairs[: len(report.certificate.records)])
+    looked = report.certificate.records[0].boundary is not None
     return saved_source(folder, used, workers=1, max_pixels=MAX_PIXELS, observer=observer, analysis=looked)
 
 
@@ -140,7 +140,7 @@ def _network(
         raise ConfigError("cannot run the report's model", where=stated, why=why, hint=hint)
     protocol.require_weights(session, recipe, network)
     segmenter = protocol.loader(session, recipe, network, settings)(device=network.device)
-    looked = report.records[0].boundary is not None
+    looked = report.certificate.records[0].boundary is not None
     return network_source(segmenter, data, settings, observer=observer, analysis=looked)
 
 

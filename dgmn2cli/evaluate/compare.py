@@ -121,7 +121,7 @@ def compare(first: ReportFile, second: ReportFile) -> PairedComparison:
     pair = np.stack([parts_of(report.matrices) for report in (first, second)], 1)  # (n, 2, 3, N)
     total = iou_of(pair.sum(0))  # (2, N)
     means = nan_mean(total)
-    count, classes = len(pair), len(first.classes)
+    count, classes = len(pair), len(first.certificate.classes)
     samples = np.concatenate(
         [iou_of(sums.reshape(-1, 2, 3, classes)) for sums in resampled(pair.reshape(count, 6, classes))]
     )
@@ -130,11 +130,11 @@ def compare(first: ReportFile, second: ReportFile) -> PairedComparison:
     return PairedComparison(
         first=_compared(first, float(means[0])),
         second=_compared(second, float(means[1])),
-        fingerprint=fingerprint_of(first.classes, first.records),
+        fingerprint=fingerprint_of(first.certificate.classes, first.certificate.records),
         difference=Difference(float(means[1] - means[0]), interval(mean_samples), LEVEL, RESAMPLES, SEED),
         classes=tuple(
             ClassDifference(name, float(a), float(b), float(b - a), interval(class_samples[:, i]))
-            for i, (name, a, b) in enumerate(zip(first.classes, *total, strict=True))
+            for i, (name, a, b) in enumerate(zip(first.certificate.classes, *total, strict=True))
         ),
         images=images,
         better=sum(image.difference > 0 for image in images),
@@ -144,12 +144,12 @@ def compare(first: ReportFile, second: ReportFile) -> PairedComparison:
 
 
 def _require_same_images(first: ReportFile, second: ReportFile) -> None:
-    pairs = list(zip(first.records, second.records, strict=False))
+    pairs = list(zip(first.certificate.records, second.certificate.records, strict=False))
     why = ""
-    if first.classes != second.classes:
+    if first.certificate.classes != second.certificate.classes:
         why = "their classes are others, or in another order"
-    elif len(first.records) != len(second.records):
-        why = f"one is about {len(first.records)} images, the other about {len(second.records)}"
+    elif len(first.certificate.records) != len(second.certificate.records):
+        why = f"one is about {len(first.certificate.records)} images, the other about {len(second.certificate.records)}"
     elif other := next(((a, b) for a, b in pairs if a.name != b.name), None):
         why = f"one is about the image {other[0].name}, the other about {other[1].name}"
     elif other := next(((a, b) for a, b in pairs if (a.size, a.label_hash) != (b.size, b.label_hash)), None):
@@ -169,7 +169,7 @@ def _image_differences(report: ReportFile, pair: np.ndarray) -> tuple[ImageDiffe
     means = nan_mean(iou_in_images(pair))  # (n, 2)
     found = [
         ImageDifference(record.name, float(a), float(b), float(b - a))
-        for record, (a, b) in zip(report.records, means, strict=True)
+        for record, (a, b) in zip(report.certificate.records, means, strict=True)
     ]
     return tuple(sorted(found, key=lambda image: -image.difference if image.difference == image.difference else 0.0))
 

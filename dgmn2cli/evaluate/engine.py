@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -17,7 +18,8 @@ from dgmn2cli.errors import ConfigError, DataError, NonFiniteError, ResourceErro
 from dgmn2cli.evaluate.analysis.calibration import sampling_step
 from dgmn2cli.evaluate.analysis.measure import Measured, SegmentedImage, count_only, measure
 from dgmn2cli.evaluate.counting import confusion
-from dgmn2cli.evaluate.predictions import PredictionFolder
+from dgmn2cli.evaluate.predictions import PredictionFolder, find_predictions, read_prediction
+from dgmn2cli.files import hash_file
 from dgmn2cli.inference.pipeline import Footprint, in_threads, readers_within
 from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
 from dgmn2cli.inference.prediction import ClassList
@@ -26,6 +28,7 @@ from dgmn2cli.observer import Observer, Silent
 
 COUNTED = Footprint(read=4, done=4, finishing=0)  # image and label
 ANALYSED = Footprint(read=4, done=9, finishing=24)  # likewise, with prediction and confidence
+FROM_FILES = "predictions"  # the model of a report on predictions from files
 BEHIND = 2  # segmented images that may wait for their counting
 
 
@@ -208,3 +211,34 @@ def network_source(
             yield from found
 
     return Source(segmenter.info, protocol, images)
+
+
+def saved_source(
+    folder: Path, data: SegmentationSet, *, workers: int, max_pixels: int, observer: Observer, analysis: bool
+) -> Source:
+    """The predictions in a folder, see `find_predictions`.
+
+    Raises:
+        DataError: some are missing.
+        ResourceError: one cannot be read.
+    """
+    files = find_predictions(folder, data)
+    digest = hashlib.sha256("".join(hash_file(file) for file in files).encode()).hexdigest()
+    run = RunInfo(
+        FROM_FILES, str(folder), digest, "none", "files", "none", "", "files", runtime="files", runtime_version=""
+    )
+
+    def one(index: int) -> Counted:
+        began = time.perf_counter()
+        sample = data.read(index, max_pixels=max_pixels)
+        ids = read_prediction(files[index], data, max_pixels)
+        found = SegmentedImage(index, sample.image, sample.label, ids, seconds=time.perf_counter() - began)
+        return counted(data, found, analysis, files[index])
+
+    def images(indices: Sequence[int]) -> Generator[Counted, None, None]:
+        with closing(in_threads(one, indices, workers)) as found:
+            for image in found:
+                observer.advance()
+                yield image
+
+    return Source(run, None, images)

@@ -167,16 +167,14 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    why = ""
+    content = read_bounded(path, SIZE_LIMIT, _DAMAGED, kind=DataError, hint=_ANEW)
     try:
-        body = json.loads(read_bounded(path, SIZE_LIMIT, _DAMAGED, kind=DataError, hint=_ANEW))
-    except (ValueError, RecursionError):
-        body, why = None, "it is no JSON document"
-    if not why and (not isinstance(body, dict) or body.pop("digest", None) != _digest(body)):
-        why = "its digest does not fit its content"
-    elif not why and body.get("version") != _VERSION:
-        why = f"its version is {str(body.get('version'))[:20]}, this program writes {_VERSION}"
-    if why:
-        raise DataError(_DAMAGED, where=path, why=why, hint=_ANEW)
-    found: dict[str, Any] = body
-    return found
+        body: dict[str, Any] = json.loads(content)
+        if body.pop("digest") != _digest(body):
+            raise ValueError("its digest does not fit its content")
+        if body["version"] != _VERSION:
+            raise ValueError(f"its version is {str(body['version'])[:20]}, this program writes {_VERSION}")
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        why = str(error) if isinstance(error, ValueError) else "it is no journal"
+        raise DataError(_DAMAGED, where=path, why=why, hint=_ANEW) from error
+    return body

@@ -34,7 +34,8 @@ def compare_with_published(
         known_sha256: the hash of its published file, where it is known.
         tolerance: difference in percent that still counts as agreement.
     """
-    assert report.protocol is not None
+    if report.protocol is None:
+        return replace(report, no_comparison=("the predictions are from files",))
     reasons = [*_model(report, entry, known_sha256), *_data(report.data, data), *_procedure(report.protocol)]
     published = None
     if entry is not None:

@@ -81,11 +81,10 @@ def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig | Graph
         raise ConfigError("--resume with --official needs kept predictions", why=why, hint="Add --save-preds DIR.")
     if request.report is not None:
         _require_replaceable(request.report)
-        check_file(request.report)
+    for file in filter(None, (request.report, request.html)):
+        check_file(file)
     for folder in filter(None, (request.save_preds, request.csv)):
         check_folder(folder)
-    if request.html is not None:
-        check_file(request.html)
     for inference in inferences:
         resolve_settings(request.settings, inference)
     if request.dataset:

@@ -16,7 +16,7 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.distributed.processes import on_processes
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError
-from dgmn2cli.evaluate.engine import Source, network_source
+from dgmn2cli.evaluate.engine import Source, network_source, saved_source
 from dgmn2cli.evaluate.journal import Journal, Tally, start_tally
 from dgmn2cli.evaluate.official import official_scores
 from dgmn2cli.evaluate.page import write_report_page, write_tables
@@ -24,13 +24,12 @@ from dgmn2cli.evaluate.predictions import PredictionFolder
 from dgmn2cli.evaluate.published import compare_with_published, known_hash
 from dgmn2cli.evaluate.report import DataInfo, EvalReport
 from dgmn2cli.evaluate.request import EvalRequest, prepare
-from dgmn2cli.evaluate.saved import MODEL, saved_source
 from dgmn2cli.evaluate.together import evaluate_together
 from dgmn2cli.files import atomic_write, to_json
 from dgmn2cli.inference.runtimes import AnyRecipe
 from dgmn2cli.inference.segmenter import Segmenter, run_identity
 from dgmn2cli.observer import Observer, Silent
-from dgmn2cli.zoo import load_zoo
+from dgmn2cli.zoo import ZooEntry, load_zoo
 
 Result = TypeVar("Result")
 Load = Callable[..., Segmenter]  # makes a recipe's network when called with `device=NAME`; can be pickled
@@ -53,15 +52,18 @@ class ZooReport:
     failures: tuple[ModelFailure, ...]  # models whose file is damaged or gives no finite numbers
 
 
-def run(request: EvalRequest, recipe: AnyRecipe, load: Load, observer: Observer = Silent()) -> EvalReport:
-    """Evaluates one network; writes the report, then removes the journal.
+def run(
+    request: EvalRequest, recipe: AnyRecipe | None = None, load: Load | None = None, observer: Observer = Silent()
+) -> EvalReport:
+    """Evaluates one network, or the predictions in `request.predictions`; writes the report, removes the journal.
 
     Args:
-        load: makes its network; picklable where there are several processes.
+        recipe, load: the network, and what makes it, picklable where there are several processes; None for predictions.
         observer: told of progress; each `Counted` image is a result.
 
     Raises:
-        Dgmn2Error: settings, data set or network are at fault, the journal is another run's, a process died.
+        Dgmn2Error: settings, data set, network or predictions are at fault, the journal is another run's, a process
+            died.
     """
     return _on_processes(_run, request, (recipe, load), observer)
 
@@ -72,39 +74,9 @@ def run_loaded(request: EvalRequest, segmenter: Segmenter, observer: Observer = 
     Raises:
         Dgmn2Error: settings, data set or network are at fault.
     """
-    data, about = prepare(request, [segmenter.inference], observer)
-    source = network_source(
-        segmenter, data, request.settings, workers=request.workers, observer=observer, analysis=request.analysis
-    )
-    group = Group(0, 1, segmenter.device)
-    report = _counted(request, group, observer, data, about, source, segmenter.info.model, None)
+    prepared = prepare(request, [segmenter.inference], observer)
     entry = next((entry for entry in load_zoo().segmentors if entry.key == segmenter.info.model), None)
-    known = known_hash(entry, request.cache)
-    return compare_with_published(report, data, entry, known, request.tolerance).signed()
-
-
-def run_saved(request: EvalRequest, observer: Observer = Silent()) -> EvalReport:
-    """Evaluates the predictions in the folder `request.predictions`, without a network; else as `run`.
-
-    Raises:
-        Dgmn2Error: predictions or data set are at fault, the journal is another run's, a process died.
-    """
-    return _on_processes(_run_saved, request, (), observer)
-
-
-def _run_saved(group: Group, observer: Observer, request: EvalRequest) -> EvalReport:
-    data, about = group.once(partial(prepare, request, [], observer))
-    assert request.predictions is not None
-    source = group.together(
-        partial(
-            saved_source, request.predictions, data, workers=request.workers,
-            max_pixels=request.settings.max_pixels, observer=observer, analysis=request.analysis,
-        )
-    )  # fmt: skip
-    report = _counted(request, group, observer, data, about, source, MODEL, journal_path(request.report))
-    report = replace(report, no_comparison=("the predictions are from files",)).signed()
-    group.once(partial(_finish, request, report, [""]))
-    return report
+    return _evaluated(request, Group(0, 1, segmenter.device), observer, prepared, entry, lambda **_: segmenter)
 
 
 def run_zoo(
@@ -131,9 +103,11 @@ def _on_processes(
     return on_processes(work, (replace(request, gpus=1), *arguments), observer=observer, **how)
 
 
-def _run(group: Group, observer: Observer, request: EvalRequest, recipe: AnyRecipe, load: Load) -> EvalReport:
-    prepared = group.once(partial(prepare, request, [recipe.inference], observer))
-    report = _evaluated(request, group, observer, prepared, recipe, load, journal_path(request.report))
+def _run(
+    group: Group, observer: Observer, request: EvalRequest, recipe: AnyRecipe | None, load: Load | None
+) -> EvalReport:
+    prepared = group.once(partial(prepare, request, [recipe.inference] if recipe else [], observer))
+    report = _evaluated(request, group, observer, prepared, recipe.entry if recipe else None, load)
     group.once(partial(_finish, request, report, [""]))
     return report
 
@@ -147,16 +121,15 @@ def _run_zoo(
 ) -> ZooReport:
     prepared = group.once(partial(prepare, request, [recipe.inference for recipe, _ in models], observer))
     reports, failures = [], []
-    names = [recipe.name for recipe, _ in models]
-    for name, (recipe, load) in zip(names, models, strict=True):
-        folder = request.save_preds / name if request.save_preds is not None else None
-        own, journal = replace(request, save_preds=folder), journal_path(request.report, name)
+    for recipe, load in models:
+        folder = request.save_preds / recipe.name if request.save_preds is not None else None
+        own = replace(request, save_preds=folder)
         try:
-            reports.append(_evaluated(own, group, observer, prepared, recipe, load, journal))
+            reports.append(_evaluated(own, group, observer, prepared, recipe.entry, load, recipe.name))
         except (IntegrityError, NonFiniteError) as error:
-            failures.append(ModelFailure(name, str(error)))
+            failures.append(ModelFailure(recipe.name, str(error)))
     report = ZooReport(tuple(reports), missing, tuple(failures))
-    group.once(partial(_finish, request, report, names))
+    group.once(partial(_finish, request, report, [recipe.name for recipe, _ in models]))
     return report
 
 
@@ -184,52 +157,49 @@ def _evaluated(
     group: Group,
     observer: Observer,
     prepared: tuple[SegmentationSet, DataInfo],
-    recipe: AnyRecipe,
-    load: Load,
-    journal: Path | None,
+    entry: ZooEntry | None,
+    load: Load | None,
+    part: str = "",
 ) -> EvalReport:
-    """One network's report: every image counted once, the published and the official figures where they belong."""
+    """One report: every image counted once, the published and the official figures where they belong.
+
+    Args:
+        entry: of the zoo, where the network is in it.
+        load: makes the network; None for predictions from files.
+        part: of the run, in the journal's name.
+    """
     data, about = prepared
     with _predictions(request, group, data) as keep:
-        segmenter = group.together(partial(load, device=str(group.device)))
-        source = network_source(
-            segmenter, data, request.settings, workers=request.workers, keep=keep, observer=observer,
-            analysis=request.analysis,
-        )  # fmt: skip
-        report = _counted(request, group, observer, data, about, source, recipe.name, journal)
+        source = group.together(partial(_source, request, group, observer, data, load, keep))
+        start = partial(_start, request, part, source, data, about)
+        report = evaluate_together(source, data, about, group, observer, start, request.command)
         if request.official and keep is not None:
             files = [keep.targets(pair.name)[-1] for pair in data.pairs]
             official = group.once(partial(official_scores, data, files, report.scores))
             report = replace(report, official=official)
-    known = known_hash(recipe.entry, request.cache)
-    return compare_with_published(report, data, recipe.entry, known, request.tolerance).signed()
+    return compare_with_published(report, data, entry, known_hash(entry, request.cache), request.tolerance).signed()
 
 
-def _counted(
+def _source(
     request: EvalRequest,
     group: Group,
     observer: Observer,
     data: SegmentationSet,
-    about: DataInfo,
-    source: Source,
-    name: str,
-    journal: Path | None,
-) -> EvalReport:
-    """The report of one source of predictions, from where its journal says."""
-    tally = Tally()
+    load: Load | None,
+    keep: PredictionFolder | None,
+) -> Source:
+    how: dict[str, Any] = {"workers": request.workers, "observer": observer, "analysis": request.analysis}
+    if load is not None:
+        return network_source(load(device=str(group.device)), data, request.settings, keep=keep, **how)
+    assert request.predictions is not None
+    return saved_source(request.predictions, data, max_pixels=request.settings.max_pixels, **how)
 
-    def begin() -> list[int]:
-        nonlocal tally
-        identity = _identity(request, name, source, data, about)
-        noted = None if journal is None else Journal(journal, identity, request.journal_every)
-        tally = start_tally(len(data.classes), len(data), noted, resume=request.resume)
-        return sorted(tally.records)
 
-    done = group.once(begin)
-    if done:
-        observer.note(f"{name}: going on after {len(done)} of {len(data)} images")
-    observer.begin(f"evaluating {name}", len(data), done=len(done))
-    return evaluate_together(source, data, about, group, tally, done, observer, request.command)
+def _start(request: EvalRequest, part: str, source: Source, data: SegmentationSet, about: DataInfo) -> Tally:
+    """The tally of an evaluation, from where its journal says."""
+    path = journal_path(request.report, part)
+    journal = Journal(path, _identity(request, source, data, about), request.journal_every) if path else None
+    return start_tally(len(data.classes), len(data), journal, resume=request.resume)
 
 
 @contextmanager
@@ -253,15 +223,13 @@ def _require_shared(folder: str) -> None:
         raise ConfigError("--official needs kept predictions", why=why, hint=hint)
 
 
-def _identity(
-    request: EvalRequest, model: str, source: Source, data: SegmentationSet, about: DataInfo
-) -> dict[str, object]:
+def _identity(request: EvalRequest, source: Source, data: SegmentationSet, about: DataInfo) -> dict[str, object]:
     """All that the records (and the kept predictions) depend on, by the names a user knows.
 
     Where the data lies and how many processes work is not in it: neither changes the records.
     """
     return {
-        "model": model,
+        "model": source.run.model,
         **run_identity(source.run, source.protocol),
         "compiled": request.compiled,
         "split": about.split,

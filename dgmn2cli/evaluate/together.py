@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,18 +28,18 @@ def evaluate_together(
     data: SegmentationSet,
     about: DataInfo,
     group: Group,
-    tally: Tally,
-    done: Sequence[int],
     observer: Observer,
+    start: Callable[[], Tally] = Tally,
     command: str = "",
 ) -> EvalReport:
-    """Counts every image that is not `done`, each on one process; the first process's tally gets them all.
+    """Counts every image, each on one process; the first process's tally gets them all.
 
     They share nothing and wait for nobody until the end: each hands every image's record to the first one, which adds
     and notes them. So the result is exact for any number of processes, and a killed run goes on where it was.
 
     Args:
         observer: advanced by 1 for each image, in parts; on the first process for all images, which are results, too.
+        start: makes the tally, on the first process; what is in it already is not counted again.
 
     Returns:
         The report on every process, nothing compared yet.
@@ -48,12 +48,16 @@ def evaluate_together(
         Dgmn2Error: what one process raised, on all of them.
         DistributedError: a process is gone.
     """
+    tally, name = Tally(), source.run.model
+
+    def begin() -> list[int]:
+        nonlocal tally
+        tally = start()
+        return sorted(tally.records)
 
     def take(counted: Counted) -> None:
         tally.add(counted.index, counted.measured)
         observer.result(counted)
-
-    mine = eval_indices(len(data), group.rank, group.world, done)
 
     def result() -> EvalReport:
         if len(tally.records) < len(data):
@@ -61,6 +65,11 @@ def evaluate_together(
         report = _report(source, data, about, tally)
         return replace(report, processes=group.world, resumed=len(done), command=command)
 
+    done = group.once(begin)
+    if done:
+        observer.note(f"{name}: going on after {len(done)} of {len(data)} images")
+    observer.begin(f"evaluating {name}", len(data), done=len(done))
+    mine = eval_indices(len(data), group.rank, group.world, done)
     try:
         collect(group, lambda: source.images(mine), take, observer)
         return group.once(result)
@@ -121,9 +130,7 @@ def evaluate(
     used = first(data, limit)
     keep = PredictionFolder.of(save_preds, used) if save_preds is not None else None
     source = network_source(segmenter, used, settings, workers=workers, keep=keep, observer=observer, analysis=analysis)
-    observer.begin(f"evaluating {segmenter.info.model}", len(used))
-    about = DataInfo.of_set(used, len(data))
-    return evaluate_together(source, used, about, group, Tally(), (), observer).signed()
+    return evaluate_together(source, used, DataInfo.of_set(used, len(data)), group, observer).signed()
 
 
 def first(data: SegmentationSet, limit: int | None) -> SegmentationSet:

@@ -53,18 +53,18 @@ def verify(report: ReportFile, data: SegmentationSet, source: Source, observer: 
     check_data(report, data)
     check_source(report, source)
     check_digest(report)
-    places = sampled(len(report.records), report.seed)
+    places = sampled(len(report.certificate.records), report.certificate.seed)
     observer.begin("verifying", len(places))
     with closing(source.images(places)) as images:
         for found in images:
-            _check_image(report, report.records[found.index], found.measured.record)
+            _check_image(report, report.certificate.records[found.index], found.measured.record)
             observer.result(found)
     return Verification(
         report=report.path,
         model=report.run.model,
         mean_iou=mean_iou,
-        images=len(report.records),
-        run_again=tuple(report.records[place].name for place in places),
+        images=len(report.certificate.records),
+        run_again=tuple(report.certificate.records[place].name for place in places),
         device=source.run.device_name,
     )
 
@@ -91,20 +91,20 @@ def check_figures(report: ReportFile) -> float:
         CheckFailed: one differs.
     """
     plain, certificate, counts = report.plain, report.plain["certificate"], report.matrices.sum(0)
-    scores = compute_scores(counts, report.classes, report.categories)
+    scores = compute_scores(counts, report.certificate.classes, report.certificate.categories)
     try:
-        analysis = analyse(report.records, report.classes, report.temperatures)
+        analysis = analyse(report.certificate.records, report.certificate.classes, report.temperatures)
     except ValueError as error:
         why = f"certificate.records: {error}"
         raise CheckFailed("the report does not hold", where=report.path, why=why) from error
     for name, value in {"scores": scores, "confusion": counts, **analysis_fields(analysis)}.items():
         _same(report, plain.get(name), to_plain(value), name, "its records give")
-    total, of = len(report.records), report.data.of
+    total, of = len(report.certificate.records), report.data.of
     _same(report, plain["data"]["images"], total, "data.images", "it has")
     _same(report, plain.get("partial"), total < of, "partial", "its images say")
-    names = [report.records[place].name for place in sampled(total, report.seed)]
+    names = [report.certificate.records[place].name for place in sampled(total, report.certificate.seed)]
     _same(report, [entry.get("name") for entry in certificate["sample"]], names, "certificate.sample", "its seed draws")
-    fingerprint = fingerprint_of(report.classes, report.records)
+    fingerprint = fingerprint_of(report.certificate.classes, report.certificate.records)
     _same(report, certificate.get("fingerprint"), fingerprint, "certificate.fingerprint", "its records give")
     if isinstance(plain.get("comparison"), dict):
         measured = plain["comparison"].get("measured")
@@ -118,16 +118,18 @@ def check_data(report: ReportFile, data: SegmentationSet) -> None:
     Raises:
         CheckFailed: one differs.
     """
-    _same(report, list(report.classes), list(data.classes), "certificate.classes", "the data set has")
+    _same(report, list(report.certificate.classes), list(data.classes), "certificate.classes", "the data set has")
     _same(report, report.plain["data"]["split"], data.split, "data.split", "the data set has")
     _same(report, report.plain["data"]["kind"], data.kind, "data.kind", "the data set has")
     _same(report, report.plain["data"]["of"], len(data), "data.of", "the data set has")
     mapping, corruption = to_plain(data.mapping), str(data.corruption or "")
     _same(report, report.plain["data"].get("mapping"), mapping, "data.mapping", "the data set has")
     _same(report, report.plain["data"].get("corruption", ""), corruption, "data.corruption", "the data set has")
-    names = [pair.name for pair in data.pairs[: len(report.records)]]
-    _same(report, [record.name for record in report.records], names, "certificate.records", "the data set has")
-    places = sampled(len(report.records), report.seed)
+    names = [pair.name for pair in data.pairs[: len(report.certificate.records)]]
+    _same(
+        report, [record.name for record in report.certificate.records], names, "certificate.records", "the data set has"
+    )
+    places = sampled(len(report.certificate.records), report.certificate.seed)
     for i, (place, entry) in enumerate(zip(places, report.plain["certificate"]["sample"], strict=True)):
         pair, where = data.pairs[place], f"certificate.sample[{i}] ({data.pairs[place].name})"
         assert pair.label is not None

@@ -16,7 +16,7 @@ from dgmn2cli.errors import ConfigError
 from dgmn2cli.evaluate.compare import compare
 from dgmn2cli.evaluate.reading import ReportFile, read_report
 from dgmn2cli.evaluate.request import EvalRequest
-from dgmn2cli.evaluate.run import run_saved
+from dgmn2cli.evaluate.run import run
 
 IMAGES = 12
 
@@ -30,7 +30,7 @@ def report_of(root: Path, name: str, wrong: dict[int, float]) -> ReportFile:
         spoiled = rng.random(ids.shape) < wrong.get(i, 0.1)
         ids[spoiled] = (ids[spoiled].astype(int) + 1) % 19
         write_png(folder / f"{pair.name}.png", ids)
-    run_saved(EvalRequest(root, predictions=folder, report=root.with_name(f"{name}.json")))
+    run(EvalRequest(root, predictions=folder, report=root.with_name(f"{name}.json")))
     return read_report(root.with_name(f"{name}.json"))
 
 
@@ -52,7 +52,7 @@ def test_with_itself_all_zeros(root: Path) -> None:
 def test_what_got_better_and_worse(root: Path) -> None:
     first = report_of(root, "a", {})
     second = report_of(root, "b", {3: 0.0, 7: 0.9})
-    found, names = compare(first, second), [record.name for record in first.records]
+    found, names = compare(first, second), [record.name for record in first.certificate.records]
     assert found.images[0].name == names[3]
     assert found.images[-1].name == names[7]
     assert (found.better, found.worse) == (1, 1)
@@ -93,12 +93,12 @@ def test_other_images_labels_and_classes_are_refused(root: Path, tmp_path: Path)
         path.write_text(json.dumps(plain))
         return read_report(path)
 
-    name = first.records[5].name
+    name = first.certificate.records[5].name
     for key, value, why in [
         ("name", "other", f"the image {name}, the other about other"),
         ("label_hash", "0" * 16, f"the label of {name} is not the same"),
         ("count", None, "about 12 images, the other about 11"),
-        ("classes", list(reversed(first.classes)), "their classes are others, or in another order"),
+        ("classes", list(reversed(first.certificate.classes)), "their classes are others, or in another order"),
     ]:
         with pytest.raises(ConfigError, match="the reports cannot be compared") as caught:
             compare(first, changed(key, value))
@@ -113,7 +113,7 @@ def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     found = json.loads(capsys.readouterr().out)
     assert found["difference"]["mean_iou"] > 0
     assert len(found["difference"]["interval"]) == 2
-    assert first.records[3].name in page.read_text()
+    assert first.certificate.records[3].name in page.read_text()
     assert main(["compare", str(first.path), str(second.path)]) == 0
     out = capsys.readouterr().out
     assert "1 better, 0 worse, 11 equal" in out

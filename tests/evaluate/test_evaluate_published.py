@@ -227,7 +227,7 @@ def test_a_damaged_model_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_the_zoo_goes_on_where_it_was(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 3)
-    models = [(recipe(name), Load()) for name in ("one", "two")]
+    models = [(recipe(name), Load(model=name)) for name in ("one", "two")]
     request = EvalRequest(root, settings=SMALL, report=tmp_path / "zoo.json")
     with pytest.raises(KeyboardInterrupt):
         run_zoo(request, models, [], Watcher(stop_after=4))

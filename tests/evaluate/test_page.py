@@ -26,7 +26,7 @@ from dgmn2cli.evaluate.page import write_report_page, write_tables
 from dgmn2cli.evaluate.reading import read_report
 from dgmn2cli.evaluate.report import analysis_fields
 from dgmn2cli.evaluate.request import EvalRequest
-from dgmn2cli.evaluate.run import run, run_saved
+from dgmn2cli.evaluate.run import run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -50,7 +50,7 @@ def hostile(tmp_path: Path) -> EvalReport:
         write_png(tmp_path / "preds" / f"{i}<b onclick='x()'>&lt;.png", np.full((20, 30), 1, np.uint8))
     classes = json.dumps([MARKUP, "</script><script>document.title=2</script>"])
     (tmp_path / "dataset.toml").write_text(f'images = "images"\nlabels = "labels"\nclasses = {classes}\n')
-    return run_saved(EvalRequest(tmp_path, "all", predictions=tmp_path / "preds", html=tmp_path / "page.html"))
+    return run(EvalRequest(tmp_path, "all", predictions=tmp_path / "preds", html=tmp_path / "page.html"))
 
 
 def in_browser(page: Path, script: str, width: int = 1280) -> dict[str, object]:
@@ -211,7 +211,7 @@ def test_the_comparison_in_a_browser(report: EvalReport, tmp_path: Path) -> None
     data = open_dataset(root, "val")
     for i, pair in enumerate(data.pairs):
         write_png(tmp_path / "preds" / f"{pair.name}.png", data.read_label(i) % 19)
-    run_saved(EvalRequest(root, predictions=tmp_path / "preds", report=path))
+    run(EvalRequest(root, predictions=tmp_path / "preds", report=path))
     found = compare(read_report(root.with_name("r.json")), read_report(path))
     page = write_comparison_page(tmp_path / "page.html", found)
     assert outside(page.read_text()) == []

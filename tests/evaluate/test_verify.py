@@ -132,7 +132,7 @@ def test_a_report_signed_again_is_found_by_running_it(original: Path, tmp_path: 
 
     plain = json.loads(original.read_text())
     place = sampled(IMAGES)[0]
-    matrix = read_report(original).records[place].matrix(19)
+    matrix = read_report(original).certificate.records[place].matrix(19)
     row = int(matrix.sum(1).argmax())
     matrix[row, row] = matrix[row].sum()
     matrix[row, [c for c in range(20) if c != row]] = 0
@@ -140,9 +140,9 @@ def test_a_report_signed_again_is_found_by_running_it(original: Path, tmp_path: 
     (tmp_path / "r.json").write_text(json.dumps(plain))
     forged = read_report(tmp_path / "r.json")
     counts = forged.matrices.sum(0)
-    analysis = analyse(forged.records, forged.classes, forged.temperatures)
+    analysis = analyse(forged.certificate.records, forged.certificate.classes, forged.temperatures)
     plain |= {field.name: to_plain(getattr(analysis, field.name)) for field in fields(analysis)}
-    plain["scores"] = to_plain(compute_scores(counts, forged.classes, forged.categories))
+    plain["scores"] = to_plain(compute_scores(counts, forged.certificate.classes, forged.certificate.categories))
     plain["confusion"] = counts.tolist()
     plain["certificate"]["digest"] = digest_of(plain)
     (tmp_path / "r.json").write_text(json.dumps(plain))

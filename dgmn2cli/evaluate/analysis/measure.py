@@ -66,10 +66,13 @@ class TemperatureCounts:
         return {"losses": to_text(self.losses), "confidences": to_text(self.confidences)}
 
     @classmethod
-    def of_plain(cls, plain: dict[str, str]) -> TemperatureCounts:
-        """What `to_plain` gave; ValueError, KeyError where it is not."""
-        empty = cls()
-        return cls(*(from_text(plain[name], getattr(empty, name).shape) for name in ("losses", "confidences")))
+    def of_plain(cls, plain: dict[str, str] | None) -> TemperatureCounts:
+        """What `to_plain` gave, nothing counted if None; ValueError where it is not."""
+        made = cls()
+        if plain is not None:
+            made.losses = from_text(plain.get("losses", ""), made.losses.shape)
+            made.confidences = from_text(plain.get("confidences", ""), made.confidences.shape)
+        return made
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import DataError
 from dgmn2cli.evaluate import EvalReport
 from dgmn2cli.evaluate.request import EvalRequest
-from dgmn2cli.evaluate.run import run, run_saved
+from dgmn2cli.evaluate.run import run
 from dgmn2cli.files import to_plain
 
 IMAGES, SIZE = 40, (48, 80)
@@ -28,7 +28,7 @@ def evaluated(root: Path, predictions: list[np.ndarray]) -> EvalReport:
     folder = root.with_name("preds")
     for pair, ids in zip(open_dataset(root, "val").pairs, predictions, strict=True):
         write_png(folder / "trainIds" / f"{pair.name}_trainIds.png", ids)
-    return run_saved(EvalRequest(root, predictions=folder), Watcher())
+    return run(EvalRequest(root, predictions=folder), observer=Watcher())
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +110,16 @@ def test_missing_predictions_are_named(truth: tuple[Path, list[np.ndarray], list
     for name, label in zip(names[1:], labels[1:], strict=True):
         write_png(tmp_path / f"{name}_leftImg8bit_ids.png", label)
     with pytest.raises(DataError, match="1 of 40 images") as caught:
-        run_saved(EvalRequest(root, predictions=tmp_path), Watcher())
+        run(EvalRequest(root, predictions=tmp_path), observer=Watcher())
     assert caught.value.faults[0].startswith(names[0])
     write_png(tmp_path / f"{names[0]}.png", labels[0])
-    assert run_saved(EvalRequest(root, predictions=tmp_path), Watcher()).scores.mean_iou == 1.0
+    assert run(EvalRequest(root, predictions=tmp_path), observer=Watcher()).scores.mean_iou == 1.0
     write_png(tmp_path / f"{names[0]}.png", labels[0][:, 1:])
     with pytest.raises(DataError, match="the prediction is 79x48, the label 80x48") as caught:
-        run_saved(EvalRequest(root, predictions=tmp_path), Watcher())
+        run(EvalRequest(root, predictions=tmp_path), observer=Watcher())
     assert caught.value.where == str(tmp_path / f"{names[0]}.png")
     with pytest.raises(DataError, match="no such folder"):
-        run_saved(EvalRequest(root, predictions=tmp_path / "nowhere"), Watcher())
+        run(EvalRequest(root, predictions=tmp_path / "nowhere"), observer=Watcher())
 
 
 # --- processes and interruptions --------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def comparable(report: EvalReport) -> dict[str, object]:
 def test_saved_predictions_give_the_network_figures(tmp_path: Path) -> None:
     request = EvalRequest(make_tree(tmp_path / "city", 5), settings=SMALL, save_preds=tmp_path / "preds")
     online = run(request, recipe(), Load(), Watcher())
-    saved = run_saved(EvalRequest(request.root, predictions=tmp_path / "preds"), Watcher())
+    saved = run(EvalRequest(request.root, predictions=tmp_path / "preds"), observer=Watcher())
     for name in ("scores", "confusion", "intervals", "fine_grained", "confusions", "boundary", "worst_images", "crops"):
         assert getattr(saved, name) == getattr(online, name), name
     assert (online.calibration is None, saved.calibration is None) == (False, True)
