@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 from dgmn2cli.errors import DataError, Dgmn2Error, IntegrityError, ResourceError
 
@@ -163,14 +163,24 @@ def hash_file(path: str | Path, advance: Callable[[int], object] | None = None) 
     """
     digest = hashlib.sha256()
     with open_regular(path) as file:
-        try:
-            while block := file.read(HASH_BLOCK):
-                digest.update(block)
-                if advance:
-                    advance(len(block))
-        except OSError as error:
-            raise ResourceError("cannot read the file", where=path, why=_reason(error)) from error
+        for block in read_blocks(file, path):
+            digest.update(block)
+            if advance:
+                advance(len(block))
     return digest.hexdigest()
+
+
+def read_blocks(file: IO[bytes], path: str | Path) -> Iterator[bytes]:
+    """What is left of an open file called `path`, in blocks.
+
+    Raises:
+        ResourceError: it cannot be read.
+    """
+    try:
+        while block := file.read(HASH_BLOCK):
+            yield block
+    except OSError as error:
+        raise ResourceError("cannot read the file", where=path, why=_reason(error)) from error
 
 
 def _reason(error: OSError | ValueError) -> str:

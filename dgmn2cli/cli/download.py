@@ -19,7 +19,7 @@ from dgmn2cli.zoo import AnyEntry, Source, locate
 from dgmn2cli.zoo.manifest import shown
 
 if TYPE_CHECKING:
-    from dgmn2cli.zoo.fetch import FetchedFile
+    from dgmn2cli.zoo.cache import FetchedFile
 
 HASH_WORDS = {"pinned": "as the manifest says", "recorded": "as recorded earlier", "new": "recorded now"}
 

@@ -20,10 +20,10 @@ from typing import Annotated, BinaryIO, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError, ResourceError
-from dgmn2cli.files import HASH_BLOCK, atomic_write, check_file, hash_file, open_regular, to_json
+from dgmn2cli.files import HASH_BLOCK, atomic_write, check_file, hash_file, open_regular, read_blocks, to_json
 from dgmn2cli.observer import Observer, Silent
-from dgmn2cli.zoo.cache import RECORD_LIMIT, expected_sha256
-from dgmn2cli.zoo.fetch import Download, FetchedFile, Verify, size_limit
+from dgmn2cli.zoo.cache import RECORD_LIMIT, FetchedFile, expected_sha256
+from dgmn2cli.zoo.fetch import Download, Verify, size_limit
 from dgmn2cli.zoo.manifest import AnyEntry, ZooEntry
 
 INDEX = "dgmn2-bundle.json"
@@ -71,8 +71,8 @@ def adopt_offered(
     def adopt(entry: AnyEntry, file: Path, checked: str = "") -> FetchedFile:
         with open_regular(file) as stream:
             total, name = os.fstat(stream.fileno()).st_size, str(file.absolute())
-            download = Download(entry, cache, verify_for(entry), observer)
-            return download.adopt(stream, total, name, checked, verified=bool(checked))
+            download = Download(entry, cache, (lambda _: checked) if checked else verify_for(entry), observer)
+            return download.adopt(read_blocks(stream, name), total, name, checked)
 
     if is_bundle(path):
         found = _from_bundle(path, entries, cache, verify_for, observer)
@@ -223,7 +223,8 @@ def _from_bundle(
                 sha256 = next((each for each in stated if member.name == f"files/{each}.pth"), None)
                 if member.isreg() and sha256 and (stream := tar.extractfile(member)):
                     download = Download(entry, cache, verify_for(entry), observer)
-                    found.append(download.adopt(stream, member.size, f"{path.absolute()}: {entry.key}", sha256))
+                    name = f"{path.absolute()}: {entry.key}"
+                    found.append(download.adopt(read_blocks(stream, path), member.size, name, sha256))
     return found
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -185,6 +186,41 @@ def _origins(entry: AnyEntry) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class FetchedFile:
+    """An entry's file in the cache, its hash just computed."""
+
+    key: str
+    path: Path
+    sha256: str
+    size: int  # bytes
+    source: str  # where it came from, in words
+    pin: Literal["pinned", "recorded", "new"]  # its hash is the manifest's, the one noted earlier, or noted now
+    cached: bool  # it was there already
+    seconds: float
+
+
+def from_cache(entry: AnyEntry, cache: Path, observer: Observer = Silent()) -> FetchedFile | None:
+    """The entry's file if the cache holds it and its content has the hash it must have; None otherwise.
+
+    Raises:
+        ResourceError: it may not be read.
+    """
+    began, found = time.monotonic(), locate(entry, cache)
+    if found is None:
+        return None
+    if not _is_whole(entry, found, observer):
+        observer.note(f"The cached file of {entry.key} is damaged: {found.path}")
+        return None
+    seconds = time.monotonic() - began
+    return FetchedFile(entry.key, found.path, found.sha256, found.size, found.source, found.pin, True, seconds)
+
+
+def _is_whole(entry: AnyEntry, found: CachedFile, observer: Observer) -> bool:
+    observer.begin(entry.key, found.size, unit="bytes")
+    return hash_file(found.path, observer.advance) == found.sha256
+
+
+@dataclass(frozen=True)
 class FileCheck:
     """What hashing an entry's file again showed."""
 
@@ -206,9 +242,8 @@ def _verify(entry: AnyEntry, cache: Path, observer: Observer) -> FileCheck:
     if found is None:
         sha256 = expected_sha256(entry, cache)
         return FileCheck(entry.key, "not on disk", pin_state(entry, cache), None, None, sha256)
-    observer.begin(entry.key, found.size, unit="bytes")
-    good = hash_file(found.path, observer.advance) == found.sha256
-    return FileCheck(entry.key, "good" if good else "damaged", found.pin, found.path, found.size, found.sha256)
+    state: Literal["good", "damaged"] = "good" if _is_whole(entry, found, observer) else "damaged"
+    return FileCheck(entry.key, state, found.pin, found.path, found.size, found.sha256)
 
 
 def pin(

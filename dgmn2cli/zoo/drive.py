@@ -8,44 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import requests
 
 from dgmn2cli.errors import NetworkError
-from dgmn2cli.zoo.http import Client, follow, place_of
+from dgmn2cli.zoo.http import Client, follow, place_of, read_block
 from dgmn2cli.zoo.manifest import shown
 
 FILE_ADDRESS = "https://drive.google.com/uc?export=download&id={id}"
-AGENT = "Mozilla/5.0"  # to other programs Google Drive answers with other pages
+AGENT = {"User-Agent": "Mozilla/5.0"}  # to other programs Google Drive answers with other pages
 MAX_PAGES = 3
-PAGE_LIMIT = 1 << 16  # bytes of a page that are looked at
 
 
 @contextmanager
-def opened_drive_file(client: Client, file_id: str, headers: dict[str, str]) -> Iterator[tuple[requests.Response, str]]:
-    """The response that carries the file's bytes, and its address; `headers` go with the request for the bytes only."""
-    url = FILE_ADDRESS.format(id=file_id)
+def opened_drive_file(client: Client, file_id: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+    """The response that carries the file's bytes; `headers` go with the request for the bytes only."""
+    url, why = FILE_ADDRESS.format(id=file_id), "one page leads to another"
     for _ in range(MAX_PAGES):
-        with client.opened(url) as (response, final):
-            page = _is_page(response)
+        with client.opened(url, AGENT) as response:
+            said, url = response.headers, response.url
+            page = said.get("Content-Type", "").startswith("text/html") and "Content-Disposition" not in said
             if not page and not headers:
-                yield response, final
+                yield response
                 return
-            text = b""
-            while page and len(text) < PAGE_LIMIT and (block := client.read(response, final)):
-                text += block
+            text = read_block(response).decode("utf-8", "replace") if page else ""
         if not page:
-            with client.opened(final, headers) as (rest, address):
-                yield rest, address
+            with client.opened(url, {**AGENT, **headers}) as rest:
+                yield rest
             return
-        url = follow(final, _confirmed(text.decode("utf-8", "replace"), final))
-    raise _refusal(url, "one page leads to another")
-
-
-def _is_page(response: requests.Response) -> bool:
-    kind = response.headers.get("Content-Type", "").lower()
-    return kind.startswith("text/html") and "Content-Disposition" not in response.headers
+        url = follow(url, _confirmed(text, url))
+    raise NetworkError("Google Drive does not give the file", where=place_of(url), why=why)
 
 
 def _confirmed(page: str, url: str) -> str:
@@ -53,20 +45,10 @@ def _confirmed(page: str, url: str) -> str:
     from gdown.download import get_url_from_gdrive_confirmation  # 0.2 s, and most commands never get here
     from gdown.exceptions import FileURLRetrievalError
 
-    text = page.lower()
-    if "accounts.google" in (urlsplit(url).hostname or "") or "servicelogin" in text:
-        raise _refusal(url, "it wants a Google account: the file is not public")
-    if "quota exceeded" in text or "too many users" in text or "download quota" in text:
-        raise _refusal(url, "its download quota is used up for now; that passes within a day or so")
     try:
         return str(get_url_from_gdrive_confirmation(page))
-    except FileURLRetrievalError as error:
-        said = " ".join(str(error).split())
+    except (FileURLRetrievalError, AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+        said = " ".join(str(error).split()) if isinstance(error, FileURLRetrievalError) else ""
         lost = not said or said.startswith("Cannot retrieve")
-        raise _refusal(url, "its page shows no way to the file" if lost else f"it says: {shown(said)}") from error
-    except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:  # a form of another make
-        raise _refusal(url, "its page cannot be read") from error
-
-
-def _refusal(url: str, why: str) -> NetworkError:
-    return NetworkError("Google Drive does not give the file", where=place_of(url), why=why)
+        why = "its page shows no way to the file, which may not be public" if lost else f"it says: {shown(said)}"
+        raise NetworkError("Google Drive does not give the file", where=place_of(url), why=why) from error

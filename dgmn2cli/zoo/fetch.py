@@ -12,23 +12,24 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import requests
 from filelock import FileLock, Timeout
-from urllib3.exceptions import InvalidHeader
-from urllib3.util import Retry
 
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NetworkError, NonFiniteError, ResourceError
-from dgmn2cli.files import HASH_BLOCK, hash_file, open_regular
+from dgmn2cli.files import hash_file, open_regular, read_blocks
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.zoo import cache as caching
-from dgmn2cli.zoo import drive
-from dgmn2cli.zoo.http import AGENT, Client, Limits, TemporaryError, place_of
+from dgmn2cli.zoo.cache import FetchedFile
+from dgmn2cli.zoo.drive import opened_drive_file
+from dgmn2cli.zoo.http import Client, Limits, TemporaryError, place_of, read_block, within
 from dgmn2cli.zoo.manifest import AnyEntry, Source, shown
 from dgmn2cli.zoo.parts import UNTAGGED, Part, sweep
 
@@ -36,22 +37,9 @@ from dgmn2cli.zoo.parts import UNTAGGED, Part, sweep
 Verify = Callable[[Path], str]
 BYTES_PER_PARAM = 15  # float32 weights and Adam's two moments, and a quarter more
 OVERHEAD = 64 << 20  # bytes a file may have beyond its tensors
+PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")  # how a web page begins
 TURN_LIMIT = 300.0  # seconds to wait for another process that fetches the same file
 BY_HAND = "Save it with a browser (`dgmn2 zoo show {0}` has the address); then `dgmn2 download {0} --from FILE`."
-
-
-@dataclass(frozen=True)
-class FetchedFile:
-    """An entry's file in the cache, its hash just computed."""
-
-    key: str
-    path: Path
-    sha256: str
-    size: int  # bytes
-    source: str  # where it came from, in words
-    pin: Literal["pinned", "recorded", "new"]  # its hash is the manifest's, the one noted earlier, or noted now
-    cached: bool  # it was there already
-    seconds: float
 
 
 def fetch(
@@ -62,7 +50,7 @@ def fetch(
     offline: bool = False,
     force: bool = False,
     sources: Sequence[Source] | None = None,
-    limits: Limits | None = None,
+    limits: Limits = Limits(),
     observer: Observer = Silent(),
 ) -> FetchedFile:
     """The entry's file in the cache, fetched if it is not there or damaged.
@@ -79,31 +67,22 @@ def fetch(
         IntegrityError, NonFiniteError: what the sources gave is not the file.
         ResourceError: disk full, no permission.
     """
-    if not force and (ready := from_cache(entry, cache, observer)):
+    if not force and (ready := caching.from_cache(entry, cache, observer)):
         return ready
     usable = [s for s in (entry.sources if sources is None else sources) if not offline or s.type == "file"]
-    if not usable:
-        raise _nothing_to_ask(entry, cache, force)
-    download = Download(entry, cache, verify, observer, limits)
-    with download.turn():
-        return (None if force else from_cache(entry, cache)) or download.from_sources(usable)
-
-
-def from_cache(entry: AnyEntry, cache: Path, observer: Observer = Silent()) -> FetchedFile | None:
-    """The entry's file if the cache holds it and its content has the hash it must have; None otherwise.
-
-    Raises:
-        ResourceError: it may not be read.
-    """
-    began, found = time.monotonic(), caching.locate(entry, cache)
-    if found is None:
-        return None
-    observer.begin(entry.key, found.size, unit="bytes")
-    if hash_file(found.path, observer.advance) != found.sha256:
-        observer.note(f"The cached file of {entry.key} is damaged: {found.path}")
-        return None
-    seconds = time.monotonic() - began
-    return FetchedFile(entry.key, found.path, found.sha256, found.size, found.source, found.pin, True, seconds)
+    if usable:
+        download = Download(entry, cache, verify, observer, limits)
+        with download.turn():
+            return (None if force else caching.from_cache(entry, cache)) or download.from_sources(usable)
+    found = caching.locate(entry, cache)
+    key = entry.key
+    hint = f"Switch the network on and run `dgmn2 download {key}`; or fetch the file elsewhere, alone or as a bundle "
+    hint += f"(`dgmn2 download {key} --bundle TAR`), and adopt it here with `dgmn2 download {key} --from FILE`."
+    if found and not force:
+        why = "it does not have the hash it must have"
+        raise IntegrityError("the cached file is damaged", where=found.path, why=why, hint=hint)
+    what = f"cannot download it again, and {found.path} is there" if found else "the weights are not on disk"
+    raise NetworkError(what, where=key, why="the network is switched off (--offline, DGMN2_OFFLINE)", hint=hint)
 
 
 def size_limit(entry: AnyEntry) -> int:
@@ -111,38 +90,23 @@ def size_limit(entry: AnyEntry) -> int:
     return entry.size or entry.params * BYTES_PER_PARAM + OVERHEAD
 
 
-def _nothing_to_ask(entry: AnyEntry, cache: Path, force: bool) -> Dgmn2Error:
-    """The error when the network is off and there is no good file, or another one was asked for."""
-    key, off = entry.key, "the network is switched off (--offline, DGMN2_OFFLINE)"
-    found = caching.locate(entry, cache)
-    if force and found:
-        hint = f"Leave out --force and --source: a file is there, {found.path}."
-        return NetworkError("cannot download it again", where=key, why=off, hint=hint)
-    hint = f"Switch the network on and run `dgmn2 download {key}`; or fetch the file elsewhere, alone or as a bundle "
-    hint += f"(`dgmn2 download {key} --bundle TAR`), and adopt it here with `dgmn2 download {key} --from FILE`."
-    if found:
-        why = "it does not have the hash it must have"
-        return IntegrityError("the cached file is damaged", where=found.path, why=why, hint=hint)
-    return NetworkError("the weights are not on disk", where=key, why=off, hint=hint)
-
-
+@dataclass
 class Download:
-    """One entry's file on its way into the cache; the arguments are those of `fetch`."""
+    """One entry's file on its way into the cache; the first fields are the arguments of `fetch`."""
 
-    def __init__(
-        self, entry: AnyEntry, cache: Path, verify: Verify, observer: Observer, limits: Limits | None = None
-    ) -> None:
-        self.entry, self.cache, self.parts, self.verify = entry, cache, cache / "parts", verify
-        self.limits, self.observer = limits or Limits(), observer
-        self.known = caching.expected_sha256(entry, cache)
-        self.began = time.monotonic()
+    entry: AnyEntry
+    cache: Path
+    verify: Verify
+    observer: Observer = Silent()
+    limits: Limits = Limits()
+    began: float = field(default_factory=time.monotonic)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Waits, for a while, if another process fetches the entry; goes ahead where there is no lock to be had."""
-        lock = FileLock(self.parts / f"{self.entry.key}.lock")
+        lock = FileLock(self.cache / "parts" / f"{self.entry.key}.lock")
         with suppress(OSError, NotImplementedError):  # whether the cache can be written shows when it is written
-            self.parts.mkdir(parents=True, exist_ok=True)
+            (self.cache / "parts").mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -158,196 +122,129 @@ class Download:
         failures: list[Dgmn2Error] = []
         for number, source in enumerate(sources, 1):
             try:
-                return self._from_source(source)
+                return self._from_server(source) if source.type != "file" else self._from_file(source.location)
             except (NetworkError, IntegrityError, NonFiniteError) as error:
                 error.hint = error.hint or BY_HAND.format(self.entry.key)
                 failures.append(error)
                 if number < len(sources):
                     self.observer.note(f"Source {number} of {self.entry.key} failed, trying the next: {error}")
-        if len(failures) == 1:
-            raise failures[0]
         worst = next((failure for failure in failures if not isinstance(failure, NetworkError)), failures[-1])
-        raise type(worst)(
-            "no source gives the file",
-            where=self.entry.key,
-            why=f"{len(failures)} were tried, see above",
-            hint=BY_HAND.format(self.entry.key),
-            faults=[f"source {i}: {failure}" for i, failure in enumerate(failures, 1)],
-        )
+        if len(failures) > 1:
+            worst.faults = tuple(f"source {i}: {failure}" for i, failure in enumerate(failures, 1))
+        raise worst
 
-    def adopt(self, stream: IO[bytes], total: int, name: str, stated: str = "", verified: bool = False) -> FetchedFile:
-        """Takes the `total` bytes of an open file called `name` into the cache as the entry's.
-
-        `stated` is the hash that whoever offers it says it has; `verified` says that such content has passed the check.
-        """
+    def adopt(self, blocks: Iterable[bytes], total: int, name: str, stated: str = "") -> FetchedFile:
+        """Takes the `total` bytes of a file called `name`, whose hash is said to be `stated`, as the entry's."""
         source = Source("file", name)
-        part = Part(self.parts, self._stem(source))
-        try:
-            self._copy(stream, total, part, name)
-            return self._finish(source, part, stated, verified)
-        except BaseException:
-            part.discard()
-            raise
+        with self._part(source) as part:
+            self._fill(part, blocks, total, name)
+            return self._finish(source, part, stated)
 
-    def _stem(self, source: Source) -> str:
-        return f"{self.entry.key}@{hashlib.sha256(f'{source.type}:{source.location}'.encode()).hexdigest()[:12]}"
+    def _from_file(self, path: str) -> FetchedFile:
+        with open_regular(path, "cannot read the source", kind=NetworkError, unreadable=NetworkError) as file:
+            return self.adopt(read_blocks(file, path), os.fstat(file.fileno()).st_size, path)
 
-    def _from_source(self, source: Source) -> FetchedFile:
-        if source.type == "file":
-            what = "cannot read the source"
-            with open_regular(source.location, what, kind=NetworkError, unreadable=NetworkError) as file:
-                return self.adopt(file, os.fstat(file.fileno()).st_size, source.location)
-        part = Part(self.parts, self._stem(source))
-        agent = drive.AGENT if source.type == "gdrive" else AGENT
-        try:
-            with closing(Client(self.limits, self.began + self.limits.total, agent)) as client:
-                while True:
-                    self._transfer(client, source, part)
-                    try:
-                        return self._finish(source, part)
-                    except (IntegrityError, NonFiniteError):
-                        if not part.continued:
-                            raise
-                        part.restart()  # the pieces do not belong together; once more in one piece
-        except BaseException as error:
-            interrupted = isinstance(error, NetworkError) or not isinstance(error, Exception)
-            if interrupted and part.size and self._continuable(part):
-                part.keep()
-            else:
-                part.discard()
-            raise
+    def _from_server(self, source: Source) -> FetchedFile:
+        """The file from `source`, which is asked again after failures that may pass."""
+        with self._part(source) as part, Client(self.limits) as client:
+            part.take_over()
+            attempt = 0
+            while True:
+                left = max(0, self.began + self.limits.total - time.monotonic())
+                try:
+                    within(left, partial(self._receive, client, source, part))
+                    return self._finish(source, part)
+                except TimeoutError as error:
+                    what, why = "the download took too long", f"more than {self.limits.total:g} s in all"
+                    hint = "Run it again to go on where it stopped, or allow more with --timeout."
+                    raise NetworkError(what, where=place_of(source.address), why=why, hint=hint) from error
+                except (TemporaryError, IntegrityError, NonFiniteError) as error:
+                    pause = self.limits.backoff * 2**attempt * random.uniform(0.75, 1.25)
+                    if isinstance(error, TemporaryError) and error.retry_after is not None:
+                        pause = min(60, error.retry_after)
+                    passing = isinstance(error, TemporaryError) or part.continued
+                    if not passing or attempt >= self.limits.retries or pause >= left:
+                        raise
+                    if part.tag == UNTAGGED or not isinstance(error, TemporaryError):
+                        part.begin()  # what came is of no use, or its pieces do not belong together
+                    time.sleep(pause)
+                    attempt += 1
 
-    def _continuable(self, part: Part) -> bool:
-        """Whether a rest can be known to belong to the part: by the version's name, or by the hash of the whole."""
-        return part.tag != UNTAGGED or self.known is not None
+    def _receive(self, client: Client, source: Source, part: Part) -> None:
+        """Asks `source` for what `part` lacks."""
+        opened = opened_drive_file if source.type == "gdrive" else Client.opened
+        headers = {"Range": f"bytes={part.size}-"} if part.size else {}
+        with opened(client, source.location, headers) as response:
+            self._take(response, part)
 
-    def _transfer(self, client: Client, source: Source, part: Part) -> None:
-        """Fills `part` from `source`, trying again after failures that may pass."""
-        retry = Retry(total=self.limits.retries, backoff_factor=self.limits.backoff)
-        opened = drive.opened_drive_file if source.type == "gdrive" else Client.opened
-        while True:
-            if not self._continuable(part):
-                part.restart()
-            headers = {"Range": f"bytes={part.size}-"} if part.size else {}
-            try:
-                with opened(client, source.location, headers) as (response, url):
-                    self._receive(client, response, url, part)
-                return
-            except TemporaryError as error:
-                pause = retry.get_backoff_time() * random.uniform(0.75, 1.25)
-                with suppress(InvalidHeader, ValueError, OverflowError):
-                    pause = min(60, retry.parse_retry_after(error.retry_after)) if error.retry_after else pause
-                if retry.total == 0 or pause >= client.left:
-                    raise
-                retry = retry.increment(error=error)
-                time.sleep(pause)
-
-    def _receive(self, client: Client, response: requests.Response, url: str, part: Part) -> None:
-        """Writes the body into `part`, behind what is there if the response continues it, and checks its length."""
-        place, limit = place_of(url), size_limit(self.entry)
-        encoding = response.headers.get("Content-Encoding", "").strip().lower()
-        if encoding not in ("", "identity"):
-            why = f"it is compressed ({shown(encoding)}), which was not asked for"
+    def _take(self, response: requests.Response, part: Part) -> None:
+        """Writes the body into `part`, behind what is there if the response continues it."""
+        place, headers = place_of(response.url), response.headers
+        total, tag = response.raw.length_remaining, version_tag(response)
+        if headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+            why = f"it is compressed ({shown(headers['Content-Encoding'])}), which was not asked for"
             raise NetworkError("the answer cannot be used", where=place, why=why)
-        tag, total = version_tag(response), _length(response)
         if response.status_code == 200:
-            part.restart()
-            part.mark(tag)
-        elif fits(response, part, tag, self.known is not None):
-            total, part.continued = int(response.headers["Content-Range"].split("/")[1]), True
+            part.begin(tag)
+        elif fits(response, part, tag):
+            total, part.continued = int(headers["Content-Range"].split("/")[1]), True
         else:
-            part.restart()
+            part.begin()
             why = "the rest offered does not fit the beginning"
             raise TemporaryError("the download cannot be continued", where=place, why=why)
-        if total is not None and total > limit:
-            part.restart()
-            why = f"{total:,} bytes announced, at most {limit:,} expected"
-            raise NetworkError("the file is too large", where=place, why=why)
-        self._check_space((total or 0) - part.size)
-        page = response.headers.get("Content-Type", "").lower().startswith("text/html")
-        self.observer.begin(self.entry.key, total, done=part.size, unit="bytes")
-        while block := client.read(response, url):
-            if part.size == 0 and (page or looks_like_page(block[:512])):
-                why = "a login, quota or error page, most likely"
-                raise NetworkError("the server sent a web page instead of the file", where=place, why=why)
-            if part.size + len(block) > limit:
-                part.restart()
-                raise NetworkError("the file is too large", where=place, why=f"more than {limit:,} bytes came")
-            part.append(block)
-            self.observer.advance(done=part.size)
-        if total is not None and part.size != total:
-            raise TemporaryError(
-                "the download is incomplete", where=place, why=f"{part.size:,} of {total:,} bytes came"
-            )
+        blocks = iter(partial(read_block, response), b"")
+        first = next(blocks, b"")
+        if part.size == 0 and first.lstrip()[:100].lower().startswith(PAGE):
+            why = "a login, quota or error page, most likely"
+            raise NetworkError("the server sent a web page instead of the file", where=place, why=why)
+        self._fill(part, chain([first], blocks), total, place)
 
-    def _check_space(self, needed: int) -> None:
+    def _part(self, source: Source) -> Part:
+        place = hashlib.sha256(f"{source.type}:{source.location}".encode()).hexdigest()[:12]
+        return Part(self.cache / "parts", f"{self.entry.key}@{place}")
+
+    def _fill(self, part: Part, blocks: Iterable[bytes], total: int | None, where: str) -> None:
+        """Writes `blocks` behind what `part` holds; `total` bytes are announced in all."""
+        limit, free = size_limit(self.entry), 1 << 62
         with suppress(OSError):
-            free = shutil.disk_usage(self.parts).free
-            if needed > free:
-                why, hint = f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free", "Free some, or use --cache DIR."
-                raise ResourceError("not enough disk space", where=self.parts, why=why, hint=hint)
-
-    def _copy(self, stream: IO[bytes], total: int, part: Part, name: str) -> None:
-        if total > size_limit(self.entry):
-            why = f"{total:,} bytes, at most {size_limit(self.entry):,} expected"
-            raise IntegrityError("the file is not the model", where=name, why=why)
-        part.restart()
-        self.observer.begin(self.entry.key, total, unit="bytes")
-        while part.size < total:
-            try:
-                block = stream.read(min(HASH_BLOCK, total - part.size))
-            except OSError as error:
-                raise ResourceError("cannot read the file", where=name, why=error.strerror or str(error)) from error
-            if not block:
-                why = f"{part.size:,} of {total:,} bytes are there"
-                raise IntegrityError("the file is cut off", where=name, why=why)
+            free = shutil.disk_usage(self.cache).free
+        if total and total <= limit and total - part.size > free:
+            why, hint = f"{total / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free", "Free some, or use --cache DIR."
+            raise ResourceError("not enough disk space", where=self.cache, why=why, hint=hint)
+        self.observer.begin(self.entry.key, total, done=part.size, unit="bytes")
+        for block in blocks:
+            if max(part.size + len(block), total or 0) > limit:
+                why = f"it has {total or part.size:,} bytes or more, at most {limit:,} are expected"
+                raise IntegrityError("the file is too large to be the model", where=where, why=why)
             part.append(block)
             self.observer.advance(done=part.size)
 
-    def _finish(self, source: Source, part: Part, stated: str = "", verified: bool = False) -> FetchedFile:
-        part.sync()
-        self.known = caching.expected_sha256(self.entry, self.cache)  # another process may have been quicker
-        sha256 = self._check(source, part, stated, verified)
-        size, target = part.size, caching.file_path(self.cache, sha256)
-        part.publish(target)
-        caching.record(self.entry, self.cache, sha256=sha256, size=size, source=source.address)
-        sweep(self.parts, self.entry.key)
-        pin: Literal["pinned", "recorded", "new"] = "recorded" if self.known else "new"
-        pin, seconds = "pinned" if self.entry.sha256 else pin, time.monotonic() - self.began
-        return FetchedFile(self.entry.key, target, sha256, size, source.address, pin, False, seconds)
-
-    def _check(self, source: Source, part: Part, stated: str, verified: bool) -> str:
-        """The part's hash, if the content is the entry's: by every hash that is known, else by structure."""
-        entry, where = self.entry, f"{self.entry.key} from {source.address}"
-        belong = "Check that the model's name and the file belong together."
-        what, hint = "the file is not the model", belong if source.type == "file" else BY_HAND.format(entry.key)
-        if entry.size is not None and part.size != entry.size:
-            why = f"it has {part.size:,} bytes, the manifest says {entry.size:,}"
-            raise IntegrityError(what, where=where, why=why, hint=hint)
-        sha256 = part.sha256() if self.known or stated else ""
-        if entry.sha256 is None and self.known not in (None, sha256):
-            record = caching.record_path(entry, self.cache)
-            hint = f"If the publisher replaced it, delete {record} and download again."
-            why = f"its sha256 is {sha256}, recorded here was {self.known}"
-            raise IntegrityError("the file is not the one recorded", where=where, why=why, hint=hint)
-        if entry.sha256 and sha256 != entry.sha256:
-            why = f"its sha256 is {sha256}, the manifest says {entry.sha256}"
-            raise IntegrityError(what, where=where, why=why, hint=hint)
-        if stated and sha256 != stated:
-            why, hint = f"its sha256 is {sha256}, it should be {stated}", "It was damaged on the way; copy it again."
-            raise IntegrityError("the file is damaged", where=where, why=why, hint=hint)
-        if self.known or verified:
-            return sha256
+    def _finish(self, source: Source, part: Part, stated: str = "") -> FetchedFile:
+        """Publishes `part` if its content is the entry's: by every hash that is known, else by structure."""
+        entry, size, sha256 = self.entry, part.size, ""
+        known = caching.expected_sha256(entry, self.cache)  # another process may have been quicker
+        pin: Literal["pinned", "recorded", "new"] = "pinned" if entry.sha256 else "recorded" if known else "new"
         try:
-            return self.verify(part.path)
+            if entry.size is not None and entry.size != size:
+                why = f"it has {size:,} bytes, the manifest says {entry.size:,}"
+                raise IntegrityError("the file is not the model", why=why)
+            if (wanted := known or stated) and (sha256 := hash_file(part.path)) != wanted:
+                raise IntegrityError("the file is not the model", why=f"its sha256 is {sha256}, wanted {wanted}")
+            if not known:
+                sha256 = self.verify(part.path)
         except (IntegrityError, NonFiniteError) as error:
-            what, why = what if isinstance(error, IntegrityError) else error.what, error.why or error.what
-            raise type(error)(what, where=where, why=why, hint=hint, faults=error.faults) from error
-
-
-def looks_like_page(head: bytes) -> bool:
-    """Whether a file that begins with `head` is a web page."""
-    return head.lstrip()[:100].lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
+            error.where = f"{entry.key} from {source.address}"
+            if pin == "recorded":
+                record = caching.record_path(entry, self.cache)
+                error.hint = f"If the publisher replaced it, delete {record} and download again."
+            elif source.type != "file":
+                error.hint = BY_HAND.format(entry.key)
+            raise
+        target = caching.file_path(self.cache, sha256)
+        part.publish(target)
+        caching.record(entry, self.cache, sha256=sha256, size=size, source=source.address)
+        sweep(self.cache / "parts", entry.key)
+        return FetchedFile(entry.key, target, sha256, size, source.address, pin, False, time.monotonic() - self.began)
 
 
 def version_tag(response: requests.Response) -> str:
@@ -357,20 +254,10 @@ def version_tag(response: requests.Response) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:12] if name else UNTAGGED
 
 
-def fits(response: requests.Response, part: Part, tag: str, known: bool) -> bool:
-    """Whether a 206 answer starts where the part ends, reaches the end, and belongs to the same content.
-
-    Where the hash of the whole is `known`, a server need not say which version it sends.
-    """
+def fits(response: requests.Response, part: Part, tag: str) -> bool:
+    """Whether a 206 answer starts where the part ends, reaches the end, and belongs to the same content."""
     said = re.fullmatch(r"bytes +([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})", response.headers.get("Content-Range", ""))
-    if response.status_code != 206 or said is None:
+    if response.status_code != 206 or said is None or not tag == part.tag != UNTAGGED:
         return False
-    whole = int(said[1]) == part.size > 0 and int(said[2]) == int(said[3]) - 1
-    return whole and (known or tag == part.tag != UNTAGGED)
-
-
-def _length(response: requests.Response) -> int | None:
-    """Bytes of the whole content as announced, None if they are not."""
-    chunked = response.headers.get("Transfer-Encoding", "").lower() not in ("", "identity")
-    text = response.headers.get("Content-Length", "").strip()
-    return int(text) if not chunked and re.fullmatch(r"[0-9]{1,15}", text) else None
+    start, last, total = map(int, said.groups())
+    return start == part.size > 0 and last == total - 1 and response.raw.length_remaining in (None, total - start)

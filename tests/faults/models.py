@@ -17,7 +17,7 @@ from dgmn2cli.checkpoint.unwrap import Checkpoint
 from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, write_checkpoint
 from dgmn2cli.training.state import TrainState, load_state, save_state
 from dgmn2cli.zoo import cache as caching
-from dgmn2cli.zoo.fetch import from_cache
+from dgmn2cli.zoo.cache import from_cache
 from faults.verdicts import RIGHT, Faults, Kind, Violation, flipped, judged, spliced
 
 META = {"CLASSES": ["road", "sky"], "iter": 7}

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import random
 import tarfile
 
@@ -15,8 +14,7 @@ from dgmn2cli.errors import ConfigError, Dgmn2Error, IntegrityError, ResourceErr
 from dgmn2cli.files import hash_file
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo.bundle import INDEX, adopt_offered, check_bundle_target, copy_to, is_bundle, write_bundle
-from dgmn2cli.zoo.fetch import from_cache
-from dgmn2cli.zoo.parts import Part
+from dgmn2cli.zoo.cache import from_cache
 
 PARAMS = 1000
 CONTENTS = {key: random.Random(key).randbytes(4 * PARAMS + 100) for key in ("fpn-tiny", "setr_pup-tiny", "dgmn2_tiny")}
@@ -64,16 +62,14 @@ def test_a_folder_is_sorted_out_by_content(tmp_path, folder):
     assert len(list((tmp_path / "cache" / "files").iterdir())) == 3
 
 
-def test_a_file_is_adopted_whole_after_a_process_that_died_halfway(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(Part, "discard", Part.keep)  # as when it is killed
-    with monkeypatch.context() as patch:
-        patch.setattr(Part, "sync", lambda part: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            offer(folder / "a", ENTRIES[1:2], tmp_path / "cache")
-    (part,) = (tmp_path / "cache" / "parts").glob("*.part")
-    os.truncate(part, PARAMS)
+@pytest.mark.parametrize("tag", ["-", "0123456789ab"])
+def test_a_file_is_adopted_whole_after_a_process_that_died_halfway(tmp_path, folder, tag):
+    parts, place = tmp_path / "cache" / "parts", hashlib.sha256(f"file:{folder / 'a'}".encode()).hexdigest()[:12]
+    parts.mkdir(parents=True)
+    (parts / f"setr_pup-tiny@{place}.{tag}.999999999.0badcafe.part").write_bytes(CONTENTS["setr_pup-tiny"][:PARAMS])
     (found,) = offer(folder / "a", ENTRIES[1:2], tmp_path / "cache")
     assert found.path.read_bytes() == CONTENTS["setr_pup-tiny"]
+    assert list(parts.glob("*.part")) == []
 
 
 def test_a_folder_must_hold_what_is_named_and_may_hold_what_is_not(tmp_path, folder):

@@ -213,14 +213,14 @@ def test_a_part_of_a_version_not_known_is_not_continued(tmp_path, host, entry, n
 
 
 def test_a_part_in_use_is_left_alone(tmp_path, host, entry):
-    mine = parts.Part(tmp_path / "parts", stem(entry))
-    mine.append(b"mine")
-    elsewhere = mine.path.with_name(mine.path.name.replace(f".{os.getpid()}.", ".999999999."))
-    mine.path = mine.path.rename(elsewhere)  # as another container's process is called here
-    fetched = fetch(entry, cache=tmp_path, verify=verify, limits=PATIENT)
-    assert fetched.path.read_bytes() == CONTENT
-    assert mine.path.read_bytes() == b"mine"
-    mine.discard()
+    with parts.Part(tmp_path / "parts", stem(entry)) as mine:
+        mine.begin("0badcafe0bad")
+        mine.append(b"mine")
+        elsewhere = mine.path.with_name(mine.path.name.replace(f".{os.getpid()}.", ".999999999."))
+        mine.path = mine.path.rename(elsewhere)  # as another container's process is called here
+        fetched = fetch(entry, cache=tmp_path, verify=verify, limits=PATIENT)
+        assert fetched.path.read_bytes() == CONTENT
+        assert mine.path.read_bytes() == b"mine"
     assert leftovers(tmp_path) == []
 
 
@@ -262,7 +262,7 @@ def test_a_damaged_cached_file_is_replaced(tmp_path, entry):
 
 def test_a_replaced_file_at_the_source_is_not_taken_silently(tmp_path, host, entry):
     caching.record(entry, tmp_path, sha256="1" * 64, size=5, source=entry.sources[0].address)
-    with pytest.raises(IntegrityError, match="not the one recorded") as caught:
+    with pytest.raises(IntegrityError, match=f"{SHA256}, wanted {'1' * 64}") as caught:
         fetch(entry, cache=tmp_path, verify=verify, limits=PATIENT)
     assert str(caching.record_path(entry, tmp_path)) in str(caught.value)
     caching.record_path(entry, tmp_path).unlink()
@@ -288,7 +288,7 @@ def test_sources_are_tried_in_order(tmp_path, host):
     fetched = fetch(entry, cache=tmp_path / "cache", verify=verify, limits=PATIENT, observer=watching)
     assert fetched.source == host.url("good")
     assert len(watching.notes) == 4
-    with pytest.raises(IntegrityError, match="4 were tried") as caught:
+    with pytest.raises(IntegrityError) as caught:
         fetch(entry, cache=tmp_path / "other", verify=verify, sources=sources[:4], limits=PATIENT)
     assert len(caught.value.faults) == 4
     assert leftovers(tmp_path / "other") == []
@@ -326,7 +326,7 @@ def test_adopting_a_file(tmp_path, entry):
     check_published(cache, entry, adopted)
     assert good.read_bytes() == CONTENT
     assert fetch(entry, cache=cache, verify=verify, offline=True).source == str(good)
-    with pytest.raises(IntegrityError, match="not the one recorded"):
+    with pytest.raises(IntegrityError, match=f"wanted {SHA256}"):
         adopt(entry, wrong, cache=cache, verify=lambda path: None)
 
 
@@ -365,8 +365,7 @@ def test_a_refused_block_leaves_nothing(tmp_path, entry, monkeypatch):
 
     def full(self, block):
         if self.size > 50_000:
-            self._file.close()
-            self._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", buffering=0)
+            os.dup2(os.open("/dev/full", os.O_WRONLY), self._file.fileno())
         real(self, block)
 
     monkeypatch.setattr(parts.Part, "append", full)
@@ -384,7 +383,7 @@ def test_too_little_space_is_said_before_the_download(tmp_path, entry, monkeypat
 
 def test_no_server_at_all(tmp_path):
     for url, said in (("http://127.0.0.1:1/x", "connection refused"), ("https://nosuch.invalid/x", "")):
-        with pytest.raises(NetworkError, match="cannot be reached") as caught:
+        with pytest.raises(NetworkError) as caught:
             fetch(entry_at(url), cache=tmp_path, verify=verify, limits=PATIENT)
         assert said in str(caught.value)
         assert caught.value.exit_code == 4
@@ -440,15 +439,15 @@ def test_drive_gives_the_file(tmp_path, drive_host, manner, state):
 
 
 DRIVE_WORDS = {
-    "quota": "its download quota is used up for now",
-    "login": "it wants a Google account: the file is not public",
+    "quota": "it says: Too many users have viewed or downloaded this file",
+    "login": "its page shows no way to the file, which may not be public",
     "folder": "its page shows no way to the file",
     "other-error": "it says: This file is \\x1b[31mtoo strange.",
     "missing": "status 404: ",
     "denied": "status 403: ",
     "form-other-action": "'ftp://x/y' has the scheme 'ftp'",
     "form-elsewhere": "'http://192.0.2.1/y' is plain http",
-    "form-broken": "its page cannot be read",
+    "form-broken": "its page shows no way to the file",
     "form-again": "one page leads to another",
     "empty-page": "its page shows no way to the file",
     "endless-page": "its page shows no way to the file",
@@ -459,8 +458,9 @@ DRIVE_WORDS = {
 def test_drive_does_not_give_the_file(tmp_path, drive_host, manner):
     assert len(DRIVE_WORDS) == len(DRIVE_MANNERS) - 2 == 12
     entry = on_drive(manner)
+    limits = dataclasses.replace(HASTY, total=10)  # importing gdown takes a while
     began = time.monotonic()
     with pytest.raises(NetworkError) as caught:
-        fetch(entry, cache=tmp_path, verify=verify, limits=HASTY)
-    check_nothing_wrong(tmp_path, entry, caught.value, began)
+        fetch(entry, cache=tmp_path, verify=verify, limits=limits)
+    check_nothing_wrong(tmp_path, entry, caught.value, began, limits)
     assert DRIVE_WORDS[manner] in str(caught.value)

