@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,14 +16,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # public, not in the stubs
 
-from dgmn2cli.distributed.rendezvous import LIMIT, Waiting, awake, lost_connections, meet, named
+from dgmn2cli.distributed.rendezvous import Waiting, awake, lost_connections, meet, named
 from dgmn2cli.errors import ConfigError, Dgmn2Error, ResourceError
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import resolve_device
 
 Result = TypeVar("Result")
 PATIENCE = timedelta(hours=24)  # one may check data or save while the others wait; a dead one is noticed at once
-SHORTEST, LONGEST = 0.0002, 0.05  # seconds between two looks at whether a collective is done
 ASKING = 10.0  # seconds of waiting after which a process says where it is
 
 
@@ -54,7 +53,7 @@ class Group:
         """The mean of each value over the processes."""
         numbers = torch.tensor([float(value) for value in values], dtype=torch.float64)
         if self.world > 1:
-            self._finish(lambda: dist.all_reduce(numbers, async_op=True))
+            self._collect(lambda: dist.all_reduce(numbers))
         return [float(number) for number in numbers / self.world]
 
     def gather(self, value: Result, meanwhile: Callable[[], object] = _nothing) -> list[Result]:
@@ -64,17 +63,10 @@ class Group:
             value: what can be pickled.
             meanwhile: called again and again while this process waits.
         """
-        if self.world == 1:
-            return [value]
-        content = _packed(value)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        self._finish(lambda: dist.all_gather(sizes, torch.tensor([content.numel()]), async_op=True), meanwhile)
-        longest = max(int(size) for size in sizes)
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: content.numel()] = content
-        parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.world)]
-        self._finish(lambda: dist.all_gather(parts, padded, async_op=True), meanwhile)
-        return [_unpacked(part[: int(size)]) for part, size in zip(parts, sizes, strict=True)]
+        values: list[Any] = [value] * self.world
+        if self.world > 1:
+            self._collect(lambda: dist.all_gather_object(values, value), meanwhile)
+        return values
 
     def once(self, work: Callable[[], Result]) -> Result:
         """What `work` gives on the first process, on every process; the others do not run it.
@@ -90,18 +82,13 @@ class Group:
                 outcome[0] = work()
             except Dgmn2Error as error:
                 outcome[1] = error
-        content = _packed(outcome) if self.main else torch.empty(0, dtype=torch.uint8)
-        size = torch.tensor([content.numel()])
-        self._finish(lambda: dist.broadcast(size, src=0, async_op=True))
-        if not self.main:
-            content = torch.empty(int(size), dtype=torch.uint8)
-        self._finish(lambda: dist.broadcast(content, src=0, async_op=True))
-        outcome = outcome if self.main else _unpacked(content)
-        if outcome[1] is not None:
-            outcome[1].told = not self.main
-            raise outcome[1]
-        result: Result = outcome[0]
-        return result
+        self._collect(lambda: dist.broadcast_object_list(outcome))
+        result, failure = outcome
+        if failure is not None:
+            failure.told = not self.main
+            raise failure
+        value: Result = result
+        return value
 
     def wait(self) -> None:
         """Returns when every process has come here."""
@@ -162,23 +149,23 @@ class Group:
         value: Result = result
         return value
 
-    def _finish(self, begin: Callable[[], Any], meanwhile: Callable[[], object] = _nothing) -> None:
-        """Begins a collective and waits for its end; signals are obeyed meanwhile, and a long wait is explained."""
-        number, pause, said = self._collectives, SHORTEST, False
+    def _collect(self, collective: Callable[[], object], meanwhile: Callable[[], object] = _nothing) -> None:
+        """Takes part in a collective; signals are obeyed meanwhile, and a long wait is explained."""
+        number, said = self._collectives, False
         self._collectives += 1
-        waiting = Waiting("the processes wait for each other", self.observer, first=30.0)
-        with lost_connections():
-            work = begin()
-            while not work.is_completed():
-                meanwhile()
-                if waiting.seconds > ASKING and self.store is not None:
+        waiting = Waiting("the processes wait for each other", self.observer, first=30.0, limit=math.inf)
+
+        def look() -> None:
+            nonlocal said
+            meanwhile()
+            if waiting.seconds > ASKING and self.store is not None:
+                with lost_connections():
                     if not said:
                         self.store.set(f"at/{self.rank}", str(number))
                         said = True
-                    waiting.tell(lambda: f"waiting for {self._behind(number)}")
-                time.sleep(pause)
-                pause = min(pause * 1.5, LONGEST)
-            work.wait()
+                    waiting.look(lambda: f"waiting for {self._behind(number)}")
+
+        awake(collective, look)
 
     def _behind(self, number: int) -> str:
         """The processes that have not come to collective `number` and waited there."""
@@ -189,14 +176,6 @@ class Group:
             if not self.store.check([key]) or int(self.store.get(key)) < number:
                 ranks.append(rank)
         return named(ranks, self.world)
-
-
-def _packed(value: object) -> torch.Tensor:
-    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
-
-
-def _unpacked(content: torch.Tensor) -> Any:
-    return pickle.loads(content.numpy().tobytes())
 
 
 def launched_world() -> int:
@@ -273,7 +252,8 @@ def join(device: str, observer: Observer = Silent()) -> Iterator[Group]:
         own = torch.device("cuda", _number("LOCAL_RANK"))
         torch.cuda.set_device(own)
     store = meet(rank, world, observer)
-    awake(lambda: _connect(store, rank, world, own), Waiting("connecting the processes", observer), LIMIT)
+    waiting = Waiting("connecting the processes", observer)
+    awake(lambda: _connect(store, rank, world, own), lambda: waiting.look(lambda: waiting.what))
     try:
         yield Group(rank, world, own, store, observer)
     finally:

@@ -8,12 +8,11 @@ import resource
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import (
     Pipe,
     active_children,
@@ -25,12 +24,11 @@ from multiprocessing import (
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # public, not in the stubs
 
-from dgmn2cli.distributed.signals import SAME, SIGNALS, interrupt_once
+from dgmn2cli.distributed.signals import SIGNALS, StopRequest, interrupt_once
 from dgmn2cli.errors import Dgmn2Error, DistributedError, ResourceError
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import end_with_parent
@@ -43,30 +41,13 @@ DESCRIPTORS = 64, 16  # files that this process has open at most while it launch
 
 
 class _RemoteObserver:
-    """The observer of the first process, which hands everything to the parent's by way of `end`."""
+    """An `Observer` in the first process, which hands everything to the parent's by way of `end`."""
 
     def __init__(self, end: Connection) -> None:
         self._end = end
 
-    def note(self, message: str) -> None:
-        self._send("note", message)
-
-    def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
-        self._send("begin", task, total, done=done, unit=unit)
-
-    def advance(
-        self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
-    ) -> None:
-        self._send("advance", parts, done=done, total=total, detail=detail)
-
-    def result(self, value: object) -> None:
-        self._send("result", value)
-
-    def end(self) -> None:
-        self._send("end")
-
-    def _send(self, name: str, *arguments: object, **named: object) -> None:
-        self._end.send((name, arguments, named))
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **named: self._end.send((name, arguments, named))
 
 
 def launch(
@@ -100,15 +81,15 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="dgmn2-launch-") as folder:
         job = _Job(Path(folder))
         try:
-            with _hand_on_signals(job) as received:
+            with StopRequest(insistent=False) as stop:
                 job.start(work, arguments, processes)
-                job.watch(observer)
+                job.watch(observer, stop)
         finally:
             job.end()
-        if job.first_failed is not None and not received:
+        if job.first_failed is not None and not stop.number:
             raise job.cause(job.first_failed)
         result = None if job.first_failed else pickle.loads((job.folder / "result").read_bytes())
-        return result, received[0] if received else 0
+        return result, stop.number or 0
 
 
 class _Job:
@@ -140,11 +121,16 @@ class _Job:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
             self._writer.close()  # from now on only the first process has it: its death ends the pipe
 
-    def watch(self, observer: Observer) -> None:
-        """Returns when all have ended; what the first one tells goes to `observer`."""
-        failed_at = 0.0
+    def watch(self, observer: Observer, stop: StopRequest) -> None:
+        """Returns when all have ended; what the first one tells goes to `observer`, and a signal on to all."""
+        failed_at, handed_on = 0.0, False
         while alive := self.alive():
             self._hear(observer)
+            if stop.again:
+                _send(alive, signal.SIGKILL)
+            elif stop.number and not handed_on:
+                handed_on = True
+                _send(alive, signal.SIGINT)
             failed = [process for process in self._processes if process.exitcode]
             if failed and not failed_at:
                 self.first_failed, failed_at = min(failed, key=lambda process: process.exitcode or 0), time.monotonic()
@@ -230,7 +216,7 @@ def _process(
         if Path("/sys/class/net/lo").exists():  # gloo need not know the machine's name on the network
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         try:
-            result = work(*arguments, Silent() if end is None else _RemoteObserver(end))
+            result = work(*arguments, Silent() if end is None else cast(Observer, _RemoteObserver(end)))
             if end is not None:
                 (folder / "result").write_bytes(pickle.dumps(result))
         except Dgmn2Error as error:
@@ -259,30 +245,6 @@ def _leave(error: Dgmn2Error, folder: Path) -> NoReturn:
     if isinstance(error, DistributedError):
         time.sleep(YIELD)
     _end(error.exit_code)
-
-
-@contextmanager
-def _hand_on_signals(job: _Job) -> Iterator[list[int]]:
-    """Within the block SIGINT and SIGTERM go to all child processes, as SIGINT; yields those that came."""
-    received: list[int] = []
-    first = 0.0
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        now = time.monotonic()
-        first = first or now
-        received.append(number)
-        _send(job.alive(), signal.SIGKILL if now - first > SAME else signal.SIGINT)
-
-    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
-        yield received
-        return
-    former = {number: signal.signal(number, hand_on) for number in SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _start_resource_tracker() -> None:

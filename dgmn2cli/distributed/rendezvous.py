@@ -7,7 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
@@ -19,7 +20,8 @@ from dgmn2cli.observer import Observer
 
 Result = TypeVar("Result")
 LIMIT = 1800.0  # seconds that processes may start apart from each other
-GAP = 0.2  # seconds between two looks
+GAP = 0.2  # seconds between two looks for another process
+SHORTEST, LONGEST = 0.0002, 0.05  # seconds between two looks at whether something is done
 
 
 class Waiting:
@@ -28,10 +30,11 @@ class Waiting:
     Args:
         what: what it waits in, for errors.
         first: seconds before the first line.
+        limit: seconds it waits.
     """
 
-    def __init__(self, what: str, observer: Observer, first: float = 3.0) -> None:
-        self.what, self._observer, self._next = what, observer, first
+    def __init__(self, what: str, observer: Observer, first: float = 3.0, limit: float = LIMIT) -> None:
+        self.what, self.limit, self._observer, self._next = what, limit, observer, first
         self._began = time.monotonic()
 
     @property
@@ -39,11 +42,17 @@ class Waiting:
         """Since the beginning."""
         return time.monotonic() - self._began
 
-    def tell(self, line: Callable[[], str]) -> None:
-        """Tells the observer `line()` and the time, where it is due."""
+    def look(self, line: Callable[[], str]) -> None:
+        """Tells the observer `line()` and the time, where it is due.
+
+        Raises:
+            DistributedError: the limit is passed.
+        """
         if self.seconds >= self._next:
             self._observer.note(f"{line()}, {self.seconds:.0f} s so far")
             self._next = min(self._next * 2, self._next + 60)
+        if self.seconds > self.limit:
+            raise DistributedError(self.what, why=f"{line()}, and gave up after {self.limit:.0f} s")
 
 
 @contextmanager
@@ -67,32 +76,27 @@ def named(ranks: Sequence[int], world: int) -> str:
     return f"process{'es' * (len(ranks) != 1)} {numbers or '?'} of {world}"
 
 
-def awake(work: Callable[[], Result], waiting: Waiting, limit: float) -> Result:
-    """`work()`, which blocks, in a thread of its own, so that signals reach this one.
+def awake(work: Callable[[], Result], look: Callable[[], object]) -> Result:
+    """`work()`, which blocks, in a thread of its own, so that signals reach this one, which looks again and again.
 
     Raises:
-        DistributedError: it did not end within `limit` seconds, or it lost a connection.
+        DistributedError: it lost a connection.
     """
-    results: list[Result] = []
-    errors: list[BaseException] = []
+    outcome: Future[Result] = Future()
 
     def run() -> None:
         try:
-            results.append(work())
+            outcome.set_result(work())
         except BaseException as error:  # noqa: BLE001  # raised again by the thread that waits
-            errors.append(error)
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(GAP)
-        waiting.tell(lambda: waiting.what)
-        if waiting.seconds > limit:
-            raise DistributedError(waiting.what, why=f"not done after {limit:.0f} s")
+    threading.Thread(target=run, daemon=True).start()
+    pause = SHORTEST
+    while not wait([outcome], pause).done:
+        look()
+        pause = min(pause * 1.5, LONGEST)
     with lost_connections():
-        if errors:
-            raise errors[0]
-    return results[0]
+        return outcome.result()
 
 
 def meet(rank: int, world: int, observer: Observer) -> Store:
@@ -116,7 +120,8 @@ def meet(rank: int, world: int, observer: Observer) -> Store:
     def store() -> Store:
         return TCPStore(host, int(port), world, listens, timedelta(seconds=60), wait_for_workers=False)
 
-    shared = PrefixStore(f"dgmn2/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", awake(store, waiting, LIMIT))
+    found = awake(store, lambda: waiting.look(lambda: waiting.what))
+    shared = PrefixStore(f"dgmn2/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
     _all_there(shared, rank, world, f"{host}:{port}", waiting)
     return shared
 
@@ -124,15 +129,10 @@ def meet(rank: int, world: int, observer: Observer) -> Store:
 def _reach(host: str, port: int, waiting: Waiting) -> None:
     """Returns when somebody listens there: torch's own attempts would write to stderr, deaf to signals."""
     while True:
-        try:
-            socket.create_connection((host, port), timeout=GAP * 5).close()
+        with suppress(OSError):
+            socket.create_connection((host, port), timeout=1.0).close()
             return
-        except OSError as error:
-            if waiting.seconds > LIMIT:
-                raise DistributedError(
-                    waiting.what, where=f"{host}:{port}", why=error.strerror or str(error)
-                ) from error
-        waiting.tell(lambda: f"waiting for process 1 at {host}:{port}")
+        waiting.look(lambda: f"waiting for process 1 at {host}:{port}")
         time.sleep(GAP)
 
 
@@ -141,8 +141,5 @@ def _all_there(store: Store, rank: int, world: int, where: str, waiting: Waiting
         store.set(f"here/{rank}", "")
         missing = list(range(world))
         while missing := [other for other in missing if not store.check([f"here/{other}"])]:
-            waiting.tell(lambda: f"waiting for {named(missing, world)} at {where}")
-            if waiting.seconds > LIMIT:
-                why = f"{named(missing, world)} did not come within {LIMIT:.0f} s"
-                raise DistributedError(waiting.what, where=where, why=why)
+            waiting.look(lambda: f"waiting for {named(missing, world)} at {where}")
             time.sleep(min(GAP, waiting.seconds / 4 + 0.005))

@@ -22,10 +22,12 @@ class StopRequest:
 
     Attributes:
         number: the signal that came, or None.
+        again: whether another one came later.
     """
 
     def __init__(self, signals: tuple[signal.Signals, ...] = SIGNALS, insistent: bool = True) -> None:
         self.number: int | None = None
+        self.again = False
         self._signals, self._insistent, self._came = signals, insistent, 0.0
         self._former: dict[signal.Signals, Any] = {}
 
@@ -41,9 +43,11 @@ class StopRequest:
         now = time.monotonic()
         if self.number is None:
             self.number, self._came = number, now
-        elif self._insistent and now - self._came > SAME:
-            self._restore()
-            signal.raise_signal(number)
+        elif now - self._came > SAME:
+            self.again = True
+            if self._insistent:
+                self._restore()
+                signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._former.items():

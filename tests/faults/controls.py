@@ -159,7 +159,7 @@ def _write_in_place() -> None:
 def _deaf_launch() -> None:
     """The death of a process of a training ends the others, and counts as an end like any other."""
 
-    def watch(self: Any, observer: Any) -> None:
+    def watch(self: Any, observer: Any, stop: Any) -> None:
         while self.alive() and not any(process.exitcode for process in self._processes):
             self._hear(observer)
 
