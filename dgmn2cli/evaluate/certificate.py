@@ -45,19 +45,20 @@ def certify(data: SegmentationSet, records: Sequence[ImageRecord], temperatures:
     Raises:
         ResourceError: one is gone.
     """
-    sample = []
-    for index in sampled(len(records)):
-        pair = data.pairs[index]
-        assert pair.label is not None
-        sample.append(SampledImage(pair.name, hash_file(pair.image), hash_file(pair.label)))
     return Certificate(
         classes=data.classes,
         categories=data.categories,
         fingerprint=fingerprint_of(data.classes, records),
-        sample=tuple(sample),
+        sample=sample(data, len(records)),
         records=tuple(records),
         temperatures=temperatures.to_plain() if temperatures.losses.any() else None,
     )
+
+
+def sample(data: SegmentationSet, count: int, seed: int = SEED) -> tuple[SampledImage, ...]:
+    """The images to run again of the first `count`; their files are read, a ResourceError where one is gone."""
+    pairs = [data.pairs[place] for place in sampled(count, seed)]
+    return tuple(SampledImage(p.name, hash_file(p.image), hash_file(p.label)) for p in pairs if p.label is not None)
 
 
 def sampled(count: int, seed: int = SEED) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import CheckFailed
 from dgmn2cli.evaluate.analysis.measure import ImageRecord
 from dgmn2cli.evaluate.analysis.summary import analyse
-from dgmn2cli.evaluate.certificate import digest_of, fingerprint_of, sampled
+from dgmn2cli.evaluate.certificate import digest_of, fingerprint_of, sample, sampled
 from dgmn2cli.evaluate.counting import compute_scores
 from dgmn2cli.evaluate.engine import Source
 from dgmn2cli.evaluate.reading import ReportFile
-from dgmn2cli.evaluate.report import analysis_fields
-from dgmn2cli.files import hash_file, to_plain
-from dgmn2cli.inference.plan import Protocol, Settings
+from dgmn2cli.evaluate.report import DataInfo, analysis_fields
+from dgmn2cli.files import to_plain
+from dgmn2cli.inference.plan import Settings
 from dgmn2cli.observer import Observer, Silent
 
 CLOSE = 1e-9  # relative; another NumPy may add floats in another order
@@ -53,18 +53,19 @@ def verify(report: ReportFile, data: SegmentationSet, source: Source, observer: 
     check_data(report, data)
     check_source(report, source)
     check_digest(report)
-    places = sampled(len(report.certificate.records), report.certificate.seed)
+    records = report.certificate.records
+    places = sampled(len(records), report.certificate.seed)
     observer.begin("verifying", len(places))
     with closing(source.images(places)) as images:
         for found in images:
-            _check_image(report, report.certificate.records[found.index], found.measured.record)
+            _check_image(report, records[found.index], found.measured.record)
             observer.result(found)
     return Verification(
         report=report.path,
         model=report.run.model,
         mean_iou=mean_iou,
-        images=len(report.certificate.records),
-        run_again=tuple(report.certificate.records[place].name for place in places),
+        images=len(records),
+        run_again=tuple(records[place].name for place in places),
         device=source.run.device_name,
     )
 
@@ -90,22 +91,21 @@ def check_figures(report: ReportFile) -> float:
     Raises:
         CheckFailed: one differs.
     """
-    plain, certificate, counts = report.plain, report.plain["certificate"], report.matrices.sum(0)
-    scores = compute_scores(counts, report.certificate.classes, report.certificate.categories)
+    plain, held, counts = report.plain, report.certificate, report.matrices.sum(0)
+    scores, total = compute_scores(counts, held.classes, held.categories), len(held.records)
     try:
-        analysis = analyse(report.certificate.records, report.certificate.classes, report.temperatures)
+        analysis = analyse(held.records, held.classes, report.temperatures)
     except ValueError as error:
         why = f"certificate.records: {error}"
         raise CheckFailed("the report does not hold", where=report.path, why=why) from error
-    for name, value in {"scores": scores, "confusion": counts, **analysis_fields(analysis)}.items():
-        _same(report, plain.get(name), to_plain(value), name, "its records give")
-    total, of = len(report.certificate.records), report.data.of
-    _same(report, plain["data"]["images"], total, "data.images", "it has")
-    _same(report, plain.get("partial"), total < of, "partial", "its images say")
-    names = [report.certificate.records[place].name for place in sampled(total, report.certificate.seed)]
-    _same(report, [entry.get("name") for entry in certificate["sample"]], names, "certificate.sample", "its seed draws")
-    fingerprint = fingerprint_of(report.certificate.classes, report.certificate.records)
-    _same(report, certificate.get("fingerprint"), fingerprint, "certificate.fingerprint", "its records give")
+    figures = {"scores": scores, "confusion": counts, **analysis_fields(analysis), "partial": total < report.data.of}
+    for name, value in figures.items():
+        _same(report, plain.get(name), value, name, "its records give")
+    _same(report, report.data.images, total, "data.images", "it has")
+    names = [held.records[place].name for place in sampled(total, held.seed)]
+    _same(report, [image.name for image in held.sample], names, "certificate.sample", "its seed draws")
+    fingerprint = fingerprint_of(held.classes, held.records)
+    _same(report, held.fingerprint, fingerprint, "certificate.fingerprint", "its records give")
     if isinstance(plain.get("comparison"), dict):
         measured = plain["comparison"].get("measured")
         _same(report, measured, 100 * scores.mean_iou, "comparison.measured", "its records give")
@@ -118,23 +118,13 @@ def check_data(report: ReportFile, data: SegmentationSet) -> None:
     Raises:
         CheckFailed: one differs.
     """
-    _same(report, list(report.certificate.classes), list(data.classes), "certificate.classes", "the data set has")
-    _same(report, report.plain["data"]["split"], data.split, "data.split", "the data set has")
-    _same(report, report.plain["data"]["kind"], data.kind, "data.kind", "the data set has")
-    _same(report, report.plain["data"]["of"], len(data), "data.of", "the data set has")
-    mapping, corruption = to_plain(data.mapping), str(data.corruption or "")
-    _same(report, report.plain["data"].get("mapping"), mapping, "data.mapping", "the data set has")
-    _same(report, report.plain["data"].get("corruption", ""), corruption, "data.corruption", "the data set has")
-    names = [pair.name for pair in data.pairs[: len(report.certificate.records)]]
-    _same(
-        report, [record.name for record in report.certificate.records], names, "certificate.records", "the data set has"
-    )
-    places = sampled(len(report.certificate.records), report.certificate.seed)
-    for i, (place, entry) in enumerate(zip(places, report.plain["certificate"]["sample"], strict=True)):
-        pair, where = data.pairs[place], f"certificate.sample[{i}] ({data.pairs[place].name})"
-        assert pair.label is not None
-        _same(report, entry.get("image_sha256"), hash_file(pair.image), f"{where}.image_sha256", "the file has")
-        _same(report, entry.get("label_sha256"), hash_file(pair.label), f"{where}.label_sha256", "the file has")
+    held, count, about = report.certificate, len(report.certificate.records), DataInfo.of_set(data, len(data))
+    _same(report, held.classes, data.classes, "certificate.classes", "the data set has")
+    found = replace(about, root=report.data.root, images=count, sizes=report.data.sizes, sha256=report.data.sha256)
+    _same(report, report.data, found, "data", "the data set has")
+    names = [pair.name for pair in data.pairs[:count]]
+    _same(report, [record.name for record in held.records], names, "certificate.records", "the data set has")
+    _same(report, held.sample, sample(data, count, held.seed), "certificate.sample", "the files have")
 
 
 def check_source(report: ReportFile, source: Source) -> None:
@@ -143,17 +133,11 @@ def check_source(report: ReportFile, source: Source) -> None:
     Raises:
         CheckFailed: it differs.
     """
-    run, plain = source.run, report.plain["run"]
-    for name in ("model", "sha256", "weights", "dtype", "form", "backend", "runtime", "graph_sha256"):
-        if plain.get(name) or name != "weights":  # a training's own evaluation names no entry of a file
-            _same(report, plain.get(name), getattr(run, name), f"run.{name}", "here it is")
-    protocol = report.plain["protocol"]
-    if source.protocol is None or protocol is None:
-        _same(report, protocol, to_plain(source.protocol), "protocol", "here it is")
-        return
-    for field in fields(Protocol):
-        wanted = to_plain(getattr(source.protocol, field.name))
-        _same(report, protocol.get(field.name), wanted, f"protocol.{field.name}", "the settings give")
+    names = ["model", "sha256", "dtype", "form", "backend", "runtime", "graph_sha256"]
+    names += ["weights"] if report.run.weights else []  # a training's own evaluation names no entry of a file
+    found = replace(report.run, **{name: getattr(source.run, name) for name in names})
+    _same(report, report.run, found, "run", "here it is")
+    _same(report, report.protocol, source.protocol, "protocol", "the settings give")
 
 
 def check_digest(report: ReportFile) -> None:
@@ -163,18 +147,15 @@ def check_digest(report: ReportFile) -> None:
 
 
 def _check_image(report: ReportFile, old: ImageRecord, new: ImageRecord) -> None:
-    where = f"image {old.name}"
-    looked = old.boundary is not None
-    for name in _SAMPLED_ALIKE if looked else _SAMPLED_ALIKE[:4]:
-        before, now = to_plain(getattr(old, name)), to_plain(getattr(new, name))
-        _same(report, before, now, f"{where}: {name}", "run again it is")
+    for name in _SAMPLED_ALIKE if old.boundary is not None else _SAMPLED_ALIKE[:4]:
+        _same(report, getattr(old, name), getattr(new, name), f"image {old.name}: {name}", "run again it is")
 
 
 def _same(report: ReportFile, old: Any, new: Any, where: str, how: str) -> None:
-    """Raises CheckFailed where two JSON values differ, naming the first place."""
-    for place, before, now in _differences(old, new, where):
+    """Raises CheckFailed where two values differ as JSON, naming the first place."""
+    for place, before, now in _differences(to_plain(old), to_plain(new), where):
         hint = "The report was changed, or data, weights, device or libraries are others than when it was made."
-        if where == "run.model":
+        if place == "run.model":
             hint += " Name a configuration of your own with -m FILE."
         why = f"{place}: the report has {_shown(before)}, {how} {_shown(now)}"
         raise CheckFailed("the report does not hold", where=report.path, why=why, hint=hint)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, LABEL_ID_OF_TRAIN_ID, LABELS
+from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, LABEL_ID_OF_TRAIN_ID, LABELS, TRAIN_ID_OF_LABEL_ID
 from dgmn2cli.data.dataset import Pair
 from dgmn2cli.data.images import read_label
 from dgmn2cli.errors import DataError
@@ -26,6 +27,8 @@ AREAS = {  # mean pixels of an instance, by which the benchmark weighs
     "bicycle": 4672.3249222261,
 }
 _CLASS_OF = {label.id: label.train_id for label in LABELS if label.name in AREAS}
+_GROUP_OF = np.full(256, 255, np.uint8)  # category of each training id
+_GROUP_OF[: len(CLASSES)] = [[*dict.fromkeys(CATEGORY_OF_CLASS)].index(group) for group in CATEGORY_OF_CLASS]
 
 
 @dataclass(frozen=True)
@@ -80,29 +83,19 @@ def count_instances(prediction: np.ndarray, instances: np.ndarray) -> InstanceCo
     ids, found = instances[where].astype(np.intp), prediction[where]
     areas = np.bincount(ids)
     hits = np.bincount(ids[LABEL_ID_OF_TRAIN_ID[found] == ids // GROUP], minlength=areas.size)
-    groups = [*dict.fromkeys(CATEGORY_OF_CLASS)]
-    group_of = np.full(256, 255, np.uint8)
-    group_of[: len(CLASSES)] = [groups.index(group) for group in CATEGORY_OF_CLASS]
-    own = np.zeros(areas.size // GROUP + 1, np.uint8)
-    for label, train_id in _CLASS_OF.items():
-        if label < own.size:
-            own[label] = group_of[train_id]
-    group_hits = np.bincount(ids[group_of[found] == own[ids // GROUP]], minlength=areas.size)
-    counts = InstanceCounts({}, {}, {}, {})
+    near = ids[_GROUP_OF[found] == _GROUP_OF[TRAIN_ID_OF_LABEL_ID[ids // GROUP]]]
+    group_hits = np.bincount(near, minlength=areas.size)
+    counts = InstanceCounts(*(defaultdict(float) for _ in range(4)))
     for index in np.flatnonzero(areas):
-        found_class = _CLASS_OF.get(int(index) // GROUP)
-        if found_class is not None:
-            area, name, group = int(areas[index]), CLASSES[found_class], CATEGORY_OF_CLASS[found_class]
+        train_id = _CLASS_OF.get(int(index) // GROUP)
+        if train_id is not None:
+            area, name, group = int(areas[index]), CLASSES[train_id], CATEGORY_OF_CLASS[train_id]
             weight = AREAS[name] / area
-            _add(counts.right, name, int(hits[index]) * weight)
-            _add(counts.wrong, name, (area - int(hits[index])) * weight)
-            _add(counts.group_right, group, int(group_hits[index]) * weight)
-            _add(counts.group_wrong, group, (area - int(group_hits[index])) * weight)
+            counts.right[name] += int(hits[index]) * weight
+            counts.wrong[name] += (area - int(hits[index])) * weight
+            counts.group_right[group] += int(group_hits[index]) * weight
+            counts.group_wrong[group] += (area - int(group_hits[index])) * weight
     return counts
-
-
-def _add(sums: dict[str, float], name: str, value: float) -> None:
-    sums[name] = sums.get(name, 0.0) + value
 
 
 def instance_scores(images: list[InstanceCounts], confusion: np.ndarray) -> InstanceScores:
@@ -112,11 +105,11 @@ def instance_scores(images: list[InstanceCounts], confusion: np.ndarray) -> Inst
         images: in their order, so that the sums are the same whoever counted.
         confusion: (19, 20) of all images; the false positives are not weighted.
     """
-    total = InstanceCounts({}, {}, {}, {})
+    total = InstanceCounts(*(defaultdict(float) for _ in range(4)))
     for image in images:
-        for name in ("right", "wrong", "group_right", "group_wrong"):
+        for name, sums in vars(total).items():
             for key, value in getattr(image, name).items():
-                _add(getattr(total, name), key, value)
+                sums[key] += value
     inner = confusion[:, : len(CLASSES)]
     false = {name: int(inner[:, i].sum() - inner[i, i]) for i, name in enumerate(CLASSES)}
     classes = {name: _iou(total.right, total.wrong, name, false[name]) for name in AREAS}

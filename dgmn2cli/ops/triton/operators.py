@@ -10,6 +10,7 @@ kernels were checked by the interpreter and by compiling them for compute capabi
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dgmn2cli.errors import ResourceError
-from dgmn2cli.ops import reference
-from dgmn2cli.ops.contract import Pair, check_attention, check_unfold
-from dgmn2cli.ops.operators import Operator, Outputs
+from dgmn2cli.ops import native
+from dgmn2cli.ops.contract import Pair
+from dgmn2cli.ops.operators import Outputs
 from dgmn2cli.ops.reference import SAMPLES, TABLE_MARGIN
 from dgmn2cli.ops.triton import DTYPES, interpreted, kernels
 from dgmn2cli.ops.triton import unfold as unfold_kernels
@@ -215,13 +216,8 @@ def _unfold_sizes(input: Tensor, offset: Tensor, geometry: list[int]) -> tuple[A
     return (input.stride(), *sizes, (input.shape[0] * groups * window[0] * window[1] * positions).bit_length())
 
 
-def _unfolded(input: Tensor, offset: Tensor, geometry: list[int]) -> Outputs:
-    channels = input.shape[1] * geometry[0] * geometry[1]
-    return [((input.shape[0], channels, offset.shape[2] * offset.shape[3]), input.dtype)]
-
-
 def _unfold_forward(input: Tensor, offset: Tensor, geometry: list[int]) -> Tensor:
-    out = input.new_empty(_unfolded(input, offset, geometry)[0][0])
+    out = input.new_empty(native.unfold.outputs(input, offset, geometry)[0][0])
     if out.numel() == 0:
         return out
     group_channels, positions = input.shape[1] // geometry[8], out.shape[2]
@@ -257,25 +253,15 @@ def _unfold_gradients(grad: Tensor, input: Tensor, offset: Tensor, geometry: lis
 _DTYPES = tuple(getattr(torch, name) for name in DTYPES)
 _KEYS = ("CUDA", "CPU") if interpreted() else ("CUDA",)
 
-Operator(
+replace(
+    native.attention,
     name="triton_attention",
-    tensors=("qkv", "offset", "height_table", "width_table"),
     dtypes=_DTYPES,
-    check=check_attention,
     outputs=_outputs,
     forward=_attention,
     backward=_attention_backward,
-    definition=lambda q, o, h, w, rows, columns: reference.deform_attention(q, o, h, w, (rows, columns)),
     extras=1,
 ).register(*_KEYS)
-
-Operator(
-    name="triton_unfold",
-    tensors=("input", "offset"),
-    dtypes=_DTYPES,
-    check=check_unfold,
-    outputs=_unfolded,
-    forward=_unfold_forward,
-    backward=_unfold_gradients,
-    definition=reference.deform_unfold,
+replace(
+    native.unfold, name="triton_unfold", dtypes=_DTYPES, forward=_unfold_forward, backward=_unfold_gradients
 ).register(*_KEYS)
