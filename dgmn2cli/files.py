@@ -318,17 +318,13 @@ def check_folder(path: Path) -> None:
     """
     with local_write_errors(path):
         for place in (path, *path.parents):
-            try:
-                mode = place.stat().st_mode
-            except (FileNotFoundError, NotADirectoryError):
-                if place.is_symlink():
-                    raise _no_folder(path, f"{place} is a link that leads nowhere") from None
-                continue
-            if not stat.S_ISDIR(mode):
-                raise _no_folder(path, f"{place} is no folder")
-            if not os.access(place, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            return
+            if os.path.isdir(place):
+                if not os.access(place, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                return
+            if os.path.lexists(place):
+                why, hint = f"{place} is no folder", "Choose another folder."
+                raise ResourceError("cannot write into the folder", where=path, why=why, hint=hint)
 
 
 def check_file(path: Path) -> None:
@@ -340,10 +336,6 @@ def check_file(path: Path) -> None:
     check_folder(path.parent)
     with local_write_errors(path):
         _refuse_special(path)
-
-
-def _no_folder(path: Path, why: str) -> ResourceError:
-    return ResourceError("cannot write into the folder", where=path, why=why, hint="Choose another folder.")
 
 
 def open_in_place(path: Path, flags: int) -> int:
@@ -359,8 +351,6 @@ def open_in_place(path: Path, flags: int) -> int:
         ResourceError: a link, folder, pipe or device is there, or the file cannot be opened.
     """
     with local_write_errors(path):
-        if path.is_symlink():
-            raise _not_plain(path, "a link")
         try:
             descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         except OSError as error:
@@ -456,25 +446,18 @@ def _claim(descriptor: int) -> bool:
 def _clear_abandoned(path: Path) -> None:
     """Removes temporary files and folders of `path` whose writer was killed before it could rename or remove them."""
     pattern = re.compile(re.escape(_temporary_stem(path)) + r"\.[0-9]+\.[0-9a-z_]{8}\.part")
+    names = []
     with suppress(OSError):
-        for name in [name for name in os.listdir(path.parent) if pattern.fullmatch(name)]:
-            part = path.with_name(name)
-            if part.is_dir():
-                _clear_abandoned_folder(part)
-                continue
-            with abandoned(part) as left:
-                if left is not None:
-                    part.unlink(missing_ok=True)
-
-
-def _clear_abandoned_folder(part: Path) -> None:
-    with suppress(OSError):
-        descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            if _claim(descriptor):
-                shutil.rmtree(part, ignore_errors=True)
-        finally:
-            os.close(descriptor)
+        names = [name for name in os.listdir(path.parent) if pattern.fullmatch(name)]
+    for part in map(path.with_name, names):
+        with suppress(OSError):  # gone meanwhile, a link, somebody else's
+            access = os.O_RDONLY if part.is_dir() else os.O_RDWR
+            descriptor = os.open(part, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if _claim(descriptor):
+                    shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def absence(path: str | Path, wanted: Literal["file", "folder"] = "file") -> str:

@@ -10,47 +10,27 @@ PHOTOGRAPH_CREDIT = "The Summer Palace in Beijing. Photograph: Daniel Büchele, 
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def _root() -> Path:
+def _found(name: str) -> Path:
     for root in (_PACKAGE / "_resources", _PACKAGE.parent):
-        if (root / "zoo.json").is_file() and (root / "configs").is_dir():
-            return root
-    raise ResourceError(
-        "the installed package is incomplete",
-        where=_PACKAGE,
-        why="zoo.json and configs/ are missing",
-        hint="Reinstall dgmn2cli.",
-    )
+        if (root / "zoo.json").is_file() and (root / name).exists():
+            return root / name
+    why, hint = f"{name} is missing", "Reinstall dgmn2cli."
+    raise ResourceError("the installed package is incomplete", where=_PACKAGE, why=why, hint=hint)
 
 
 def zoo_path() -> Path:
-    """The path of the zoo manifest that came with the package.
-
-    Raises:
-        ResourceError: the installation lacks it.
-    """
-    return _root() / "zoo.json"
+    """The path of the zoo manifest that came with the package; a ResourceError where the installation lacks it."""
+    return _found("zoo.json")
 
 
 def config_dir() -> Path:
-    """The folder of the 16 published configurations and their recipes.
-
-    Raises:
-        ResourceError: the installation lacks it.
-    """
-    return _root() / "configs"
+    """The folder of the 16 published configurations and their recipes; a ResourceError where it is missing."""
+    return _found("configs")
 
 
 def preset_dir() -> Path:
-    """The folder of the descriptions of known data sets.
-
-    Raises:
-        ResourceError: the installation lacks it.
-    """
-    folder = _PACKAGE / "data" / "presets"
-    if not folder.is_dir():
-        why = "data/presets is missing"
-        raise ResourceError("the installed package is incomplete", where=_PACKAGE, why=why, hint="Reinstall dgmn2cli.")
-    return folder
+    """The folder of the descriptions of known data sets, which is inside the package."""
+    return _PACKAGE / "data" / "presets"
 
 
 def example_photograph() -> Path:
@@ -59,12 +39,4 @@ def example_photograph() -> Path:
     Raises:
         ResourceError: the installation lacks it.
     """
-    path = _root() / "examples" / "summer_palace.jpg"
-    if not path.is_file():
-        raise ResourceError(
-            "the example photograph is missing",
-            where=path,
-            why="the installed package is incomplete",
-            hint="Reinstall dgmn2cli, or name a picture.",
-        )
-    return path
+    return _found("examples/summer_palace.jpg")
