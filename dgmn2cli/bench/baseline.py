@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from dgmn2cli.model.attention import SAMPLES, DynamicGraphAttention
 from dgmn2cli.model.backbone import Mlp
-from dgmn2cli.model.heads import SetrPupHead
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops import deform_unfold, resample_table
 
@@ -101,8 +100,9 @@ def _pick(logits: Tensor, axis: int) -> Tensor:
 
 def plain_network(model: Segmentor, unfold: Unfold = compiled_unfold) -> Segmentor:
     """Makes `model` run the published design, in place; parameters and keys stay."""
+    model.shortcut = False
     for module in list(model.modules()):
-        if isinstance(module, (Mlp, SetrPupHead)):
+        if isinstance(module, Mlp):
             module.recompute = False  # what this package saves of memory, the design does not
         for name, child in module.named_children():
             if isinstance(child, DynamicGraphAttention):

@@ -2,28 +2,29 @@
 
 A head maps the backbone's four feature maps to raw logits `(B, num_classes, h, w)` at a resolution of its own.
 Feature arguments are lists of four `(B, C_i, H_i, W_i)` tensors, finest first.
+
+`forward` keeps the published order of operations. `coarse` is what training runs: the same linear maps in a cheaper
+order, equal up to rounding. It gives logits and the sizes they are still to be resized to, one after another
+(`ops.resample.resize_chain`): a 1x1 classifier commutes with a resize, so 19 channels are enlarged, not 128 to 512.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch import cat as concatenate
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from dgmn2cli.model.backbone import CHANNELS
-from dgmn2cli.ops.operators import transformed
-from dgmn2cli.ops.resample import resize_rows, source_rows
+from dgmn2cli.ops.convolve_resized import convolve_resized
 
 PUP_CHANNELS = 256
 MLA_CHANNELS = 128
 FPN_CHANNELS = 256
 FPN_BRANCH_CHANNELS = 128
-BANDS = 8  # parts in which the largest features are classified while training
 FIXED_SIDE = 769  # SETR-Naive and SETR-MLA resize their logits to this side, whatever the window
+Sizes = tuple[tuple[int, int], ...]
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -36,39 +37,6 @@ def square(side: int) -> tuple[int, int]:
     return (side, side)
 
 
-def classify_resized(classifier: nn.Conv2d, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """`classifier(resize(x, size))` for training, a band of rows at a time: no enlarged features are kept.
-
-    The backward pass resizes each band anew, so that of features `(B, C, H, W)` only a band exists at any time.
-
-    Args:
-        classifier: a 1x1 convolution.
-        x: `(B, C, h, w)`.
-        size: `(H, W)`.
-
-    Returns:
-        `(B, num_classes, H, W)`.
-    """
-    height = x.shape[2]
-    upper = source_rows(height, size[0])[0].numpy()  # on the host: nothing is waited for
-    pieces = x.split(max(1, -(-height // BANDS)), dim=2)
-    bands, above, first = [], 0, 0
-    for piece, following in zip(pieces, [*pieces[1:], pieces[-1][:, :, -1:]], strict=True):
-        last = int((upper < above + piece.shape[2]).sum())
-        rows = slice(first, last)
-
-        def classify(piece: Tensor, beneath: Tensor, rows: slice = rows, above: int = above) -> Tensor:
-            maps = concatenate([piece, beneath], dim=2)
-            return classifier(resize_rows(maps, size, rows, above=above, height=height))
-
-        if first < last:
-            bands.append(
-                checkpoint(classify, piece, following[:, :, :1], use_reentrant=False, preserve_rng_state=False)
-            )
-        above, first = above + piece.shape[2], last
-    return concatenate(bands, dim=2)
-
-
 class SetrNaiveHead(nn.Module):
     """SETR-Naive: a 1x1 classifier on stage 4, resized to 769 x 769."""
 
@@ -76,24 +44,20 @@ class SetrNaiveHead(nn.Module):
         super().__init__()
         self.conv_seg = nn.Conv2d(CHANNELS[-1], num_classes, 1)
 
-    def coarse(self, features: list[Tensor]) -> Tensor:
-        """Logits at stage 4's resolution."""
-        return self.conv_seg(features[-1])
-
     def forward(self, features: list[Tensor]) -> Tensor:
         """Raw logits `(B, num_classes, 769, 769)`."""
-        return resize(self.coarse(features), square(FIXED_SIDE))
+        return resize(self.conv_seg(features[-1]), square(FIXED_SIDE))
+
+    def coarse(self, features: list[Tensor]) -> tuple[Tensor, Sizes]:
+        """Logits at stage 4's resolution."""
+        return self.conv_seg(features[-1]), (square(FIXED_SIDE),)
 
 
 class SetrPupHead(nn.Module):
-    """SETR-PUP: three times convolution and upsampling by two on stage 4, then the classifier and a last upsampling.
-
-    `recompute` trades a little arithmetic for the memory of the largest features; same numbers up to rounding.
-    """
+    """SETR-PUP: three times convolution and upsampling by two on stage 4, then the classifier and a last upsampling."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.recompute = True
         self.conv_seg = nn.Conv2d(PUP_CHANNELS, num_classes, 1)
         for step in range(3):
             self.add_module(
@@ -102,24 +66,27 @@ class SetrPupHead(nn.Module):
         for step in range(3):
             self.add_module(f"syncbn_fc_{step}", nn.BatchNorm2d(PUP_CHANNELS))  # synchronised only in the name
 
-    def conv_step(self, step: int, x: Tensor) -> Tensor:
-        """Convolution, batch norm and ReLU number `step` (0 to 2): `(B, C, H, W)` to `(B, 256, H, W)`."""
-        return self.get_submodule(f"syncbn_fc_{step}")(self.get_submodule(f"conv_{step}")(x)).relu()
+    def steps(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """The three convolutions with their batch norms, in order."""
+        convs, norms = ([self.get_submodule(f"{name}_{step}") for step in range(3)] for name in ("conv", "syncbn_fc"))
+        return list(zip(convs, norms, strict=True))  # type: ignore[arg-type]
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Raw logits `(B, num_classes, 16 W4, 16 W4)`, W4 the width of stage 4's map."""
         x = features[-1]
-        for step in range(2):
-            x = self.conv_step(step, x)
+        for conv, norm in self.steps():
+            x = norm(conv(x)).relu()
             x = resize(x, square(2 * x.shape[-1]))
-        x = self.conv_step(2, x)
+        return resize(self.conv_seg(x), square(2 * x.shape[-1]))
+
+    def coarse(self, features: list[Tensor]) -> tuple[Tensor, Sizes]:
+        """Logits `(B, num_classes, 4 W4, 4 W4)`."""
+        (conv, norm), *later = self.steps()
+        x = norm(conv(features[-1])).relu()
+        for conv, norm in later:
+            x = norm(convolve_resized(x, conv.weight, conv.bias, square(2 * x.shape[-1]))).relu()
         side = 2 * x.shape[-1]
-        banded = self.recompute and x.requires_grad and not transformed()
-        if banded and x.dtype != torch.float64:  # bands round positions as for float32 maps
-            logits = classify_resized(self.conv_seg, x, square(side))
-        else:
-            logits = self.conv_seg(resize(x, square(side)))
-        return resize(logits, square(2 * side))
+        return self.conv_seg(x), (square(side), square(2 * side))
 
 
 class MultiLevelAggregation(nn.Module):
@@ -157,15 +124,22 @@ class SetrMlaHead(nn.Module):
         widths = [x.shape[-1] for x in maps]
         return (4 * widths[1], 4 * widths[1], 4 * widths[2], 4 * widths[3])
 
-    def coarse(self, features: list[Tensor]) -> Tensor:
-        """Logits at the branches' common side."""
-        maps = self.mlahead(features)
-        maps = [resize(x, square(side)) for x, side in zip(maps, self.branch_sides(maps), strict=True)]
-        return self.conv_seg(concatenate(maps, dim=1))
-
     def forward(self, features: list[Tensor]) -> Tensor:
         """Raw logits `(B, num_classes, 769, 769)`."""
-        return resize(self.coarse(features), square(FIXED_SIDE))
+        maps = self.mlahead(features)
+        maps = [resize(x, square(side)) for x, side in zip(maps, self.branch_sides(maps), strict=True)]
+        return resize(self.conv_seg(concatenate(maps, dim=1)), square(FIXED_SIDE))
+
+    def coarse(self, features: list[Tensor]) -> tuple[Tensor, Sizes]:
+        """Logits at the branches' common side: each branch is classified by its channels' share of the classifier."""
+        maps = self.mlahead(features)
+        shares = self.conv_seg.weight.split(MLA_CHANNELS, dim=1)
+        total: Tensor | None = None
+        for x, share, side in zip(maps, shares, self.branch_sides(maps), strict=True):
+            logits = resize(F.conv2d(x, share, self.conv_seg.bias if total is None else None), square(side))
+            total = logits if total is None else total + logits
+        assert total is not None
+        return total, (square(FIXED_SIDE),)
 
 
 class NamedConv(nn.Module):
@@ -234,6 +208,21 @@ class FpnHead(nn.Module):
             # doubling odd maps overshoots level 1 (4 -> 32 down to 25); the published network shrinks it back
             total = total + resize(branch(x), total.shape[2:])
         return self.conv_seg(self.dropout(total))
+
+    def coarse(self, features: list[Tensor]) -> tuple[Tensor, Sizes]:
+        """The raw logits: the dropout between sum and classifier takes whole channels of the sum."""
+        total = self.scale_heads[0](features[0])
+        for branch, x in zip(list(self.scale_heads)[1:], features[1:], strict=True):
+            first, *later = [layer for layer in branch if isinstance(layer, ConvNormRelu)]  # type: ignore[attr-defined]
+            x = first(x)
+            for layer in later:
+                x = layer.bn(convolve_resized(x, layer.conv.weight, None, _doubled(x))).relu()
+            total = total + resize(resize(x, _doubled(x)), total.shape[2:])
+        return self.conv_seg(self.dropout(total)), ()
+
+
+def _doubled(x: Tensor) -> tuple[int, int]:
+    return (2 * x.shape[2], 2 * x.shape[3])
 
 
 def _kaiming(module: nn.Module) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from dgmn2cli.model.backbone import DILATED_STRIDES, PYRAMID_STRIDES, Backbone
-from dgmn2cli.model.heads import FIXED_SIDE, FpnHead, FpnNeck, SetrMlaHead, SetrNaiveHead, SetrPupHead, resize, square
+from dgmn2cli.model.heads import FpnHead, FpnNeck, SetrMlaHead, SetrNaiveHead, SetrPupHead, resize
+from dgmn2cli.ops.operators import transformed
+from dgmn2cli.ops.resample import resize_chain
 
 HEADS: dict[str, Callable[[int], nn.Module]] = {
     "fpn": FpnHead,
@@ -25,13 +28,16 @@ class Segmentor(nn.Module):
         head: `fpn`, `setr_naive`, `setr_pup` or `setr_mla`.
         num_classes: number of classes; 19 for Cityscapes.
         drop_path: stochastic depth of the backbone while training; 0 in every published recipe.
+
+    Attributes:
+        shortcut: False keeps the published order of operations also where gradients are recorded.
     """
 
     neck: FpnNeck | None
 
     def __init__(self, size: str, head: str, num_classes: int = 19, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.shortcut = num_classes, True
         self.backbone = Backbone(size, PYRAMID_STRIDES if head == "fpn" else DILATED_STRIDES, drop_path)
         if head == "fpn":
             self.neck = FpnNeck()
@@ -39,25 +45,32 @@ class Segmentor(nn.Module):
             self.neck = None
         self.decode_head = HEADS[head](num_classes)
 
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The four maps `(B, C_i, H_i, W_i)` that the head takes."""
+        maps = self.backbone(images)
+        return maps if self.neck is None else self.neck(maps)
+
     def raw_logits(self, images: Tensor) -> Tensor:
-        """Logits at the head's own resolution, `(B, num_classes, h, w)`."""
-        features = self.backbone(images)
-        return self.decode_head(self.neck(features) if self.neck is not None else features)
+        """Logits at the head's own resolution, `(B, num_classes, h, w)`, in the published order of operations."""
+        return self.decode_head(self.features(images))
 
     def coarse_logits(self, images: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-        """`raw_logits` before its last resize, and what takes them to `size`, for `ops.resample.resize_chain`.
+        """What training runs: logits before the head's last resizes, and all sizes they are resized to, `size` last.
 
-        SETR-Naive and SETR-MLA resize to 769 x 769 whatever the input: for small inputs that costs more than all else,
-        and with the resize that follows it is one small matrix. Where there is no such detour, `raw_logits` and ().
+        As `raw_logits` resized to `size`, up to rounding, once `ops.resample.resize_chain` has taken them there.
         """
-        if isinstance(self.decode_head, (SetrNaiveHead, SetrMlaHead)) and size != square(FIXED_SIDE):
-            return self.decode_head.coarse(self.backbone(images)), (square(FIXED_SIDE), size)
-        return self.raw_logits(images), ()
+        raw, sizes = self.decode_head.coarse(self.features(images))  # type: ignore[operator]
+        return raw, (*sizes, size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits at the input's size, `(B, num_classes, H, W)`.
+        """Logits at the input's size, `(B, num_classes, H, W)`; float32 gradients are recorded in the cheaper order.
 
         Args:
             images: `(B, 3, H, W)` float, RGB, normalised with the ImageNet mean and standard deviation.
         """
-        return resize(self.raw_logits(images), images.shape[2:])
+        size = (images.shape[2], images.shape[3])
+        learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+        if self.shortcut and learning and images.dtype == torch.float32 and not transformed():
+            raw, sizes = self.coarse_logits(images, size)
+            return resize_chain(raw, sizes)
+        return resize(self.raw_logits(images), size)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dgmn2cli.ops.operators import transformed
+
 BLOCK_ROWS = 64
+Lengths = tuple[int, ...]  # of one axis: the source's, then those it is resized to
 
 
 def source_span(height: int, target: int, rows: slice) -> slice:
@@ -71,7 +75,7 @@ def source_rows(length: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     return upper, (upper + 1).clamp_(max=length - 1), position - upper
 
 
-def resize_matrix(lengths: tuple[int, ...]) -> Tensor:
+def resize_matrix(lengths: Lengths) -> Tensor:
     """The matrix of a chain of 1-D resizes `lengths[0] -> lengths[1] -> ...`.
 
     Returns:
@@ -88,7 +92,7 @@ def resize_matrix(lengths: tuple[int, ...]) -> Tensor:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # as above
-def _bands(lengths: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> list[tuple[slice, slice, Tensor]]:
+def _bands(lengths: Lengths, device: torch.device, dtype: torch.dtype) -> list[tuple[slice, slice, Tensor]]:
     """A chain's matrix cut into blocks of rows, each with the few columns it needs: (rows, columns, block)."""
     matrix = resize_matrix(lengths)
     blocks = []
@@ -112,6 +116,25 @@ def resize_chain(maps: Tensor, sizes: tuple[tuple[int, int], ...]) -> Tensor:
     """
     heights = (maps.shape[2], *(size[0] for size in sizes))
     widths = (maps.shape[3], *(size[1] for size in sizes))
+    if maps.requires_grad and not transformed():
+        return _Chain.apply(maps, heights, widths, False)
+    return _resized(maps, heights, widths)
+
+
+class _Chain(torch.autograd.Function):
+    """A chain of resizes or, `adjoint`, its transpose: each the derivative of the other."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, heights: Lengths, widths: Lengths, adjoint: bool) -> Tensor:
+        ctx.chain = (heights, widths, not adjoint)
+        return (_spread if adjoint else _resized)(maps, heights, widths)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _Chain.apply(grad, *ctx.chain), None, None, None
+
+
+def _resized(maps: Tensor, heights: Lengths, widths: Lengths) -> Tensor:
     maps = maps.contiguous()
     wide = maps.new_empty((*maps.shape[:3], widths[-1]))
     for rows, columns, block in _bands(widths, maps.device, maps.dtype):
@@ -119,4 +142,15 @@ def resize_chain(maps: Tensor, sizes: tuple[tuple[int, int], ...]) -> Tensor:
     result = maps.new_empty((*maps.shape[:2], heights[-1], widths[-1]))
     for rows, columns, block in _bands(heights, maps.device, maps.dtype):
         result[..., rows, :] = block @ wide[..., columns, :]
+    return result
+
+
+def _spread(grad: Tensor, heights: Lengths, widths: Lengths) -> Tensor:
+    """The adjoint: gradients of the last size to those of the first."""
+    wide = grad.new_zeros((*grad.shape[:2], heights[0], widths[-1]))
+    for rows, columns, block in _bands(heights, grad.device, grad.dtype):
+        wide[..., columns, :] += block.mT @ grad[..., rows, :]
+    result = grad.new_zeros((*grad.shape[:2], heights[0], widths[0]))
+    for rows, columns, block in _bands(widths, grad.device, grad.dtype):
+        result[..., columns] += wide[..., rows] @ block
     return result

@@ -33,7 +33,7 @@ def can_convolve(size: Size, target: Size, dtype: torch.dtype) -> bool:
 
 
 def convolve_upsampled(
-    lines: Tensor, multiply: Callable[[Tensor], Tensor], bias: Tensor, target: Size
+    lines: Tensor, multiply: Callable[[Tensor], Tensor], bias: Tensor, target: Size, *, relu: bool = True
 ) -> Iterator[Tensor]:
     """Rows of `relu(conv3x3(resize(map)) + bias)`, padding 1, resized with aligned corners, from top to bottom.
 
@@ -42,6 +42,7 @@ def convolve_upsampled(
         multiply: the convolution's nine taps: `(n, I)` to `(n, 9 * O)`, O numbers for each tap `3*ky + kx`.
         bias: `(O,)`.
         target: `(H, W)` of the enlarged map.
+        relu: False leaves the sums as they are.
 
     Yields:
         `(rows, W, O)` contiguous, H rows in all.
@@ -53,7 +54,9 @@ def convolve_upsampled(
     for rows, made in plan.steps:
         products = multiply(lines[rows].flatten(0, 1))
         out = lines.new_empty(made.stop - made.start, target[1], channels)
-        torch.ops.dgmn2.upsampled_rows(products, ring, out, bias, height, width, target[0], rows.start, made.start)
+        torch.ops.dgmn2.upsampled_rows(
+            products, ring, out, bias, height, width, target[0], rows.start, made.start, relu
+        )
         yield out
 
 
@@ -92,7 +95,7 @@ def _axis(length: int, target: int) -> tuple[Tensor, Tensor]:
 
 def _check(*arguments: Any) -> None:
     """Refuses arguments that do not fit, and a step outside the maps."""
-    products, ring, out, bias, height, width, out_height, first_row, first_out = arguments
+    products, ring, out, bias, height, width, out_height, first_row, first_out, *_ = arguments
     op, tensors = "upsampled_rows", (products, ring, out, bias)
     names = ("products", "ring", "out", "bias")
     require_tensors(op, tensors, names, (torch.float32,))
@@ -135,6 +138,7 @@ def _upsampled_rows(
     out_height: int,
     first_row: int,
     first_out: int,
+    relu: bool = True,
 ) -> None:
     """One step of `convolve_upsampled`, the operator `dgmn2::upsampled_rows`.
 
@@ -146,6 +150,7 @@ def _upsampled_rows(
         height, width: of the small map.
         out_height: H.
         first_row, first_out: see above.
+        relu: whether negative sums are cut to zero.
     """
     _check(products, ring, out, bias, height, width, out_height, first_row, first_out)
     _check_ring(
@@ -164,7 +169,7 @@ def _upsampled_rows(
         *(height, out_height),
         *at[6:],
         *(width, ring.shape[1]),
-        *(bias.shape[0], products.shape[0] // width, first_row, ring.shape[0], out.shape[0], first_out),
+        *(bias.shape[0], products.shape[0] // width, first_row, ring.shape[0], out.shape[0], first_out, relu),
     )
 
 

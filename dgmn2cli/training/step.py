@@ -46,8 +46,7 @@ class LossModule(nn.Module):
         images = images.to(next(self.model.parameters()).dtype)
         with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
             raw, sizes = self.model.coarse_logits(images, (labels.shape[1], labels.shape[2]))
-        if sizes:
-            raw = resize_chain(raw.to(torch.promote_types(raw.dtype, torch.float32)), sizes)
+        raw = resize_chain(raw.to(torch.promote_types(raw.dtype, torch.float32)), sizes)
         return segmentation_loss(raw, labels, self.class_weights, self.loss)
 
 

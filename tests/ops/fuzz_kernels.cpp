@@ -419,6 +419,7 @@ void upsampled_case(Draw& draw, Isa isa, const char* name) {
     dgmn2::Upsampled<T> p{};
     p.channels = draw.one_in(2) ? 16 * draw.between(1, 3) : draw.between(1, 40);
     p.down = down.axis, p.across = across.axis;
+    p.relu = draw.one_in(2);
     const Style style(draw);
     std::snprintf(g_case + std::strlen(g_case), sizeof g_case - std::strlen(g_case),
                   "upsampled %s, %td x %td to %td x %td, channels %td, rows a step %td%s, scale %g", name, down.axis.from,
@@ -433,6 +434,7 @@ void upsampled_case(Draw& draw, Isa isa, const char* name) {
     Buffer<T> two = upsampled_run(p, products, down, step, isa, 2);
     require(one->same_bits(two), "rows differ between one thread and two");
     if (!style.broken) require(finite(one->at(), one->count()), "finite inputs gave a non-finite row");
+    for (index i = 0; p.relu && i < one->count(); ++i) require(!((*one)[i] < T(0)), "a negative number after ReLU");
     ++g_upsampled;
 }
 

@@ -64,7 +64,7 @@ def upsampled_arguments(random: random.Random) -> list[Any]:
     out_height, out_width = random.randint(1, 12), random.randint(1, 12)
     tensors = drawn(height * width, 9 * channels), drawn(height, out_width, 3, channels), drawn(channels)
     out = drawn(out_height, out_width, channels)
-    return [tensors[0], tensors[1], out, tensors[2], height, width, out_height, 0, 0]
+    return [tensors[0], tensors[1], out, tensors[2], height, width, out_height, 0, 0, random.random() < 0.5]
 
 
 def with_gradient(make: Callable[[random.Random], list[Any]], name: str) -> Callable[[random.Random], list[Any]]:
@@ -100,10 +100,11 @@ def define_backward(name: str) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def define_upsampled(
-    products: Tensor, ring: Tensor, out: Tensor, bias: Tensor, height: int, width: int, out_height: int, *rest: int
+    products: Tensor, ring: Tensor, out: Tensor, bias: Tensor, height: int, width: int, out_height: int, *rest: Any
 ) -> tuple[Tensor, ...] | None:
     """Of a step that makes the whole map; a part of it is only known to stay within its arguments."""
-    if rest != (0, 0) or products.shape[0] != height * width or out.shape[0] != out_height:
+    *step, relu = rest
+    if step != [0, 0] or products.shape[0] != height * width or out.shape[0] != out_height:
         return None
     out_width, channels = ring.shape[1], bias.shape[0]
     taps = products.double().view(height, width, 3, 3, channels)
@@ -111,7 +112,8 @@ def define_upsampled(
     large = torch.einsum("yh,xw,hwijc->yxijc", rows, columns, taps)
     padded = F.pad(large, (0, 0, 0, 0, 0, 0, 1, 1, 1, 1))
     total = sum(padded[i : i + out_height, j : j + out_width, i, j] for i in range(3) for j in range(3))
-    return ((total + bias.double()).relu(),)
+    total = total + bias.double()
+    return (total.relu() if relu else total,)
 
 
 def matrix(length: int, target: int) -> Tensor:
@@ -254,7 +256,8 @@ def call(name: str, arguments: list[Any]) -> str:
     except REFUSALS:
         return "refused"
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    numbers = [number for value in arguments for number in (value if isinstance(value, list) else [value])]
+    sizes = arguments[:-1] if name == "upsampled_rows" else arguments  # its last one is yes or no
+    numbers = [number for value in sizes for number in (value if isinstance(value, list) else [value])]
     if any(isinstance(number, int) and number < 0 for number in numbers):
         return "a negative size was answered"
     if any(tensor.device.type == "meta" for tensor in tensors):

@@ -9,8 +9,8 @@ from networks import segmentor
 
 from dgmn2cli.config import OptimConfig
 from dgmn2cli.model.segmentor import Segmentor
-from dgmn2cli.training.loss import segmentation_loss
 from dgmn2cli.training.optim import make_optimizer, poly_lr, set_lr
+from dgmn2cli.training.step import LossModule
 
 ITERS = 40_000
 
@@ -29,6 +29,7 @@ def batch(golden):
 def trained(batch, dtype):
     """Three published steps from the stand-in weights; everything the published system's run recorded."""
     model = segmentor("tiny", "setr_pup").to(dtype).train()
+    network = LossModule(model, None, None)  # what `dgmn2 train` runs
     optimizer = make_optimizer(OptimConfig(), model.parameters())
     first = {key: value.detach().clone() for key, value in model.named_parameters()}
     run = {"losses": [], "accs": [], "lrs": [], "names": list(first)}
@@ -36,7 +37,7 @@ def trained(batch, dtype):
         run["lrs"].append(poly_lr(OptimConfig(), step, ITERS))
         set_lr(optimizer, run["lrs"][-1])
         optimizer.zero_grad()
-        loss, accuracy = segmentation_loss(model.raw_logits(batch[0].to(dtype)), batch[1])
+        loss, accuracy = network(batch[0].to(dtype), batch[1])
         loss.backward()
         if step == 0:
             run["grads"] = {key: value.grad.clone() for key, value in model.named_parameters()}

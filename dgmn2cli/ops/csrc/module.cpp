@@ -120,7 +120,8 @@ PyObject* upsampled(Arguments& args, int threads, dgmn2::Isa isa) {
         axis->from = args.number();
         axis->to = args.number();
     }
-    for (index* size : {&p.channels, &p.rows, &p.first_row, &p.ring_rows, &p.out_rows, &p.first_out}) *size = args.number();
+    for (index* size : {&p.channels, &p.rows, &p.first_row, &p.ring_rows, &p.out_rows, &p.first_out, &p.relu})
+        *size = args.number();
     if (!args.complete()) return nullptr;
     Py_BEGIN_ALLOW_THREADS
     dgmn2::upsampled_rows(p, isa, threads);

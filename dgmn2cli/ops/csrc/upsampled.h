@@ -42,6 +42,7 @@ struct Upsampled {
     const A* bias;      // (C)
     ResizedAxis<A> down, across;
     index channels, rows, first_row, ring_rows, out_rows, first_out;
+    index relu;  // whether negative sums are cut to zero
 
     const T* tap(index row, index x, index ky, index kx) const {
         return products + (((row - first_row) * across.from + x) * 9 + ky * 3 + kx) * channels;

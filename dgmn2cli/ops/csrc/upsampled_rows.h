@@ -27,7 +27,7 @@ DGMN2_INLINE void sum_across(const Upsampled<T>& p, index row, index x) {
     }
 }
 
-// One position of the result: the row sums of three kernel rows interpolated, bias added, negative numbers cut to zero.
+// One position of the result: the row sums of three kernel rows interpolated, bias added, negative numbers cut to zero where wanted.
 template <int WHOLE, class T>
 DGMN2_INLINE void sum_down(const Upsampled<T>& p, index y, index x) {
     using A = accumulate<T>;
@@ -47,7 +47,7 @@ DGMN2_INLINE void sum_down(const Upsampled<T>& p, index y, index x) {
             sum += load_row<WHOLE>(upper[ky], j, p.channels) * nearer[ky];
             sum += load_row<WHOLE>(lower[ky], j, p.channels) * farther[ky];
         }
-        sum = sum < Vector<A>{} ? Vector<A>{} : sum;  // NaN stays NaN
+        if (p.relu) sum = sum < Vector<A>{} ? Vector<A>{} : sum;  // NaN stays NaN
         store_row<WHOLE>(sum, to, j, p.channels);
     }
 }
