@@ -62,7 +62,8 @@ class Implementation:
     device: str  # `cpu`, `cuda:0`, ...
     dtype: str  # of weights and activations
     backend: str  # op backend, resolved; for a baseline the one its unfold runs on, or what is used instead
-    form: str  # `fused` (inference form), `published` (order of operations as published) or `graph` (exported)
+    # `fused` (inference form), `trainer` (as training orders the operations), `published` or `graph` (exported)
+    form: str
     compiled: bool = False  # whether it runs under `torch.compile`
     graph: Path | None = None  # the exported graph that a runtime runs
 
@@ -127,10 +128,13 @@ def _energy(tensors: Sequence[Tensor]) -> float:
     return sum(float(torch.linalg.vector_norm(tensor.double())) ** 2 for tensor in tensors)
 
 
-def ours(device: torch.device, dtype: str, backend: str, *, fused: bool, compiled: bool = False) -> Implementation:
+def ours(
+    device: torch.device, dtype: str, backend: str, form: str = "fused", *, compiled: bool = False
+) -> Implementation:
     """This package's implementation; a ResourceError where the named backend cannot run."""
-    used = resolve_backend(backend, device, resolve_dtype(dtype))
-    return Implementation(OURS, str(device), dtype, used, "fused" if fused else "published", compiled)
+    return Implementation(
+        OURS, str(device), dtype, resolve_backend(backend, device, resolve_dtype(dtype)), form, compiled
+    )
 
 
 def baseline(
@@ -218,6 +222,7 @@ def build(spec: NetworkSpec, used: Implementation, *, training: bool = False) ->
         plain_network(model, PUBLISHED_DESIGNS[used.name])
     else:
         use_backend(model, used.backend)
+    model.shortcut = used.form == "trainer"
     model = model.to(used.device, used.torch_dtype).train(training)
     if training and used.name not in PUBLISHED_DESIGNS:
         model.to(memory_format=torch.channels_last)  # as the trainer does

@@ -66,7 +66,7 @@ def measure_network(
     macs = count_macs(model, height, width, batch) * (TRAINING_FACTOR if training else 1)
     for used, seconds, peak, counted in zip(compared, timings[: len(compared)], peaks, executed, strict=True):
         row = Row.of(spec.name, request.bench, request.shape, used, seconds, timings[0])
-        done = macs if training else counted  # training keeps the published order
+        done = macs if training and used.form == "published" else counted  # the trainer's are not counted
         gflops, best = 2 * (done or 0) / row.median / 1e9, best_gflops(rates, used.dtype)
         row = replace(
             row,

@@ -92,8 +92,8 @@ def op_implementations(request: Request, report: Report) -> list[Implementation]
         ResourceError: the named backend cannot run.
     """
     device, dtype = request.device, request.dtype
-    own = ours(device, dtype, request.backend, fused=True)
-    others = [partial(ours, device, dtype, name, fused=True) for name in available_backends() if name != own.backend]
+    own = ours(device, dtype, request.backend)
+    others = [partial(ours, device, dtype, name) for name in available_backends() if name != own.backend]
     # `published` is an order of operations of networks, not of an op
     others += [partial(baseline, name, device, dtype, own.backend) for name in request.baselines if name != "published"]
     return [own, *usable(others, report.note)]

@@ -76,7 +76,7 @@ class Row:
     name: str  # the model, the op with the map it works on, or the image
     task: str  # `infer`, `train`, `forward`, `forward + backward`, `decode`
     implementation: str  # `dgmn2cli` or a baseline's name
-    form: str  # `fused` or `published` (order of operations); for an op or decoder what runs
+    form: str  # `fused`, `trainer` or `published` (order of operations); for an op or decoder what runs
     backend: str  # op backend, or what does the unfolding or decoding
     # dtype, compiled: whether it runs under `torch.compile`
     dtype: str

@@ -27,7 +27,7 @@ class Request:
     dtype: str = "float32"
     backend: str = "auto"
     compiled: bool = False
-    # run it in the inference form (`infer`, `e2e`, `profile`); training always keeps the published order
+    # run it in the inference form (`infer`, `e2e`, `profile`); training has an order of its own
     fused: bool = True
     # width and height of the window, or for `e2e`, `decode` and `stream` of the image; None: the configuration's
     # window, 2048x1024 for `e2e` and `stream`, images of 2, 12 and 24 megapixels for `decode`

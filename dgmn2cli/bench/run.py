@@ -67,8 +67,8 @@ def _measure(recipe: Recipe, request: Request, report: Report, observer: Observe
             for case in stage_cases(op, config.head, height, width, batch):
                 measure_op(case, compared, request, report, observer)
         return
-    fused = request.fused and not request.training
-    own = ours(request.device, request.dtype, request.backend, fused=fused, compiled=request.compiled)
+    form = "trainer" if request.training else "fused" if request.fused else "published"
+    own = ours(request.device, request.dtype, request.backend, form, compiled=request.compiled)
     if request.bench == "e2e":
         if request.window is not None:
             inference = replace(inference, window=request.window, stride=min(inference.stride, request.window))
@@ -77,11 +77,9 @@ def _measure(recipe: Recipe, request: Request, report: Report, observer: Observe
         observer.advance(0, detail=f"profiling {spec.name}")
         profile_network(spec, own, sized, report)
     else:
-        # in training this package's implementation runs in the published order itself
-        baselines = [name for name in request.baselines if not (request.training and name == "published")]
         with TemporaryDirectory(prefix="dgmn2-graph-") as folder:
             graph = None
-            if request.export is not None and not request.training and set(RUNTIMES) & set(baselines):
+            if request.export is not None and not request.training and set(RUNTIMES) & set(request.baselines):
                 observer.advance(0, detail=f"exporting {spec.name}")
                 graph = write_graph(spec, request.export, Path(folder, "window.onnx"))
-            measure_network(spec, with_baselines(own, baselines, report.note, graph), sized, report, observer)
+            measure_network(spec, with_baselines(own, request.baselines, report.note, graph), sized, report, observer)

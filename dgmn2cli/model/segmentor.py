@@ -70,7 +70,8 @@ class Segmentor(nn.Module):
         """
         size = (images.shape[2], images.shape[3])
         learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
-        if self.shortcut and learning and images.dtype == torch.float32 and not transformed():
+        traced = transformed() or torch.compiler.is_compiling()
+        if self.shortcut and learning and not traced and images.dtype == torch.float32:
             raw, sizes = self.coarse_logits(images, size)
             return resize_chain(raw, sizes)
         return resize(self.raw_logits(images), size)
