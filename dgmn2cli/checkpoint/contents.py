@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgmn2cli.checkpoint.pickles import Unfit
 from dgmn2cli.checkpoint.standins import Array, Dtype, Inert, InertList
 
 MAX_DEPTH = 60
@@ -23,10 +24,6 @@ _NAMED, _LONGEST = 3, 120  # entries that an error names, the innermost ones; ch
 _TEXT_STEP = 64  # characters that count as one value more
 _NUMBERS = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint8 bool"
 DTYPES = frozenset(getattr(torch, name) for name in _NUMBERS.split(" "))
-
-
-class Unfit(Exception):  # noqa: N818
-    """What in a file's content is no checkpoint's; its caller says which file."""
 
 
 def plain(content: Any, size: int) -> Any:

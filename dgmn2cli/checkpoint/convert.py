@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,22 +137,11 @@ def _as_json(meta: Mapping[str, Any]) -> tuple[dict[str, Any], list[Line]]:
     lines = []
     for key, value in meta.items():
         try:
-            kept[str(key)] = _json_value(value)
+            kept[str(key)] = json.loads(json.dumps(value, allow_nan=False))
             lines.append(_kept_meta(key, value))
-        except ValueError as error:
-            lines.append(Line(f"meta.{key}", "dropped", note=str(error)))
+        except (TypeError, ValueError) as error:
+            lines.append(Line(f"meta.{key}", "dropped", note=f"not for JSON: {error} ({in_few_words(value)})"))
     return kept, lines
-
-
-def _json_value(value: Any) -> Any:
-    """`value` in JSON's types; ValueError where it has none."""
-    if isinstance(value, Mapping):
-        return {str(key): _json_value(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_value(item) for item in value]
-    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise ValueError(f"JSON has no {type(value).__name__} such as {in_few_words(value)}")
 
 
 def _read_again(target: Path, read: Checkpoint, meta: Mapping[str, Any]) -> Checkpoint:

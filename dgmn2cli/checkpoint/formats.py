@@ -1,7 +1,7 @@
-"""The two file formats: what a `.pth` or `.safetensors` file holds, as plain containers, or one honest error.
+"""The two file formats: what a `.pth` or `.safetensors` file holds, as plain containers.
 
 Nothing in a file is executed: pickles are scanned, then read by PyTorch's restricted reader (`weights_only=True`),
-never without it. Every way in which reading can fail becomes one error.
+never without it. Every way in which reading can fail becomes one `Unfit`.
 """
 
 from __future__ import annotations
@@ -23,27 +23,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from dgmn2cli.checkpoint.contents import Unfit, plain
-from dgmn2cli.checkpoint.pickles import Excess, References, scan
+from dgmn2cli.checkpoint.contents import plain
+from dgmn2cli.checkpoint.pickles import References, Unfit, scan
 from dgmn2cli.checkpoint.standins import stand_ins
-from dgmn2cli.errors import IntegrityError, is_utf8
+from dgmn2cli.errors import is_utf8
 
 MAX_HEADER_BYTES = 16 << 20
 META_KEY = "dgmn2_meta"  # where a safetensors file keeps, as JSON, what a .pth file keeps under `meta`
 LEGACY_PICKLES = 5  # magic number, version, machine, content, names of the storages
-AGAIN = "Check the path; get a damaged file again."
 _turn = threading.Lock()
-# everything PyTorch, zipfile and the restricted reader have been seen to raise on damaged or hostile files
-_READ_ERRORS = (
-    RuntimeError,
+# all that PyTorch, zipfile and the restricted reader have been seen to raise on damaged or hostile files
+_READ_ERRORS = (RuntimeError, LookupError, AttributeError, OSError, EOFError, TypeError, ValueError, AssertionError)
+_FORMAT_ERRORS = (
     pickle.UnpicklingError,
-    LookupError,
-    AttributeError,
-    OSError,
-    EOFError,
-    TypeError,
-    ValueError,
-    AssertionError,
     ArithmeticError,
     struct.error,
     zlib.error,
@@ -54,11 +46,11 @@ _READ_ERRORS = (
 Format = Literal["pth", "legacy pth", "safetensors"]  # a zip archive; before PyTorch 1.6
 
 
-def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False) -> tuple[Any, Format, dict[str, Any]]:
+def read_content(file: BinaryIO, size: int, path: Path, *, mapped: bool = False) -> tuple[Any, Format, dict[str, Any]]:
     """The content of an open file of `size` bytes.
 
     Args:
-        path: its name, for messages.
+        path: its name.
         mapped: leave tensors in the file until they are used, where the format allows it: what is never used (an
             optimiser's moments) then takes no memory.
 
@@ -66,7 +58,7 @@ def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False)
         Plain containers and dense CPU tensors; the format; what a safetensors file says about itself.
 
     Raises:
-        IntegrityError: damaged, unsafe, or of another kind.
+        Unfit: damaged, unsafe, or of another kind.
     """
     file.seek(0)
     head = file.read(9)
@@ -76,30 +68,21 @@ def read_content(path: Path, file: BinaryIO, size: int, *, mapped: bool = False)
             data = file.read()
             return plain(load_safetensors(data), size), "safetensors", _safetensors_meta(data)
         archive = head.startswith(b"PK")
-        references, stored = _scan_archive(path, file, size) if archive else (scan(file, LEGACY_PICKLES), False)
+        references, stored = _scan_archive(file, size) if archive else (scan(file, LEGACY_PICKLES), False)
         allowed = stand_ins(references.names, references.like_dicts, references.like_lists)
         file.seek(0)
+        mapped = mapped and stored and is_utf8(str(path))  # torch maps no file of another name
         with warnings.catch_warnings(), _only(allowed):
             warnings.simplefilter("ignore")
-            if mapped and stored and is_utf8(str(path)):  # torch maps no file of another name
-                value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            else:
-                value = torch.load(file, map_location="cpu", weights_only=True)
+            value = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
         return plain(value, size), "pth" if archive else "legacy pth", {}
     except MemoryError as error:
-        raise _unreadable(path, "it claims more memory than there is") from error
-    except (Excess, Unfit) as error:
-        raise IntegrityError("this is not a checkpoint", where=path, why=str(error), hint=AGAIN) from error
-    except _READ_ERRORS as error:
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused:
-            raise IntegrityError(
-                "the checkpoint is unsafe and was not loaded",
-                where=path,
-                why=f"it asks to call {refused[1]}, which a file of weights never needs",
-                hint="Nothing in it was executed. Get the file from its publisher.",
-            ) from error
-        raise _unreadable(path, "the file is damaged or of another kind") from error
+        raise Unfit("it claims more memory than there is") from error
+    except (*_READ_ERRORS, *_FORMAT_ERRORS) as error:
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            why = f"it is unsafe: it asks to call {refused[1]}, which a file of weights never needs"
+            raise Unfit(f"{why}; nothing in it was executed") from error
+        raise Unfit("the file is damaged or of another kind") from error
 
 
 @contextmanager
@@ -119,11 +102,7 @@ def _only(allowed: list[tuple[Callable[..., Any], str]]) -> Iterator[None]:
             torch.serialization.add_safe_globals(before)
 
 
-def _unreadable(path: Path, why: str) -> IntegrityError:
-    return IntegrityError("the checkpoint cannot be read", where=path, why=why, hint=AGAIN)
-
-
-def _scan_archive(path: Path, file: BinaryIO, size: int) -> tuple[References, bool]:
+def _scan_archive(file: BinaryIO, size: int) -> tuple[References, bool]:
     """Checks the zip archive's own CRC-32s (PyTorch does not), its names and sizes, and scans its pickle.
 
     Returns:
@@ -134,19 +113,13 @@ def _scan_archive(path: Path, file: BinaryIO, size: int) -> tuple[References, bo
         items = archive.infolist()
         claimed = sum(item.file_size for item in items)
         if claimed > 2 * size + MAX_HEADER_BYTES:
-            raise _unreadable(path, f"its {size} bytes claim to unpack to {claimed}")
+            raise Unfit(f"its {size} bytes claim to unpack to {claimed}")
         if len({item.filename for item in items}) != len(items):
-            raise _unreadable(path, "its archive has two parts of one name")
+            raise Unfit("its archive has two parts of one name")
         if any(item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for item in items):
-            raise _unreadable(path, "its archive is compressed in a way that PyTorch does not use")
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise IntegrityError(
-                "the checkpoint is damaged",
-                where=path,
-                why=f"the checksum of its part {damaged} does not hold",
-                hint=AGAIN,
-            )
+            raise Unfit("its archive is compressed in a way that PyTorch does not use")
+        if damaged := archive.testzip():
+            raise Unfit(f"it is damaged: the checksum of its part {damaged} does not hold")
         for item in items:
             if item.filename.rpartition("/")[2] == "data.pkl":
                 with archive.open(item) as content:

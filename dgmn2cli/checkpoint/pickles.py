@@ -23,8 +23,8 @@ _BYTES = frozenset(("_codecs.encode", "builtins.bytes"))  # by whose calls proto
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 
 
-class Excess(Exception):  # noqa: N818
-    """Why a pickle is not read; its caller says which file."""
+class Unfit(Exception):  # noqa: N818
+    """Why a file is not read as a checkpoint; its caller says which file."""
 
 
 @dataclass
@@ -65,14 +65,14 @@ class _Machine:
         """A tuple of `parts`, or what a call makes of them."""
         depth = 1 + max((part.depth for part in parts), default=0)
         if depth > MAX_DEPTH:
-            raise Excess(f"its tuples are nested more than {MAX_DEPTH} levels deep")
+            raise Unfit(f"its tuples are nested more than {MAX_DEPTH} levels deep")
         of_bytes = all(part.name in _BYTES for part in parts)
         self.stack.append(_Value(1 + sum(part.cost for part in parts), depth, of_bytes=of_bytes))
 
     def use_again(self, value: _Value) -> None:
         self.hashed += value.cost
         if self.hashed > MAX_HASHED:
-            raise Excess("a few of its values repeat themselves without end")
+            raise Unfit("a few of its values repeat themselves without end")
         self.stack.append(value)
 
 
@@ -80,7 +80,7 @@ def scan(file: IO[bytes], count: int = 1) -> References:
     """Follows the next `count` pickles of `file`, and says what they refer to.
 
     Raises:
-        Excess: reading them would take too long or overflow the stack.
+        Unfit: reading them would take too long or overflow the stack.
     """
     steps, references = MAX_STEPS, References()
     for _ in range(count):
@@ -103,7 +103,7 @@ def _follow(file: IO[bytes], steps: int, references: References) -> int:
                 return -1
         except (IndexError, KeyError):  # taken from an empty stack or memo: the reader fails there, too
             return -1
-    raise Excess(f"it has more than {MAX_STEPS:,} instructions")
+    raise Unfit(f"it has more than {MAX_STEPS:,} instructions")
 
 
 def _step(machine: _Machine, code: bytes, file: IO[bytes]) -> bool:
@@ -134,7 +134,7 @@ def _step(machine: _Machine, code: bytes, file: IO[bytes]) -> bool:
     elif code in (b"R", b"\x81"):
         arguments, called = stack.pop(), stack.pop()
         if called.name == "builtins.bytearray" and not (arguments.of_bytes and code == b"R"):
-            raise Excess("it holds a bytearray that is not made of bytes")  # a number would be its length
+            raise Unfit("it holds a bytearray that is not made of bytes")  # a number would be its length
         machine.use_again(_Value(arguments.cost + 1, name=called.name))
     elif code in (b"a", b"e", b"s", b"u"):
         _fill(machine, code)
@@ -164,7 +164,7 @@ def _read_name(file: IO[bytes]) -> str:
     """A module and a name, as Python 3 calls them; the reader takes quadratic time over long ones."""
     lines = [file.readline(_NAME_LIMIT + 1) for _ in range(2)]
     if any(len(line) > _NAME_LIMIT for line in lines):
-        raise Excess(f"it names something in more than {_NAME_LIMIT} characters")
+        raise Unfit(f"it names something in more than {_NAME_LIMIT} characters")
     module, name = (line.removesuffix(b"\n").decode("utf-8", "replace") for line in lines)
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f"{module}.{name}"
@@ -173,5 +173,5 @@ def _read_name(file: IO[bytes]) -> str:
 def _skip_text(file: IO[bytes], code: bytes) -> None:
     length = int.from_bytes(file.read(4 if code == b"X" else 1), "little")
     if length > _TEXT_LIMIT:
-        raise Excess(f"it claims a text of {length:,} bytes")
+        raise Unfit(f"it claims a text of {length:,} bytes")
     file.read(length)

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dgmn2cli.checkpoint.contents import DTYPES, Unfit, without_objects
+from dgmn2cli.checkpoint.contents import DTYPES, without_objects
 from dgmn2cli.checkpoint.formats import Format
+from dgmn2cli.checkpoint.pickles import Unfit
 
 WEIGHTS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params", "weights", "module")
 AVERAGES = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "params_ema", "model_ema_state_dict")
@@ -133,13 +134,12 @@ def _weights(entries: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[str, s
     state: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
     tensors = {str(key): item for key, item in entries.items() if str(key) not in _COUNTERS}
-    _require_one_network(tensors)
     common = _common_prefix(tensors)
     for key, item in tensors.items():
         if not isinstance(item, Tensor):
             kind = getattr(item, "name", "") or f"a {type(item).__name__}"
             raise Unfit(f"its entry {key[:80]!r} is {kind}, wanted a dense tensor of a state dict")
-        name = _own_name(key.removeprefix(common))
+        name = _own_name(key).removeprefix(common)
         if name in state:
             raise Unfit(f"it holds {name[:80]!r} twice, as {key[:80]!r} and {renamed.get(name, name)[:80]!r}")
         state[name] = item
@@ -159,8 +159,12 @@ def _own_name(key: str) -> str:
     return key.replace("._orig_mod.", ".")
 
 
-def _require_one_network(names: Mapping[str, Any]) -> None:
-    """Refuses the weights of several networks under one entry, such as `model.` and `ema_model.`, by their prefixes."""
+def _common_prefix(names: Mapping[str, Any]) -> str:
+    """What any other program put before every name of a DGMN2 network, such as `segmentor.net.`; else nothing.
+
+    Raises:
+        Unfit: weights of several networks, told apart by their prefixes, such as `model.` and `ema_model.`.
+    """
     counts: Counter[str] = Counter()
     for key in map(_own_name, names):
         starts = [0] * key.startswith(_FIRST) + [found + 1 for start in _FIRST if (found := key.find(f".{start}")) >= 0]
@@ -169,15 +173,8 @@ def _require_one_network(names: Mapping[str, Any]) -> None:
     if len(counts) > 1:
         listed = ", ".join(f"{prefix!r} ({count})" for prefix, count in sorted(counts.items())[:5])
         raise Unfit(f"its names have several prefixes, one for each network: {listed}; save one of them by itself")
-
-
-def _common_prefix(names: Mapping[str, Any]) -> str:
-    """What any other program put before every name of a DGMN2 network, such as `segmentor.net.`; else nothing."""
-    if any(key.startswith(_FIRST) for key in names):
-        return ""
-    first = next((key for key in names if any(f".{start}" in key for start in _FIRST)), "")
-    prefix = min((first[: first.index(f".{start}") + 1] for start in _FIRST if f".{start}" in first), default="")
-    return prefix if prefix and all(key.startswith(prefix) for key in names) else ""
+    prefix = next(iter(counts), "")
+    return prefix if all(_own_name(key).startswith(prefix) for key in names) else ""
 
 
 def class_names(meta: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, Any]:
@@ -186,11 +183,9 @@ def class_names(meta: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, Any]:
     Returns:
         The names, None where the file says nothing usable; and whatever it says of the palette.
     """
-    dataset = meta.get("dataset_meta")
-    said: dict[str, Any] = {}
-    for source in (dataset, meta):
-        if isinstance(source, Mapping):
-            said.update({str(key).lower(): item for key, item in source.items()})
+    sources = [source for source in (meta.get("dataset_meta"), meta) if isinstance(source, Mapping)]
+    said = {str(key).lower(): item for source in sources for key, item in source.items()}
     names = said.get("classes")
-    usable = isinstance(names, (list, tuple)) and len(names) > 0 and all(isinstance(name, str) for name in names)
-    return (tuple(names) if usable and names is not None else None), said.get("palette")
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
+        names = None
+    return tuple(names) if names else None, said.get("palette")

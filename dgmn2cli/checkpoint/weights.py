@@ -12,21 +12,22 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from dgmn2cli.checkpoint.contents import Unfit
 from dgmn2cli.checkpoint.formats import read_content
+from dgmn2cli.checkpoint.pickles import Unfit
 from dgmn2cli.checkpoint.unwrap import Checkpoint, unwrap
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NonFiniteError
 from dgmn2cli.files import atomic_write, open_regular
 
 MAX_BYTES = 8 << 30
 _SHOWN = 5
-_NOT_A_CHECKPOINT = (
+_NOT_A_CHECKPOINT: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"\x89PNG", "it is a PNG image"),
     (b"\xff\xd8\xff", "it is a JPEG image"),
     (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself"),
     (b"%PDF", "it is a PDF document"),
     (b"\x1f\x8b", "it is a gzip archive; unpack it first"),
     (b"Rar!", "it is a RAR archive; unpack it first"),
+    ((b"<!doctype", b"<html", b"<?xml"), "it is a web page, most likely a download page saved in place of the file"),
 )
 COUNTER = ".num_batches_tracked"  # of batch norms: not used in inference, and left out by some programs
 
@@ -52,42 +53,30 @@ def read_checkpoint(
     hint = "Check the path, or download the model with `dgmn2 download`."
     with open_regular(path, "cannot open the checkpoint", hint=hint) as file:
         size = os.fstat(file.fileno()).st_size
-        _refuse_foreign(path, file, size)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
-        if sha256 is not None and digest != sha256.lower():
-            raise IntegrityError(
-                "the checkpoint is not the file it should be",
-                where=path,
-                why=f"its sha256 is {digest}, wanted {sha256}",
-                hint="Delete it and download it again.",
-            )
-        content, kind, meta = read_content(path, file, size, mapped=inference)
-    try:
-        found = unwrap(Checkpoint(path, digest, size, kind, meta=meta), content, ema)
-    except Unfit as error:
-        hint = "Give the file of a whole model: a state dict, bare or under 'state_dict' or 'model'."
-        raise IntegrityError("this is not a checkpoint", where=path, why=str(error), hint=hint) from error
+        try:
+            _refuse_foreign(file.read(512), size)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
+            if sha256 is not None and digest != sha256.lower():
+                raise Unfit(f"its sha256 is {digest}, wanted {sha256}")
+            content, kind, meta = read_content(file, size, path, mapped=inference)
+            found = unwrap(Checkpoint(path, digest, size, kind, meta=meta), content, ema)
+        except Unfit as error:
+            what, hint = "cannot use the checkpoint", "Give the whole file of a model, .pth or .safetensors, undamaged."
+            raise IntegrityError(what, where=path, why=str(error), hint=hint) from error.__cause__ or error
     check_finite(found.state, path)
     return replace(found, rest={}) if inference else found
 
 
-def _refuse_foreign(path: Path, file: BinaryIO, size: int) -> None:
-    head = file.read(512)
-    file.seek(0)
-    why = next((why for magic, why in _NOT_A_CHECKPOINT if head.startswith(magic)), "")
+def _refuse_foreign(head: bytes, size: int) -> None:
     if size == 0:
-        why = "it is empty"
-    elif size > MAX_BYTES:
-        why = f"it has {size} bytes, more than any DGMN2 checkpoint ({MAX_BYTES})"
-    elif head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        why = "it is a web page, most likely a download page saved in place of the file"
-    if why:
-        raise IntegrityError(
-            "this is not a checkpoint",
-            where=path,
-            why=why,
-            hint="Give a .pth or .safetensors file; `dgmn2 download` gets the published ones.",
-        )
+        raise Unfit("it is empty")
+    if size > MAX_BYTES:
+        raise Unfit(f"it has {size:,} bytes, more than any DGMN2 checkpoint ({MAX_BYTES:,})")
+    text = head.lstrip().lower()
+    for magic, why in _NOT_A_CHECKPOINT:
+        if head.startswith(magic) or text.startswith(magic):
+            raise Unfit(why)
 
 
 def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:

@@ -73,7 +73,7 @@ def test_the_hash_is_checked_before_anything_is_unpickled(good: Path, monkeypatc
     sha256 = read_checkpoint(good).sha256
     assert read_checkpoint(good, sha256=sha256.upper()).sha256 == sha256
     monkeypatch.setattr(torch, "load", lambda *_a, **_k: pytest.fail("unpickled"))
-    with pytest.raises(IntegrityError, match="not the file it should be"):
+    with pytest.raises(IntegrityError, match=f"wanted {'0' * 64}"):
         read_checkpoint(good, sha256="0" * 64)
 
 
@@ -230,7 +230,7 @@ def test_what_is_not_tensors_is_refused(tmp_path: Path) -> None:
     for content in ([1, 2], {"state_dict": {"a": 3}}, {"state_dict": {}}, {"x": torch.zeros(2).to_sparse()}):
         path = tmp_path / "content.pth"
         torch.save(content, path)
-        with pytest.raises(IntegrityError, match="not a checkpoint"):
+        with pytest.raises(IntegrityError):
             read_checkpoint(path)
 
 
