@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from dgmn2cli.errors import NonFiniteError
 from dgmn2cli.evaluate import Counted, Settings
 from dgmn2cli.inference.load import Recipe
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
+from dgmn2cli.inference.report import InferReport
+from dgmn2cli.inference.run import InferRequest, run
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.observer import Observer, Silent
 
@@ -106,6 +109,15 @@ class Load:
 
     def _die(self, *_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def predict_files(
+    made: Segmenter, sources: Path | Sequence[Path], out: Path, kinds: Sequence[str], settings: Settings, **how: Any
+) -> InferReport:
+    """Whole run of `infer` on this process; `how`: its `observer`, and attributes of `InferRequest`."""
+    observer, named = how.pop("observer", None), [sources] if isinstance(sources, Path) else sources
+    request = InferRequest(tuple(map(str, named)), str(out), tuple(kinds), settings=settings, device="cpu", **how)
+    return run(request, lambda **_: made, observer)
 
 
 def recipe(name: str = "fake") -> Recipe:

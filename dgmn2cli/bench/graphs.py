@@ -33,7 +33,7 @@ def measure_graph(graph: Graph, runtimes: Sequence[str], request: Request, repor
     for runtime in runtimes:
         observer.advance(0, detail=f"{name}: opening it in {runtime}")
         networks.append(GraphNetwork(graph, runtime, torch.get_num_threads()).eval())
-        precision = networks[-1].opened.precision
+        precision = networks[-1].precision
         compared.append(Implementation(runtime, "cpu", precision, f"{runtime} {version(runtime)}", "graph"))
     images = random_images(*sized.shape, replace(compared[0], dtype="float32"))
     answers = [network(images) for network in networks]

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from dgmn2cli.bench import OURS
 from dgmn2cli.bench.baseline import compiled_unfold, plain_network, torchvision_unfold
 from dgmn2cli.errors import CheckFailed, ResourceError
+from dgmn2cli.inference.arithmetic import open_runtime
 from dgmn2cli.inference.onnx_model import inputs_of, outputs_of, parse
-from dgmn2cli.inference.runtimes import RUNTIMES, open_model, require_runtime
+from dgmn2cli.inference.runtimes import RUNTIMES, require_runtime
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.fused.network import InferenceForm
@@ -205,11 +206,11 @@ class RuntimeNetwork(nn.Module):
         super().__init__()
         model = parse(graph, Path(runtime))
         [taken], [given] = inputs_of(model), outputs_of(model)
-        self.opened = open_model(runtime, graph, "float32", taken.name, given.name, torch.get_num_threads())
+        self.run = open_runtime(runtime, graph, taken.name, given.name, torch.get_num_threads())
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, 3, H, W)` to `(B, C, H, W)`, float32."""
-        return torch.from_numpy(self.opened.run(images.numpy()))
+        return torch.from_numpy(self.run(images.numpy()))
 
 
 def build(spec: NetworkSpec, used: Implementation, *, training: bool = False) -> nn.Module:

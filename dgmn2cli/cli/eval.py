@@ -12,7 +12,16 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dgmn2cli.cli import protocol, render
-from dgmn2cli.cli.options import PATH, NumberType, ParsedType, Session, command_line, model_argument, pass_session
+from dgmn2cli.cli.options import (
+    PATH,
+    NumberType,
+    ParsedType,
+    Session,
+    command_line,
+    model_argument,
+    model_typed,
+    pass_session,
+)
 
 if TYPE_CHECKING:
     from dgmn2cli.data.corruption import Corruption
@@ -137,8 +146,7 @@ def evaluate(
 
 
 def _refuse_one_model(context: click.Context, why: str) -> None:
-    named = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
-    if named or any(context.params.get(name) for name in ("model_named", "checkpoint", "graph")):
+    if model_typed() or context.params.get("checkpoint") or context.params.get("graph"):
         raise click.UsageError(f"{why}: name no model, no checkpoint and no graph", context)
 
 

@@ -63,7 +63,6 @@ def explain(
     Example: dgmn2 explain street.png --at 1024,512
     """
     protocol.refuse_offline(session, model, network)
-    from dgmn2cli import runtime
     from dgmn2cli.inference import explain_files, load
 
     if network.graph is not None:
@@ -72,8 +71,7 @@ def explain(
         )
     with TerminalObserver(session, {explain_files.ExplainedPosition: _line}) as observer:
         recipe = load.resolve(model, zoo=session.zoo())
-        make = partial(protocol.loader(session, recipe, network, settings), device=network.device, observer=observer)
-        runtime.set_threads(network.threads)
+        make = partial(protocol.open_network, session, recipe, network, settings, observer)
         report = explain_files.explain_image(
             make, image, positions, out, settings, overwrite=overwrite, observer=observer
         )

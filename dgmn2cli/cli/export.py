@@ -70,27 +70,21 @@ def export(
         _describe(session, describe, overwrite)
         return
     from dgmn2cli import runtime
-    from dgmn2cli.export.folder import ExportOptions, export_folder, require_packages, require_place
+    from dgmn2cli.export.folder import export_folder, require_packages, require_place
     from dgmn2cli.inference import load
 
     runtime.set_threads(threads)
     recipe = load.resolve(model, zoo=session.zoo())
     folder = out or Path(f"{recipe.name}-{form}")
-    options = ExportOptions(form, half, window, batch, overwrite)
     require_packages(form)  # now, not after a download
     require_place(folder, overwrite)
+    cache = session.cache_dir() if checkpoint is None else None
+    how = load.LoadOptions(checkpoint, "cpu", exact_algebra=False, ema=ema, cache=cache, offline=session.offline)
     with TerminalObserver(session) as observer:
-        segmenter = load.assemble(
-            recipe,
-            checkpoint,
-            device="cpu",
-            exact_algebra=False,
-            cache=session.cache_dir() if checkpoint is None else None,
-            ema=ema,
-            offline=session.offline,
-            observer=observer,
+        segmenter = load.assemble(recipe, how, observer)
+        report = export_folder(
+            segmenter, folder, form, half=half, window=window, batch=batch, overwrite=overwrite, observer=observer
         )
-        report = export_folder(segmenter, folder, options, observer)
     render.emit(session, report, lambda: _summary(report))
 
 

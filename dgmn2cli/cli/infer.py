@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dgmn2cli.cli import protocol, render
-from dgmn2cli.cli.options import PATH, NumberType, Session, model_option, pass_session
+from dgmn2cli.cli.options import KINDS, PATH, NumberType, Session, model_option, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import DataError, printable
 
@@ -35,6 +35,7 @@ SHOWN_DOUBTS = 10
 )
 @click.option(
     "--save",
+    type=KINDS,
     default="ids,overlay",
     metavar="KINDS",
     help="Files to write: ids, color, overlay, labelids, conf, entropy, disagreement, probs, stats; comma-separated.",
@@ -53,7 +54,7 @@ def infer(
     images: tuple[str, ...],
     model: str,
     out: Path,
-    save: str,
+    save: tuple[str, ...],
     settings: Settings,
     alpha: float,
     overwrite: bool,
@@ -75,10 +76,9 @@ def infer(
     from dgmn2cli.inference.run import InferRequest, run
     from dgmn2cli.ray import require_ray, run_on_ray
 
-    kinds = tuple(dict.fromkeys(kind.strip() for kind in save.split(",") if kind.strip()))
-    prediction.check_outputs(kinds)
+    prediction.check_outputs(save)
     request = InferRequest(
-        images, str(out), kinds, alpha, settings, overwrite, resume, workers, network.device, gpus, network.threads,
+        images, str(out), save, alpha, settings, overwrite, resume, workers, network.device, gpus, network.threads,
         network.compiled,
     )  # fmt: skip
     if ray is not None:

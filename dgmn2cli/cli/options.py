@@ -80,6 +80,16 @@ def command_line(context: click.Context) -> str:
     return shlex.join(["dgmn2", *context.meta.get(ARGUMENTS, ())])
 
 
+def typed(parameter: str) -> bool:
+    """Whether a parameter stands on the command line; what the environment says is only a default."""
+    return click.get_current_context().get_parameter_source(parameter) is click.core.ParameterSource.COMMANDLINE
+
+
+def model_typed() -> bool:
+    """Whether the command line names the model, in either spelling."""
+    return typed("model") or bool(click.get_current_context().params.get("model_named"))
+
+
 def pass_session(function: Command) -> Command:
     """Gives the command the `Session` as its first argument."""
 
@@ -196,10 +206,9 @@ def model_argument(command: Command) -> Command:
     """`[MODEL]`, with `--model/-m` as its other spelling; the command gets one `model`, never None."""
 
     def with_model(*args: Any, model_named: str | None, model: str, **kwargs: Any) -> Any:
-        context = click.get_current_context()
-        explicit = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
-        if model_named is not None and explicit and model_named != model:
-            raise click.UsageError(f"the model is named twice: '{model_named[:60]}' and '{model[:60]}'", context)
+        if model_named is not None and typed("model") and model_named != model:
+            why = f"the model is named twice: '{model_named[:60]}' and '{model[:60]}'"
+            raise click.UsageError(why, click.get_current_context())
         return command(*args, model=model if model_named is None else model_named, **kwargs)
 
     update_wrapper(with_model, command)
@@ -266,6 +275,10 @@ def _parse_device(text: str) -> str:
     return text.lower()
 
 
+def _parse_kinds(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(kind.strip() for kind in text.split(",") if kind.strip()))
+
+
 def _parse_size(text: str) -> tuple[int, int]:
     """(width, height) of `WxH`, in pixels."""
     match = re.fullmatch(r"([0-9]{1,6})[xX,]([0-9]{1,6})", text)
@@ -295,6 +308,7 @@ def _parse_memory(text: str) -> int:
 
 PATH = PathType(path_type=Path)
 NAME = ParsedType("name", _parse_name)
+KINDS = ParsedType("kinds", _parse_kinds)
 DEVICE = ParsedType("device", _parse_device)
 MEMORY = ParsedType("memory", _parse_memory)
 SIZE = ParsedType("size", _parse_size)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dgmn2cli.cli.options import MEMORY, NAME, PATH, SIZE, Decorator, Session, grouped, run_options
+from dgmn2cli.cli.options import MEMORY, NAME, PATH, SIZE, Decorator, Session, grouped, model_typed, run_options, typed
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import ResourceError, shown
 from dgmn2cli.zoo import Zoo, locate
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dgmn2cli.inference.runtimes import AnyRecipe
     from dgmn2cli.inference.segmenter import Segmenter
     from dgmn2cli.inference.settings import Settings
+    from dgmn2cli.observer import Observer
 
 _SIDE = click.IntRange(1, 8192)
 RUNTIMES = ("torch", "onnxruntime", "openvino")
@@ -102,12 +103,9 @@ def preset_of(dataset: str, options: DataOptions) -> tuple[Path, str]:
     """
     from dgmn2cli.data.preset import find_preset
 
-    typed, source = click.core.ParameterSource.COMMANDLINE, click.get_current_context().get_parameter_source
     preset = find_preset(dataset)
-    return (
-        options.data_root if source("data_root") is typed else Path("data", preset.name),
-        options.split if source("split") is typed else preset.split,
-    )
+    root = options.data_root if typed("data_root") else Path("data", preset.name)
+    return root, options.split if typed("split") else preset.split
 
 
 def complete_dataset(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -134,19 +132,13 @@ def data_of(recipe: AnyRecipe | None, options: DataOptions) -> tuple[Path, str, 
     """
     from dgmn2cli.config import DataConfig
     from dgmn2cli.data.catalog import split_name
-
-    root, split = options.data_root, options.split
     from dgmn2cli.inference.load import Recipe
 
     if not isinstance(recipe, Recipe) or recipe.entry is not None:
-        return root, split, DataConfig()
-    data, typed = recipe.config.data, click.core.ParameterSource.COMMANDLINE
-    source = click.get_current_context().get_parameter_source
-    return (
-        root if source("data_root") is typed else Path(data.root),
-        split if source("split") is typed else split_name(data, "val"),
-        data,
-    )
+        return options.data_root, options.split, DataConfig()
+    data = recipe.config.data
+    root = options.data_root if typed("data_root") else Path(data.root)
+    return root, options.split if typed("split") else split_name(data, "val"), data
 
 
 def _make_settings(**values: Any) -> Settings:
@@ -211,9 +203,8 @@ def recipe_of(session: Session, model: str, network: NetworkOptions) -> AnyRecip
         return resolve(model, zoo=session.zoo())
     from dgmn2cli.inference.runtimes import GraphRecipe
 
-    found, context = GraphRecipe.of(network.graph, session.zoo()), click.get_current_context()
-    typed = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
-    if (typed or context.params.get("model_named")) and model != found.name:
+    found = GraphRecipe.of(network.graph, session.zoo())
+    if model_typed() and model != found.name:
         raise click.UsageError(f"the graph is of '{shown(found.name)}', not of '{shown(model)}'; leave out the model")
     return found
 
@@ -222,25 +213,34 @@ def loader(
     session: Session, recipe: AnyRecipe, network: NetworkOptions, settings: Settings
 ) -> Callable[..., Segmenter]:
     """What makes the recipe's network when called with `device=NAME`; it can be sent to another process."""
-    from dgmn2cli.inference.load import Recipe, assemble
+    from dgmn2cli.inference.load import LoadOptions, Recipe, remake
 
     if not isinstance(recipe, Recipe):
         from dgmn2cli.inference.runtimes import open_graph
 
         return partial(open_graph, recipe.graph, network.runtime, max_memory=settings.max_memory)
-    return partial(
-        assemble,
-        recipe,
+    options = LoadOptions(
         network.checkpoint,
         dtype=network.dtype,
         backend=network.backend,
         exact_algebra=not network.published_order,
         compiled=network.compiled,
-        cache=session.cache_dir() if network.checkpoint is None else None,
-        max_memory=settings.max_memory,
         ema=network.ema,
+        cache=session.cache_dir() if network.checkpoint is None else None,
         offline=session.offline,
+        max_memory=settings.max_memory,
     )
+    return partial(remake, recipe, options)
+
+
+def open_network(
+    session: Session, recipe: AnyRecipe, network: NetworkOptions, settings: Settings, observer: Observer
+) -> Segmenter:
+    """The recipe's network on this process, its weights fetched where they are not on disk."""
+    from dgmn2cli.runtime import set_threads
+
+    set_threads(network.threads)
+    return loader(session, recipe, network, settings)(device=network.device, observer=observer)
 
 
 def refuse_offline(session: Session, model: str, network: NetworkOptions) -> None:

@@ -60,17 +60,15 @@ def serve(
     curl -T street.jpg -X POST 'http://127.0.0.1:8000/v1/segment?save=ids' -o street_ids.png
     """
     protocol.refuse_offline(session, model, network)
-    require_installed("serve", "starlette", "uvicorn")
-    from dgmn2cli import runtime
+    require_installed("serve", "starlette", "uvicorn", "prometheus_client")
     from dgmn2cli.serve import request as asked
     from dgmn2cli.serve import run
 
     token = None if token_file is None else asked.read_token(token_file)
     request = asked.ServeRequest(host, port, token, max_bytes, queue, timeout)
     with asked.bind(request) as bound, TerminalObserver(session) as observer:
-        runtime.set_threads(network.threads)
         recipe = protocol.recipe_of(session, model, network)
-        segmenter = protocol.loader(session, recipe, network, settings)(device=network.device, observer=observer)
+        segmenter = protocol.open_network(session, recipe, network, settings, observer)
         run.serve(segmenter, settings, request, bound, lambda listening: _ready(session, listening))
 
 

@@ -49,7 +49,6 @@ def submit(
     """
     if validate is None and kept is None:
         protocol.refuse_offline(session, model, network)
-    from dgmn2cli import runtime
     from dgmn2cli.evaluate import submission, submission_check
 
     with TerminalObserver(session) as observer:
@@ -66,11 +65,9 @@ def submit(
             check_file(target)
         recipe = protocol.recipe_of(session, model, network) if kept is None else None
         images = submission.open_test(data.data_root, data.split, observer)
-        runtime.set_threads(network.threads)
         segmenter = None
         if recipe is not None:
-            protocol.require_weights(session, recipe, network)
-            segmenter = protocol.loader(session, recipe, network, settings)(device=network.device)
+            segmenter = protocol.open_network(session, recipe, network, settings, observer)
         report = submission.make_submission(
             segmenter, images, settings, folder, target, workers=workers, observer=observer
         )

@@ -170,7 +170,7 @@ def _recipe(
     typed = dict(settings)
     if source is click.core.ParameterSource.ENVIRONMENT:
         typed.pop("data.root", None)
-    if resumes and not _model_named():
+    if resumes and not options.model_typed():
         if out is None:
             raise ConfigError("--resume needs to know the run", hint="Name its folder with --out, or its model.")
         own = out / "config.toml"
@@ -180,13 +180,6 @@ def _recipe(
     if found.entry is not None and typed != settings:
         found = resolve(model, overrides, session.zoo(), settings)
     return found, out or RUNS / found.name
-
-
-def _model_named() -> bool:
-    """Whether the command line names the model; what the environment says is only a default."""
-    context = click.get_current_context()
-    typed = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
-    return typed or bool(context.params.get("model_named"))
 
 
 def evaluated(result: Evaluated) -> str:

@@ -138,8 +138,7 @@ def _network(
         why = "the file is not there, and its weights are not the published ones"
         hint = "Name it with --checkpoint FILE."
         raise ConfigError("cannot run the report's model", where=stated, why=why, hint=hint)
-    protocol.require_weights(session, recipe, network)
-    segmenter = protocol.loader(session, recipe, network, settings)(device=network.device)
+    segmenter = protocol.open_network(session, recipe, network, settings, observer)
     looked = report.certificate.records[0].boundary is not None
     return network_source(segmenter, data, settings, observer=observer, analysis=looked)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dgmn2cli.cli import protocol, render
-from dgmn2cli.cli.options import PATH, NumberType, ParsedType, Session, model_option, pass_session
+from dgmn2cli.cli.options import KINDS, PATH, NumberType, ParsedType, Session, model_option, pass_session
 from dgmn2cli.cli.progress import TerminalObserver, duration
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ def _parse_time(text: str) -> float:
 
 
 TIME = ParsedType("time", _parse_time)
-EVERY = click.IntRange(1, 1_000_000)
 
 
 @click.command()
@@ -39,6 +38,7 @@ EVERY = click.IntRange(1, 1_000_000)
 @click.option("-o", "--out", type=PATH, required=True, metavar="FILE", help="Film to write: .mp4, .mov or .mkv.")
 @click.option(
     "--save",
+    type=KINDS,
     default="overlay",
     metavar="KINDS",
     help="What to write: overlay (the film), ids (lossless film of class ids), jsonl (a line per frame); "
@@ -68,7 +68,7 @@ def video(
     source: str,
     model: str,
     out: Path,
-    save: str,
+    save: tuple[str, ...],
     every: int,
     start: float | None,
     stop: float | None,
@@ -87,20 +87,17 @@ def video(
     Example: dgmn2 video drive.mp4 -o drive_classes.mp4 --every 5
     """
     protocol.refuse_offline(session, model, network)
-    from dgmn2cli import runtime
     from dgmn2cli.video.outputs import VideoRequest, check_request
     from dgmn2cli.video.run import FirstFrame, segment_video
     from dgmn2cli.video.source import Span, open_video
 
-    kinds = tuple(dict.fromkeys(kind.strip() for kind in save.split(",") if kind.strip()))
-    request, span = VideoRequest(out, kinds, smooth, measure, alpha), Span(start, stop, every)
-    sound = not no_audio and "overlay" in kinds
+    request, span = VideoRequest(out, save, smooth, measure, alpha), Span(start, stop, every)
+    sound = not no_audio and "overlay" in save
     opened = open_video(source, span, settings.max_pixels, sound=sound, offline=session.offline)
     with TerminalObserver(session, notices={FirstFrame: _cost}) as observer, opened as found:
         check_request(request, found, overwrite)
-        runtime.set_threads(network.threads)
         recipe = protocol.recipe_of(session, model, network)
-        segmenter = protocol.loader(session, recipe, network, settings)(device=network.device, observer=observer)
+        segmenter = protocol.open_network(session, recipe, network, settings, observer)
         report = segment_video(segmenter, found, request, settings, observer)
     render.emit(session, report, lambda: _summary(report))
 

@@ -24,11 +24,12 @@ from dgmn2cli.evaluate import EvalReport, Settings
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run as evaluate
 from dgmn2cli.files import atomic_write, local_write_errors, to_json
-from dgmn2cli.inference.files import predict_files
-from dgmn2cli.inference.load import Recipe, assemble
+from dgmn2cli.inference.files import Pipeline
+from dgmn2cli.inference.load import LoadOptions, Recipe, assemble, remake
+from dgmn2cli.inference.outputs import FolderSink
 from dgmn2cli.inference.report import ImageResult
 from dgmn2cli.inference.sources import ImageFile
-from dgmn2cli.observer import Observer
+from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_device, resolve_dtype, set_threads
 from dgmn2cli.training.folder import FolderLock, RunFolder
@@ -181,7 +182,7 @@ class _Demo:
 
     def _evaluate(self, trained: TrainReport, name: str) -> Found[EvalReport]:
         request, folder = self.request, self.folder
-        load = partial(assemble, self.recipe, trained.checkpoint, backend=request.backend)
+        load = partial(remake, self.recipe, LoadOptions(trained.checkpoint, backend=request.backend))
         wanted = EvalRequest(
             folder.data,
             settings=Settings(ms_flip=name == MS_FLIP),
@@ -198,7 +199,7 @@ class _Demo:
 
     def _segment(self, trained: TrainReport) -> Found[tuple[ImageResult, ImageResult]]:
         request, folder = self.request, self.folder
-        segmenter = assemble(self.recipe, trained.checkpoint, device=request.device, backend=request.backend)
+        segmenter = assemble(self.recipe, LoadOptions(trained.checkpoint, request.device, backend=request.backend))
         width, height = (side * PHOTOGRAPH_SCALE for side in request.size)
         jobs = (
             (ImageFile(self._held_out().pairs[0].image, "scene"), Settings()),
@@ -206,10 +207,11 @@ class _Demo:
         )
         results = []
         for image, settings in jobs:
-            report = predict_files(segmenter, [image], folder.images, KINDS, settings)
-            if report.failures:
-                raise DataError("an image could not be segmented", faults=[failure.why for failure in report.failures])
-            results += report.images
+            sink = FolderSink(folder.images, KINDS, alpha=0.5)
+            [(_, outcome)] = Pipeline(segmenter, [image], KINDS, settings, 0, Silent()).run([0], sink)
+            if not isinstance(outcome, ImageResult):
+                raise DataError("an image could not be segmented", faults=[outcome.why])
+            results.append(outcome)
         names = [", ".join(share.name for share in result.classes[:3]) for result in results]
         return (results[0], results[1]), f"scene: {names[0]}, ...; photograph: {names[1]}, ...", folder.images
 

@@ -20,7 +20,7 @@ from dgmn2cli.evaluate.analysis.measure import Measured, SegmentedImage, count_o
 from dgmn2cli.evaluate.counting import confusion
 from dgmn2cli.evaluate.predictions import PredictionFolder, find_predictions, read_prediction
 from dgmn2cli.files import hash_file
-from dgmn2cli.inference.pipeline import Footprint, in_threads, readers_within
+from dgmn2cli.inference.pipeline import Footprint, in_threads
 from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
 from dgmn2cli.inference.prediction import ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
@@ -110,11 +110,8 @@ def _readers(
     headers = [image_header(data.pairs[index].image, settings.max_pixels) for index in indices]
     sizes = [(header.height, header.width) for header in headers]
 
-    def fit(size: tuple[int, int], used: int | None) -> object:
-        return segmenter.plan(size, settings, used=used)
-
     try:
-        return readers_within(fit, segmenter.device, sizes, workers, ANALYSED if analysis else COUNTED, BEHIND)
+        return segmenter.readers_within(sizes, settings, workers, ANALYSED if analysis else COUNTED, BEHIND)
     except ResourceError as error:
         if analysis:
             error.hint = f"{error.hint} `eval --no-analysis` needs less."

@@ -79,13 +79,12 @@ class Parity:
         return min(found.agreement for found in (*self.windows, *self.images))
 
 
-def compare(network: Segmenter, graph: Segmenter, protocol: GraphProtocol, dtype: str, observer: Observer) -> Parity:
+def compare(network: Segmenter, graph: Segmenter, protocol: GraphProtocol, observer: Observer) -> Parity:
     """Runs both on a drawn street, the example photograph and random numbers: one window each, and a small image.
 
     Args:
         network: what was exported, as published.
         graph: the export, in a runtime.
-        dtype: of the graph's weights and activations.
 
     Raises:
         CheckFailed: they differ by more than `LIMITS` allow.
@@ -119,7 +118,7 @@ def compare(network: Segmenter, graph: Segmenter, protocol: GraphProtocol, dtype
         graph.info.runtime_version,
         f"torch {torch.__version__}, op backend {network.info.backend}",
         torch.get_num_threads(),
-        LIMITS[dtype],
+        LIMITS[protocol.exporter["dtype"]],
         windows,
         whole,
         times,

@@ -62,17 +62,6 @@ which takes any size.
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """What is exported."""
-
-    form: str = "onnx"  # `onnx`, or `pt2` for torch alone
-    half: bool = False  # weights and activations in float16; coordinates of samples, softmax and norms stay float32
-    window: int | None = None  # side of the sliding window in `protocol.json`; the configuration's if None
-    batch: int | None = None  # windows that the graph takes at a time; any number if None
-    overwrite: bool = False  # replace an earlier export
-
-
-@dataclass(frozen=True)
 class ExportReport:
     """What was exported."""
 
@@ -84,30 +73,43 @@ class ExportReport:
 
 
 def export_folder(
-    segmenter: Segmenter, folder: str | Path, options: ExportOptions | None = None, observer: Observer | None = None
+    segmenter: Segmenter,
+    folder: str | Path,
+    form: str = "onnx",
+    *,
+    half: bool = False,
+    window: int | None = None,
+    batch: int | None = None,
+    overwrite: bool = False,
+    observer: Observer = Silent(),
 ) -> ExportReport:
     """Exports a network into a folder of its own, which appears once the graph was seen to agree with the network.
 
     Args:
-        segmenter: of a network in PyTorch.
+        segmenter: what `dgmn2cli.load` gave.
         folder: absent or empty; or an earlier export, with `overwrite`.
+        form: `onnx`, or `pt2` for torch alone.
+        half: weights and activations in float16; coordinates of samples, softmax and norms stay float32.
+        window: side of the sliding window; the configuration's if None.
+        batch: windows that the graph takes at a time; any number if None.
+        overwrite: replace an earlier export.
+        observer: told of the steps.
 
     Raises:
         CheckFailed: the graph does not agree with the network; nothing is left.
         ConfigError: the folder is taken, an impossible option, or the segmenter is itself a graph.
         ResourceError: a package is missing, or the folder cannot be written.
     """
-    began, options, observer = time.perf_counter(), options or ExportOptions(), observer or Silent()
-    folder = Path(os.path.realpath(folder))
-    require_packages(options.form)
-    require_place(folder, options.overwrite)
+    began, folder = time.perf_counter(), Path(os.path.realpath(folder))
+    require_packages(form)
+    require_place(folder, overwrite)
     network = published_form(segmenter)
-    protocol = describe(network, options, segmenter.info.licence)
+    protocol = describe(network, form, half, window, batch, segmenter.info.licence)
     observer.begin("writing the graph")
     with atomic_folder(folder) as part:
-        graph, protocol = write_graph(part / protocol.graph, network, protocol, options)
+        graph, protocol = write_graph(part / protocol.graph, network, protocol)
         _write_protocol(part, protocol)
-        parity = compare(network, graph(), protocol, "float16" if options.half else "float32", observer)
+        parity = compare(network, graph(), protocol, observer)
         protocol = replace(protocol, parity=to_plain(parity))
         _write_protocol(part, protocol)
         for name, text in companions(protocol).items():
@@ -116,8 +118,7 @@ def export_folder(
             (folder / name).unlink(missing_ok=True)  # of an earlier export
     observer.end()
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    seconds = time.perf_counter() - began
-    return ExportReport(folder, files, protocol, parity, seconds)
+    return ExportReport(folder, files, protocol, parity, time.perf_counter() - began)
 
 
 def require_packages(form: str) -> None:
@@ -158,25 +159,27 @@ def published_form(segmenter: Segmenter) -> Segmenter:
     return segmenter.again(device="cpu", dtype="float32", exact_algebra=False)
 
 
-def describe(network: Segmenter, options: ExportOptions, licence: str | None) -> GraphProtocol:
+def describe(
+    network: Segmenter, form: str, half: bool, window: int | None, batch: int | None, licence: str | None
+) -> GraphProtocol:
     """The protocol of an export, without what is known only once the graph is there.
 
     Raises:
         ConfigError: an impossible window or batch.
     """
     inference = network.inference
-    window = inference.window if options.window is None else options.window
+    window = inference.window if window is None else window
     if not SMALLEST_WINDOW <= window <= LARGEST_WINDOW:
         why = f"{window}, wanted {SMALLEST_WINDOW} to {LARGEST_WINDOW}"
         raise ConfigError("impossible window", why=why)
-    side = window if options.form == "pt2" else None
+    side = window if form == "pt2" else None
     return GraphProtocol(
         format_version=1,
         model=network.info.model,
         weights_sha256=network.info.sha256,
-        graph=GRAPHS[options.form],
+        graph=GRAPHS[form],
         graph_sha256="0" * 64,
-        input=GraphInput(mean=MEAN_RGB, std=STD_RGB, height=side, width=side, batch=options.batch),
+        input=GraphInput(mean=MEAN_RGB, std=STD_RGB, height=side, width=side, batch=batch),
         output=GraphOutput(height=side, width=side, align_corners=True),
         inference=GraphInference(
             align_corners=True,
@@ -193,25 +196,26 @@ def describe(network: Segmenter, options: ExportOptions, licence: str | None) ->
         exporter={
             "dgmn2cli": __version__,
             "torch": str(torch.__version__),
-            "dtype": "float16" if options.half else "float32",
+            "dtype": "float16" if half else "float32",
             "nan_checks": False,
         },
     )
 
 
 def write_graph(
-    path: Path, network: Segmenter, protocol: GraphProtocol, options: ExportOptions
+    path: Path, network: Segmenter, protocol: GraphProtocol
 ) -> tuple[Callable[[], Segmenter], GraphProtocol]:
     """Writes the graph; gives what opens it again (its protocol beside it), and the protocol with its hash."""
     model, exporter = network.network, dict(protocol.exporter)
+    half, batch = exporter["dtype"] == "float16", protocol.input.batch
     assert isinstance(model, Segmentor)
-    if options.form == "onnx":
+    if protocol.graph == GRAPHS["onnx"]:
         import onnx
 
         from dgmn2cli.export.graph import build_graph
         from dgmn2cli.inference.runtimes import open_graph
 
-        graph = build_graph(model, half=options.half, batch=options.batch)
+        graph = build_graph(model, half=half, batch=batch)
         exporter |= {"onnx": onnx.__version__, "opset": graph.opset_import[0].version}
         exporter["operators"] = dict(sorted(Counter(node.op_type for node in graph.graph.node).items()))
         data = graph.SerializeToString()
@@ -221,7 +225,7 @@ def write_graph(
     else:
         from dgmn2cli.export.program import open_program, save_program
 
-        data = save_program(model, protocol.inference.window, options.half, options.batch)
+        data = save_program(model, protocol.inference.window, half, batch)
 
         def reopen() -> Segmenter:
             return open_program(path, network)

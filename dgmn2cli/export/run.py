@@ -15,14 +15,13 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 import cv2
 import numpy as np
 
-from dgmn2cli.inference.arithmetic import resize_rows, softmax, window_starts
+from dgmn2cli.inference.arithmetic import open_runtime, resize_rows, softmax, window_starts
 
 FOLDER = Path(__file__).resolve().parent
 BAND_PIXELS = 1 << 18  # of the image that are turned into probabilities at a time
@@ -43,33 +42,6 @@ def described() -> tuple[dict[str, Any], bytes]:
         if hashlib.sha256(graph).hexdigest() == protocol["graph_sha256"]:
             return protocol, graph
     fail(3, f"{FOLDER} does not hold a graph and the protocol.json that describes it. Export it again.")
-
-
-def load(protocol: dict[str, Any], graph: bytes, runtime: str, threads: int) -> Run:
-    """The graph in a runtime."""
-    name, output = protocol["input"]["name"], protocol["output"]["name"]
-    try:
-        if runtime == "onnxruntime":
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-            return lambda windows: session.run([output], {name: windows})[0]
-        import openvino
-    except ImportError:
-        fail(5, f"{runtime} is not installed. Install it: pip install {runtime}")
-    core = openvino.Core()
-    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"})
-    model = core.read_model(graph)
-
-    @lru_cache(maxsize=4)  # compiled for one size it runs faster than for any
-    def compiled(shape: tuple[int, ...]) -> Any:
-        sized = model.clone()
-        sized.reshape({name: list(shape)})
-        return core.compile_model(sized, "CPU")
-
-    return lambda windows: np.array(compiled(windows.shape)({name: windows})[output])
 
 
 def normal_table(mean: list[float], std: list[float]) -> np.ndarray:
@@ -176,7 +148,11 @@ def main() -> None:
     if len(set(targets)) < len(targets):
         fail(2, "two images have the same name; segment them into folders of their own")
     protocol, graph = described()
-    run, fixed = load(protocol, graph, given.runtime, given.threads), protocol["input"]["batch"]
+    try:
+        names = protocol["input"]["name"], protocol["output"]["name"]
+        run, fixed = open_runtime(given.runtime, graph, *names, given.threads), protocol["input"]["batch"]
+    except ImportError:
+        fail(5, f"{given.runtime} is not installed. Install it: pip install {given.runtime}")
     how = {"batch": fixed or given.batch, "fill": fixed is not None, "ms_flip": given.ms_flip}
     how |= {name: protocol["inference"][name] for name in ("window", "stride")}
     how["pad"] = (given.protocol or protocol["inference"]["protocol"]) == "native"

@@ -1,4 +1,4 @@
-"""Where windows lie, and from a graph's scores to probabilities of the final image, in NumPy alone.
+"""A graph in its runtime, where windows lie, and from scores to probabilities of the final image, in NumPy alone.
 
 The runner that lies beside an exported graph has no torch and must come to the same bits: so every product and every
 sum is rounded by itself here, and nothing depends on which rows are computed together. Imports no torch.
@@ -6,9 +6,43 @@ sum is rounded by itself here, and nothing depends on which rows are computed to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+
+OPEN_SIZES = 4  # of windows that OpenVINO keeps compiled
+
+
+def open_runtime(name: str, graph: bytes, taken: str, given: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """An ONNX file in `onnxruntime` or `openvino`, on the CPU: what maps its input `taken` to its output `given`.
+
+    Raises:
+        ImportError: the runtime is not installed; else what the runtime raises.
+    """
+    if name == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4  # what goes wrong is raised; nothing goes to stderr
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return lambda values: np.asarray(session.run([given], {taken: values})[0])
+    import openvino
+
+    core = openvino.Core()
+    # left alone, OpenVINO chooses bfloat16 on processors that have instructions for it
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"})
+    read = core.read_model(graph)
+
+    @lru_cache(maxsize=OPEN_SIZES)  # compiled for one size it runs faster than for any
+    def compiled(shape: tuple[int, ...]) -> Any:
+        sized = read.clone()
+        sized.reshape({taken: list(shape)})
+        return core.compile_model(sized, "CPU")
+
+    return lambda values: np.array(compiled(values.shape)({taken: values})[given])
 
 
 @lru_cache(maxsize=64)

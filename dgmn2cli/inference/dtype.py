@@ -10,7 +10,7 @@ import numpy as np
 from dgmn2cli.data.images import read_image
 from dgmn2cli.data.transforms import resize_image
 from dgmn2cli.inference.segmenter import Segmenter
-from dgmn2cli.observer import Observer, Silent
+from dgmn2cli.observer import Observer
 from dgmn2cli.resources import example_photograph
 from dgmn2cli.runtime import multiplies_bfloat16, resolve_device
 
@@ -18,25 +18,25 @@ AGREEMENT = 0.999  # of the pixels, at least, must get the same class
 TRIED = (257, 513)  # height and width at which the photograph is segmented with both
 
 
-def with_fitting_dtype(make: Callable[..., Segmenter], device: str, observer: Observer = Silent()) -> Segmenter:
+def with_fitting_dtype(make: Callable[..., Segmenter], device: str, observer: Observer) -> Segmenter:
     """The network in the dtype that suits machine and weights; `info.dtype_reason` says why.
 
     Args:
-        make: makes the network when called with `device` and `dtype`.
+        make: makes the network when called with `dtype`.
 
     Raises:
         Dgmn2Error: what `make` raises.
     """
     if not multiplies_bfloat16(resolve_device(device)):
-        return _because(make(device=device, dtype="float32"), "the device has no instructions for bfloat16", observer)
-    exact = _ids(make(device=device, dtype="float32"))  # gone before the other is made: memory for one at a time
-    fast = make(device=device, dtype="bfloat16")
+        return _because(make(dtype="float32"), "the device has no instructions for bfloat16", observer)
+    exact = _ids(make(dtype="float32"))  # gone before the other is made: memory for one at a time
+    fast = make(dtype="bfloat16")
     same = float((_ids(fast) == exact).mean())
     found = f"bfloat16 gives {same:.3%} of a photograph's pixels the class that float32 gives, {AGREEMENT:.1%} wanted"
     if same >= AGREEMENT:
         return _because(fast, found, observer)
     del fast
-    return _because(make(device=device, dtype="float32"), found, observer)
+    return _because(make(dtype="float32"), found, observer)
 
 
 def _ids(segmenter: Segmenter) -> np.ndarray:

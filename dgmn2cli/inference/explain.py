@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.files import atomic_write, to_json
 from dgmn2cli.inference.graph_figure import graph_figure
-from dgmn2cli.inference.sliding_window import require_finite, stack_windows
+from dgmn2cli.inference.sliding_window import LogitsFunction, View, Windowing, require_finite, stack_windows
 from dgmn2cli.model.attention import AttentionOp
 from dgmn2cli.model.graph import BlockGraph, recorded
 from dgmn2cli.notebook import image_html
@@ -22,9 +22,6 @@ from dgmn2cli.plotting import drawing, rendered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from dgmn2cli.inference.segmenter import Segmenter
-    from dgmn2cli.inference.settings import Settings
 
 FORMATS = ("png", "svg", "json")
 Box = tuple[slice, slice]  # rows and columns
@@ -115,13 +112,30 @@ def graph_path(folder: str | Path, stem: str, kind: str) -> Path:
     return Path(folder, f"{stem}_graph.{kind}")
 
 
-def explain(segmenter: Segmenter, image: np.ndarray, at: tuple[float, float], settings: Settings) -> Explanation:
-    """As `Segmenter.explain`, of an image (H, W, 3) uint8, blue green red."""
-    network = segmenter.network
+def explain(
+    network: nn.Module,
+    logits: LogitsFunction,
+    view: View,
+    windowing: Windowing,
+    at: tuple[float, float],
+    image: np.ndarray,
+) -> tuple[Window, Tensor, tuple[BlockGraph, ...]]:
+    """Runs the window whose centre is nearest to a position, and looks at what the network attends to there.
+
+    Args:
+        network: whose attention layers are looked at; `logits` runs it.
+        view: the image as the test procedure sees it.
+        at: (x, y) in pixels of the image, (H, W, 3).
+
+    Returns:
+        The window, the probabilities (C,) of the classes there, the blocks in order.
+
+    Raises:
+        ConfigError: a position outside the image, or a network whose attention cannot be looked at.
+        NonFiniteError: the network gave NaN or infinity.
+    """
     require_explicable(network)
     require_inside(at, image)
-    plan = segmenter.plan(image.shape[:2], replace(settings, ms_flip=False))
-    [view], windowing = segmenter.views(image, plan), plan.windowing
     scale = image.shape[1] / view.size[1], image.shape[0] / view.size[0]
     inner = (at[0] + 0.5) / scale[0] - 0.5, (at[1] + 0.5) / scale[1] - 0.5
     boxes = windowing.boxes(*view.size)
@@ -135,15 +149,12 @@ def explain(segmenter: Segmenter, image: np.ndarray, at: tuple[float, float], se
     pixels = stack_windows(view.open(), view.size, [boxes[number]], windowing)
     x, y = inner[0] - columns.start, inner[1] - rows.start
     with recorded(network, (pixels.shape[2], pixels.shape[3]), x, y, place) as blocks:
-        scores = segmenter.logits(pixels)[0]
+        scores = logits(pixels)[0]
     require_finite(scores)
     height, width = rows.stop - rows.start, columns.stop - columns.start
     chances = scores[:, min(max(round(y), 0), height - 1), min(max(round(x), 0), width - 1)].softmax(0)
-    best = int(chances.argmax())
     covered = columns.start * scale[0], rows.start * scale[1], width * scale[0], height * scale[1]
-    window = Window(number + 1, len(boxes), *covered, (width, height))
-    model, predicted = segmenter.info.model, segmenter.classes.names[best]
-    return Explanation(model, *at, window, predicted, float(chances[best]), tuple(blocks), image)
+    return Window(number + 1, len(boxes), *covered, (width, height)), chances, tuple(blocks)
 
 
 def require_inside(at: tuple[float, float], image: np.ndarray) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dgmn2cli.data.images import read_image
-from dgmn2cli.errors import ConfigError
-from dgmn2cli.files import check_folder, to_plain
+from dgmn2cli.files import to_plain
 from dgmn2cli.inference.explain import FORMATS, Window, graph_path, require_inside
+from dgmn2cli.inference.outputs import require_new
 from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.observer import Observer, Silent
@@ -68,12 +67,7 @@ def explain_image(
     stems = {at: f"{path.stem}_{at[0]:g}_{at[1]:g}" for at in positions}
     for at in stems:
         require_inside(at, image)
-    check_folder(folder)
-    targets = [graph_path(folder, stem, kind) for stem in stems.values() for kind in FORMATS]
-    there = [str(target) for target in targets if os.path.lexists(target)]
-    if there and not overwrite:
-        hint = "Add --overwrite, or choose another folder with -o."
-        raise ConfigError("output files exist already", where=folder, faults=there, hint=hint)
+    require_new([graph_path(folder, stem, kind) for stem in stems.values() for kind in FORMATS], overwrite)
     segmenter = load()
     observer.begin("explaining", len(stems))
     found, blocks = [], []

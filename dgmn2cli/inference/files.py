@@ -6,21 +6,20 @@ import hashlib
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
 from dgmn2cli.data.images import check_image, decode_bytes
 from dgmn2cli.errors import DataError, ResourceError, is_exhaustion
-from dgmn2cli.inference.outputs import FolderSink, Sink
-from dgmn2cli.inference.pipeline import Footprint, in_threads, readers_within
-from dgmn2cli.inference.plan import DECODE_BYTES, SAVE_BYTES, Settings, resolve_settings
+from dgmn2cli.inference.outputs import Sink
+from dgmn2cli.inference.pipeline import Footprint, in_threads
+from dgmn2cli.inference.plan import DECODE_BYTES, SAVE_BYTES, Settings
 from dgmn2cli.inference.prediction import Prediction, check_outputs
-from dgmn2cli.inference.report import Collected, Failure, ImageResult, InferReport, MemoryUse, Outcome
+from dgmn2cli.inference.report import Failure, ImageResult, MemoryUse, Outcome
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.inference.sources import ImageFile
-from dgmn2cli.observer import Observer, Silent
+from dgmn2cli.observer import Observer
 from dgmn2cli.runtime import highest_use
 
 CHUNK = 256  # images whose sizes are looked at before they are read, where memory is limited
@@ -32,51 +31,39 @@ MIRRORED_BYTES = 8  # per pixel and class, while a mirrored image is segmented a
 MAP_BYTES = 8  # per pixel, for a map of shares and its bytes
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """An image that was read, what is odd about it, and how long that took; or its result, or why there is none."""
+@dataclass
+class _Image:
+    """An image on its way: what was read and made of it so far; its outcome, once it is known."""
 
     index: int
-    pixels: np.ndarray | None
+    file: ImageFile
+    seconds: float = 0.0  # of work
     sha256: str = ""
-    notes: Sequence[str] = ()
-    seconds: float = 0.0
-    outcome: ImageResult | DataError | None = None
-
-
-@dataclass(frozen=True)
-class _Segmented:
-    """A prediction that waits for its files; none where the outcome is known."""
-
-    loaded: _Loaded
-    prediction: Prediction | None
+    notes: Sequence[str] = ()  # what is odd about the file
+    pixels: np.ndarray | None = None  # until it is segmented
+    prediction: Prediction | None = None  # that waits for its files
     memory: MemoryUse | None = None
-    seconds: float = 0.0
+    outcome: ImageResult | Failure | None = None
 
 
 Earlier = Callable[[int, str], "ImageResult | None"]  # what an earlier run made of an image with these bytes
 
 
+@dataclass
 class Pipeline:
-    """Reads, segments and saves images: the first and the last in threads, each in the order of the images.
+    """Reads, segments and saves images: the first and the last in threads, each in the order of the images."""
 
-    Args:
-        earlier: the result of an image that need not be segmented again, by its index and its bytes' hash.
-    """
+    segmenter: Segmenter
+    images: Sequence[ImageFile]
+    kinds: Sequence[str]
+    settings: Settings
+    workers: int
+    observer: Observer
+    earlier: Earlier = lambda index, sha256: None  # the result of an image that need not be segmented again
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        images: Sequence[ImageFile],
-        kinds: Sequence[str],
-        settings: Settings,
-        workers: int,
-        observer: Observer,
-        earlier: Earlier = lambda index, sha256: None,
-    ) -> None:
+    def __post_init__(self) -> None:
+        segmenter, kinds, settings, workers = self.segmenter, self.kinds, self.settings, self.workers
         check_outputs(kinds, segmenter.classes)
-        self.segmenter, self.images, self.kinds, self.settings = segmenter, images, kinds, settings
-        self.workers, self.observer, self.earlier = workers, observer, earlier
         self.limited = settings.max_memory is not None and segmenter.device.type == "cpu"
         classes, maps = len(segmenter.classes.names), MAP_BYTES * ("entropy" in kinds)
         per_class = ("probs" in kinds) * PROBS_BYTES + ("disagreement" in kinds) * MIRRORED_BYTES
@@ -97,18 +84,18 @@ class Pipeline:
             chunk = indices[first : first + step]
             workers, used = self._workers(chunk) if self.limited else (self.workers, None)
 
-            def read(index: int, check: bool = self.limited and not workers) -> _Loaded:
+            def read(index: int, check: bool = self.limited and not workers) -> _Image:
                 return self._read(int(index), check)
 
-            def segment(loaded: _Loaded, used: int | None = used) -> _Segmented:
-                return self._segment(loaded, used)
+            def segment(image: _Image, used: int | None = used) -> _Image:
+                return self._segment(image, used)
 
-            def finish(done: _Segmented) -> Outcome:
-                return done.loaded.index, self._finish(done, sink)
+            def finish(image: _Image) -> Outcome:
+                return image.index, image.outcome or self._finish(image, sink)
 
             with (
-                closing(in_threads(read, chunk, workers)) as loaded,
-                closing(in_threads(finish, map(segment, loaded), workers, eager=True)) as outcomes,
+                closing(in_threads(read, chunk, workers)) as images,
+                closing(in_threads(finish, map(segment, images), workers, eager=True)) as outcomes,
             ):
                 for index, outcome in outcomes:
                     if isinstance(outcome, ImageResult):
@@ -127,9 +114,6 @@ class Pipeline:
                 return None
             return header.height, header.width
 
-        def fit(size: tuple[int, int], used: int | None) -> object:
-            return self.segmenter.plan(size, self.settings, self.result_bytes, used)
-
         workers = min(self.workers, len(indices) - 1)
         if not workers:
             return 0, None
@@ -138,36 +122,39 @@ class Pipeline:
         if not sizes:
             return 0, None
         try:
-            return readers_within(fit, self.segmenter.device, sizes, workers, self.footprint, workers)
+            how = (workers, self.footprint, workers, self.result_bytes)
+            return self.segmenter.readers_within(sizes, self.settings, *how)
         except ResourceError:
             return 0, None
 
-    def _read(self, index: int, check: bool) -> _Loaded:
-        start, file, largest = time.perf_counter(), self.images[index], self.settings.max_pixels
+    def _read(self, index: int, check: bool) -> _Image:
+        image, start, largest = _Image(index, self.images[index]), time.perf_counter(), self.settings.max_pixels
+        path = image.file.path
         try:
-            data = file.read(largest)
-            sha256 = hashlib.sha256(data).hexdigest()
-            if done := self.earlier(index, sha256):
-                return _Loaded(index, None, outcome=done)
-            if check:
-                header = check_image(data, largest, file.path)
-                needed = DECODE_BYTES * header.width * header.height
-                self.segmenter.require_room(self.settings, needed, f"decoding {file.path}")
-            pixels, _, notes = decode_bytes(data, file.path, largest)
+            data = image.file.read(largest)
+            image.sha256 = hashlib.sha256(data).hexdigest()
+            image.outcome = self.earlier(index, image.sha256)
+            if image.outcome is None:
+                if check:
+                    header = check_image(data, largest, path)
+                    needed = DECODE_BYTES * header.width * header.height
+                    self.segmenter.require_room(self.settings, needed, f"decoding {path}")
+                image.pixels, _, image.notes = decode_bytes(data, path, largest)
         except DataError as error:
             if is_exhaustion(error.__cause__):
                 raise
-            return _Loaded(index, None, outcome=error)
-        return _Loaded(index, pixels, sha256, notes, time.perf_counter() - start)
+            image.outcome = Failure(path, str(error))
+        image.seconds = time.perf_counter() - start
+        return image
 
-    def _segment(self, loaded: _Loaded, used: int | None) -> _Segmented:
-        if loaded.pixels is None:
+    def _segment(self, image: _Image, used: int | None) -> _Image:
+        if image.pixels is None:
             self.observer.advance()
-            return _Segmented(loaded, None)
-        start, path = time.perf_counter(), self.images[loaded.index].path
-        for note in loaded.notes:
+            return image
+        start, path = time.perf_counter(), image.file.path
+        for note in image.notes:
             self.observer.note(f"{path}: {note}")
-        plan = self.segmenter.plan(loaded.pixels.shape[:2], self.settings, self.result_bytes, used)
+        plan = self.segmenter.plan(image.pixels.shape[:2], self.settings, self.result_bytes, used)
         if plan.peak is not None:
             self.observer.note(f"{path}: {plan}")
         whole = plan.windows
@@ -175,66 +162,24 @@ class Pipeline:
             whole += self.segmenter.mirrored_windows(plan, self.settings)
         try:
             made = self.segmenter.predict_planned(
-                loaded.pixels, plan, self.settings, lambda windows: self.observer.advance(windows / whole)
+                image.pixels, plan, self.settings, lambda windows: self.observer.advance(windows / whole)
             )
         except DataError as error:  # a window that a graph of one size does not take
             error.where = str(path)
-            return _Segmented(replace(loaded, outcome=error), None)
-        prediction = made.without_scores(self.kinds)
-        memory = None if plan.peak is None else MemoryUse(plan.peak, highest_use(self.segmenter.device))
-        return _Segmented(replace(loaded, pixels=None), prediction, memory, time.perf_counter() - start)
+            image.outcome, image.pixels = Failure(path, str(error)), None
+            return image
+        image.prediction, image.pixels = made.without_scores(self.kinds), None
+        if plan.peak is not None:
+            image.memory = MemoryUse(plan.peak, highest_use(self.segmenter.device))
+        image.seconds += time.perf_counter() - start
+        return image
 
-    def _finish(self, done: _Segmented, sink: Sink) -> ImageResult | Failure:
-        prediction, loaded, file = done.prediction, done.loaded, self.images[done.loaded.index]
-        if isinstance(loaded.outcome, ImageResult):
-            return loaded.outcome
-        if prediction is None:
-            return Failure(file.path, str(loaded.outcome))
-        start, (height, width) = time.perf_counter(), prediction.ids.shape
-        outputs = sink.save(prediction, file.name)
-        stats, doubt = prediction.stats(), prediction.doubt
-        seconds = loaded.seconds + done.seconds + time.perf_counter() - start
+    def _finish(self, image: _Image, sink: Sink) -> ImageResult:
+        made, file = image.prediction, image.file
+        assert made is not None  # or its outcome is known
+        start, (height, width) = time.perf_counter(), made.ids.shape
+        outputs, stats, doubt = sink.save(made, file.name), made.stats(), made.doubt
+        seconds = image.seconds + time.perf_counter() - start
         return ImageResult(
-            file.path, width, height, prediction.windows, seconds, stats, doubt, outputs, done.memory, loaded.sha256
+            file.path, width, height, made.windows, seconds, stats, doubt, outputs, image.memory, image.sha256
         )
-
-
-def predict_files(
-    segmenter: Segmenter,
-    images: Sequence[ImageFile],
-    folder: Path,
-    kinds: Sequence[str],
-    settings: Settings,
-    *,
-    alpha: float = 0.5,
-    workers: int = WORKERS,
-    observer: Observer | None = None,
-) -> InferReport:
-    """Segments images, in their order, while threads read the next ones and save those before; a bad one is noted.
-
-    Args:
-        segmenter: the network.
-        images: what to segment.
-        folder: where the outputs go.
-        kinds: what to write, see `Prediction.save`.
-        settings: how; under a memory limit there are as many threads as it allows, perhaps none.
-        alpha: strength of the overlay's colours, 0 to 1.
-        workers: threads that read, and as many that save; 0: everything in turn.
-        observer: advanced by 1 for each image, in parts; told, as `ImageResult`, of each image that is done, and with a
-            memory limit of each plan.
-
-    Raises:
-        ConfigError: impossible settings.
-        ResourceError: out of memory, or an output cannot be written.
-        NonFiniteError: the network gave NaN or infinity.
-    """
-    observer, collected = observer or Silent(), Collected()
-    pipeline = Pipeline(segmenter, images, kinds, settings, workers, observer)
-    protocol = resolve_settings(settings, segmenter.inference, segmenter.device)
-    observer.begin(f"segmenting {len(images)} image{'s' * (len(images) != 1)}", len(images))
-    with closing(pipeline.run(range(len(images)), FolderSink(folder, kinds, alpha))) as outcomes:
-        for index, outcome in outcomes:
-            collected.add(index, outcome)
-            if isinstance(outcome, ImageResult):
-                observer.result(outcome)
-    return collected.report(segmenter.info, protocol)

@@ -203,78 +203,56 @@ def load(
         ResourceError: device or backend cannot run, or the cache cannot be written.
         IntegrityError, NonFiniteError: the weights are damaged, unsafe or another model's.
     """
-    return assemble(
-        resolve(name),
-        checkpoint,
-        device=device,
-        dtype=dtype,
-        backend=backend,
-        cache=cache_dir(cache),
-        offline=offline,
-        observer=observer,
-    )
+    options = LoadOptions(checkpoint, device, dtype, backend, cache=cache_dir(cache), offline=offline)
+    return assemble(resolve(name), options, observer or Silent())
 
 
-def assemble(
-    recipe: Recipe,
-    checkpoint: str | Path | None = None,
-    *,
-    device: str = "auto",
-    dtype: str = "float32",
-    backend: str = "auto",
-    exact_algebra: bool = True,
-    compiled: bool = False,
-    cache: Path | None = None,
-    max_memory: int | None = None,
-    ema: bool = False,
-    offline: bool = False,
-    observer: Observer | None = None,
-) -> Segmenter:
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a recipe becomes a network."""
+
+    checkpoint: str | Path | None = None  # the weights; the published ones, downloaded where they are not here, if None
+    # device, dtype, backend: as for `load`
+    device: str = "auto"
+    dtype: str = "float32"
+    backend: str = "auto"
+    # rewrite the network into its faster equal (`model.inference_form`); else run the published order of operations
+    exact_algebra: bool = True
+    compiled: bool = False  # run the published order through `torch.compile`; on NVIDIA GPUs only
+    ema: bool = False  # take the averaged copy of the weights that the checkpoint holds
+    # cache, offline: as for `ensure_weights`
+    cache: Path | None = None
+    offline: bool = False
+    max_memory: int | None = None  # bytes that must not be exceeded, see `Settings`
+
+
+def remake(recipe: Recipe, options: LoadOptions, *, observer: Observer = Silent(), **changes: Any) -> Segmenter:
+    """As `assemble`, with some of the options changed; a `partial` of it can be sent to another process."""
+    return assemble(recipe, replace(options, **changes), observer)
+
+
+def assemble(recipe: Recipe, options: LoadOptions, observer: Observer = Silent()) -> Segmenter:
     """A recipe's network with its weights, on its device, rewritten for inference.
-
-    Args:
-        checkpoint: the weights; the published ones if None, downloaded where they are not in the cache.
-        device, dtype, backend: as for `load`.
-        exact_algebra: rewrite the network into its faster equal (`model.inference_form`); else run the published
-            order of operations.
-        compiled: run the published order through `torch.compile`; on NVIDIA GPUs only.
-        cache, offline, observer: as for `ensure_weights`.
-        max_memory: bytes that must not be exceeded, see `Settings`.
-        ema: take the averaged copy of the weights that the checkpoint holds.
 
     Raises:
         ConfigError: `compiled` on another device than an NVIDIA GPU.
-        NetworkError: the weights are not on disk, and the network is off or does not give them.
-        ResourceError: device or backend cannot run, or the memory limit is too small.
-        IntegrityError, NonFiniteError: the weights are damaged, unsafe or another model's.
+        NetworkError, ResourceError, IntegrityError, NonFiniteError: as `load`; or the memory limit is too small.
     """
-    if dtype == "auto":
-        make = partial(
-            assemble,
-            recipe,
-            checkpoint,
-            backend=backend,
-            exact_algebra=exact_algebra,
-            compiled=compiled,
-            cache=cache,
-            max_memory=max_memory,
-            ema=ema,
-            offline=offline,
-            observer=observer,
-        )
-        return with_fitting_dtype(make, device, observer or Silent())
-    target, number = resolve_device(device), resolve_dtype(dtype)
-    used = resolve_backend(backend, target, number)
-    if compiled:
+    if options.dtype == "auto":
+        return with_fitting_dtype(partial(remake, recipe, options, observer=observer), options.device, observer)
+    target, number = resolve_device(options.device), resolve_dtype(options.dtype)
+    used = resolve_backend(options.backend, target, number)
+    if options.compiled:
         require_compilable(target)
-    if checkpoint is None:
-        weights = ensure_weights(published(recipe), cache, offline=offline, observer=observer)
+    if options.checkpoint is None:
+        weights = ensure_weights(published(recipe), options.cache, offline=options.offline, observer=observer)
     else:
-        weights = Weights(Path(checkpoint), None)
-    if max_memory is not None:
-        require_room(max_memory, target, _loading_bytes(recipe, weights.path, target), "loading the model")
-    read = weights.read if not ema else None
-    read = read or read_checkpoint(weights.path, sha256=weights.sha256, ema=ema, inference=True)
+        weights = Weights(Path(options.checkpoint), None)
+    if options.max_memory is not None:
+        require_room(options.max_memory, target, _loading_bytes(recipe, weights.path, target), "loading the model")
+    read = (None if options.ema else weights.read) or read_checkpoint(
+        weights.path, sha256=weights.sha256, ema=options.ema, inference=True
+    )
     for note in read.notes:
         LOGGER.warning("%s: %s", printable(read.path), note)
     model = unfilled(lambda: build_segmentor(recipe.config.model))
@@ -288,9 +266,9 @@ def assemble(
     model.eval()
     use_backend(model, used)
     model.to(target, number).requires_grad_(requires_grad=False)
-    fused = exact_algebra and not compiled
+    fused = options.exact_algebra and not options.compiled
     network: nn.Module = InferenceForm(model) if fused else model
-    if compiled:
+    if options.compiled:
         network.compile()
     info = RunInfo(
         model=recipe.name,
@@ -298,15 +276,15 @@ def assemble(
         sha256=read.sha256,
         device=str(target),
         device_name=describe_device(target),
-        dtype=dtype,
+        dtype=options.dtype,
         backend=used,
         form="fused" if fused else "published",
         weights=read.wrapper,
-        licence=recipe.entry.licence if recipe.entry and checkpoint is None else None,
+        licence=recipe.entry.licence if recipe.entry and options.checkpoint is None else None,
     )
-    segmenter = Segmenter(network, class_list(model.num_classes, read.meta), info, recipe.config.inference)
-    segmenter.again = partial(assemble, recipe, read.path, ema=ema)
-    return segmenter
+    again = partial(remake, recipe, LoadOptions(read.path, ema=options.ema))
+    classes = class_list(model.num_classes, read.meta)
+    return Segmenter(network, classes, info, recipe.config.inference, again=again)
 
 
 def _loading_bytes(recipe: Recipe, path: Path, device: torch.device) -> int:

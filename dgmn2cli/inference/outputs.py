@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from dgmn2cli.data.archives import ArchiveWriter
 from dgmn2cli.errors import ConfigError
-from dgmn2cli.files import check_folder
+from dgmn2cli.files import check_file, check_folder
 from dgmn2cli.inference.prediction import Prediction, output_path
 from dgmn2cli.inference.sources import ImageFile, ImageList
 
@@ -65,6 +65,30 @@ def check_targets(images: Sequence[ImageFile], folder: Path, kinds: Sequence[str
             faults=there,
             hint="Add --resume or --overwrite, or choose another folder with -o.",
         )
+
+
+def require_new(
+    targets: Sequence[Path],
+    overwrite: bool,
+    inputs: Iterable[str | Path] = (),
+    hint: str = "Add --overwrite, or choose another name with -o.",
+) -> None:
+    """Refuses output files before any work is done.
+
+    Raises:
+        ConfigError: one is an input, or exists without `overwrite`.
+        ResourceError: one cannot come to be.
+    """
+    taken = {_file_number(path) for path in inputs} - {None}
+    for target in targets:
+        check_file(target)
+        if _file_number(target) in taken:
+            raise ConfigError("an output would overwrite its input", where=target, hint="Choose another name with -o.")
+    there = [str(target) for target in targets if os.path.lexists(target)]
+    if there and not overwrite:
+        where, faults = (targets[0].parent, there) if there[1:] else (there[0], [])
+        why = f"{len(there)} of {len(targets)}"
+        raise ConfigError("output files exist already", where=where, why=why, faults=faults, hint=hint)
 
 
 def _file_number(path: str | Path) -> int | None:

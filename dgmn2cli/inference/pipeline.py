@@ -1,18 +1,15 @@
-"""The pipeline around a network: images read ahead by threads, finished behind by others, within the memory limit."""
+"""The pipeline around a network: images read ahead by threads, finished behind by others; the memory they take."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-
-from dgmn2cli.errors import Dgmn2Error, ResourceError
+from dgmn2cli.errors import Dgmn2Error
 from dgmn2cli.inference.plan import DECODE_BYTES
-from dgmn2cli.runtime import in_use
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -66,55 +63,14 @@ def in_threads(
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes per pixel of the images that are in other threads' hands while the network works on one.
+    """Bytes per pixel of the images that are in other threads' hands while the network works on one."""
 
-    Attributes:
-        read: of one that was read and waits.
-        done: of one that was segmented, with what is kept of its prediction, and waits.
-        finishing: while one is finished, beyond that.
-        finishers: threads that finish.
-    """
-
-    read: int
-    done: int
-    finishing: int
-    finishers: int = 1
+    read: int  # of one that was read and waits
+    done: int  # of one that was segmented, with what is kept of its prediction, and waits
+    finishing: int  # while one is finished, beyond that
+    finishers: int = 1  # threads that finish
 
     def of(self, readers: int, behind: int) -> int:
         """Bytes per pixel with that many threads reading, and images that may wait for a finisher."""
         waiting = (readers + 1) * self.read + (behind + 2) * self.done
         return readers * DECODE_BYTES + waiting + self.finishers * self.finishing
-
-
-def readers_within(
-    fit: Callable[[tuple[int, int], int | None], object],
-    device: torch.device,
-    sizes: Sequence[tuple[int, int]],
-    workers: int,
-    footprint: Footprint,
-    behind: int,
-) -> tuple[int, int]:
-    """How many threads may read ahead under a memory limit, and the bytes that are in use at most when they do.
-
-    It is decided by the largest of the images' `sizes` (height, width), before the first one is read, so that no limit
-    is passed in the meantime.
-
-    Args:
-        fit: raises ResourceError where an image of a size does not fit when so many bytes are in use; None: measured.
-
-    Raises:
-        ResourceError: the limit is too small for one thread, too.
-    """
-    height, width = max(sizes, key=lambda size: size[0] * size[1])
-    fit((height, width), None)  # a window is measured while no thread disturbs
-    before, workers = in_use(device), max(1, workers)
-    while True:
-        ahead = before + height * width * footprint.of(workers, behind)
-        try:
-            fit((height, width), ahead)
-        except ResourceError:
-            if workers == 1:
-                raise
-            workers -= 1
-        else:
-            return workers, ahead

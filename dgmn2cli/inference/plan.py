@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,24 +27,16 @@ SLACK_BYTES = 64 << 20  # what the system's allocator keeps beyond what is asked
 
 @dataclass(frozen=True)
 class Protocol:
-    """The test procedure in force, as `resolve_settings` gives it; reports carry it.
+    """The test procedure in force, as `resolve_settings` gives it; reports carry it."""
 
-    Attributes:
-        name: `paper`, `native`, or of a graph `whole` (stretched to exactly `scale`, in one piece).
-        scale: the (width, height) images are fitted into; None: they keep their size.
-        window, stride: of the sliding window, in pixels.
-        window_batch: windows per forward pass; None: not known, because it is chosen by device.
-        ratios: factors of the scale that are averaged.
-        flip: mirrored images are averaged, too.
-    """
-
-    name: str
-    scale: tuple[int, int] | None
+    name: str  # `paper`, `native`, or of a graph `whole` (stretched to exactly `scale`, in one piece)
+    scale: tuple[int, int] | None  # the (width, height) images are fitted into; None: they keep their size
+    # window, stride: of the sliding window, in pixels
     window: int
     stride: int
-    window_batch: int | None
-    ratios: tuple[float, ...]
-    flip: bool
+    window_batch: int | None  # windows per forward pass; None: not known, because it is chosen by device
+    ratios: tuple[float, ...]  # factors of the scale that are averaged
+    flip: bool  # mirrored images are averaged, too
 
     def __str__(self) -> str:
         size = f"{self.scale[0]}x{self.scale[1]}" if self.scale else "the images' size"
@@ -55,11 +48,9 @@ class Protocol:
 def resolve_settings(
     settings: Settings, inference: InferenceConfig | GraphInference, device: torch.device | str | None = None
 ) -> Protocol:
-    """What `settings` mean on top of a configuration: the one place where they are resolved.
+    """What `settings` mean on top of a configuration or a graph: the one place where they are resolved.
 
     Args:
-        settings: what the user wants.
-        inference: the configuration's test procedure, or the graph's.
         device: where the network runs, which decides how many windows go through it at a time.
 
     Raises:
@@ -93,27 +84,16 @@ def resolve_settings(
 
 @dataclass(frozen=True)
 class Plan:
-    """The inferences of one image.
+    """The inferences of one image."""
 
-    Attributes:
-        scales: the (width, height) each fits the image into, None to keep the image's size.
-        flips: orientations of each scale.
-        windowing: crop, stride and batch.
-        size: the image's (height, width).
-        keep: hold the scores of the whole image; else only of the rows that windows still reach.
-        stretch: scales are met exactly, whatever the image's shape.
-        on_host: sum the logits in main memory although the network runs elsewhere.
-        peak: bytes that are predicted to be in use at most; known where a limit was given.
-    """
-
-    scales: tuple[tuple[int, int] | None, ...]
-    flips: tuple[bool, ...]
-    windowing: Windowing
-    size: tuple[int, int]
-    keep: bool = True
-    stretch: bool = False
-    on_host: bool = False
-    peak: int | None = None
+    scales: tuple[tuple[int, int] | None, ...]  # the (width, height) each fits the image into; None: its own size
+    flips: tuple[bool, ...]  # orientations of each scale
+    windowing: Windowing  # crop, stride and batch
+    size: tuple[int, int]  # the image's (height, width)
+    keep: bool = True  # hold the scores of the whole image; else only of the rows that windows still reach
+    stretch: bool = False  # scales are met exactly, whatever the image's shape
+    on_host: bool = False  # sum the logits in main memory although the network runs elsewhere
+    peak: int | None = None  # bytes that are predicted to be in use at most; known where a limit was given
 
     @classmethod
     def of(cls, protocol: Protocol, size: tuple[int, ...]) -> Plan:
@@ -157,35 +137,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Machine:
-    """What memory a plan has to fit into.
+    """What memory a plan has to fit into, in bytes."""
 
-    Attributes:
-        limit: bytes that may be in use.
-        in_use: bytes in use before the image is segmented, the image included.
-        window: bytes that a window takes on its way through the network, measured.
-        classes: of the network.
-        discrete: the network's memory is not the main memory.
-    """
-
-    limit: int
-    in_use: int
-    window: int
-    classes: int
-    discrete: bool
+    limit: int  # that may be in use
+    in_use: int  # before the image is segmented, the image included
+    window: int  # that a window takes on its way through the network, measured
+    classes: int  # of the network
+    discrete: bool  # the network's memory is not the main memory
 
 
 def require_room(limit: int, device: torch.device, needed: int, doing: str) -> None:
-    """Refuses what would pass a memory limit, and whatever has passed it already.
-
-    Args:
-        limit: bytes that may be in use.
-        device: whose memory is limited.
-        needed: bytes that are needed beyond those in use.
-        doing: what they are needed for.
-
-    Raises:
-        ResourceError: there is no room, or memory cannot be measured here.
-    """
+    """Raises ResourceError where `needed` bytes more, for `doing`, would pass a device's limit, or more are in use."""
     return_large_blocks()
     used, highest = in_use(device), highest_use(device)
     if max(used + needed, highest) > limit:
@@ -196,16 +158,7 @@ def require_room(limit: int, device: torch.device, needed: int, doing: str) -> N
 
 
 def require_possible(plan: Plan, classes: int, device: torch.device) -> None:
-    """Refuses what this machine's memory cannot hold in any case, where the user has set no limit.
-
-    Args:
-        plan: how an image is to be segmented.
-        classes: of the network.
-        device: where it runs.
-
-    Raises:
-        ResourceError: says what it would take at least.
-    """
+    """Raises ResourceError where this machine's memory cannot hold what a plan needs, also without a limit."""
     whole, scores = machine_memory(), 4 * classes * _held_elements(plan) if device.type == "cpu" else 0
     least = _scaled_bytes(plan) + scores
     if least > whole:
@@ -218,25 +171,20 @@ def fitted(plan: Plan, machine: Machine, result_bytes: int = SAVE_BYTES) -> Plan
     """The first way to carry out `plan` that fits: scores kept, rows let go as they are done, smaller window batches.
 
     Args:
-        plan: how it would be done without a limit.
-        machine: the limit, and what is known about the memory.
         result_bytes: per pixel, for making the files of the result.
 
     Raises:
         ResourceError: no way fits; says what the least would be.
     """
-    ways = []
-    batch = plan.windowing.batch
+    least, batch, (height, width) = sys.maxsize, plan.windowing.batch, plan.size
     while batch:
         for keep, on_host in [(True, False), (False, False)] + [(False, True)] * machine.discrete:
             way = replace(plan, windowing=replace(plan.windowing, batch=batch), keep=keep, on_host=on_host)
-            ways.append(replace(way, peak=predicted_peak(way, machine, result_bytes)))
+            peak = predicted_peak(way, machine, result_bytes)
+            if peak <= machine.limit:
+                return replace(way, peak=peak)
+            least = min(least, peak)
         batch //= 2
-    for way in ways:
-        if way.peak is not None and way.peak <= machine.limit:
-            return way
-    least = min(way.peak for way in ways if way.peak is not None)
-    height, width = plan.size
     raise ResourceError(
         "the memory limit is too small",
         where=f"{width}x{height} pixels",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,13 @@ class ClassList:
 
 
 CITYSCAPES = ClassList(CLASSES, PALETTE, cityscapes=True)
+
+
+def ranked(counts: Iterable[tuple[str, float]], whole: float) -> list[ClassShare]:
+    """The classes present, largest first, of the name and the pixels of each class in order, and of all pixels."""
+    found = enumerate((name, round(float(count))) for name, count in counts)
+    shares = [ClassShare(index, name, count, count / whole) for index, (name, count) in found if count]
+    return sorted(shares, key=lambda share: -share.share)
 
 
 def mean_doubt(confidence: np.ndarray) -> float:
@@ -108,8 +115,7 @@ class Prediction:
     def stats(self) -> list[ClassShare]:
         """The classes present, largest first."""
         shares = class_shares(self.ids, len(self.classes.names))
-        found = [ClassShare(i, self.classes.names[i], round(s * self.ids.size), float(s)) for i, s in enumerate(shares)]
-        return sorted((share for share in found if share.pixels), key=lambda share: -share.share)
+        return ranked(zip(self.classes.names, shares * self.ids.size, strict=True), self.ids.size)
 
     def save(
         self, folder: str | Path, stem: str, kinds: Sequence[str] = ("ids", "overlay"), alpha: float = 0.5
@@ -174,11 +180,11 @@ def output_path(folder: str | Path, stem: str, kind: str) -> Path:
     return Path(folder, f"{stem}_{kind}{_SUFFIX.get(kind, '.png')}")
 
 
-def check_outputs(kinds: Sequence[str], classes: ClassList | None = None) -> None:
-    """Raises ConfigError if one of `kinds` is unknown, none is named, or one makes no sense for `classes`."""
-    unknown = [kind for kind in kinds if kind not in OUTPUTS]
+def check_outputs(kinds: Sequence[str], classes: ClassList | None = None, known: Collection[str] = OUTPUTS) -> None:
+    """Raises ConfigError if one of `kinds` is not `known`, none is named, or one makes no sense for `classes`."""
+    unknown = [kind for kind in kinds if kind not in known]
     if unknown or not kinds:
-        wanted = f"wanted some of {', '.join(OUTPUTS)}"
+        wanted = f"wanted some of {', '.join(known)}"
         what = "no such output" if unknown else "no output is named"
         raise ConfigError(what, where=",".join(unknown)[:60], why=wanted, hint="Correct --save.")
     if "labelids" in kinds and classes is not None and not classes.cityscapes:

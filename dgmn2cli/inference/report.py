@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,7 +82,7 @@ class Collected:
     def __init__(self) -> None:
         self.began, self.results, self.failures = time.perf_counter(), dict[int, ImageResult](), dict[int, Failure]()
         self.done = self.failed = self.resumed = self._pixels = 0
-        self._classes: dict[tuple[int, str], int] = {}
+        self._classes = Counter[tuple[int, str]]()
 
     def add(self, index: int, outcome: ImageResult | Failure) -> None:
         """Adds what became of the image at `index`."""
@@ -93,7 +94,7 @@ class Collected:
         self.done, self.resumed = self.done + 1, self.resumed + outcome.resumed
         self._pixels += outcome.width * outcome.height
         for share in outcome.classes:
-            self._classes[share.id, share.name] = self._classes.get((share.id, share.name), 0) + share.pixels
+            self._classes[share.id, share.name] += share.pixels
         if index < LISTED:
             self.results[index] = outcome
 

@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
+from dgmn2cli.data.archives import Member
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import local_write_errors, open_in_place, open_regular, to_plain
 from dgmn2cli.inference.prediction import ClassShare, output_path
@@ -60,67 +63,69 @@ def line_of(name: str, result: ImageResult, identity: dict[str, Any]) -> bytes:
     return json.dumps({"name": name, **to_plain(result), "run": identity}, separators=(",", ":")).encode() + b"\n"
 
 
-def lines_of(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The offset and content of each whole line; what a killed process or anybody else left between them is passed."""
-    offset = 0
-    for line in iter(lambda: file.readline(LONGEST_LINE), b""):
-        with suppress(ValueError, RecursionError):
-            content = json.loads(line)
-            if _is_whole(content):
-                yield offset, content
-        offset += len(line)
+class Line(TypedDict):
+    """What is used of a line; files of results are other people's, too."""
+
+    name: str
+    run: dict[str, Any]
+    sha256: str
+    width: int
+    height: int
+    windows: int
+    seconds: float
+    doubt: float
+    classes: list[ClassShare]
 
 
-def _is_whole(line: Any) -> bool:
-    """Whether a JSON value is what `line_of` writes; files of results are other people's, too."""
-    kinds = {"name": str, "run": dict, "sha256": str, "classes": list, "width": int, "height": int, "windows": int}
-    if not isinstance(line, dict) or not all(isinstance(line.get(key), kind) for key, kind in kinds.items()):
-        return False
-    try:
-        shares = result_of(line, Path(), {}).classes
-    except (KeyError, TypeError):
-        return False
-    numbers = (line["seconds"], line["doubt"], *chain.from_iterable((each.pixels, each.share) for each in shares))
-    names = all(isinstance(each.name, str) and isinstance(each.id, int) for each in shares)
-    return names and all(isinstance(number, (int, float)) for number in numbers)
+_LINE = TypeAdapter(Line)
 
 
-class Earlier:
-    """What earlier runs with the same settings made of images, as their lines say.
+def lines_of(file: BinaryIO, first: int = 0, size: int | None = None) -> Iterator[tuple[int, Line]]:
+    """The offset and content of each whole line; what a killed process or anybody else left between them is passed.
 
-    Attributes:
-        offsets: (N,) int64: where each image's line is; -1 where there is none.
+    Args:
+        first, size: of the part of the file that has the lines, in bytes; all of it if None.
     """
+    file.seek(first)
+    while (size is None or file.tell() < first + size) and (line := file.readline(LONGEST_LINE)):
+        with suppress(ValidationError):
+            yield file.tell() - len(line), _LINE.validate_json(line, strict=True)
 
-    def __init__(self, path: Path, images: ImageList, offsets: np.ndarray, kinds: tuple[str, ...]) -> None:
-        self.path, self.images, self.offsets, self.kinds = path, images, offsets, kinds
+
+@dataclass(frozen=True)
+class Earlier:
+    """What earlier runs with the same settings made of images, as their lines say."""
+
+    path: Path
+    images: ImageList
+    offsets: np.ndarray  # (N,) int64: where each image's line is; -1 where there is none
+    kinds: tuple[str, ...]
 
     def __call__(self, index: int, sha256: str) -> ImageResult | None:
         """The result of the image at `index` if its bytes are the same and its outputs are there."""
         if self.offsets[index] < 0:
             return None
         with open_regular(self.path) as file:
-            file.seek(int(self.offsets[index]))
-            line = json.loads(file.readline(LONGEST_LINE))
+            _, line = next(lines_of(file, int(self.offsets[index])), (0, None))
         name, path = self.images.names[index], self.images[index].path
-        outputs = {kind: output_path(self.path.parent, name, kind) for kind in self.kinds}
-        if line["name"] != name or line["sha256"] != sha256 or not all(map(os.path.isfile, outputs.values())):
+        if line is None or (line["name"], line["sha256"]) != (name, sha256):
             return None
-        return result_of(line, path, outputs)
+        inside = self.path.name != RESULTS  # an archive, which has the outputs as it has the line
+        outputs = {kind: output_path(self.path if inside else self.path.parent, name, kind) for kind in self.kinds}
+        if not inside and not all(map(os.path.isfile, outputs.values())):
+            return None
+        told: dict[str, Any] = {key: value for key, value in line.items() if key not in ("name", "run")}
+        return ImageResult(path, outputs=outputs, memory=None, resumed=True, **told)
 
 
-def result_of(line: dict[str, Any], path: Path, outputs: dict[str, Path]) -> ImageResult:
-    """The result that a line tells of."""
-    classes = [ClassShare(**share) for share in line["classes"]]
-    told = {key: line[key] for key in ("width", "height", "windows", "seconds", "doubt", "sha256")}
-    return ImageResult(path, classes=classes, outputs=outputs, memory=None, resumed=True, **told)
-
-
-def find_earlier(path: Path, images: ImageList, identity: dict[str, Any], *, overwrite: bool) -> Earlier:
+def find_earlier(
+    path: Path, images: ImageList, identity: dict[str, Any], *, overwrite: bool, part: Member | None = None
+) -> Earlier:
     """The lines of a file of results that tell of `images`; of several about one image the last counts.
 
     Args:
         overwrite: images that were done with other settings count as not done.
+        part: where the lines are, if the file is an archive.
 
     Raises:
         ConfigError: images were done with other settings; they are named.
@@ -133,7 +138,7 @@ def find_earlier(path: Path, images: ImageList, identity: dict[str, Any], *, ove
     if os.path.lexists(path):
         what = "cannot read the results of the run before"
         with open_regular(path, what, kind=DataError, unreadable=DataError, hint="Use another folder.") as file:
-            for offset, line in lines_of(file):
+            for offset, line in lines_of(file, part.first, part.size) if part else lines_of(file):
                 key = hash(line["name"])
                 place = int(np.searchsorted(ordered, key))
                 if place == len(ordered) or ordered[place] != key:
@@ -147,12 +152,8 @@ def find_earlier(path: Path, images: ImageList, identity: dict[str, Any], *, ove
                 if not same and len(other) < 100:
                     other[index] = differences(line["run"], identity, "it")
     if other and not overwrite:
-        require_same(path, images.names[next(iter(other))], next(iter(other.values())))
+        index, faults = next(iter(other.items()))
+        hint = "Use the same settings, another -o, or --overwrite to do such images again."
+        why = f"image {images.names[index]} was done with other settings"
+        raise ConfigError("cannot go on with another run's results", where=path, why=why, faults=faults, hint=hint)
     return Earlier(path, images, offsets, tuple(identity["kinds"]))
-
-
-def require_same(path: Path, name: str, faults: list[str]) -> None:
-    """Raises ConfigError: the image called `name` was done with other settings, which differ by `faults`."""
-    hint = "Use the same settings, another -o, or --overwrite to do such images again."
-    why = f"image {name} was done with other settings"
-    raise ConfigError("cannot go on with another run's results", where=path, why=why, faults=faults, hint=hint)

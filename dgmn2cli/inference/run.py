@@ -18,23 +18,14 @@ from dgmn2cli.data.archives import find_members, write_archive
 from dgmn2cli.distributed.group import Group, launched_world
 from dgmn2cli.distributed.processes import collect, on_processes
 from dgmn2cli.errors import ConfigError, DataError
-from dgmn2cli.files import check_file, open_regular, to_plain
+from dgmn2cli.files import to_plain
 from dgmn2cli.inference.files import WORKERS, Pipeline
-from dgmn2cli.inference.outputs import ArchiveSink, FolderSink, check_targets
+from dgmn2cli.inference.outputs import ArchiveSink, FolderSink, check_targets, require_new
 from dgmn2cli.inference.plan import Settings, resolve_settings
-from dgmn2cli.inference.prediction import check_outputs, output_path
+from dgmn2cli.inference.prediction import check_outputs
 from dgmn2cli.inference.report import Collected, ImageResult, InferReport, Outcome
-from dgmn2cli.inference.results import (
-    RESULTS,
-    Earlier,
-    ResultsFile,
-    find_earlier,
-    line_of,
-    lines_of,
-    require_same,
-    result_of,
-)  # fmt: skip
-from dgmn2cli.inference.segmenter import Segmenter, differences, run_identity
+from dgmn2cli.inference.results import RESULTS, Earlier, ResultsFile, find_earlier, line_of
+from dgmn2cli.inference.segmenter import Segmenter, run_identity
 from dgmn2cli.inference.sources import ImageFile, ImageList, expand_braces, find_images, is_archive
 from dgmn2cli.observer import Observer, Silent
 
@@ -43,32 +34,22 @@ Load = Callable[..., Segmenter]  # makes the network when called with `device=NA
 
 @dataclass(frozen=True)
 class InferRequest:
-    """What to segment and how.
+    """What to segment and how."""
 
-    Attributes:
-        sources: files, folders, globs, lists and archives, see `find_images`.
-        out: a folder, an archive `NAME.tar`, or with braces one for each archive that is read.
-        kinds, alpha: what to write, see `Prediction.save`.
-        settings: the test procedure.
-        overwrite: outputs may be there.
-        resume: images that an earlier run did with the same settings are left as they are.
-        workers: threads of each process that read ahead, and as many that save.
-        device, processes, threads: where, see `on_processes`.
-        compiled: the network goes through `torch.compile`.
-    """
-
-    sources: tuple[str, ...]
-    out: str
+    sources: tuple[str, ...]  # files, folders, globs, lists and archives, see `find_images`
+    out: str  # a folder, an archive `NAME.tar`, or with braces one for each archive that is read
+    # kinds, alpha: what to write, see `Prediction.save`
     kinds: tuple[str, ...] = ("ids", "overlay")
     alpha: float = 0.5
-    settings: Settings = field(default_factory=Settings)
-    overwrite: bool = False
-    resume: bool = False
-    workers: int = WORKERS
+    settings: Settings = field(default_factory=Settings)  # the test procedure
+    overwrite: bool = False  # outputs may be there
+    resume: bool = False  # images that an earlier run did with the same settings are left as they are
+    workers: int = WORKERS  # threads of each process that read ahead, and as many that save
+    # device, processes, threads: where, see `on_processes`
     device: str = "auto"
     processes: int = 1
     threads: int | None = None
-    compiled: bool = False
+    compiled: bool = False  # the network goes through `torch.compile`
 
     def identity(self, segmenter: Segmenter) -> dict[str, Any]:
         """All that the outputs of an image depend on beside its bytes."""
@@ -134,14 +115,8 @@ def prepare(request: InferRequest, observer: Observer) -> Prepared:
     elif request.processes > 1 or launched_world() > 1:
         hint = "Name a folder, or with braces one archive for each that is read."
         raise ConfigError("several processes cannot write one archive", where=request.out, hint=hint)
-    for archive in archives:
-        check_file(archive)
-        if any(archive.exists() and archive.samefile(source) for source in images.archives):
-            raise ConfigError("an output would overwrite its input", where=archive, hint="Choose another name with -o.")
-    there = [str(archive) for archive in archives if os.path.exists(archive)]
-    if there and not request.overwrite and not request.resume:
-        why, hint = f"{len(there)} of {len(archives)}", "Add --resume or --overwrite, or choose another name with -o."
-        raise ConfigError("output archives exist already", why=why, faults=there, hint=hint)
+    hint = "Add --resume or --overwrite, or choose another name with -o."
+    require_new(archives, request.overwrite or request.resume, images.archives, hint)
     return Prepared(images, archives)
 
 
@@ -223,26 +198,19 @@ def _in_archive(
     """
     if not os.path.exists(path):
         return None
-    lines = {}
     try:
-        for member in find_members(path, (RESULTS,), Silent()):
-            with open_regular(path) as file:
-                file.seek(member.first)
-                lines = {line["name"]: line for _, line in lines_of(io.BytesIO(file.read(member.size)))}
+        *_, member = find_members(path, (RESULTS,), Silent())
     except DataError as error:
         if not request.overwrite:
             raise ConfigError("cannot go on with the archive", where=path, why=error.why, hint="Remove it.") from error
         return None
+    earlier = find_earlier(path, images, identity, overwrite=request.overwrite, part=member)
     found: list[Outcome] = []
     for index in map(int, indices):
-        image = images[index]
-        line = lines.get(image.name)
-        if line is not None and line["run"] != identity and not request.overwrite:
-            require_same(path, image.name, differences(line["run"], identity, "it"))
-        if line is None or line["run"] != identity or line["sha256"] != _hash(image, request):
+        result = earlier(index, _hash(images[index], request))
+        if result is None:
             return None
-        outputs = {kind: output_path(path, image.name, kind) for kind in request.kinds}
-        found.append((index, result_of(line, image.path, outputs)))
+        found.append((index, result))
     return found
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dgmn2cli.data.transforms import normal_table
 from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, IntegrityError, first_line, require_installed
-from dgmn2cli.inference.arithmetic import resize_rows, softmax, source_rows
+from dgmn2cli.inference.arithmetic import open_runtime, resize_rows, softmax, source_rows
 from dgmn2cli.inference.graph import Graph, GraphInference, load_graph
 from dgmn2cli.inference.load import Recipe, choose_palette
 from dgmn2cli.inference.onnx_model import complete
@@ -29,17 +29,7 @@ from dgmn2cli.zoo import Zoo, ZooEntry
 
 RUNTIMES = {"onnxruntime": "onnx", "openvino": "openvino"}  # and the extra that installs it
 SURE, UNSURE = 0.0, -30.0  # logits of the class that a graph of labels gives, and of the others
-OPEN_SIZES = 4  # of windows that OpenVINO keeps compiled
 _OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A graph in a runtime."""
-
-    run: Callable[[np.ndarray], np.ndarray]  # maps the graph's input to its output
-    version: str  # of the runtime
-    precision: str  # in which it computes
 
 
 def require_runtime(name: str) -> None:
@@ -57,58 +47,6 @@ def installed() -> tuple[str, ...]:
     if not found:
         require_runtime("onnxruntime")
     return found
-
-
-def _onnxruntime(model: bytes, precision: str, taken: str, given: str, threads: int) -> Opened:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # what goes wrong is raised; nothing goes to stderr
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return Opened(
-        lambda values: np.asarray(session.run([given], {taken: values})[0]), onnxruntime.__version__, precision
-    )
-
-
-def _openvino(model: bytes, precision: str, taken: str, given: str, threads: int) -> Opened:
-    import openvino
-
-    core = openvino.Core()
-    # left alone, OpenVINO chooses bfloat16 on processors that have instructions for it
-    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"})
-    read = core.read_model(model)
-
-    @lru_cache(maxsize=OPEN_SIZES)  # compiled for one size it runs faster than for any
-    def compiled(shape: tuple[int, ...]) -> Any:
-        sized = read.clone()
-        sized.reshape({taken: list(shape)})
-        return core.compile_model(sized, "CPU")
-
-    def run(values: np.ndarray) -> np.ndarray:
-        return np.array(compiled(values.shape)({taken: values})[given])
-
-    hint = core.get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
-    return Opened(run, openvino.__version__.partition("-")[0], {"f32": "float32"}.get(hint, hint))
-
-
-_OPEN = {"onnxruntime": _onnxruntime, "openvino": _openvino}
-
-
-def open_model(runtime: str, model: bytes, precision: str, taken: str, given: str, threads: int) -> Opened:
-    """An ONNX file in a runtime, on the CPU.
-
-    Args:
-        runtime: a key of `RUNTIMES`.
-        model: the file's bytes, its tensors among them.
-        precision: the dtype of most of its weights.
-        taken, given: names of its input and its output.
-
-    Raises:
-        ResourceError: the runtime is not installed; else what the runtime raises.
-    """
-    require_runtime(runtime)
-    return _OPEN[runtime](model, precision, taken, given, threads)
 
 
 def _failures(runtime: str) -> tuple[type[Exception], ...]:
@@ -142,14 +80,15 @@ class GraphNetwork(nn.Module):
         require_runtime(self.runtime)
         model, precision = complete(self.graph)
         names = self.graph.protocol.input.name, self.graph.protocol.output.name
+        self.precision = "float32" if self.runtime == "openvino" else precision  # in which it computes
         self.failures = _failures(self.runtime)
         try:
-            self.opened = open_model(self.runtime, model, precision, *names, self.threads)
+            self.run = open_runtime(self.runtime, model, *names, self.threads)
         except self.failures as error:
             raise self._failure("the runtime does not take the graph", error) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("opened", "failures")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("run", "failures")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -185,7 +124,7 @@ class GraphNetwork(nn.Module):
 
     def _run(self, values: np.ndarray) -> np.ndarray:
         try:
-            return self.opened.run(values)
+            return self.run(values)
         except self.failures as error:
             if any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise MemoryError(first_line(error)) from error
@@ -306,8 +245,8 @@ def open_graph(
         backend="",
         form="graph",
         runtime=runtime,
-        runtime_version=network.opened.version,
-        precision=network.opened.precision,
+        runtime_version=version(runtime),
+        precision=network.precision,
         graph=str(graph.path),
         graph_sha256=protocol.graph_sha256,
     )

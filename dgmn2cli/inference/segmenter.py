@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -21,7 +21,7 @@ from dgmn2cli.data.transforms import NORMAL, network_input, resize_image
 from dgmn2cli.errors import DataError, ResourceError, is_exhaustion
 from dgmn2cli.inference.explain import Explanation, explain
 from dgmn2cli.inference.graph import GraphInference
-from dgmn2cli.inference.pipeline import in_threads
+from dgmn2cli.inference.pipeline import Footprint, in_threads
 from dgmn2cli.inference.plan import (
     SAVE_BYTES,
     Machine,
@@ -108,32 +108,22 @@ def differences(old: dict[str, Any], new: dict[str, Any], before: str) -> list[s
     ]
 
 
+@dataclass(eq=False, repr=False)
 class Segmenter:
-    """A network ready to segment images. It can be copied and pickled.
+    """A network ready to segment images. It can be copied and pickled."""
 
-    Args:
-        network: maps normalised RGB `(B, 3, H, W)` on `device` in `dtype` to logits `(B, C, H, W)`.
-        classes: what the logits' channels mean.
-        info: how it runs.
-        inference: scales, ratios and window sizes in force when `predict` is not told otherwise.
-        normal: (3, 256) float32, what each byte becomes, per channel in red green blue order.
-        finish: how its logits become probabilities of the final image.
-    """
+    network: nn.Module  # maps normalised RGB `(B, 3, H, W)` on `device` in `dtype` to logits `(B, C, H, W)`
+    classes: ClassList  # what the logits' channels mean
+    info: RunInfo  # how it runs
+    inference: InferenceConfig | GraphInference  # the procedure in force when `predict` is not told otherwise
+    # (3, 256) float32, what each byte becomes, per channel in red green blue order
+    normal: np.ndarray = field(default_factory=lambda: NORMAL)
+    finish: Finish = PUBLISHED  # how its logits become probabilities of the final image
+    again: Callable[..., Segmenter] | None = None  # makes it anew from the same weights, with other options
 
-    def __init__(
-        self,
-        network: nn.Module,
-        classes: ClassList,
-        info: RunInfo,
-        inference: InferenceConfig | GraphInference,
-        normal: np.ndarray = NORMAL,
-        finish: Finish = PUBLISHED,
-    ) -> None:
-        self.network, self.classes, self.info, self.inference = network, classes, info, inference
-        self.normal, self.finish = normal, finish
-        self.device = torch.device(info.device)
-        self.dtype = resolve_dtype(info.dtype)
-        self.again: Callable[..., Segmenter] | None = None  # makes it anew from the same weights, with other options
+    def __post_init__(self) -> None:
+        self.device = torch.device(self.info.device)
+        self.dtype = resolve_dtype(self.info.dtype)
         self._fitting: int | None = None  # windows at a time that memory was seen to hold
         self._window_bytes: dict[tuple[int, int], int] = {}
 
@@ -275,7 +265,12 @@ class Segmenter:
             ConfigError: an impossible setting, a position outside the image, or a network without such layers.
             NonFiniteError: the network gave NaN or infinity.
         """
-        return explain(self, _bgr(image), (x, y), settings or Settings())
+        pixels = _bgr(image)
+        plan = self.plan(pixels.shape[:2], replace(settings or Settings(), ms_flip=False))
+        [view] = self.views(pixels, plan)
+        window, chances, blocks = explain(self.network, self.logits, view, plan.windowing, (x, y), pixels)
+        best, model = int(chances.argmax()), self.info.model
+        return Explanation(model, x, y, window, self.classes.names[best], float(chances[best]), blocks, pixels)
 
     def scores(self, image: np.ndarray, plan: Plan, progress: Callable[[int], object] | None = None) -> Scores:
         """Class scores of one image, (H, W, 3) uint8, blue green red, by `plan`; `progress` gets counts of windows."""
@@ -319,6 +314,37 @@ class Segmenter:
         used = in_use(self.device) if used is None else used
         machine = Machine(settings.max_memory, used, window, len(self.classes.names), apart)
         return fitted(plan, machine, result_bytes)
+
+    def readers_within(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        settings: Settings,
+        workers: int,
+        footprint: Footprint,
+        behind: int,
+        result_bytes: int = SAVE_BYTES,
+    ) -> tuple[int, int]:
+        """How many threads may read ahead under a memory limit, and the bytes that are in use at most when they do.
+
+        It is decided by the largest of the images' `sizes` (height, width), before the first one is read, so that no
+        limit is passed in the meantime; `behind`: images that may wait to be finished.
+
+        Raises:
+            ResourceError: the limit is too small for one thread, too.
+        """
+        height, width = max(sizes, key=lambda size: size[0] * size[1])
+        self.plan((height, width), settings, result_bytes)  # a window is measured while no thread disturbs
+        before, workers = in_use(self.device), max(1, workers)
+        while True:
+            ahead = before + height * width * footprint.of(workers, behind)
+            try:
+                self.plan((height, width), settings, result_bytes, ahead)
+            except ResourceError:
+                if workers == 1:
+                    raise
+                workers -= 1
+            else:
+                return workers, ahead
 
     def require_room(self, settings: Settings, needed: int, doing: str) -> None:
         """Raises ResourceError where `settings` limit the memory and it was exceeded, or `needed` more bytes would."""

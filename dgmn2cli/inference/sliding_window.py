@@ -148,11 +148,10 @@ def require_finite(logits: Tensor) -> None:
 
 def stack_windows(crop: Crop, size: tuple[int, int], boxes: list[tuple[slice, slice]], windowing: Windowing) -> Tensor:
     """The windows as one batch `(B, 3, h, w)`."""
-    windows = [crop(rows, columns) for rows, columns in boxes]
-    if windowing.pad and min(size) < windowing.crop:
-        side = windowing.crop
+    windows, side = [crop(rows, columns) for rows, columns in boxes], windowing.crop
+    if windowing.pad and min(size) < side:
         windows = [F.pad(window, (0, side - window.shape[2], 0, side - window.shape[1])) for window in windows]
-    return windows[0].unsqueeze(0) if len(windows) == 1 else torch.stack(windows)
+    return torch.stack(windows)
 
 
 def _coverage(length: int, windowing: Windowing) -> Tensor:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 
+import bracex
 import numpy as np
 
 from dgmn2cli.data.archives import find_members
@@ -26,24 +26,16 @@ from dgmn2cli.observer import Observer, Silent
 HINT = "Give files, folders, globs, tar archives or @list.txt."
 LONGEST_LINE = 1 << 16  # bytes of a line of a list
 MOST_BRACES = 1_000_000  # names that braces stand for
-_BRACES = re.compile(r"\{([^{}]+)\}")
-_RANGE = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
 _WHOLE = (-1, 0, 0)  # the place of an image that is a file of its own
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image to segment.
+    """One image to segment."""
 
-    Attributes:
-        path: its file; in an archive, the archive's with the member's name behind it.
-        name: what its outputs are called, relative to the output folder or in the output archive.
-        archive: the archive it is in, and where its bytes are there: first and how many.
-    """
-
-    path: Path
-    name: str
-    archive: tuple[Path, int, int] | None = None
+    path: Path  # its file; in an archive, the archive's with the member's name behind it
+    name: str  # what its outputs are called, relative to the output folder or in the output archive
+    archive: tuple[Path, int, int] | None = None  # the archive it is in, its first byte there, how many it has
 
     def read(self, max_pixels: int = MAX_PIXELS) -> bytes:
         """Its bytes, not yet decoded; errors as `read_bytes`."""
@@ -165,31 +157,18 @@ def is_archive(name: str) -> bool:
 
 
 def expand_braces(text: str) -> list[str]:
-    """What `a{b,c}{08..10}` stands for; the text itself where it has no braces, or a file is called so.
+    """What `a{b,c}{08..10}` stands for, as a shell has it; the text itself where a file is called so.
 
     Raises:
         ConfigError: it stands for more than a million names.
     """
-    parts = _BRACES.split(text)
-    if len(parts) == 1 or os.path.lexists(text):
+    if "{" not in text or os.path.lexists(text):
         return [text]
-    choices: list[Sequence[str]] = [[part] if index % 2 == 0 else _choices(part) for index, part in enumerate(parts)]
-    if np.prod([float(len(choice)) for choice in choices]) > MOST_BRACES:
-        raise ConfigError("braces stand for too many names", where=text, why=f"wanted at most {MOST_BRACES:,}")
-    return ["".join(found) for found in product(*choices)]
-
-
-def _choices(inner: str) -> Sequence[str]:
-    if found := _RANGE.fullmatch(inner):
-        first, last = int(found[1]), int(found[2])
-        if abs(last - first) >= MOST_BRACES:
-            raise ConfigError("braces stand for too many names", where=inner, why=f"wanted at most {MOST_BRACES:,}")
-        step, width = (
-            (1 if first <= last else -1),
-            max(map(len, found.groups())) if "0" in (found[1][0], found[2][0]) else 0,
-        )
-        return [f"{number:0{width}}" for number in range(first, last + step, step)]
-    return inner.split(",") if "," in inner else [f"{{{inner}}}"]
+    try:
+        return bracex.expand(text, keep_escapes=True, limit=MOST_BRACES)
+    except bracex.ExpansionLimitException as error:
+        why = f"wanted at most {MOST_BRACES:,}"
+        raise ConfigError("braces stand for too many names", where=text, why=why) from error
 
 
 def _first_of_each(paths: Sequence[str], besides: Sequence[str] = ()) -> np.ndarray:

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 from starlette.applications import Starlette
@@ -57,8 +58,7 @@ def make_app(service: Service, hosts: Sequence[str] = ()) -> ASGIApp:
         return JSONResponse({"status": "ok"})
 
     async def metrics(request: Request) -> Response:
-        text = service.metrics.text(service.taken, service.places)
-        return Response(text, media_type=TYPE)
+        return Response(service.metrics.text(), media_type=TYPE)
 
     async def models(request: Request) -> Response:
         return JSONResponse({"models": [service.describe()]})
@@ -102,11 +102,14 @@ def make_app(service: Service, hosts: Sequence[str] = ()) -> ASGIApp:
     return Guard(app, service, hosts, [route.path for route in routes])
 
 
+@dataclass
 class Guard:
     """Refuses strangers, adds headers to every answer, counts and logs it, and ends connections in good order."""
 
-    def __init__(self, app: ASGIApp, service: Service, hosts: Sequence[str], paths: Sequence[str]) -> None:
-        self.app, self.service, self.hosts, self.paths = app, service, hosts, paths
+    app: ASGIApp
+    service: Service
+    hosts: Sequence[str]
+    paths: Sequence[str]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""

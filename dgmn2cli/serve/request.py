@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,25 +52,18 @@ def bind(request: ServeRequest) -> socket.socket:
     """
     where, what = f"{request.host}:{request.port}", "cannot listen"
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            request.host, request.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, *_, address = socket.getaddrinfo(request.host, request.port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         hint = "Give an address of this machine with --host."
         raise ResourceError(what, where=where, why=getattr(error, "strerror", "") or str(error), hint=hint) from error
     if request.token is None and not is_loopback(str(address[0])):
         why = "whoever reaches it could use the network"
         raise ConfigError("this address needs a token", where=where, why=why, hint=f"Add --token-file. {_TOKEN_HINT}")
-    bound = socket.socket(family, kind, protocol)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen()  # what `SO_REUSEADDR` lets two programs bind, only one may listen on
+        return socket.create_server(address, family=family, dualstack_ipv6=family == socket.AF_INET6)
     except OSError as error:
-        bound.close()
         hint = "Choose another --port, or 0 for any free one."
-        raise ResourceError(what, where=where, why=(error.strerror or str(error)).lower(), hint=hint) from error
-    return bound
+        raise ResourceError(what, where=where, why=os.strerror(error.errno or 0).lower(), hint=hint) from error
 
 
 def is_loopback(address: str) -> bool:

@@ -40,8 +40,8 @@ class Service:
     def __init__(self, segmenter: Segmenter, settings: Settings, request: ServeRequest) -> None:
         self.segmenter, self.settings, self.request = segmenter, settings, request
         self.protocol = resolve_settings(settings, segmenter.inference, segmenter.device)
-        self.metrics = Metrics()
         self.places, self.taken = request.queue + 1, 0
+        self.metrics = Metrics(self.places, lambda: self.taken)
         self.ending = False
         self._seconds = 1.0  # that the last answer took
         self._reading: set[asyncio.Timeout] = set()
@@ -88,7 +88,7 @@ class Service:
         def advance(windows: int) -> None:
             nonlocal done
             done += windows
-            self.metrics.windows += windows
+            self.metrics.windows.inc(windows)
             if done < plan.windows:
                 go_on()
 
@@ -98,7 +98,7 @@ class Service:
         """The nodes that a pixel's class was made from, as JSON."""
         image = decode_image(data, self.settings.max_pixels)[:, :, ::-1]
         made = self.segmenter.explain(image, x, y, self.settings)
-        self.metrics.windows += 1
+        self.metrics.windows.inc()
         return json.dumps(_brief(made), separators=(",", ":")).encode() + b"\n"
 
     # --- within the event loop ----------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class Service:
             raise
         finally:
             self._seconds = time.perf_counter() - began
-            self.metrics.busy += self._seconds
+            self.metrics.busy.inc(self._seconds)
 
     def _busy(self, why: str) -> HTTPException:
         return HTTPException(503, why, {"Retry-After": str(max(math.ceil(self._seconds), 1))})

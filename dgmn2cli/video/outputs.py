@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from dgmn2cli.errors import ConfigError
-from dgmn2cli.files import atomic_file, check_file, local_write_errors
-from dgmn2cli.inference.prediction import ClassList, ClassShare, mean_doubt
+from dgmn2cli.files import atomic_file, local_write_errors
+from dgmn2cli.inference.outputs import require_new
+from dgmn2cli.inference.prediction import ClassList, ClassShare, check_outputs, mean_doubt, ranked
 from dgmn2cli.inference.visualize import class_shares, overlay
 from dgmn2cli.video.films import FORMATS, Film
 from dgmn2cli.video.measures import SMALLEST, Steadiness, Steady
@@ -52,32 +52,16 @@ def check_request(request: VideoRequest, source: VideoSource, overwrite: bool) -
             sound that the container does not take, or a video too small for measuring.
         ResourceError: a file cannot come to be, or nothing can encode it.
     """
-    unknown = [kind for kind in request.kinds if kind not in KINDS]
-    if unknown or not request.kinds:
-        what = "no such output" if unknown else "no output is named"
-        raise ConfigError(
-            what, where=",".join(unknown)[:60], why=f"wanted some of {', '.join(KINDS)}", hint="Correct --save."
-        )
+    check_outputs(request.kinds, known=KINDS)
     if request.out.suffix.lower() not in FORMATS:
         why = f"wanted a name that ends in {', '.join(FORMATS)}"
         raise ConfigError("no such kind of film", where=request.out, why=why, hint="Correct -o.")
-    targets, name = request.targets, source.info.name
-    lost = [
-        str(path)
-        for path in targets.values()
-        if os.path.exists(name) and os.path.realpath(path) == os.path.realpath(name)
-    ]
-    if lost:
-        raise ConfigError("an output would overwrite its input", where=lost[0], hint="Choose another name with -o.")
-    there = [str(path) for path in targets.values() if os.path.lexists(path)]
-    if there and not overwrite:
-        what, hint = "output files exist already", "Add --overwrite, or choose another name with -o."
-        raise ConfigError(what, where=", ".join(there), hint=hint)
-    for path in targets.values():
-        check_file(path)
+    require_new(list(request.targets.values()), overwrite, [source.info.name])
     if request.measure and min(source.info.width, source.info.height) < SMALLEST:
         why = f"the frames are {source.info.width}x{source.info.height}, wanted {SMALLEST} pixels at least"
-        raise ConfigError("the optical flow cannot be computed", where=name, why=why, hint="Leave --metrics away.")
+        raise ConfigError(
+            "the optical flow cannot be computed", where=source.info.name, why=why, hint="Leave --metrics away."
+        )
     if "overlay" in request.kinds:
         _film("overlay", request, source, BytesIO()).abandon()  # tries encoder, container and sound
 
@@ -106,24 +90,17 @@ class Outputs:
     def add(self, segmented: Segmented) -> None:
         """Writes one frame."""
         frame, ids, confidence = segmented
-        targets, shares, doubt = (
-            self.request.targets,
-            class_shares(ids, len(self.classes.names)),
-            mean_doubt(confidence),
-        )
+        shares, doubt = class_shares(ids, len(self.classes.names)), mean_doubt(confidence)
         for kind, film in self.films.items():
-            with local_write_errors(targets[kind]):
-                if kind == "overlay":
-                    film.write(
-                        frame.pts, frame.lasts, overlay(frame.image, ids, self.classes.palette, self.request.alpha)
-                    )
-                    film.copy(frame.sound)
-                else:
-                    film.write(frame.pts, frame.lasts, ids)
+            tinted = kind == "overlay"
+            shown = overlay(frame.image, ids, self.classes.palette, self.request.alpha) if tinted else ids
+            with local_write_errors(self.request.targets[kind]):
+                film.write(frame.pts, frame.lasts, shown)
+                film.copy(frame.sound if tinted else ())
         if self.lines is not None:
             names = {self.classes.names[i]: float(shares[i]) for i in np.argsort(-shares, kind="stable") if shares[i]}
             line = {"frame": self.frames, "time": frame.time, "doubt": doubt, "shares": names}
-            with local_write_errors(targets["jsonl"]):
+            with local_write_errors(self.request.targets["jsonl"]):
                 self.lines.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
         if self.steady is not None:
             self.steady.add(frame.image, ids)
@@ -132,10 +109,7 @@ class Outputs:
 
     def shares(self) -> list[ClassShare]:
         """The classes in all frames, largest first."""
-        whole = self.pixels.sum()
-        found = enumerate(zip(self.classes.names, self.pixels, strict=True))
-        made = [ClassShare(i, name, round(float(part)), float(part / whole)) for i, (name, part) in found if part]
-        return sorted(made, key=lambda share: -share.share)
+        return ranked(zip(self.classes.names, self.pixels, strict=True), float(self.pixels.sum()))
 
     def finish(self, source: VideoSource) -> Steadiness | None:
         """Ends the films, the sound behind the last frame included; tells how steady the predictions were."""

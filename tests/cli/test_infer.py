@@ -295,7 +295,7 @@ BAD = [
     (("{1..3}.png",), 6, "none of these files exist"),
     (("missing.tar",), 6, "cannot read the archive (missing.tar): there is no such file"),
     (("text.tar",), 6, "cannot read the archive (text.tar)"),
-    (("a.png", "-o", "text.tar"), 2, "output archives exist already"),
+    (("a.png", "-o", "text.tar"), 2, "output files exist already"),
     (("a.png", "-o", "text.tar", "--resume"), 2, "cannot go on with the archive"),
     (("a.png", "-o", "a.png/out.tar"), 5, "is no folder"),
     (("a.png", "-o", "piped"), 5, "a pipe, socket or device is there"),

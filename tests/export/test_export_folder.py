@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from streets import predict_files
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -24,12 +25,10 @@ from dgmn2cli.errors import CheckFailed, ConfigError
 from dgmn2cli.export import folder as exporting
 from dgmn2cli.export import graph as graphs
 from dgmn2cli.files import hash_file, to_plain
-from dgmn2cli.inference.files import predict_files
 from dgmn2cli.inference.graph import load_graph, read_protocol
-from dgmn2cli.inference.load import assemble, resolve
+from dgmn2cli.inference.load import LoadOptions, assemble, resolve
 from dgmn2cli.inference.plan import Settings
 from dgmn2cli.inference.runtimes import open_graph
-from dgmn2cli.inference.sources import find_images
 from dgmn2cli.zoo import cache as caching
 
 FILES = ["Dockerfile", "README.md", "arithmetic.py", "protocol.json", "run.py", "window.onnx"]
@@ -60,7 +59,7 @@ def checkpoint(network, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def exported(checkpoint, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("export") / "deep" / "model"
-    segmenter = assemble(resolve("fpn-tiny", [*SMALL, "model.num_classes=5"]), checkpoint, device="cpu")
+    segmenter = assemble(resolve("fpn-tiny", [*SMALL, "model.num_classes=5"]), LoadOptions(checkpoint, "cpu"))
     report = dgmn2cli.export(segmenter, target)
     assert report.folder == target
     return target
@@ -122,9 +121,8 @@ def test_parity_figures_and_their_conditions_are_written(exported):
 def test_runner_without_torch_gives_the_commands_bytes(exported, images, tmp_path, options, settings, protocol):
     ran = run_without_torch(exported / "run.py", *images, "-o", tmp_path / "theirs", "--protocol", protocol, *options)
     assert (ran.returncode, ran.stderr) == (0, "")
-    found = find_images([str(path) for path in images])
     segmenter = open_graph(load_graph(exported))
-    predict_files(segmenter, found, tmp_path / "ours", ["ids"], replace(settings, protocol=protocol))
+    predict_files(segmenter, images, tmp_path / "ours", ["ids"], replace(settings, protocol=protocol))
     for path in images:
         ours, theirs = (stored(tmp_path / side / f"{path.stem}_ids.png") for side in ("ours", "theirs"))
         assert ours[0].shape == stored(path)[0].shape[:2]
@@ -176,7 +174,7 @@ def test_a_graph_that_disagrees_leaves_nothing(checkpoint, tmp_path, monkeypatch
 
     monkeypatch.setattr(graphs, "build_graph", changed)
     segmenter = assemble(
-        resolve("fpn-tiny", [*SMALL, "model.num_classes=5"]), checkpoint, device="cpu", exact_algebra=False
+        resolve("fpn-tiny", [*SMALL, "model.num_classes=5"]), LoadOptions(checkpoint, "cpu", exact_algebra=False)
     )
     with pytest.raises(CheckFailed) as caught:
         dgmn2cli.export(segmenter, tmp_path / "model")
@@ -228,11 +226,10 @@ def test_licence_is_the_zoo_entrys_wherever_the_cache_is(network, tmp_path):
     cached.parent.mkdir(parents=True)
     cached.write_bytes(given.read_bytes())
     caching.record(entry, tmp_path / "cache", sha256=sha256, size=1, source="here")
-    options = exporting.ExportOptions()
     for checkpoint, licence in ((None, "Apache-2.0"), (given, None)):
         segmenter = dgmn2cli.load("fpn-tiny", checkpoint, device="cpu", offline=True, cache=tmp_path / "cache")
         twin = exporting.published_form(segmenter)
-        assert exporting.describe(twin, options, segmenter.info.licence).licence == licence
+        assert exporting.describe(twin, "onnx", False, None, None, segmenter.info.licence).licence == licence
         assert "licence" not in to_plain(segmenter.info)
 
 

@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from streets import Colours, Watcher, segmenter
+from streets import Colours, Watcher, predict_files, segmenter
 from torch import Tensor, nn
 
 from dgmn2cli.data.images import write_png
-from dgmn2cli.inference.files import predict_files
 from dgmn2cli.inference.plan import Settings
 from dgmn2cli.inference.sliding_window import entropy
-from dgmn2cli.inference.sources import find_images
 
 IMAGE = np.random.default_rng(3).integers(0, 256, (40, 64, 3), np.uint8)
 OPTIONS = {"scale": (80, 50), "window": 24, "stride": 16}
@@ -69,7 +67,7 @@ def test_the_images_with_most_doubt_come_first(tmp_path: Path) -> None:
     kinds = ("entropy", "disagreement", "stats")
     settings = Settings(**OPTIONS)
     report = predict_files(
-        segmenter(), find_images([str(tmp_path)]), tmp_path / "out", kinds, settings, observer=watcher
+        segmenter(), sorted(tmp_path.glob("*.png")), tmp_path / "out", kinds, settings, observer=watcher
     )
     assert [path.stem for path in report.by_doubt] == ["unsure", "between", "sure"]
     assert watcher.parts == pytest.approx(len(report.images))  # mirrored windows are in the shares

@@ -8,8 +8,9 @@ from streets import Watcher
 
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.inference import dtype as choosing
-from dgmn2cli.inference.load import assemble, build_model, resolve
+from dgmn2cli.inference.load import LoadOptions, assemble, build_model, resolve
 from dgmn2cli.model.filled import filled_state
+from dgmn2cli.observer import Silent
 
 SMALL = ["inference.scale=[64, 32]", "inference.window=32", "inference.stride=24"]
 
@@ -20,8 +21,8 @@ def checkpoint(tmp_path_factory):
     return write_checkpoint(path, filled_state(build_model("fpn-tiny")), {})
 
 
-def load(checkpoint, observer=None):
-    return assemble(resolve("fpn-tiny", SMALL), checkpoint, device="cpu", dtype="auto", observer=observer)
+def load(checkpoint, observer=Silent()):
+    return assemble(resolve("fpn-tiny", SMALL), LoadOptions(checkpoint, "cpu", "auto"), observer)
 
 
 def test_machine_without_bfloat16_keeps_float32(checkpoint, monkeypatch):

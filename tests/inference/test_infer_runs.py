@@ -258,7 +258,7 @@ def test_an_archive_of_outputs_is_whole_or_absent(shards: Path) -> None:
     assert found == contents(shards / "whole")
     assert [line["name"] for line in told] == [f"{index}" for index in range(COUNT)]
     before = (shards / "out.tar").read_bytes()
-    with pytest.raises(ConfigError, match="output archives exist already"):
+    with pytest.raises(ConfigError, match="output files exist already"):
         run(into, Load())
     report = run(replace(into, resume=True), Load(), Stopper())
     assert (report.done, report.resumed) == (COUNT, COUNT)
@@ -370,7 +370,7 @@ def test_lines_that_no_run_wrote_count_as_none(tmp_path: Path) -> None:
     used = ("name", "run", "sha256", "classes", "width", "height", "windows", "seconds", "doubt")
     odd = [{**good, key: value} for key in used for value in (None, [1])]
     odd += [{name: value for name, value in good.items() if name != key} for key in used]
-    shares = (1, {}, {**share, "x": 1}, {**share, "pixels": "1"}, {**share, "name": []})
+    shares = (1, {}, {**share, "pixels": "1"}, {**share, "name": []})
     odd += [{**good, "classes": [value]} for value in shares]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in odd))
     with path.open("rb") as file:

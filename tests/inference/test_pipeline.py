@@ -13,15 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from streets import SMALL, Load, scene, segmenter
+from streets import SMALL, Load, predict_files, scene, segmenter
 
 from dgmn2cli import runtime
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError, NonFiniteError
-from dgmn2cli.inference.files import predict_files
 from dgmn2cli.inference.pipeline import in_threads
 from dgmn2cli.inference.prediction import OUTPUTS
-from dgmn2cli.inference.sources import find_images
 
 
 def threads() -> set[str]:
@@ -88,13 +86,13 @@ def test_the_same_bytes_with_any_number_of_threads(images: list[Path], tmp_path:
     """They include the bad one in the middle, and results come in the order of the images."""
     images[2].write_bytes(images[2].read_bytes()[:200])
     kinds = [kind for kind in OUTPUTS if kind != "labelids"]
-    found, files = find_images([str(tmp_path / "in")]), {}
+    files = {}
     for workers in (0, 1, 4):
         out = tmp_path / f"out{workers}"
-        report = predict_files(segmenter(), found, out, kinds, replace(SMALL, ms_flip=True), workers=workers)
+        report = predict_files(segmenter(), tmp_path / "in", out, kinds, replace(SMALL, ms_flip=True), workers=workers)
         assert [result.path for result in report.images] == [image for image in images if image != images[2]]
         assert [failure.path for failure in report.failures] == [images[2]]
-        files[workers] = {path.name: path.read_bytes() for path in out.iterdir()}
+        files[workers] = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "results.jsonl"}
     assert len(files[0]) == 5 * len(kinds)
     assert files[0] == files[1] == files[4]
     assert threads() == set()
@@ -102,7 +100,7 @@ def test_the_same_bytes_with_any_number_of_threads(images: list[Path], tmp_path:
 
 @pytest.mark.skipif(not runtime.can_measure(torch.device("cpu")), reason="this system does not tell memory use")
 def test_under_a_memory_limit_threads_read_where_there_is_room(images: list[Path], tmp_path: Path) -> None:
-    found, reads, made = find_images([str(tmp_path / "in")]), set(), segmenter()
+    reads, made = set[bool](), segmenter()
     plan = made.plan
 
     def watched(size: tuple[int, ...], *arguments: object, **named: object) -> object:
@@ -111,18 +109,18 @@ def test_under_a_memory_limit_threads_read_where_there_is_room(images: list[Path
 
     before = threading.active_count()
     made.plan = watched  # type: ignore[method-assign, assignment]
-    predict_files(made, found, tmp_path / "free", ["ids"], SMALL)
+    predict_files(made, tmp_path / "in", tmp_path / "free", ["ids"], SMALL)
     ample = replace(SMALL, max_memory=10**12)
-    report = predict_files(made, found, tmp_path / "ample", ["ids"], ample)
+    report = predict_files(made, tmp_path / "in", tmp_path / "ample", ["ids"], ample)
     assert True in reads
     assert all(result.memory is not None for result in report.images)
-    for path in (tmp_path / "free").iterdir():
+    for path in (tmp_path / "free").glob("*.png"):
         assert path.read_bytes() == (tmp_path / "ample" / path.name).read_bytes()
 
 
 def test_a_network_that_fails_leaves_what_was_done(images: list[Path], tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError):
-        predict_files(Load("nan")(device="cpu"), find_images([str(tmp_path / "in")]), tmp_path / "out", ["ids"], SMALL)
+        predict_files(Load("nan")(device="cpu"), tmp_path / "in", tmp_path / "out", ["ids"], SMALL)
     assert threads() == set()
 
 

@@ -10,16 +10,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from streets import Colours, segmenter
+from streets import Colours, predict_files, segmenter
 from torch import Tensor, nn
 
 from dgmn2cli.errors import ResourceError
-from dgmn2cli.inference.files import predict_files
 from dgmn2cli.inference.plan import Machine, Plan, Settings, fitted, predicted_peak
 from dgmn2cli.inference.report import MemoryUse
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.inference.sliding_window import Windowing
-from dgmn2cli.inference.sources import find_images
 from dgmn2cli.runtime import can_measure, in_fresh_process
 
 MACHINE = Machine(limit=10**12, in_use=500_000_000, window=300_000_000, classes=19, discrete=False)
@@ -127,7 +125,7 @@ def measured(path: str, out: str, settings: Settings) -> tuple[MemoryUse | None,
     """Memory use and the mask file of a picture, segmented in a process of its own."""
     torch.set_num_threads(1)
     made: Segmenter = segmenter()
-    report = predict_files(made, find_images([path]), Path(out), ["ids", "overlay"], settings)
+    report = predict_files(made, Path(path), Path(out), ["ids", "overlay"], settings)
     [result] = report.images
     return result.memory, result.outputs["ids"].read_bytes()
 

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 import torch
 from networks import stand_ins
-from streets import segmenter
+from streets import predict_files, segmenter
 
 from dgmn2cli import runtime
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError, IntegrityError, ResourceError
-from dgmn2cli.inference.files import predict_files
-from dgmn2cli.inference.load import assemble, build_model, load, resolve
+from dgmn2cli.inference.load import LoadOptions, assemble, build_model, load, resolve
 from dgmn2cli.inference.outputs import check_targets
 from dgmn2cli.inference.plan import Plan, Settings, require_room, resolve_settings
 from dgmn2cli.inference.segmenter import RunInfo
@@ -65,7 +64,7 @@ class Counter(Silent):
         self.total, self.done, self.results = 0.0, 0.0, []
 
     def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
-        self.total = total or 0
+        self.total, self.done = total or 0, done
 
     def advance(
         self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
@@ -85,9 +84,7 @@ def test_an_observer_sees_every_window_and_image(tmp_path: Path) -> None:
         write_png(tmp_path / f"{name}.png", IMAGE)
     (tmp_path / "c.png").write_bytes(b"no image")
     settings, counter = Settings(scale=(64, 40), window=24, stride=16), Counter()
-    report = predict_files(
-        segmenter(), find_images([str(tmp_path)]), tmp_path / "out", ["ids"], settings, observer=counter
-    )
+    report = predict_files(segmenter(), tmp_path, tmp_path / "out", ["ids"], settings, observer=counter)
     assert counter.done == pytest.approx(3)
     assert counter.total == 3
     assert counter.results == report.images
@@ -99,7 +96,7 @@ def test_an_observer_sees_every_window_and_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_copies_and_pickles_give_the_same_probabilities(tmp_path: Path, dtype: str) -> None:
     path = write_checkpoint(tmp_path / "w.pth", stand_ins(lambda: build_model("setr_naive-tiny")), {})
-    made = assemble(resolve("setr_naive-tiny"), path, device="cpu", dtype=dtype)
+    made = assemble(resolve("setr_naive-tiny"), LoadOptions(path, "cpu", dtype))
     assert made.info.form == "fused"
     wanted = made.predict(IMAGE, protocol="native", window=64).probs
     for again in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
@@ -114,7 +111,7 @@ def test_without_proc_a_memory_limit_is_refused(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ResourceError, match="memory cannot be measured"):
         segmenter().plan((40, 64), Settings(max_memory=10**10))
     with pytest.raises(ResourceError, match="memory cannot be measured"):
-        predict_files(segmenter(), find_images([str(tmp_path)]), tmp_path / "o", ["ids"], Settings(max_memory=10**10))
+        predict_files(segmenter(), tmp_path, tmp_path / "o", ["ids"], Settings(max_memory=10**10))
 
 
 @pytest.mark.skipif(not runtime.can_measure(CPU), reason="this system does not tell memory use")
@@ -125,7 +122,7 @@ def test_a_limit_covers_what_was_and_what_will_be_in_use(tmp_path: Path) -> None
         with pytest.raises(ResourceError, match="the memory limit is too small"):
             require_room(limit, CPU, needed, "nothing")
     with pytest.raises(ResourceError, match="loading the model"):
-        assemble(resolve("setr_naive-tiny"), tmp_path / "none.pth", device="cpu", max_memory=used + 10**7)
+        assemble(resolve("setr_naive-tiny"), LoadOptions(tmp_path / "none.pth", "cpu", max_memory=used + 10**7))
     with pytest.raises(ResourceError, match="limit is too small"):
         segmenter().plan((40, 64), Settings(max_memory=highest + 10**9), used=highest + 2 * 10**9)
 
@@ -149,7 +146,7 @@ def test_weights_of_another_model_are_named(tmp_path: Path) -> None:
 
 def test_compiling_is_refused_where_it_cannot_work() -> None:
     with pytest.raises(ConfigError, match="NVIDIA"):
-        assemble(resolve("setr_naive-tiny"), "none.pth", device="cpu", compiled=True)
+        assemble(resolve("setr_naive-tiny"), LoadOptions("none.pth", "cpu", compiled=True))
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])

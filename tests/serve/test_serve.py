@@ -120,14 +120,15 @@ def test_health_and_metrics() -> None:
         assert client.get("no/such/path").status_code == 404
         answer = client.get("metrics")
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-        lines = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
-        assert lines['dgmn2_requests_total{path="/v1/segment",status="200"}'] == "1"
-        assert lines['dgmn2_requests_total{path="/v1/segment",status="400"}'] == "1"
-        assert lines['dgmn2_requests_total{path="other",status="404"}'] == "1"
-        assert lines['dgmn2_request_seconds_bucket{path="/v1/segment",le="+Inf"}'] == "2"
-        assert (lines["dgmn2_windows_total"], lines["dgmn2_places"], lines["dgmn2_places_taken"]) == ("2", "9", "0")
-        assert float(lines["dgmn2_busy_seconds_total"]) > 0
-        assert float(lines["process_resident_memory_bytes"]) > 1e7
+        pairs = (line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
+        lines = {name: float(value) for name, value in pairs}
+        assert lines['dgmn2_requests_total{path="/v1/segment",status="200"}'] == 1
+        assert lines['dgmn2_requests_total{path="/v1/segment",status="400"}'] == 1
+        assert lines['dgmn2_requests_total{path="other",status="404"}'] == 1
+        assert lines['dgmn2_request_seconds_bucket{le="+Inf",path="/v1/segment"}'] == 2
+        assert (lines["dgmn2_windows_total"], lines["dgmn2_places"], lines["dgmn2_places_taken"]) == (2, 9, 0)
+        assert lines["dgmn2_busy_seconds_total"] > 0
+        assert lines["process_resident_memory_bytes"] > 1e7
 
 
 def test_every_answer_says_how_browsers_have_to_treat_it(server: Running) -> None:
@@ -198,7 +199,7 @@ def test_a_full_queue_refuses_at_once_and_serves_those_that_wait_in_turn() -> No
 
 
 def await_taken(server: Running, count: int) -> None:
-    await_line(server, f"dgmn2_places_taken {count}")
+    await_line(server, f"dgmn2_places_taken {count:.1f}")
 
 
 def await_line(server: Running, line: str) -> None:
@@ -239,7 +240,7 @@ def test_a_client_that_does_not_read_its_answer_is_left(monkeypatch: pytest.Monk
     monkeypatch.setattr(Service, "segment", lambda *arguments: bytes(size))
     with running(real(), request=ServeRequest(queue=0)) as server, connect(server.port) as connection:
         connection.sendall(post("/v1/segment", png()))
-        await_line(server, 'dgmn2_requests_total{path="/v1/segment",status="200"} 1')
+        await_line(server, 'dgmn2_requests_total{path="/v1/segment",status="200"} 1.0')
         assert ask(server.port, post("/v1/segment", png())).status == 200, "it holds no place"
         received = 0
         with suppress(ConnectionError):
@@ -298,7 +299,7 @@ def test_sigterm_ends_the_command_with_143_within_a_window(tmp_path: Path, check
         found: list[int] = []
         client = threading.Thread(target=lambda: found.append(ask(port, post("/v1/segment", png(900, 900))).status))
         client.start()
-        while "dgmn2_windows_total 0\n" in httpx.get(f"{facts['url']}metrics").text:
+        while "dgmn2_windows_total 0.0\n" in httpx.get(f"{facts['url']}metrics").text:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
