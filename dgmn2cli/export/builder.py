@@ -15,11 +15,7 @@ Value = str | np.ndarray | np.generic | Sequence[int]
 
 
 class GraphBuilder:
-    """Collects nodes and weights.
-
-    Args:
-        dtype: of weights and activations, float32 or float16.
-    """
+    """Collects nodes and weights; `dtype`: of weights and activations, float32 or float16."""
 
     def __init__(self, dtype: type[np.floating]) -> None:
         self.dtype = dtype

@@ -80,11 +80,7 @@ class Parity:
 
 
 def compare(network: Segmenter, graph: Segmenter, protocol: GraphProtocol, observer: Observer) -> Parity:
-    """Runs both on a drawn street, the example photograph and random numbers: one window each, and a small image.
-
-    Args:
-        network: what was exported, as published.
-        graph: the export, in a runtime.
+    """Compares a network, as published, with its export: on windows of images and of noise, and on whole small images.
 
     Raises:
         CheckFailed: they differ by more than `LIMITS` allow.

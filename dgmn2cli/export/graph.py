@@ -35,7 +35,6 @@ def build_graph(model: Segmentor, *, half: bool = False, batch: int | None = Non
     along each axis.
 
     Args:
-        model: the network, in float32.
         half: weights and activations in float16; coordinates of samples, softmax and norms stay float32.
         batch: how many windows the graph takes at a time; any number if None.
     """

@@ -30,11 +30,9 @@ class _Window(nn.Module):
 
 
 def save_program(model: Segmentor, window: int, half: bool, batch: int | None) -> bytes:
-    """The program of windows of one size, its attention written out in PyTorch's own operators.
+    """A network, as published, as a program for windows of one size; its attention is in PyTorch's own operators.
 
     Args:
-        model: the network, as published.
-        window: side of the windows.
         half: weights and activations in float16; attention and norms are computed in float32.
         batch: windows at a time; 1 to 64 if None.
     """

@@ -19,10 +19,7 @@ TRIED = (257, 513)  # height and width at which the photograph is segmented with
 
 
 def with_fitting_dtype(make: Callable[..., Segmenter], device: str, observer: Observer) -> Segmenter:
-    """The network in the dtype that suits machine and weights; `info.dtype_reason` says why.
-
-    Args:
-        make: makes the network when called with `dtype`.
+    """The network that `make(dtype=NAME)` makes in what suits machine and weights; `info.dtype_reason` says why.
 
     Raises:
         Dgmn2Error: what `make` raises.

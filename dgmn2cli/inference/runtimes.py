@@ -217,7 +217,6 @@ def open_graph(
     """A segmenter for an exported graph, or anybody's that a protocol describes. It computes on the CPU.
 
     Args:
-        graph: the graph with its protocol, see `load_graph`.
         runtime: `onnxruntime` or `openvino`; it gets as many threads as PyTorch has.
         device: `cpu` or `auto`.
         max_memory: bytes that must not be exceeded, see `Settings`.

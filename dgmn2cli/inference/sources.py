@@ -85,7 +85,6 @@ def find_images(sources: Sequence[str], observer: Observer | None = None) -> Ima
     whose names differ in the suffix only keep it.
 
     Args:
-        sources: what the user named.
         observer: gets a note for each kind of file that was left out.
 
     Raises:

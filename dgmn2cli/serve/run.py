@@ -153,7 +153,6 @@ def serve(
     """Answers requests until SIGINT or SIGTERM comes, which is then raised again.
 
     Args:
-        request: who may ask, and what a request may take.
         bound: what `bind` gave.
         ready: called when the server answers.
         made: gets the server, whose `should_exit` ends it from another thread.

@@ -31,11 +31,7 @@ class Steadiness:
 
 
 class Steady:
-    """Collects what `Steadiness` tells, frame by frame.
-
-    Args:
-        names: of the classes.
-    """
+    """Collects what `Steadiness` tells of classes called `names`, frame by frame."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names

@@ -68,7 +68,6 @@ def segment_video(
 
     Args:
         source: the video, just opened; its frames are read here.
-        request: what is to be written, checked by `check_request`.
         observer: told of each window as a part of its frame, and, once, of the `FirstFrame`.
 
     Raises:
