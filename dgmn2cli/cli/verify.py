@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,6 @@ def verify(
 
 def _opened(about: DataInfo, root: Path) -> SegmentationSet:
     """The data set that a report is about, under `root`."""
-    from dataclasses import replace
-
     from dgmn2cli.data.catalog import open_dataset
     from dgmn2cli.data.corruption import Corruption
     from dgmn2cli.data.preset import open_preset
@@ -94,8 +93,6 @@ def _opened(about: DataInfo, root: Path) -> SegmentationSet:
 
 
 def _saved(report: ReportFile, data: SegmentationSet, folder: Path, observer: TerminalObserver) -> Source:
-    from dataclasses import replace
-
     from dgmn2cli.data.images import MAX_PIXELS
     from dgmn2cli.evaluate.engine import saved_source
 
@@ -157,13 +154,8 @@ def _model_of(session: Session, report: ReportFile, checkpoint: Path) -> str:
 
 def _table(answer: Verification) -> RenderableType:
     images = "1 image" if answer.images == 1 else f"{answer.images} images"
+    again = f"{100 * answer.mean_iou:.2f} % of {answer.model}, again from the counts of {images}"
+    rows = [("report", f"{answer.report} holds"), ("mIoU", again)]
     return render.record_table(
-        [
-            ("report", f"{answer.report} holds"),
-            (
-                "mIoU",
-                f"{100 * answer.mean_iou:.2f} % of {answer.model}, again from the counts of {images}",
-            ),
-            ("run again", f"{', '.join(answer.run_again)}: the same matrices on {answer.device}"),
-        ]
+        [*rows, ("run again", f"{', '.join(answer.run_again)}: the same matrices on {answer.device}")]
     )
