@@ -379,14 +379,14 @@ def test_as_many_threads_read_ahead_as_the_memory_limit_allows(tree: Tree, monke
     data = replace(data, pairs=(*data.pairs, *open_dataset(larger, "val").pairs[:1]))
     asked: list[int | None] = []
 
-    def plan(size: tuple[int, ...], settings: Settings, *, used: int | None = None) -> None:
+    def plan(size: tuple[int, ...], settings: Settings, result_bytes: int = 0, used: int | None = None) -> None:
         asked.append(used)
         assert tuple(size) == (80, 90)
         if used is not None and used > limit:
             raise ResourceError("the memory limit is too small")
 
     monkeypatch.setattr(made, "plan", plan)
-    monkeypatch.setattr(pipeline, "in_use", lambda device: 1000)
+    monkeypatch.setattr("dgmn2cli.inference.segmenter.in_use", lambda device: 1000)
     each = engine.ANALYSED
     per_reader = 80 * 90 * (pipeline.DECODE_BYTES + each.read)
     kept = 80 * 90 * (each.read + (engine.BEHIND + 2) * each.done + each.finishing)
