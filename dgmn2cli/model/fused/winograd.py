@@ -2,8 +2,8 @@
 
 Source: Lavin and Gray, arXiv 1509.09308. A tile of 6x6 inputs gives 4x4 outputs by 36 products with matrices of
 channels where the definition takes 144. What that costs in rounding depends on the points the polynomials are evaluated
-at: with 0, +-sqrt(1/2), +-sqrt(2) and infinity, factors shared evenly, the mean error over maps behind a ReLU is some two
-times that of oneDNN's convolution, half of what the usual whole numbers give.
+at: with 0, +-sqrt(1/2), +-sqrt(2) and infinity, factors shared evenly, the mean error over maps behind a ReLU is about
+twice that of oneDNN's convolution, half of what the usual whole numbers give.
 """
 
 from __future__ import annotations
