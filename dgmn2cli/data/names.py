@@ -41,9 +41,9 @@ class Names(Sequence[str]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # one name; a slice gives a list of them
         numbers = range(len(self))[index]
-        return (
-            [self[number] for number in numbers] if isinstance(index, slice) else self._between(numbers, numbers + 1)[0]
-        )
+        if isinstance(index, slice):
+            return [self[number] for number in numbers]
+        return self._between(numbers, numbers + 1)[0]
 
     def __iter__(self) -> Iterator[str]:
         for first in range(0, len(self), _BLOCK):
