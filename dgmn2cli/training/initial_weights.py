@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,17 +24,12 @@ WEIGHT_LINES = "Each line is NAME = WEIGHT, for every class."
 CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
 
 
-@dataclass(frozen=True)
-class InitialWeights:
-    """Where a training's first weights come from."""
+def find_initial_weights(
+    init: str, backbone: str, zoo_file: Path | None, cache: Path | None
+) -> tuple[Path, str | None] | None:
+    """The checkpoint that `init` (`imagenet`, `scratch` or a path) means here, and its hash if known; None: scratch.
 
-    kind: str  # `imagenet`, `scratch` or `file`
-    path: Path | None = None  # the checkpoint; None for `scratch`
-    sha256: str | None = None  # the hash it must have, where one is known
-
-
-def find_initial_weights(init: str, backbone: str, zoo_file: Path | None, cache: Path | None) -> InitialWeights:
-    """What `init` (`imagenet`, `scratch` or a path) means here; nothing is read but the cache's index.
+    Nothing is read but the cache's index.
 
     Args:
         init: the configuration's `train.init`.
@@ -45,13 +40,13 @@ def find_initial_weights(init: str, backbone: str, zoo_file: Path | None, cache:
         ResourceError: the ImageNet weights, or the file, are not there; says both ways out.
     """
     if init == SCRATCH:
-        return InitialWeights(SCRATCH)
+        return None
     if init != IMAGENET:
         path = Path(init)
         if not os.path.exists(path):
             hint = "Give the path of a checkpoint, or --from imagenet or --from scratch."
             raise ResourceError("the first weights are not there", where=path, why=absence(path), hint=hint)
-        return InitialWeights("file", path)
+        return path, None
     entry = load_zoo(zoo_file).backbone(backbone)
     found = locate(entry, cache_dir(cache))
     if found is None:
@@ -61,10 +56,10 @@ def find_initial_weights(init: str, backbone: str, zoo_file: Path | None, cache:
             why="a training starts from them unless told otherwise",
             hint=f"Get them with `dgmn2 download {entry.key}`, or start without them: --from scratch.",
         )
-    return InitialWeights(IMAGENET, found.path, found.sha256)
+    return found.path, found.sha256
 
 
-def load_initial_weights(model: Segmentor, first: InitialWeights, data: SegmentationSet) -> list[str]:
+def load_initial_weights(model: Segmentor, first: tuple[Path, str | None] | None, data: SegmentationSet) -> list[str]:
     """Loads a training's first weights into `model`; says what was done with them.
 
     Args:
@@ -75,13 +70,13 @@ def load_initial_weights(model: Segmentor, first: InitialWeights, data: Segmenta
     Raises:
         ResourceError, IntegrityError, NonFiniteError: the file is missing, damaged, unsafe, or another model's.
     """
-    if first.path is None:
+    if first is None:
         return ["Started from fresh weights (scratch)."]
-    read = read_checkpoint(first.path, sha256=first.sha256)
-    if first.kind == IMAGENET or not any(key.startswith("decode_head.") for key in read.state):
+    read = read_checkpoint(first[0], sha256=first[1])
+    if not any(key.startswith("decode_head.") for key in read.state):
         load_backbone_weights(model.backbone, read)
-        return [f"Took the backbone's weights from {first.path}.", *read.notes]
-    return [f"Took the weights from {first.path}.", *read.notes, *_load_segmentor(model, read, data.classes)]
+        return [f"Took the backbone's weights from {first[0]}.", *read.notes]
+    return [f"Took the weights from {first[0]}.", *read.notes, *_load_segmentor(model, read, data.classes)]
 
 
 def _load_segmentor(model: Segmentor, read: Checkpoint, classes: tuple[str, ...]) -> list[str]:

@@ -24,9 +24,9 @@ from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.observer import Observer
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_dtype
-from dgmn2cli.training.folder import FolderLock, differences
+from dgmn2cli.training.folder import differences, lock_folder
 from dgmn2cli.training.initial_weights import class_weights_from, find_initial_weights
-from dgmn2cli.training.loggers import require_logger
+from dgmn2cli.training.logs import require_logger
 from dgmn2cli.training.request import RESUME_NEWEST, TrainRequest
 from dgmn2cli.training.state import CheckpointStore, TrainState, load_state, require_no_run, require_same_run
 from dgmn2cli.zoo.cache import checks_dir
@@ -68,7 +68,7 @@ def open_run(request: TrainRequest, group: Group, observer: Observer, stack: Exi
     if there:
         if os.path.isdir(request.out):
             request.folder.require_ours()
-        stack.enter_context(FolderLock(request.out))
+        stack.enter_context(lock_folder(request.out))
     state, source, notes = _find_state(request, store, observer)
     request = _with_batch_of_run(request, state)
     own = state is None or os.path.dirname(os.path.realpath(source)) == os.path.realpath(store.folder)
@@ -90,7 +90,7 @@ def open_run(request: TrainRequest, group: Group, observer: Observer, stack: Exi
         if not own:  # its evaluations and its log are the other run's
             state = replace(state, best=None, log_bytes=0, validated=state.iteration < iters)
     if not there:
-        stack.enter_context(FolderLock(request.out))
+        stack.enter_context(lock_folder(request.out))
         require_no_run(store)  # another one may have begun meanwhile
     return replace(training, notes=(*notes, *training.notes), state=state, source=source, own=own)
 

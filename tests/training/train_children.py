@@ -196,9 +196,9 @@ def watched_command_line(arguments: list[str], folder: Path, shared: tuple) -> N
 
 def hold_folder(folder: Path, held, go) -> None:
     """Holds a run folder's lock until it is killed."""
-    from dgmn2cli.training.folder import FolderLock
+    from dgmn2cli.training.folder import lock_folder
 
-    with FolderLock(folder):
+    with lock_folder(folder):
         held.set()
         go.wait()
 
