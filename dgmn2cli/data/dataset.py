@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from dgmn2cli.data.images import MAX_PIXELS, image_header, read_image, read_label, read_label_colours
+from dgmn2cli.data.transforms import IGNORE as IGNORE
 from dgmn2cli.data.transforms import Sample
 from dgmn2cli.errors import DataError
 
-IGNORE = 255  # the id of ignored pixels in every label this program hands on
 STORED_IDS = 1 << 16  # label maps have 16 bits at most
 UNKNOWN_COLOUR = STORED_IDS - 1  # stands for a colour that is no class's
 

@@ -185,7 +185,7 @@ def train_batches(
     """The endless batches of one process, from `stream.start_step` on; close it to end its workers.
 
     Args:
-        augment: makes the network input and label of a sample, as `transforms.TrainTransform` does.
+        augment: makes the network input and label of a sample, as `transforms.Augmentation` does.
         workers: processes that read ahead, two batches each; the batches do not depend on it.
         pin_memory: put them into page-locked memory, from which copies to a GPU need not be waited for.
         check: called about once a second while it waits for a worker; what it raises ends the waiting.

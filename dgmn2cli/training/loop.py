@@ -16,6 +16,7 @@ from dgmn2cli.checkpoint.unwrap import Checkpoint
 from dgmn2cli.checkpoint.weights import load_weights
 from dgmn2cli.config import config_to_toml
 from dgmn2cli.data.loaders import TrainBatch, TrainStream, train_batches
+from dgmn2cli.data.transforms import Augmentation
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.errors import Dgmn2Error
@@ -30,7 +31,7 @@ from dgmn2cli.training.logs import RunLogs, read_log
 from dgmn2cli.training.optim import MovingAverage
 from dgmn2cli.training.prepare import Training
 from dgmn2cli.training.report import Best, Evaluated, StepResult
-from dgmn2cli.training.request import augmentation, effective_batch
+from dgmn2cli.training.request import effective_batch
 from dgmn2cli.training.state import CheckpointStore, TrainState, restore_optimizer
 from dgmn2cli.training.step import Stepper
 from dgmn2cli.training.validate import Stopped, Watch, snapshot, write_samples
@@ -113,7 +114,7 @@ class Loop:
         )
         return train_batches(
             self.training.train,
-            augmentation(self.config),
+            Augmentation(self.config.augment),
             stream,
             workers=self.config.data.workers,
             pin_memory=group.device.type == "cuda",

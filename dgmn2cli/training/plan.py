@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from dgmn2cli.data.loaders import TrainStream, train_batches
+from dgmn2cli.data.transforms import Augmentation
 from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
 from dgmn2cli.files import check_folder
 from dgmn2cli.observer import Observer, Silent
@@ -19,7 +20,7 @@ from dgmn2cli.runtime import describe_device, set_threads
 from dgmn2cli.training.batch_size import with_batch_size
 from dgmn2cli.training.optim import poly_lr
 from dgmn2cli.training.prepare import Training, build_network, prepare
-from dgmn2cli.training.request import TrainRequest, augmentation, effective_batch, outline
+from dgmn2cli.training.request import TrainRequest, effective_batch, outline
 from dgmn2cli.training.run import determinism, first_weights
 from dgmn2cli.training.step import Stepper
 
@@ -117,7 +118,7 @@ def _seconds_per_step(training: Training, stepper: Stepper, group: Group, observ
     """The median: on a busy machine a few steps take many times as long as the others."""
     config, train = training.config, training.config.train
     stream = TrainStream(len(training.train), train.seed, train.batch_size)
-    reading = train_batches(training.train, augmentation(config), stream, workers=config.data.workers)
+    reading = train_batches(training.train, Augmentation(config.augment), stream, workers=config.data.workers)
     observer.begin("measuring steps")
     times: list[float] = []
     with closing(reading) as batches:
