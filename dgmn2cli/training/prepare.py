@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from dgmn2cli.config import Config, load_config
 from dgmn2cli.data.catalog import open_configured, split_name
-from dgmn2cli.data.check import DataReport, check_dataset, require_sound
+from dgmn2cli.data.check import check_dataset, require_sound
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import ConfigError
@@ -142,7 +143,9 @@ def prepare(request: TrainRequest, group: Group, observer: Observer, state: Trai
     if config.model.num_classes != len(train.classes):
         notes.append(_refuse_or_adapt(request, train))
         config = replace(config, model=replace(config.model, num_classes=len(train.classes)))
-    reports = [_checked(data, request, observer) for data in (train, val)]
+    workers, memory = max(1, config.data.workers), checks_dir(request.cache)
+    check = partial(check_dataset, workers=workers, observer=observer, memory=memory)
+    reports = [require_sound(check(data)) for data in (train, val)]
     for report in reports:
         notes += [f"{report.split}: {note}" for note in report.remarks]
     if config.train.class_weights_from:
@@ -188,11 +191,6 @@ def _refuse_or_adapt(request: TrainRequest, data: SegmentationSet) -> str:
             hint=f"Add --set model.num_classes={count}.",
         )
     return f"model.num_classes: {request.config.model.num_classes} -> {count}, the data set's."
-
-
-def _checked(data: SegmentationSet, request: TrainRequest, observer: Observer) -> DataReport:
-    workers, memory = max(1, request.config.data.workers), checks_dir(request.cache)
-    return require_sound(check_dataset(data, workers=workers, observer=observer, memory=memory))
 
 
 def require_normal_batches(config: Config, world: int) -> None:
