@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -79,3 +82,21 @@ def test_an_error_ends_all_lanes() -> None:
     with pytest.raises(ValueError, match="broken"):
         side_by_side(run, list(torch.arange(2.0)))
     assert stopped.wait(60)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_lanes_of_its_own() -> None:
+    def run(image: Tensor) -> Tensor:
+        return image + 1
+
+    images = list(torch.arange(2.0))
+    side_by_side(run, images)
+    child = multiprocessing.get_context("fork").Process(target=side_by_side, args=(run, images))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, which is what is tried
+        child.start()
+    child.join(60)
+    ended = child.exitcode
+    child.kill()
+    child.join()
+    assert ended == 0

@@ -6,6 +6,7 @@ many short operations of a window. The numbers are the same, bit for bit: no ope
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,3 +73,7 @@ def _pool(threads: int, count: int) -> ThreadPoolExecutor:
     ready.wait()
     torch.set_num_threads(threads)  # the workers have set it for all threads that are yet to come, too
     return pool
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has the pool, but none of its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
