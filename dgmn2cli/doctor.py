@@ -213,12 +213,8 @@ def self_test(backend: str, device: str) -> str:
     Raises:
         ResourceError: they differ by more than `TOLERANCE`, or the backend cannot run.
     """
-    errors = []
-    for op in (_attention_case, _unfold_case):
-        wanted = op("reference", "cpu", torch.float64)
-        seen = op(backend, device, torch.float32)
-        for ours, right in zip(seen, wanted, strict=True):
-            errors.append((ours.double().cpu() - right).abs().max() / right.abs().max())
+    pairs = zip(_both_ops(backend, device, torch.float32), _both_ops("reference", "cpu", torch.float64), strict=True)
+    errors = [(ours.double().cpu() - right).abs().max() / right.abs().max() for ours, right in pairs]
     worst = float(torch.stack(errors).max())  # NaN if any is
     if not worst <= TOLERANCE:
         why = f"it differs from the definition by {worst:.1e} of the largest value, allowed {TOLERANCE:.0e}"
@@ -226,40 +222,23 @@ def self_test(backend: str, device: str) -> str:
     return f"self-test passed on {device}, values and gradients within {worst:.0e}"
 
 
-def _attention_case(backend: str, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Output and input gradients of `deform_attention` on a 5 x 7 map, 2 images, 2 heads of 64 channels."""
-    height, width, heads, channels = 5, 7, 2, 64
-    draw = torch.Generator().manual_seed(1)
-    shapes = [(2, height * width, 3, heads, channels), (2, height * width, heads, 18)]
-    shapes += [(height + 8, channels), (width + 8, channels)]
-    inputs = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
-    inputs[2:] = [table * channels**-0.5 for table in inputs[2:]]
+def _both_ops(backend: str, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Outputs of both ops on a 5 x 7 map of 2 images, and the gradients of the sums of their squares."""
+    size, heads, width, random = (5, 7), 2, 64, torch.Generator().manual_seed(1)
 
-    def run(x: list[torch.Tensor]) -> torch.Tensor:
-        return deform_attention(x[0], x[1], x[2], x[3], (height, width), backend=backend)
+    def drawn(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (scale * torch.randn(shape, generator=random)).to(device, dtype).requires_grad_()
 
-    return _value_and_gradients(inputs, device, dtype, run)
-
-
-def _unfold_case(backend: str, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Output and input gradients of `deform_unfold` on a 5 x 7 map, 2 images, 2 groups."""
-    draw = torch.Generator().manual_seed(2)
-    inputs = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((2, 6, 5, 7), (2, 36, 5, 7))]
-
-    def run(x: list[torch.Tensor]) -> torch.Tensor:
-        return deform_unfold(x[0], x[1], padding=1, deformable_groups=2, backend=backend)
-
-    return _value_and_gradients(inputs, device, dtype, run)
-
-
-def _value_and_gradients(
-    inputs: list[torch.Tensor], device: str, dtype: torch.dtype, op: Callable[[list[torch.Tensor]], torch.Tensor]
-) -> list[torch.Tensor]:
-    """The op's output for float32-representable inputs, and the gradients of the sum of its squares."""
-    leaves = [tensor.float().to(device, dtype).requires_grad_() for tensor in inputs]
-    output = op(leaves)
-    gradients = torch.autograd.grad(output.square().sum(), leaves)
-    return [output.detach(), *gradients]
+    rows, columns = (drawn(side + 8, width, scale=width**-0.5) for side in size)
+    attended = (drawn(2, 35, 3, heads, width), drawn(2, 35, heads, 18), rows, columns)
+    unfolded = (drawn(2, 6, *size), drawn(2, 36, *size))
+    found = []
+    for inputs, output in (
+        (attended, deform_attention(*attended, size, backend=backend)),
+        (unfolded, deform_unfold(*unfolded, padding=1, deformable_groups=2, backend=backend)),
+    ):
+        found += [output.detach(), *torch.autograd.grad(output.square().sum(), inputs)]
+    return found
 
 
 def _models(zoo: Zoo) -> str:

@@ -45,7 +45,8 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise ConfigError("no such device", where=name[:60], why="wanted auto, cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda" and int(name.partition(":")[2] or 0) >= _cuda_count():  # torch wraps at 128
         count = _cuda_count()
-        found = f"this machine has {count} CUDA device{'s' * (count != 1)}" if count else _no_cuda()
+        none = "PyTorch finds no CUDA device or driver" if torch.version.cuda else "this PyTorch was built without CUDA"
+        found = f"this machine has {count} CUDA device{'s' * (count != 1)}" if count else none
         raise ResourceError("the device is not available", where=name, why=found, hint="Use --device cpu or auto.")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ResourceError(
@@ -58,12 +59,6 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 def _cuda_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _no_cuda() -> str:
-    if torch.version.cuda is None:
-        return "this PyTorch was built without CUDA"
-    return "PyTorch finds no CUDA device or driver"
 
 
 def require_compilable(device: torch.device) -> None:

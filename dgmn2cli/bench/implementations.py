@@ -7,9 +7,9 @@ implementation can be rebuilt in another process.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -174,21 +174,22 @@ def with_baselines(
 
     `note` is told of each baseline that cannot run; `graph` is what runtimes run.
     """
-    makers = []
+    found = [own]
     for name in names:
         beside = own.dtype != "float32" and name in PUBLISHED_DESIGNS
         for dtype in (own.dtype, "float32") if beside else (own.dtype,):
-            makers.append(partial(baseline, name, torch.device(own.device), dtype, own.backend, graph))
-    return (own, *usable(makers, note))
+            with noted(note):
+                found.append(baseline(name, torch.device(own.device), dtype, own.backend, graph))
+    return tuple(found)
 
 
-def usable(makers: Iterable[Callable[[], Implementation]], note: Callable[[str], object]) -> Iterator[Implementation]:
-    """The implementations that can run here; `note` is told why one cannot."""
-    for make in makers:
-        try:
-            yield make()
-        except ResourceError as error:
-            note(str(error))
+@contextmanager
+def noted(note: Callable[[str], object]) -> Iterator[None]:
+    """Tells `note` why an implementation cannot run here, which is a ResourceError within the block."""
+    try:
+        yield
+    except ResourceError as error:
+        note(str(error))
 
 
 def write_graph(spec: NetworkSpec, export: Callable[[Segmentor], Any], path: Path) -> Path:

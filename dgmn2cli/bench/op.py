@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from dgmn2cli.bench.baseline import plain_attention, torchvision_unfold
-from dgmn2cli.bench.implementations import PUBLISHED_DESIGNS, Implementation, baseline, compare, ours, usable
+from dgmn2cli.bench.implementations import PUBLISHED_DESIGNS, Implementation, baseline, compare, noted, ours
 from dgmn2cli.bench.macs import ATTENTION_MACS, CORNERS
 from dgmn2cli.bench.network import TRAINING_FACTOR
 from dgmn2cli.bench.report import Report, Row
@@ -92,11 +91,17 @@ def op_implementations(request: Request, report: Report) -> list[Implementation]
         ResourceError: the named backend cannot run.
     """
     device, dtype = request.device, request.dtype
-    own = ours(device, dtype, request.backend)
-    others = [partial(ours, device, dtype, name) for name in available_backends() if name != own.backend]
-    # `published` is an order of operations of networks, not of an op
-    others += [partial(baseline, name, device, dtype, own.backend) for name in request.baselines if name != "published"]
-    return [own, *usable(others, report.note)]
+    found = [ours(device, dtype, request.backend)]
+    own = found[0].backend
+    for name in available_backends():
+        if name != own:
+            with noted(report.note):
+                found.append(ours(device, dtype, name))
+    for name in request.baselines:
+        if name != "published":  # which is an order of operations of networks, not of an op
+            with noted(report.note):
+                found.append(baseline(name, device, dtype, own))
+    return found
 
 
 def measure_op(

@@ -19,7 +19,7 @@ import torch
 from dgmn2cli.bench.implementations import Agreement, Implementation
 from dgmn2cli.bench.timing import Rate, paired_ratio, quantile
 from dgmn2cli.files import atomic_write, to_plain
-from dgmn2cli.runtime import describe_device
+from dgmn2cli.runtime import describe_device, machine_memory
 from dgmn2cli.version import __version__
 
 # extensions that decide how fast matrices are multiplied, as Linux names them, in the order they are shown
@@ -50,7 +50,7 @@ def describe_machine(device: torch.device) -> Machine:
         extensions=_extensions(),
         capability=torch.backends.cpu.get_cpu_capability(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory=machine_memory(),
         gpu="" if device.type == "cpu" else describe_device(device),
         system=f"{platform.system()} {platform.machine()}",
         versions=f"Python {platform.python_version()}, PyTorch {torch.__version__}, dgmn2cli {__version__}",

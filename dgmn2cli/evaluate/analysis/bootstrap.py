@@ -70,11 +70,6 @@ def resampled(parts: np.ndarray) -> Iterator[np.ndarray]:
         yield (weights.astype(np.float64) @ flat).reshape(draws, *parts.shape[1:])
 
 
-def iou_samples(parts: np.ndarray) -> np.ndarray:
-    """(`RESAMPLES`, N) float64: the IoU by class of each draw."""
-    return np.concatenate([iou_of(sums) for sums in resampled(parts)])
-
-
 def interval(samples: np.ndarray) -> Interval:
     """The middle `LEVEL` of the draws in which the figure is defined."""
     known = samples[~np.isnan(samples)]
@@ -86,6 +81,6 @@ def interval(samples: np.ndarray) -> Interval:
 
 def intervals(parts: np.ndarray, names: tuple[str, ...]) -> Intervals:
     """The intervals of a whole set, (n, 3, N)."""
-    samples = iou_samples(parts)
+    samples = np.concatenate([iou_of(sums) for sums in resampled(parts)])  # (`RESAMPLES`, N)
     classes = {name: interval(samples[:, i]) for i, name in enumerate(names)}
     return Intervals(LEVEL, RESAMPLES, SEED, interval(nan_mean(samples)), classes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -52,24 +51,15 @@ class InstanceScores:
     categories: dict[str, float]
 
 
-def instance_file(pair: Pair) -> Path | None:
-    """The image's instance map, if there is one beside its label."""
-    if pair.label is None:
-        return None
-    path = pair.label.with_name(pair.label.name.split("_gtFine_")[0] + SUFFIX)
-    return path if path.is_file() else None
-
-
 def read_instances(pair: Pair, size: tuple[int, ...]) -> np.ndarray | None:
-    """The image's instance ids, (H, W) uint16; None without a readable map of that size."""
-    path = instance_file(pair)
-    if path is None:
-        return None
+    """The image's instance ids, (H, W) uint16; None without a readable map of that size beside its label."""
+    assert pair.label is not None
+    path = pair.label.with_name(pair.label.name.split("_gtFine_")[0] + SUFFIX)
     try:
-        ids = read_label(path)
+        ids = read_label(path) if path.is_file() else None
     except DataError:
         return None  # the report says for how many images there was one
-    return ids if ids.shape == tuple(size) else None
+    return ids if ids is not None and ids.shape == tuple(size) else None
 
 
 def count_instances(prediction: np.ndarray, instances: np.ndarray) -> InstanceCounts:
