@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import DEVICE, PATH, Session, complete_model, pass_session, threads_option
 from dgmn2cli.errors import ConfigError
+from dgmn2cli.zoo import short_name
 
 if TYPE_CHECKING:
     from dgmn2cli.cli.progress import TerminalObserver
@@ -154,7 +155,7 @@ def _model_of(session: Session, report: ReportFile, checkpoint: Path) -> str:
 
 def _table(answer: Verification) -> RenderableType:
     images = "1 image" if answer.images == 1 else f"{answer.images} images"
-    again = f"{100 * answer.mean_iou:.2f} % of {answer.model}, again from the counts of {images}"
+    again = f"{100 * answer.mean_iou:.2f} % of {short_name(answer.model)}, again from the counts of {images}"
     rows = [("report", f"{answer.report} holds"), ("mIoU", again)]
     return render.record_table(
         [*rows, ("run again", f"{', '.join(answer.run_again)}: the same matrices on {answer.device}")]

@@ -25,6 +25,7 @@ from dgmn2cli.evaluate.reading import ReportFile
 from dgmn2cli.notebook import table_html
 from dgmn2cli.report import html
 from dgmn2cli.report.html import percent
+from dgmn2cli.zoo import short_name
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Compared:
     @property
     def title(self) -> str:
         """The report's file and its model: two trainings of one model have the same name."""
-        return f"{self.report.name} ({self.model})"
+        return f"{self.report.name} ({short_name(self.model)})"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from dgmn2cli.evaluate.report import DataInfo, EvalReport, analysis_fields, vers
 from dgmn2cli.inference.plan import Settings
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.observer import Observer, Silent
+from dgmn2cli.zoo import short_name
 
 
 def evaluate_together(
@@ -67,8 +68,8 @@ def evaluate_together(
 
     done = group.once(begin)
     if done:
-        observer.note(f"{name}: going on after {len(done)} of {len(data)} images")
-    observer.begin(f"evaluating {name}", len(data), done=len(done))
+        observer.note(f"{short_name(name)}: going on after {len(done)} of {len(data)} images")
+    observer.begin(f"evaluating {short_name(name)}", len(data), done=len(done))
     mine = eval_indices(len(data), group.rank, group.world, done)
     try:
         collect(group, lambda: source.images(mine), take, observer)

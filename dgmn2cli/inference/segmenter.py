@@ -37,6 +37,7 @@ from dgmn2cli.inference.prediction import ClassList, Prediction
 from dgmn2cli.inference.sliding_window import PUBLISHED, Crop, Finish, Scores, View, segment
 from dgmn2cli.observer import Observer
 from dgmn2cli.runtime import PeakMeter, in_use, is_out_of_memory, resolve_dtype
+from dgmn2cli.zoo import short_name
 
 LOGGER = logging.getLogger("dgmn2cli")
 
@@ -72,9 +73,9 @@ class RunInfo:
         """The model, and whose weights where they are a user's: `mine/best.pth of fpn-tiny` in a run folder `mine`."""
         file = Path(self.checkpoint)
         if self.runtime != "torch" or file.stem == self.sha256:  # so the cache calls published ones
-            return self.model
+            return short_name(self.model)
         run = f"{file.absolute().parents[1].name}/" if file.absolute().parent.name == "checkpoints" else ""
-        return f"{run}{file.name} of {self.model}"
+        return f"{run}{file.name} of {short_name(self.model)}"
 
     @property
     def engine(self) -> str:
@@ -86,9 +87,6 @@ class RunInfo:
 
 def run_identity(run: RunInfo, protocol: Protocol | None) -> dict[str, object]:
     """All that masks depend on beside the images, by the names a user knows: what may go on with what was begun."""
-    settings = asdict(protocol) if protocol is not None else {}
-    if run.form == "fused" and run.device == "cpu":
-        settings.pop("window_batch", None)  # any number of windows at a time gives the same bits
     return {
         "checkpoint sha256": run.sha256,
         "weights": run.weights,
@@ -98,7 +96,7 @@ def run_identity(run: RunInfo, protocol: Protocol | None) -> dict[str, object]:
         "dtype": run.dtype,
         "backend": run.backend,
         "form": run.form,
-        **{f"protocol {name}": value for name, value in settings.items()},
+        **{f"protocol {name}": value for name, value in (asdict(protocol) if protocol is not None else {}).items()},
     }
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "locate",
     "offline_wanted",
     "pin_state",
+    "short_name",
 ]
 
 
@@ -44,3 +45,8 @@ def backbone(name: str) -> BackboneEntry:
 def entries(pattern: str = "") -> tuple[ZooEntry, ...]:
     """The published segmentors that match `pattern` (glob or part of a name); all 16 without one."""
     return load_zoo().entries(pattern)
+
+
+def short_name(name: str) -> str:
+    """The key of the published model whose configuration is called `name`; `name` itself where there is none."""
+    return next((entry.key for entry in load_zoo().segmentors if entry.config == name), name)

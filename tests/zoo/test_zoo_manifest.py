@@ -66,6 +66,11 @@ def test_every_spelling_finds_the_model(name):
     assert dgmn2cli.zoo.find(name).key == "setr_pup-tiny"
 
 
+def test_only_published_configurations_have_a_short_name():
+    config = zoo.find("fpn-small").config
+    assert [zoo.short_name(name) for name in (config, "fpn-small", "mine")] == ["fpn-small", "fpn-small", "mine"]
+
+
 @pytest.mark.parametrize("name", ["tiny", "dgmn2_tiny", "DGMN2-Tiny", "dgmn2_tiny_model.pth"])
 def test_every_spelling_finds_the_backbone(name):
     assert zoo.backbone(name).key == "dgmn2_tiny"
