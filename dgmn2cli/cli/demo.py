@@ -34,8 +34,10 @@ def _request(*, long: bool, **values: Any) -> DemoRequest:
     _request,
     click.option("-o", "--out", type=PATH, default="dgmn2-demo", metavar="DIR", help="Folder."),
     click.option("--long", is_flag=True, help="Train 400 steps of larger crops."),
-    click.option("--iters", type=click.IntRange(1, 10**6), help="Training steps.  [default: what 80 s allow]"),
-    click.option("--scenes", type=click.IntRange(1, 10_000), default=64, help="Scenes to train on."),
+    click.option(
+        "--iters", type=click.IntRange(1, 10**6), metavar="N", help="Training steps.  [default: what 80 s allow]"
+    ),
+    click.option("--scenes", type=click.IntRange(1, 10_000), default=64, metavar="N", help="Scenes to train on."),
     click.option("--seed", type=SEED, default=0, metavar="N", help="Of scenes and training."),
     click.option("--image", type=PATH, metavar="FILE", help="Photograph to segment.  [default: one that came along]"),
     click.option("--overwrite", is_flag=True, help="Make the demo that is in the folder anew."),

@@ -58,7 +58,7 @@ class TerminalObserver:
             )
             columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(bar_width=None), *counts)
             self._bar = bars.Progress(*columns, bars.TimeRemainingColumn(), console=console, transient=True)
-            self._bar.add_task(printable(task), total=total, completed=done)  # type: ignore[arg-type]  # rich counts in floats, too
+            self._bar.add_task(self._fitted(task), total=total, completed=done)  # type: ignore[arg-type]  # rich counts in floats, too
 
     def advance(
         self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
@@ -72,7 +72,7 @@ class TerminalObserver:
                 self._bar.start()
             shown = f"{self._task}: {self._detail}" if self._detail else self._task
             self._bar.update(
-                self._bar.task_ids[0], completed=self._done, total=self._total, description=printable(shown)
+                self._bar.task_ids[0], completed=self._done, total=self._total, description=self._fitted(shown)
             )
         elif now - self._said >= QUIET_SECONDS:
             self._said = now
@@ -93,6 +93,13 @@ class TerminalObserver:
         if self._bar is not None:
             self._bar.stop()
         self._bar = None
+
+    def _fitted(self, description: str) -> str:
+        """What stands before the bar, cut where it would push the figures out of the line."""
+        assert self._bar is not None
+        text = Text(printable(description))
+        text.truncate(self._bar.console.width * 2 // 5, overflow="ellipsis")
+        return text.plain
 
     def _line(self, now: float) -> str:
         size = filesize.decimal if self._unit == "bytes" else str
