@@ -93,7 +93,7 @@ def evaluate(
     weights and other procedures get no comparison with the published figure, and the reason is shown.
     """
     if not everything and not predictions:
-        protocol.refuse_offline(session, model, network)
+        protocol.refuse_offline(session, model, network.graph or network.checkpoint)
     from dgmn2cli.cli.progress import TerminalObserver
     from dgmn2cli.distributed.group import launched_rank
     from dgmn2cli.evaluate import run

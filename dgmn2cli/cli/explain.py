@@ -40,7 +40,7 @@ def _parse_position(text: str) -> tuple[float, float]:
     help="Position in pixels of the image; may be given several times.",
 )
 @model_option
-@click.option("-o", "--out", type=PATH, default="dgmn2-output", help="Folder.")
+@click.option("-o", "--out", type=PATH, default="dgmn2-output", metavar="DIR", help="Folder.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 @protocol.with_single_scale
 @protocol.with_network
@@ -62,7 +62,7 @@ def explain(
 
     Example: dgmn2 explain street.png --at 1024,512
     """
-    protocol.refuse_offline(session, model, network)
+    protocol.refuse_offline(session, model, network.graph or network.checkpoint)
     from dgmn2cli.inference import explain_files, load
 
     if network.graph is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import RenderableType
 
-from dgmn2cli.cli import render
+from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import PATH, ParsedType, Session, model_argument, pass_session, threads_option
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import ConfigError
@@ -69,6 +69,7 @@ def export(
     if describe is not None:
         _describe(session, describe, overwrite)
         return
+    protocol.refuse_offline(session, model, checkpoint)
     from dgmn2cli import runtime
     from dgmn2cli.export.folder import export_folder, require_packages, require_place
     from dgmn2cli.inference import load
@@ -85,7 +86,7 @@ def export(
         report = export_folder(
             segmenter, folder, form, half=half, window=window, batch=batch, overwrite=overwrite, observer=observer
         )
-    render.emit(session, report, lambda: _summary(report))
+    render.emit(session, report, lambda: _summary(report, segmenter.info.title))
 
 
 def _describe(session: Session, graph: Path, overwrite: bool) -> None:
@@ -102,7 +103,7 @@ def _describe(session: Session, graph: Path, overwrite: bool) -> None:
     render.emit(session, draft, lambda: [render.lines(str(draft.path))])
 
 
-def _summary(report: ExportReport) -> list[RenderableType]:
+def _summary(report: ExportReport, title: str) -> list[RenderableType]:
     parity, protocol = report.parity, report.protocol
     figures = ("largest", "mean", "same class")
     table = render.make_table("compared on", "size", *figures, right=figures)
@@ -114,6 +115,6 @@ def _summary(report: ExportReport) -> list[RenderableType]:
     holds = f"{protocol.exporter['dtype']}, {report.files[protocol.graph] / 1e6:.1f} MB, sha256 {protocol.graph_sha256}"
     threads = f"{parity.threads} thread{'s' * (parity.threads != 1)}"
     times = f"network {network:.2f} s, graph {graph:.2f} s on {threads}; all in {report.seconds:.0f} s"
-    about = f"{protocol.model} as {protocol.graph}: {holds}"
+    about = f"{title} as {protocol.graph}: {holds}"
     facts = render.prose(about, f"one window of {protocol.inference.window}: {times}")
     return [table, "", facts, render.lines(str(report.folder))]

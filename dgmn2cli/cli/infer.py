@@ -69,7 +69,7 @@ def infer(
     Beside them, results.jsonl has a line for each image, by which --resume leaves what is done. Bad images are named at
     the end; the others are segmented.
     """
-    protocol.refuse_offline(session, model, network)
+    protocol.refuse_offline(session, model, network.graph or network.checkpoint)
     from dgmn2cli.distributed.group import launched_rank, launched_world
     from dgmn2cli.inference import prediction
     from dgmn2cli.inference.report import ImageResult

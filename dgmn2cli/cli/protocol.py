@@ -243,15 +243,18 @@ def open_network(
     return loader(session, recipe, network, settings)(device=network.device, observer=observer)
 
 
-def refuse_offline(session: Session, model: str, network: NetworkOptions) -> None:
+def refuse_offline(session: Session, model: str, local: Path | None) -> None:
     """Says that published weights are not on disk and cannot be fetched; called first, before torch is loaded.
+
+    Args:
+        local: the checkpoint or graph that is named instead, if one is.
 
     Raises:
         ConfigError, NetworkError: no such model; no weights.
     """
     from dgmn2cli.config import is_path
 
-    if not session.offline or network.graph or network.checkpoint or is_path(model):
+    if not session.offline or local or is_path(model):
         return
     entry, cache = session.zoo().find(model), session.cache_dir()
     if locate(entry, cache) is None and all(source.type != "file" for source in entry.sources):

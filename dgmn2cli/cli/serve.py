@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ def serve(
     Example: dgmn2 serve -m fpn-tiny, then open http://127.0.0.1:8000/ or
     curl -T street.jpg -X POST 'http://127.0.0.1:8000/v1/segment?save=ids' -o street_ids.png
     """
-    protocol.refuse_offline(session, model, network)
+    protocol.refuse_offline(session, model, network.graph or network.checkpoint)
     require_installed("serve", "starlette", "uvicorn", "prometheus_client")
     from dgmn2cli.serve import request as asked
     from dgmn2cli.serve import run
@@ -69,9 +70,9 @@ def serve(
     with asked.bind(request) as bound, TerminalObserver(session) as observer:
         recipe = protocol.recipe_of(session, model, network)
         segmenter = protocol.open_network(session, recipe, network, settings, observer)
-        run.serve(segmenter, settings, request, bound, lambda listening: _ready(session, listening))
+        run.serve(segmenter, settings, request, bound, partial(_ready, session, segmenter.info.title))
 
 
-def _ready(session: Session, listening: Listening) -> None:
+def _ready(session: Session, title: str, listening: Listening) -> None:
     key = " (with the token)" if listening.token else ""
-    render.emit(session, listening, lambda: Text(f"{listening.model} at {listening.url}{key}"))
+    render.emit(session, listening, lambda: Text(f"{title} at {listening.url}{key}"))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @model_argument
 @protocol.with_data("test")
 @protocol.with_settings
-@click.option("-o", "--out", type=PATH, default="dgmn2-submission", help="Folder of labelId files.")
+@click.option("-o", "--out", type=PATH, default="dgmn2-submission", metavar="DIR", help="Folder of labelId files.")
 @click.option("--zip", "target", type=PATH, metavar="FILE", help="The zip to write.  [default: the folder's name.zip]")
 @click.option("--from", "kept", type=PATH, metavar="DIR", help="Take predictions kept here; no model runs.")
 @click.option("--validate", type=PATH, metavar="ZIP", help="Only check this zip; every fault is named.")
@@ -48,7 +48,7 @@ def submit(
     --validate checks a zip: against the images under --data-root where they are, else against the official numbers.
     """
     if validate is None and kept is None:
-        protocol.refuse_offline(session, model, network)
+        protocol.refuse_offline(session, model, network.graph or network.checkpoint)
     from dgmn2cli.evaluate import submission, submission_check
 
     with TerminalObserver(session) as observer:

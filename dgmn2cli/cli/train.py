@@ -14,6 +14,7 @@ from dgmn2cli.cli import options, render
 from dgmn2cli.cli.options import NAME, PATH, SIZE, Session
 from dgmn2cli.cli.progress import TerminalObserver, duration
 from dgmn2cli.errors import ConfigError
+from dgmn2cli.zoo import short_name
 
 if TYPE_CHECKING:
     from dgmn2cli.inference.load import Recipe
@@ -120,6 +121,8 @@ def train(
     (last, best, every N steps) and the final evaluation. An interrupted run goes on with `--resume`, bit for bit.
     Settings that no option names are the configuration's: for a published model, its published recipe.
     """
+    if not resume:
+        _require_first_weights(session, model, settings, overrides)
     from dgmn2cli.distributed.group import launched_rank
     from dgmn2cli.training.plan import plan_training
     from dgmn2cli.training.report import Evaluated
@@ -130,7 +133,7 @@ def train(
     request = TrainRequest(
         recipe.config,
         folder,
-        recipe.name,
+        short_name(recipe.name),
         adapt_classes=recipe.entry is not None
         and not any(t.strip().startswith("model.num_classes") for t in overrides),
         processes=gpus,
@@ -146,6 +149,18 @@ def train(
         result = plan_training(request, observer) if dry_run else run_training(request, observer)
     if launched_rank() == 0:
         render.emit(session, result, lambda: _table(result))
+
+
+def _require_first_weights(
+    session: Session, model: str, settings: Mapping[str, object], overrides: Sequence[str]
+) -> None:
+    """Refuses a training whose first weights are not there, before torch is loaded."""
+    from dgmn2cli.config import is_path, load_config
+    from dgmn2cli.training.initial_source import find_initial_weights
+
+    published = not is_path(model)
+    config = load_config(session.zoo().find(model).config if published else Path(model), overrides, settings)
+    find_initial_weights(config.train.init, config.model.backbone, session.zoo_file, session.cache)
 
 
 def _recipe(

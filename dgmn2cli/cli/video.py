@@ -86,7 +86,7 @@ def video(
 
     Example: dgmn2 video drive.mp4 -o drive_classes.mp4 --every 5
     """
-    protocol.refuse_offline(session, model, network)
+    protocol.refuse_offline(session, model, network.graph or network.checkpoint)
     from dgmn2cli.video.outputs import VideoRequest, check_request
     from dgmn2cli.video.run import FirstFrame, segment_video
     from dgmn2cli.video.source import Span, open_video

@@ -1,8 +1,7 @@
-"""The first weights of a training: the ImageNet backbone, none at all, or a checkpoint, its classes matched."""
+"""Loading the first weights of a training: the ImageNet backbone's, or a checkpoint's, its classes matched."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,54 +11,18 @@ from torch import Tensor
 from dgmn2cli.checkpoint.unwrap import Checkpoint
 from dgmn2cli.checkpoint.weights import load_backbone_weights, load_weights, read_checkpoint
 from dgmn2cli.data.dataset import SegmentationSet
-from dgmn2cli.errors import ConfigError, IntegrityError, ResourceError
-from dgmn2cli.files import absence, read_text
+from dgmn2cli.errors import ConfigError, IntegrityError
+from dgmn2cli.files import read_text
 from dgmn2cli.inference.load import class_list
 from dgmn2cli.model.segmentor import Segmentor
-from dgmn2cli.zoo import cache_dir, load_zoo, locate
+from dgmn2cli.training.initial_source import IMAGENET, InitialWeights
 
-IMAGENET, SCRATCH = "imagenet", "scratch"
 MAX_WEIGHT_FILE = 1 << 20  # bytes
 WEIGHT_LINES = "Each line is NAME = WEIGHT, for every class."
 CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
 
 
-def find_initial_weights(
-    init: str, backbone: str, zoo_file: Path | None, cache: Path | None
-) -> tuple[Path, str | None] | None:
-    """The checkpoint that `init` (`imagenet`, `scratch` or a path) means here, and its hash if known; None: scratch.
-
-    Nothing is read but the cache's index.
-
-    Args:
-        init: the configuration's `train.init`.
-        backbone: the backbone's size.
-        zoo_file, cache: the manifest and the cache folder; the usual ones if None.
-
-    Raises:
-        ResourceError: the ImageNet weights, or the file, are not there; says both ways out.
-    """
-    if init == SCRATCH:
-        return None
-    if init != IMAGENET:
-        path = Path(init)
-        if not os.path.exists(path):
-            hint = "Give the path of a checkpoint, or --from imagenet or --from scratch."
-            raise ResourceError("the first weights are not there", where=path, why=absence(path), hint=hint)
-        return path, None
-    entry = load_zoo(zoo_file).backbone(backbone)
-    found = locate(entry, cache_dir(cache))
-    if found is None:
-        raise ResourceError(
-            "the ImageNet weights are not on disk",
-            where=entry.key,
-            why="a training starts from them unless told otherwise",
-            hint=f"Get them with `dgmn2 download {entry.key}`, or start without them: --from scratch.",
-        )
-    return found.path, found.sha256
-
-
-def load_initial_weights(model: Segmentor, first: tuple[Path, str | None] | None, data: SegmentationSet) -> list[str]:
+def load_initial_weights(model: Segmentor, first: InitialWeights, data: SegmentationSet) -> list[str]:
     """Loads a training's first weights into `model`; says what was done with them.
 
     Args:
@@ -70,13 +33,13 @@ def load_initial_weights(model: Segmentor, first: tuple[Path, str | None] | None
     Raises:
         ResourceError, IntegrityError, NonFiniteError: the file is missing, damaged, unsafe, or another model's.
     """
-    if first is None:
+    if first.path is None:
         return ["Started from fresh weights (scratch)."]
-    read = read_checkpoint(first[0], sha256=first[1])
-    if not any(key.startswith("decode_head.") for key in read.state):
+    read = read_checkpoint(first.path, sha256=first.sha256)
+    if first.kind == IMAGENET or not any(key.startswith("decode_head.") for key in read.state):
         load_backbone_weights(model.backbone, read)
-        return [f"Took the backbone's weights from {first[0]}.", *read.notes]
-    return [f"Took the weights from {first[0]}.", *read.notes, *_load_segmentor(model, read, data.classes)]
+        return [f"Took the backbone's weights from {first.path}.", *read.notes]
+    return [f"Took the weights from {first.path}.", *read.notes, *_load_segmentor(model, read, data.classes)]
 
 
 def _load_segmentor(model: Segmentor, read: Checkpoint, classes: tuple[str, ...]) -> list[str]:

@@ -50,9 +50,7 @@ class Client(requests.Session):
     def __init__(self, limits: Limits) -> None:
         super().__init__()
         self.limits = limits
-        # a connection that a server is about to close is not used again
-        agent = {"User-Agent": f"dgmn2cli/{__version__}", "Connection": "close"}
-        self.headers.update({**agent, "Accept-Encoding": "identity"})
+        self.headers.update({"User-Agent": f"dgmn2cli/{__version__}", "Accept-Encoding": "identity"})
 
     @contextmanager
     def opened(self, url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
@@ -100,15 +98,16 @@ def within(seconds: float, work: Callable[[], None]) -> None:
 
 def follow(url: str, target: str) -> str:
     """The URL that `url` leads on to."""
-    onward = target
-    with suppress(ValueError):
+    try:
         onward = urljoin(url, target)
-    fault = url_fault(onward)
+        name, fault = place_of(onward), url_fault(onward)
+    except ValueError:
+        onward, name, fault = "", shown(target), "is no URL"
     if not fault and urlsplit(url).scheme == "https" and urlsplit(onward).scheme != "https":
         fault = "is plain http, which anyone on the way can change; wanted https"
     if fault:
         what = "the server leads to an address that is not followed"
-        raise NetworkError(what, where=place_of(url), why=f"'{place_of(onward)}' {fault}")
+        raise NetworkError(what, where=place_of(url), why=f"'{name}' {fault}")
     return onward
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import cv2
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pretend_hosts import Host
 
 import dgmn2cli
 from dgmn2cli.checkpoint.weights import write_checkpoint
+from dgmn2cli.cli import dgmn2
 from dgmn2cli.model.segmentor import Segmentor
 
 ROOT = Path(dgmn2cli.__file__).parents[1]
@@ -24,6 +26,47 @@ from dgmn2cli.zoo import drive
 from dgmn2cli.cli import main
 drive.FILE_ADDRESS = sys.argv[1]
 sys.exit(main(sys.argv[2:]))"""
+
+# what needs a model's weights: what else it must be told, the exit code, what to do
+WITHOUT_WEIGHTS = {
+    "infer": (["-m", "fpn-tiny", "a.png"], 4, "dgmn2 download fpn-tiny"),
+    "explain": (["-m", "fpn-tiny", "a.png", "--at", "1,1"], 4, "dgmn2 download fpn-tiny"),
+    "video": (["-m", "fpn-tiny", "a.mp4", "-o", "b.mp4"], 4, "dgmn2 download fpn-tiny"),
+    "serve": (["-m", "fpn-tiny"], 4, "dgmn2 download fpn-tiny"),
+    "eval": (["fpn-tiny"], 4, "dgmn2 download fpn-tiny"),
+    "submit": (["fpn-tiny"], 4, "dgmn2 download fpn-tiny"),
+    "export": (["fpn-tiny"], 4, "dgmn2 download fpn-tiny"),
+    "download": (["fpn-tiny"], 4, "dgmn2 download fpn-tiny"),
+    "train": (["fpn-tiny"], 5, "dgmn2 download dgmn2_tiny"),  # which never downloads
+}
+AT_ONCE = """
+import sys
+from dgmn2cli.cli import main
+code = main(sys.argv[1:])
+sys.exit(100 if "torch" in sys.modules else code)"""
+
+
+@pytest.mark.parametrize("command", WITHOUT_WEIGHTS)
+def test_missing_weights_are_said_before_torch_is_loaded(command, tmp_path):
+    words, code, advice = WITHOUT_WEIGHTS[command]
+    environment = {**os.environ, "DGMN2_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    program = [sys.executable, "-c", AT_ONCE, command, *words, "--offline"]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert advice in done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_every_command_that_takes_a_model_is_among_them():
+    """Others take one as well, but no weights of it: `benchmark` measures fresh ones, `verify` those of its report."""
+    context = click.Context(dgmn2)
+    commands = {name: dgmn2.get_command(context, name) for name in dgmn2.list_commands(context)}
+    takes = {name for name, command in commands.items() if command is not None and _takes_a_model(command)}
+    assert takes - {"benchmark", "verify"} == {*WITHOUT_WEIGHTS} - {"download"}
+
+
+def _takes_a_model(command: click.Command) -> bool:
+    return any(parameter.name in ("model", "models") for parameter in command.params)
 
 
 @pytest.mark.slow

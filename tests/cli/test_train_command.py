@@ -114,7 +114,7 @@ def test_a_run_and_what_may_be_done_with_it(run: Run, monkeypatch: pytest.Monkey
     assert code == 0
     monkeypatch.delenv("DGMN2_MODEL")
     report = json.loads(out)
-    assert (report["resumed_at"], report["iterations"]) == (2, 3)
+    assert (report["model"], report["resumed_at"], report["iterations"]) == ("setr_naive-tiny", 2, 3)
     assert report["notes"][:2] == ["Changed: train.iters: 2 -> 3", "Resumed after 2 steps."]
 
     small = ("--scale", "96x64", "--window", "64", "--stride", "48", "--device", "cpu")
