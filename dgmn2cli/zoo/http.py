@@ -60,6 +60,7 @@ class Client(requests.Session):
         """
         timeout = (self.limits.connect, self.limits.read)
         for _ in range(MAX_REDIRECTS + 1):
+            self.close()  # a connection that was used may be closed by its server at any moment
             with _own_errors(url):
                 response = self.get(url, headers=headers, timeout=timeout, stream=True, allow_redirects=False)
             with response:

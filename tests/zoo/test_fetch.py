@@ -389,6 +389,14 @@ def test_no_server_at_all(tmp_path):
         assert caught.value.exit_code == 4
 
 
+def test_a_redirect_needs_no_second_attempt(tmp_path, host):
+    """The host closes each connection after its answer, as servers may: a used one must not be used again."""
+    once = dataclasses.replace(PATIENT, retries=0)
+    for number in range(30):
+        entry = entry_at(host.url("redirect-relative"))
+        fetch(entry, cache=tmp_path / str(number), verify=verify, limits=once)
+
+
 def test_https_is_never_left():
     for target in (
         "http://example.org/",
