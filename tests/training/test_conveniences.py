@@ -57,7 +57,7 @@ KNOWN: dict[bool, EvalReport] = {}  # with and without analysis
 @pytest.fixture
 def found(monkeypatch):
     """Evaluations cost nothing after the first one: that after N steps finds `MEANS[N]`. Whether each was analysed."""
-    real, analysed = loop.validate, {}
+    real, analysed = loop.evaluate, {}
 
     def validate(segmenter, *args, analysis=False, **kwargs):
         if analysis not in KNOWN:
@@ -66,7 +66,7 @@ def found(monkeypatch):
         analysed[steps], report = analysis, KNOWN[analysis]
         return replace(report, scores=replace(report.scores, mean_iou=MEANS[steps]))
 
-    monkeypatch.setattr(loop, "validate", validate)
+    monkeypatch.setattr(loop, "evaluate", validate)
     monkeypatch.setattr(loop.Loop, "_show", lambda self, work: None)
     return analysed
 
