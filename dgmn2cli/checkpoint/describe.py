@@ -14,7 +14,7 @@ from torch import Tensor
 from dgmn2cli.checkpoint.contents import digest
 from dgmn2cli.checkpoint.recognise import Recognised, recognise
 from dgmn2cli.checkpoint.unwrap import Checkpoint
-from dgmn2cli.checkpoint.weights import listed, read_checkpoint
+from dgmn2cli.checkpoint.weights import read_checkpoint
 from dgmn2cli.config import load_config_text
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.validation import parse_toml
@@ -41,24 +41,13 @@ class TrainingConfig:
 class FileInfo:
     """What a model file is."""
 
-    # path, size, sha256: the file, its bytes, its hash
-    path: Path
-    size: int
-    sha256: str
+    file: Checkpoint  # as it was read
+    network: Recognised  # whose weights it holds
+    model: str  # that network, in words
+    exact: bool  # every tensor of the network is there, in its shape, and no other
     hash_state: HashState  # `pinned` or `recorded` if the hash is that of an entry of the zoo, else `unknown`
     hash_of: str  # that entry's key
     hash_note: str  # what else there is to say of the hash; empty if nothing
-    format: str  # `pth`, `legacy pth` or `safetensors`
-    wrapper: str  # the entry that holds the weights; empty if the file is nothing but them
-    prefixes: tuple[str, ...]  # what was taken off the names, such as `module.`
-    notes: tuple[str, ...]  # what else there is to know: which entry was taken, what was left out
-    model: str  # which network, in words
-    key: str  # the zoo key of its kind; empty if unknown
-    # kind, classes: as `Recognised`
-    kind: str
-    classes: int | None
-    exact: bool  # every tensor of the network is there, in its shape, and no other
-    differences: tuple[str, ...]  # what is missing, unknown or misshapen, if anything
     # tensors, values: how many, and how many numbers they hold
     tensors: int
     values: int
@@ -89,22 +78,13 @@ def describe(path: str | Path, known: Sequence[KnownHash]) -> FileInfo:
     text = config_text(read)
     training = rest.pop("training", None)
     return FileInfo(
-        path=read.path,
-        size=read.size,
-        sha256=read.sha256,
+        file=read,
+        network=found,
+        model=found.in_words(),
+        exact=found.exact,
         hash_state=state,
         hash_of=owner,
         hash_note=note,
-        format=read.format,
-        wrapper=read.wrapper,
-        prefixes=read.prefixes,
-        notes=read.notes,
-        model=found.in_words(),
-        key=found.key,
-        kind=found.kind,
-        classes=found.classes,
-        exact=found.exact,
-        differences=tuple(listed(found.differences)),
         tensors=len(read.state),
         values=sum(value.numel() for value in read.state.values()),
         dtypes=dict(Counter(str(value.dtype).removeprefix("torch.") for value in read.state.values())),

@@ -23,7 +23,7 @@ class Recognised:
     """What a set of named tensors is."""
 
     kind: str  # `segmentor`, `classifier` (an ImageNet checkpoint), `backbone` (the same without its head) or `unknown`
-    size: str = ""  # `tiny`, `small`, `medium` or `large`; empty if unknown
+    backbone: str = ""  # `tiny`, `small`, `medium` or `large`; empty if unknown
     head: str = ""  # of a segmentor, `fpn`, `setr_naive`, `setr_pup` or `setr_mla`
     classes: int | None = None  # classes it tells apart; None if it has no classification layer
     # tensors that are missing, unexpected or of another shape, by that word
@@ -39,7 +39,7 @@ class Recognised:
         """The zoo key of its kind, such as `fpn-tiny` or `dgmn2_tiny`; empty if unknown."""
         if self.kind == "unknown":
             return ""
-        return f"{self.head}-{self.size}" if self.kind == "segmentor" else f"dgmn2_{self.size}"
+        return f"{self.head}-{self.backbone}" if self.kind == "segmentor" else f"dgmn2_{self.backbone}"
 
     @property
     def published(self) -> bool:

@@ -17,6 +17,7 @@ from dgmn2cli.checkpoint.pickles import Unfit
 WEIGHTS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params", "weights", "module")
 AVERAGES = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "params_ema", "model_ema_state_dict")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, Lightning
+UNREPORTED = {"json": False}
 _FIRST = ("backbone.", "decode_head.", "patch_embed1.")  # one of them starts a name in every DGMN2 network
 _COUNTERS = ("steps", "n_averaged", "num_updates", "decay")  # of averaged copies
 
@@ -30,14 +31,15 @@ class Checkpoint:
     size: int  # bytes
     format: Format = "pth"  # how the file is made
     # parameter and buffer tensors by the network's own names, on the CPU
-    state: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict, metadata=UNREPORTED)
     # what the file says about itself (classes, palette, configuration text, iteration), if anything
-    meta: dict[str, Any] = field(default_factory=dict)
-    rest: dict[str, Any] = field(default_factory=dict)  # further entries beside the weights, such as `optimizer`
+    meta: dict[str, Any] = field(default_factory=dict, metadata=UNREPORTED)
+    # further entries beside the weights, such as `optimizer`
+    rest: dict[str, Any] = field(default_factory=dict, metadata=UNREPORTED)
     # the entry that holds the weights, such as `state_dict`; empty where the file is nothing but them
     wrapper: str = ""
     # for each name that bore a prefix, such as `module.`, the file's
-    renamed: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict, metadata=UNREPORTED)
     notes: tuple[str, ...] = ()  # what the user should know: which entry was taken, what was left out
 
     @property

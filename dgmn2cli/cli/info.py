@@ -55,21 +55,24 @@ def known_hashes(zoo: Zoo, cache: Path) -> list[KnownHash]:
 
 
 def _record(found: FileInfo) -> Table:
+    from dgmn2cli.checkpoint.weights import listed
+
+    file = found.file
     rows = [("model", found.model)]
-    rows += [("", line) for line in found.differences]
+    rows += [("", line) for line in listed(found.network.differences)]
     rows += [
-        ("classes", str(found.classes or MISSING)),
+        ("classes", str(found.network.classes or MISSING)),
         ("tensors", f"{found.tensors:,}, {found.values:,} values, {_counts(found.dtypes)}"),
         ("iteration", f"{found.iteration:,}" if found.iteration is not None else MISSING),
         ("epoch", f"{found.epoch:,}" if found.epoch is not None else MISSING),
-        ("file", str(found.path)),
-        ("format", found.format + (f", weights under '{found.wrapper}'" if found.wrapper else ", nothing but weights")),
-        ("size", f"{found.size:,} bytes"),
-        ("sha256", found.sha256),
+        ("file", str(file.path)),
+        ("format", file.format + (f", weights under '{file.wrapper}'" if file.wrapper else ", nothing but weights")),
+        ("size", f"{file.size:,} bytes"),
+        ("sha256", file.sha256),
         ("hash", _hash_words(found)),
         ("optimiser", found.optimizer or "none"),
     ]
-    rows += [("note", note) for note in found.notes]
+    rows += [("note", note) for note in file.notes]
     if found.digest != "none":
         rows.append(("own digest", found.digest))
     if config := found.training_config:

@@ -150,7 +150,7 @@ class Download:
             part.take_over()
             attempt = 0
             while True:
-                left = max(0, self.began + self.limits.total - time.monotonic())
+                left, continued = max(0, self.began + self.limits.total - time.monotonic()), part.size > 0
                 try:
                     within(left, partial(self._receive, client, source, part))
                     return self._finish(source, part)
@@ -162,10 +162,10 @@ class Download:
                     pause = self.limits.backoff * 2**attempt * random.uniform(0.75, 1.25)
                     if isinstance(error, TemporaryError) and error.retry_after is not None:
                         pause = min(60, error.retry_after)
-                    passing = isinstance(error, TemporaryError) or part.continued
-                    if not passing or attempt >= self.limits.retries or pause >= left:
+                    passing = isinstance(error, TemporaryError)
+                    if not (passing or continued) or attempt >= self.limits.retries or pause >= left:
                         raise
-                    if part.tag == UNTAGGED or not isinstance(error, TemporaryError):
+                    if part.tag == UNTAGGED or not passing:
                         part.begin()  # what came is of no use, or its pieces do not belong together
                     time.sleep(pause)
                     attempt += 1
@@ -187,7 +187,7 @@ class Download:
         if response.status_code == 200:
             part.begin(tag)
         elif fits(response, part, tag):
-            total, part.continued = int(headers["Content-Range"].split("/")[1]), True
+            total = int(headers["Content-Range"].split("/")[1])
         else:
             part.begin()
             why = "the rest offered does not fit the beginning"
@@ -205,17 +205,20 @@ class Download:
 
     def _fill(self, part: Part, blocks: Iterable[bytes], total: int | None, where: str) -> None:
         """Writes `blocks` behind what `part` holds; `total` bytes are announced in all."""
-        limit, free = size_limit(self.entry), 1 << 62
-        with suppress(OSError):
-            free = shutil.disk_usage(self.cache).free
-        if total and total <= limit and total - part.size > free:
+        limit, free = size_limit(self.entry), shutil.disk_usage(self.cache).free
+        why = (
+            f"at most {limit:,} bytes are expected, it has {total:,}" if total else f"it has more than {limit:,} bytes"
+        )
+        too_large = IntegrityError("the file is too large to be the model", where=where, why=why)
+        if total and total > limit:
+            raise too_large
+        if total and total - part.size > free:
             why, hint = f"{total / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free", "Free some, or use --cache DIR."
             raise ResourceError("not enough disk space", where=self.cache, why=why, hint=hint)
         self.observer.begin(self.entry.key, total, done=part.size, unit="bytes")
         for block in blocks:
-            if max(part.size + len(block), total or 0) > limit:
-                why = f"it has {total or part.size:,} bytes or more, at most {limit:,} are expected"
-                raise IntegrityError("the file is too large to be the model", where=where, why=why)
+            if part.size + len(block) > limit:
+                raise too_large
             part.append(block)
             self.observer.advance(done=part.size)
 

@@ -99,16 +99,15 @@ def within(seconds: float, work: Callable[[], None]) -> None:
 
 def follow(url: str, target: str) -> str:
     """The URL that `url` leads on to."""
-    try:
+    onward = target
+    with suppress(ValueError):
         onward = urljoin(url, target)
-        name, fault = place_of(onward), url_fault(onward)
-    except ValueError:
-        onward, name, fault = "", shown(target), "is no URL"
+    fault = url_fault(onward)
     if not fault and urlsplit(url).scheme == "https" and urlsplit(onward).scheme != "https":
         fault = "is plain http, which anyone on the way can change; wanted https"
     if fault:
         what = "the server leads to an address that is not followed"
-        raise NetworkError(what, where=place_of(url), why=f"'{name}' {fault}")
+        raise NetworkError(what, where=place_of(url), why=f"'{place_of(onward)}' {fault}")
     return onward
 
 

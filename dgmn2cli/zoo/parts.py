@@ -22,7 +22,7 @@ UNTAGGED = "-"  # the server did not say which version it sent
 
 
 class Part:
-    """A part file of this process: `size` bytes so far of the version `tag`; `continued` if a rest was added to them.
+    """A part file of this process: `size` bytes so far of the version `tag`.
 
     At the end of its `with` block it is published or removed; what a failure of the network, or whatever ends the
     process, left of a named version stays for the next run.
@@ -38,7 +38,7 @@ class Part:
         with local_write_errors(self._folder / self._stem):
             self.path, descriptor = create_part(self._folder, f"{self._stem}.{tag}")
         self._file = os.fdopen(descriptor, "wb", buffering=0)
-        self.tag, self.size, self.continued = tag, 0, False
+        self.tag, self.size = tag, 0
 
     def begin(self, tag: str = UNTAGGED) -> None:
         """Starts an empty file for the version `tag`, in place of what was received."""

@@ -38,25 +38,28 @@ def test_a_published_layout(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     optimizer = {"state": {0: {"exp_avg": torch.zeros(250_000), "step": 3}}, "param_groups": []}
     meta = {"iter": 40000, "epoch": 107, "CLASSES": ["road", "car"], "mmcv_version": "1.3.8", "env_info": "a\nb\nc"}
     found = about(tmp_path, state_dict=weights, meta=meta, optimizer=optimizer, hooks=[1, 2])
-    assert (found.model, found.key, found.exact, found.classes) == ("dgmn2_tiny", "dgmn2_tiny", True, 1000)
+    assert (found.model, found.exact) == ("dgmn2_tiny", True)
+    assert (found.network.key, found.network.classes) == ("dgmn2_tiny", 1000)
     assert (found.iteration, found.epoch) == (40000, 107)
     assert found.meta == {"CLASSES": "2 items: road, car", "mmcv_version": "1.3.8", "env_info": "text of 3 lines"}
     assert found.optimizer == "state of 1 parameters, 1.0 MB"
     assert found.others == ("hooks: 2 items",)
-    assert (found.format, found.wrapper, found.prefixes, found.digest) == ("pth", "state_dict", (), "none")
+    file = found.file
+    assert (file.format, file.wrapper, file.prefixes, found.digest) == ("pth", "state_dict", (), "none")
     assert found.dtypes == {"float32": sum(value.is_floating_point() for value in weights.values()), "int64": 6}
-    assert found.sha256 == read_checkpoint(tmp_path / "file.pth").sha256
+    assert found.file.sha256 == read_checkpoint(tmp_path / "file.pth").sha256
 
 
 def test_near_misses_and_other_number_types(tmp_path: Path) -> None:
     half = {f"module.{key}": value.half() for key, value in Classifier("tiny", 7).state_dict().items()}
     found = about(tmp_path, model=half)
-    assert (found.model, found.wrapper, found.prefixes) == ("dgmn2_tiny with 7 classes", "model", ("module.",))
+    assert found.model == "dgmn2_tiny with 7 classes"
+    assert (found.file.wrapper, found.file.prefixes) == ("model", ("module.",))
     assert found.dtypes == {"float16": len(half)}
     del half["module.block1.0.norm1.bias"]
     found = about(tmp_path, model=half)
     assert found.model == "dgmn2_tiny with 7 classes, but 1 tensor is missing"
-    assert found.differences == ("missing: block1.0.norm1.bias",)
+    assert found.network.differences == {"missing": ["block1.0.norm1.bias"]}
     assert about(tmp_path, x=torch.ones(3)).model == "no DGMN2 network"
 
 
@@ -68,10 +71,10 @@ def test_the_standing_of_a_hash(tmp_path: Path, weights: dict[str, Tensor]) -> N
     assert (
         about(tmp_path, model=weights).hash_note == f"it is not the dgmn2_tiny in the cache, whose hash is {'1' * 64}"
     )
-    caching.record(entry, cache, sha256=found.sha256, size=1, source="here")
+    caching.record(entry, cache, sha256=found.file.sha256, size=1, source="here")
     recorded = about(tmp_path, model=weights)
     assert (recorded.hash_state, recorded.hash_of) == ("recorded", "dgmn2_tiny")
-    pinned = dataclasses.replace(MANIFEST, backbones=(dataclasses.replace(entry, sha256=found.sha256),))
+    pinned = dataclasses.replace(MANIFEST, backbones=(dataclasses.replace(entry, sha256=found.file.sha256),))
     assert about(tmp_path, pinned, model=weights).hash_state == "pinned"
     other = dataclasses.replace(MANIFEST, backbones=(dataclasses.replace(entry, sha256="0" * 64),))
     assert "not the published dgmn2_tiny" in about(tmp_path, other, model={**weights}, epoch=1).hash_note
