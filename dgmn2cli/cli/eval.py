@@ -93,7 +93,7 @@ def evaluate(
     weights and other procedures get no comparison with the published figure, and the reason is shown.
     """
     if not everything and not predictions:
-        protocol.refuse_offline(session, model, network.graph or network.checkpoint)
+        protocol.refuse_offline(session, model, network.graph or network.load.checkpoint)
     from dgmn2cli.cli.progress import TerminalObserver
     from dgmn2cli.distributed.group import launched_rank
     from dgmn2cli.evaluate import run
@@ -102,13 +102,13 @@ def evaluate(
     from dgmn2cli.evaluate.request import EvalRequest, open_data
 
     zoo, context = session.zoo(), click.get_current_context()
-    recipe = None if everything or predictions else protocol.recipe_of(session, model, network)
+    recipe = None if everything or predictions else protocol.recipe_of(session, model, network, settings)
     root, split, described = protocol.data_of(recipe, data)
     if dataset is not None:
         root, split = protocol.preset_of(dataset, data)
     request = EvalRequest(
-        root, split, described, settings, limit, network.device, gpus, workers, network.threads, report, resume,
-        save_preds, official, tolerance, network.compiled, session.cache, analysis=not no_analysis,
+        root, split, described, settings, limit, network.load.device, gpus, workers, network.threads, report, resume,
+        save_preds, official, tolerance, network.load.compiled, session.cache, analysis=not no_analysis,
         predictions=predictions, html=html, csv=csv, command=command_line(context),
         dataset=dataset or "", corruption=corrupt,
     )  # fmt: skip
@@ -123,13 +123,12 @@ def evaluate(
             open_data(request, [])
             single = run.run(request, observer=observer)
         elif recipe is None:
-            found, missing = protocol.on_disk(session, zoo)
-            models = [(one, protocol.loader(session, one, network, settings)) for one in found]
-            answer = run.run_zoo(request, models, missing, observer)
+            found, missing = protocol.on_disk(session, zoo, protocol.load_options(session, network, settings))
+            answer = run.run_zoo(request, [(one, one) for one in found], missing, observer)
         else:
             open_data(request, [recipe.inference])  # refused before a download, if at all
             protocol.require_weights(session, recipe, network)
-            single = run.run(request, recipe, protocol.loader(session, recipe, network, settings), observer)
+            single = run.run(request, recipe, recipe, observer)
     if launched_rank() > 0:  # of those that torchrun started the first one speaks
         return
     if everything:

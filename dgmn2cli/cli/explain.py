@@ -62,16 +62,15 @@ def explain(
 
     Example: dgmn2 explain street.png --at 1024,512
     """
-    protocol.refuse_offline(session, model, network.graph or network.checkpoint)
-    from dgmn2cli.inference import explain_files, load
+    protocol.refuse_offline(session, model, network.graph or network.load.checkpoint)
+    from dgmn2cli.inference import explain_files
 
     if network.graph is not None:
         raise click.UsageError(
             "an exported graph does not show its layers: leave out --graph", click.get_current_context()
         )
     with TerminalObserver(session, {explain_files.ExplainedPosition: _line}) as observer:
-        recipe = load.resolve(model, zoo=session.zoo())
-        make = partial(protocol.open_network, session, recipe, network, settings, observer)
+        make = partial(protocol.open_network, session, model, network, settings, observer)
         report = explain_files.explain_image(
             make, image, positions, out, settings, overwrite=overwrite, observer=observer
         )

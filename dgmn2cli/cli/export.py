@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,7 @@ def export(
     from dgmn2cli import runtime
     from dgmn2cli.export.folder import export_folder, require_packages, require_place
     from dgmn2cli.inference import load
+    from dgmn2cli.inference.settings import LoadOptions
 
     runtime.set_threads(threads)
     recipe = load.resolve(model, zoo=session.zoo())
@@ -80,9 +82,9 @@ def export(
     require_packages(form)  # now, not after a download
     require_place(folder, overwrite)
     cache = session.cache_dir() if checkpoint is None else None
-    how = load.LoadOptions(checkpoint, "cpu", exact_algebra=False, ema=ema, cache=cache, offline=session.offline)
+    how = LoadOptions(checkpoint, "cpu", exact_algebra=False, ema=ema, cache=cache, offline=session.offline)
     with TerminalObserver(session) as observer:
-        segmenter = load.assemble(recipe, how, observer)
+        segmenter = replace(recipe, options=how)(observer=observer)
         report = export_folder(
             segmenter, folder, form, half=half, window=window, batch=batch, overwrite=overwrite, observer=observer
         )

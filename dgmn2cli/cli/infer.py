@@ -69,7 +69,7 @@ def infer(
     Beside them, results.jsonl has a line for each image, by which --resume leaves what is done. Bad images are named at
     the end; the others are segmented.
     """
-    protocol.refuse_offline(session, model, network.graph or network.checkpoint)
+    protocol.refuse_offline(session, model, network.graph or network.load.checkpoint)
     from dgmn2cli.distributed.group import launched_rank, launched_world
     from dgmn2cli.inference import prediction
     from dgmn2cli.inference.report import ImageResult
@@ -78,12 +78,12 @@ def infer(
 
     prediction.check_outputs(save)
     request = InferRequest(
-        images, str(out), save, alpha, settings, overwrite, resume, workers, network.device, gpus, network.threads,
-        network.compiled,
+        images, str(out), save, alpha, settings, overwrite, resume, workers, network.load.device, gpus, network.threads,
+        network.load.compiled,
     )  # fmt: skip
     if ray is not None:
         require_ray(ray)
-    recipe = protocol.recipe_of(session, model, network)
+    recipe = protocol.recipe_of(session, model, network, settings)
     several = gpus > 1 or ray is not None or launched_world() > 1
 
     def ready() -> None:
@@ -91,8 +91,8 @@ def infer(
             protocol.require_weights(session, recipe, network)
 
     with TerminalObserver(session, {ImageResult: _line}) as observer:
-        make = protocol.loader(session, recipe, network, settings)
-        report = run(request, make, observer, ready) if ray is None else run_on_ray(request, make, ray, observer, ready)
+        how = observer, ready
+        report = run(request, recipe, *how) if ray is None else run_on_ray(request, recipe, ray, *how)
     if launched_rank() > 0:  # of those that torchrun started the first one speaks
         return
     render.emit(session, report, lambda: _summary(report))

@@ -6,9 +6,7 @@ for each: `network: NetworkOptions`, `settings: Settings`, `data: DataOptions`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,50 +22,53 @@ if TYPE_CHECKING:
     from dgmn2cli.inference.load import Recipe
     from dgmn2cli.inference.runtimes import AnyRecipe
     from dgmn2cli.inference.segmenter import Segmenter
-    from dgmn2cli.inference.settings import Settings
+    from dgmn2cli.inference.settings import LoadOptions, Settings
     from dgmn2cli.observer import Observer
 
 _SIDE = click.IntRange(1, 8192)
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
+# options that a graph has no use for, by their names in `LoadOptions`
+NOT_FOR_GRAPHS = {
+    "checkpoint": "--checkpoint",
+    "ema": "--ema",
+    "exact_algebra": "--published-order",
+    "dtype": "--dtype",
+    "backend": "--backend",
+    "compiled": "--compile",
+}
+
+
 @dataclass(frozen=True)
 class NetworkOptions:
     """Which network runs and how: `--checkpoint --ema --published-order --runtime --graph` and the run options."""
 
-    checkpoint: Path | None
-    ema: bool
-    published_order: bool
+    load: LoadOptions
     runtime: str
     graph: Path | None
-    device: str
-    dtype: str
-    backend: str
     threads: int | None
-    compiled: bool
 
     @classmethod
-    def of(cls, runtime: str | None, graph: Path | None, **values: Any) -> NetworkOptions:
+    def of(
+        cls, runtime: str | None, graph: Path | None, threads: int | None, published_order: bool, **values: Any
+    ) -> NetworkOptions:
         """The options as typed; a usage error where some of them do not go together."""
-        made = cls(runtime=runtime or ("torch" if graph is None else "onnxruntime"), graph=graph, **values)
+        from dgmn2cli.inference.settings import LoadOptions
+
+        load, default = LoadOptions(exact_algebra=not published_order, **values), LoadOptions()
+        made = cls(load, runtime or ("torch" if graph is None else "onnxruntime"), graph, threads)
         if made.runtime == "torch" and graph is not None:
             raise click.UsageError("--graph needs another --runtime than torch: onnxruntime or openvino")
         if made.runtime != "torch" and graph is None:
             raise click.UsageError(f"--runtime {runtime} needs --graph DIR; `dgmn2 export MODEL -o DIR` makes one")
         if graph is None:
             return made
-        not_for_graphs = {
-            "--checkpoint": made.checkpoint,
-            "--ema": made.ema,
-            "--published-order": made.published_order,
-            "--dtype": made.dtype != "float32",
-            "--backend": made.backend != "auto",
-            "--compile": made.compiled,
-            f"--device {made.device}": made.device not in ("auto", "cpu"),
-        }
-        if given := [name for name, value in not_for_graphs.items() if value]:
+        given = [option for name, option in NOT_FOR_GRAPHS.items() if getattr(load, name) != getattr(default, name)]
+        given += [f"--device {load.device}"] * (load.device not in ("auto", "cpu"))
+        if given:
             raise click.UsageError(f"{', '.join(given)} cannot be used with --graph: a graph is as it was exported")
-        return replace(made, device="cpu")
+        return replace(made, load=replace(load, device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -195,55 +196,37 @@ workers_option = click.option(
 )
 
 
-def recipe_of(session: Session, model: str, network: NetworkOptions) -> AnyRecipe:
+def load_options(session: Session, network: NetworkOptions, settings: Settings) -> LoadOptions:
+    """How networks are loaded, what the session and the settings say about it included."""
+    cache = session.cache_dir() if network.load.checkpoint is None else None
+    return replace(network.load, cache=cache, offline=session.offline, max_memory=settings.max_memory)
+
+
+def recipe_of(session: Session, model: str, network: NetworkOptions, settings: Settings) -> AnyRecipe:
     """The model that is meant: the graph where one is given, which names its model itself."""
     from dgmn2cli.inference.load import resolve
 
     if network.graph is None:
-        return resolve(model, zoo=session.zoo())
+        return replace(resolve(model, zoo=session.zoo()), options=load_options(session, network, settings))
     from dgmn2cli.inference.runtimes import GraphRecipe
 
-    found = GraphRecipe.of(network.graph, session.zoo())
+    found = GraphRecipe.of(network.graph, session.zoo(), network.runtime, settings.max_memory)
     if model_typed() and model != found.name:
         raise click.UsageError(f"the graph is of '{shown(found.name)}', not of '{shown(model)}'; leave out the model")
     return found
 
 
-def loader(
-    session: Session, recipe: AnyRecipe, network: NetworkOptions, settings: Settings
-) -> Callable[..., Segmenter]:
-    """What makes the recipe's network when called with `device=NAME`; it can be sent to another process."""
-    from dgmn2cli.inference.load import LoadOptions, Recipe, remake
-
-    if not isinstance(recipe, Recipe):
-        from dgmn2cli.inference.runtimes import open_graph
-
-        return partial(open_graph, recipe.graph, network.runtime, max_memory=settings.max_memory)
-    options = LoadOptions(
-        network.checkpoint,
-        dtype=network.dtype,
-        backend=network.backend,
-        exact_algebra=not network.published_order,
-        compiled=network.compiled,
-        ema=network.ema,
-        cache=session.cache_dir() if network.checkpoint is None else None,
-        offline=session.offline,
-        max_memory=settings.max_memory,
-    )
-    return partial(remake, recipe, options)
-
-
 def open_network(
-    session: Session, recipe: AnyRecipe, network: NetworkOptions, settings: Settings, observer: Observer
+    session: Session, model: str, network: NetworkOptions, settings: Settings, observer: Observer
 ) -> Segmenter:
-    """The recipe's network on this process, its weights fetched where they are not on disk."""
+    """The network that is meant, on this process; its weights are fetched where they are not on disk."""
     from dgmn2cli.runtime import set_threads
 
     set_threads(network.threads)
-    return loader(session, recipe, network, settings)(device=network.device, observer=observer)
+    return recipe_of(session, model, network, settings)(device=network.load.device, observer=observer)
 
 
-def refuse_offline(session: Session, model: str, local: Path | None) -> None:
+def refuse_offline(session: Session, model: str, local: str | Path | None) -> None:
     """Says that published weights are not on disk and cannot be fetched; called first, before torch is loaded.
 
     Args:
@@ -273,15 +256,15 @@ def require_weights(session: Session, recipe: AnyRecipe, network: NetworkOptions
 
         return require_runtime(network.runtime)
 
-    device = runtime.resolve_device(network.device)  # refused before a download, if at all
-    if network.compiled:
+    device = runtime.resolve_device(network.load.device)  # refused before a download, if at all
+    if network.load.compiled:
         runtime.require_compilable(device)
-    if network.checkpoint is None:
+    if network.load.checkpoint is None:
         with TerminalObserver(session) as observer:
             ensure_weights(published(recipe), session.cache_dir(), offline=session.offline, observer=observer)
 
 
-def on_disk(session: Session, zoo: Zoo) -> tuple[list[Recipe], list[str]]:
+def on_disk(session: Session, zoo: Zoo, options: LoadOptions) -> tuple[list[Recipe], list[str]]:
     """Those of the zoo's models whose weights are in the cache, and the keys of the others."""
     from dgmn2cli.inference.load import resolve
 
@@ -290,4 +273,4 @@ def on_disk(session: Session, zoo: Zoo) -> tuple[list[Recipe], list[str]]:
         hint = "Get some with `dgmn2 download KEY`, or all with `dgmn2 download --all`."
         raise ResourceError("no model's weights are on disk", hint=hint)
     missing = [entry.key for entry in zoo.segmentors if entry not in there]
-    return [resolve(entry.key, zoo=zoo) for entry in there], missing
+    return [replace(resolve(entry.key, zoo=zoo), options=options) for entry in there], missing

@@ -60,7 +60,7 @@ def serve(
     Example: dgmn2 serve -m fpn-tiny, then open http://127.0.0.1:8000/ or
     curl -T street.jpg -X POST 'http://127.0.0.1:8000/v1/segment?save=ids' -o street_ids.png
     """
-    protocol.refuse_offline(session, model, network.graph or network.checkpoint)
+    protocol.refuse_offline(session, model, network.graph or network.load.checkpoint)
     require_installed("serve", "starlette", "uvicorn", "prometheus_client")
     from dgmn2cli.serve import request as asked
     from dgmn2cli.serve import run
@@ -68,8 +68,7 @@ def serve(
     token = None if token_file is None else asked.read_token(token_file)
     request = asked.ServeRequest(host, port, token, max_bytes, queue, timeout)
     with asked.bind(request) as bound, TerminalObserver(session) as observer:
-        recipe = protocol.recipe_of(session, model, network)
-        segmenter = protocol.open_network(session, recipe, network, settings, observer)
+        segmenter = protocol.open_network(session, model, network, settings, observer)
         run.serve(segmenter, settings, request, bound, partial(_ready, session, segmenter.info.title))
 
 

@@ -48,8 +48,9 @@ def submit(
     --validate checks a zip: against the images under --data-root where they are, else against the official numbers.
     """
     if validate is None and kept is None:
-        protocol.refuse_offline(session, model, network.graph or network.checkpoint)
+        protocol.refuse_offline(session, model, network.graph or network.load.checkpoint)
     from dgmn2cli.evaluate import submission, submission_check
+    from dgmn2cli.runtime import set_threads
 
     with TerminalObserver(session) as observer:
         if validate is not None:
@@ -63,11 +64,10 @@ def submit(
             check_folder(folder)
         if not target.is_dir():  # which `make_submission` says
             check_file(target)
-        recipe = protocol.recipe_of(session, model, network) if kept is None else None
+        recipe = protocol.recipe_of(session, model, network, settings) if kept is None else None
         images = submission.open_test(data.data_root, data.split, observer)
-        segmenter = None
-        if recipe is not None:
-            segmenter = protocol.open_network(session, recipe, network, settings, observer)
+        set_threads(network.threads)
+        segmenter = recipe(device=network.load.device, observer=observer) if recipe is not None else None
         report = submission.make_submission(
             segmenter, images, settings, folder, target, workers=workers, observer=observer
         )

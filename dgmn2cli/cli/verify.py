@@ -114,29 +114,22 @@ def _network(
     from dgmn2cli.evaluate.engine import network_source
     from dgmn2cli.evaluate.published import known_hash
     from dgmn2cli.evaluate.verify import settings_of
+    from dgmn2cli.inference.settings import LoadOptions
 
     run, settings = report.run, settings_of(report)
     stated = Path(run.checkpoint)
     if checkpoint is None and stated.is_file():
         checkpoint = stated
-    network = protocol.NetworkOptions(
-        checkpoint=checkpoint,
-        ema=run.weights.endswith("ema"),
-        published_order=run.form == "published",
-        runtime=run.runtime,
-        graph=Path(run.graph) if run.graph else None,
-        device=device or run.device,
-        dtype=run.dtype,
-        backend=run.backend,
-        threads=None,
-        compiled=False,
-    )
-    recipe = protocol.recipe_of(session, model or _model_of(session, report, checkpoint or stated), network)
+    exact, ema = run.form != "published", run.weights.endswith("ema")
+    load = LoadOptions(checkpoint, device or run.device, run.dtype, run.backend, exact_algebra=exact, ema=ema)
+    network = protocol.NetworkOptions(load, run.runtime, Path(run.graph) if run.graph else None, None)
+    name = model or _model_of(session, report, checkpoint or stated)
+    recipe = protocol.recipe_of(session, name, network, settings)
     if not run.graph and checkpoint is None and known_hash(recipe.entry, session.cache) != run.sha256:
         why = "the file is not there, and its weights are not the published ones"
         hint = "Name it with --checkpoint FILE."
         raise ConfigError("cannot run the report's model", where=stated, why=why, hint=hint)
-    segmenter = protocol.open_network(session, recipe, network, settings, observer)
+    segmenter = recipe(device=network.load.device, observer=observer)
     looked = report.certificate.records[0].boundary is not None
     return network_source(segmenter, data, settings, observer=observer, analysis=looked)
 

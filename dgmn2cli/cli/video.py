@@ -86,7 +86,7 @@ def video(
 
     Example: dgmn2 video drive.mp4 -o drive_classes.mp4 --every 5
     """
-    protocol.refuse_offline(session, model, network.graph or network.checkpoint)
+    protocol.refuse_offline(session, model, network.graph or network.load.checkpoint)
     from dgmn2cli.video.outputs import VideoRequest, check_request
     from dgmn2cli.video.run import FirstFrame, segment_video
     from dgmn2cli.video.source import Span, open_video
@@ -96,8 +96,7 @@ def video(
     opened = open_video(source, span, settings.max_pixels, sound=sound, offline=session.offline)
     with TerminalObserver(session, notices={FirstFrame: _cost}) as observer, opened as found:
         check_request(request, found, overwrite)
-        recipe = protocol.recipe_of(session, model, network)
-        segmenter = protocol.open_network(session, recipe, network, settings, observer)
+        segmenter = protocol.open_network(session, model, network, settings, observer)
         report = segment_video(segmenter, found, request, settings, observer)
     render.emit(session, report, lambda: _summary(report))
 

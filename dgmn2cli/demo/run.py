@@ -25,7 +25,7 @@ from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run as evaluate
 from dgmn2cli.files import atomic_write, local_write_errors, to_json
 from dgmn2cli.inference.files import Pipeline
-from dgmn2cli.inference.load import LoadOptions, Recipe, assemble, remake
+from dgmn2cli.inference.load import Recipe
 from dgmn2cli.inference.outputs import FolderSink
 from dgmn2cli.inference.report import ImageResult
 from dgmn2cli.inference.sources import ImageFile
@@ -182,7 +182,7 @@ class _Demo:
 
     def _evaluate(self, trained: TrainReport, name: str) -> Found[EvalReport]:
         request, folder = self.request, self.folder
-        load = partial(remake, self.recipe, LoadOptions(trained.checkpoint, backend=request.backend))
+        load = partial(self.recipe, checkpoint=trained.checkpoint, backend=request.backend)
         wanted = EvalRequest(
             folder.data,
             settings=Settings(ms_flip=name == MS_FLIP),
@@ -199,7 +199,7 @@ class _Demo:
 
     def _segment(self, trained: TrainReport) -> Found[tuple[ImageResult, ImageResult]]:
         request, folder = self.request, self.folder
-        segmenter = assemble(self.recipe, LoadOptions(trained.checkpoint, request.device, backend=request.backend))
+        segmenter = self.recipe(checkpoint=trained.checkpoint, device=request.device, backend=request.backend)
         width, height = (side * PHOTOGRAPH_SCALE for side in request.size)
         jobs = (
             (ImageFile(self._held_out().pairs[0].image, "scene"), Settings()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from dgmn2cli.inference.graph import MAX_CLASSES
 from dgmn2cli.inference.plan import require_room
 from dgmn2cli.inference.prediction import CITYSCAPES, ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
+from dgmn2cli.inference.settings import LoadOptions
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.backbone import Classifier
 from dgmn2cli.model.fused.network import InferenceForm
@@ -40,10 +41,11 @@ LOGGER = logging.getLogger("dgmn2cli")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a model name stands for."""
+    """What a model name stands for; called, it makes the network, also in another process."""
 
     config: Config  # the configuration, overrides applied
     entry: ZooEntry | None  # the zoo entry, None for a configuration file of the user's
+    options: LoadOptions = field(default_factory=LoadOptions)  # how it becomes a network
 
     @property
     def name(self) -> str:
@@ -54,6 +56,21 @@ class Recipe:
     def inference(self) -> InferenceConfig:
         """The test procedure."""
         return self.config.inference
+
+    def __call__(self, *, observer: Observer = Silent(), **changes: Any) -> Segmenter:
+        """The network with its weights, on its device, rewritten for inference.
+
+        Args:
+            changes: values of `LoadOptions` that replace the recipe's.
+
+        Raises:
+            ConfigError: `compiled` on another device than an NVIDIA GPU.
+            NetworkError, ResourceError, IntegrityError, NonFiniteError: as `load`; or the memory limit is too small.
+        """
+        changed = replace(self, options=replace(self.options, **changes))
+        if changed.options.dtype == "auto":
+            return with_fitting_dtype(partial(changed, observer=observer), changed.options.device, observer)
+        return _assemble(changed, observer)
 
 
 def resolve(
@@ -204,42 +221,11 @@ def load(
         IntegrityError, NonFiniteError: the weights are damaged, unsafe or another model's.
     """
     options = LoadOptions(checkpoint, device, dtype, backend, cache=cache_dir(cache), offline=offline)
-    return assemble(resolve(name), options, observer or Silent())
+    return replace(resolve(name), options=options)(observer=observer or Silent())
 
 
-@dataclass(frozen=True)
-class LoadOptions:
-    """How a recipe becomes a network."""
-
-    checkpoint: str | Path | None = None  # the weights; the published ones, downloaded where they are not here, if None
-    # device, dtype, backend: as for `load`
-    device: str = "auto"
-    dtype: str = "float32"
-    backend: str = "auto"
-    # rewrite the network into its faster equal (`model.inference_form`); else run the published order of operations
-    exact_algebra: bool = True
-    compiled: bool = False  # run the published order through `torch.compile`; on NVIDIA GPUs only
-    ema: bool = False  # take the averaged copy of the weights that the checkpoint holds
-    # cache, offline: as for `ensure_weights`
-    cache: Path | None = None
-    offline: bool = False
-    max_memory: int | None = None  # bytes that must not be exceeded, see `Settings`
-
-
-def remake(recipe: Recipe, options: LoadOptions, *, observer: Observer = Silent(), **changes: Any) -> Segmenter:
-    """As `assemble`, with some of the options changed; a `partial` of it can be sent to another process."""
-    return assemble(recipe, replace(options, **changes), observer)
-
-
-def assemble(recipe: Recipe, options: LoadOptions, observer: Observer = Silent()) -> Segmenter:
-    """A recipe's network with its weights, on its device, rewritten for inference.
-
-    Raises:
-        ConfigError: `compiled` on another device than an NVIDIA GPU.
-        NetworkError, ResourceError, IntegrityError, NonFiniteError: as `load`; or the memory limit is too small.
-    """
-    if options.dtype == "auto":
-        return with_fitting_dtype(partial(remake, recipe, options, observer=observer), options.device, observer)
+def _assemble(recipe: Recipe, observer: Observer) -> Segmenter:
+    options = recipe.options
     target, number = resolve_device(options.device), resolve_dtype(options.dtype)
     used = resolve_backend(options.backend, target, number)
     if options.compiled:
@@ -282,7 +268,7 @@ def assemble(recipe: Recipe, options: LoadOptions, observer: Observer = Silent()
         weights=read.wrapper,
         licence=recipe.entry.licence if recipe.entry and options.checkpoint is None else None,
     )
-    again = partial(remake, recipe, LoadOptions(read.path, ema=options.ema))
+    again = replace(recipe, options=LoadOptions(read.path, ema=options.ema))
     classes = class_list(model.num_classes, read.meta)
     return Segmenter(network, classes, info, recipe.config.inference, again=again)
 

@@ -181,16 +181,24 @@ def _probabilities(
 
 @dataclass(frozen=True)
 class GraphRecipe:
-    """A graph as a model to load."""
+    """A graph as a model to load; called, it is opened, also in another process."""
 
     graph: Graph  # the graph with its protocol
     entry: ZooEntry | None  # the zoo entry of the model that it was made from, if it is of the zoo
+    # runtime, max_memory: as for `open_graph`
+    runtime: str
+    max_memory: int | None
 
     @classmethod
-    def of(cls, path: str | Path, zoo: Zoo) -> GraphRecipe:
+    def of(cls, path: str | Path, zoo: Zoo, runtime: str, max_memory: int | None) -> GraphRecipe:
         """The graph that `path` names, see `load_graph`, which says what may be wrong."""
         graph = load_graph(path)
-        return cls(graph, next((entry for entry in zoo.segmentors if entry.key == graph.protocol.model), None))
+        entry = next((entry for entry in zoo.segmentors if entry.key == graph.protocol.model), None)
+        return cls(graph, entry, runtime, max_memory)
+
+    def __call__(self, *, device: str = "cpu", observer: Observer = Silent()) -> Segmenter:
+        """The opened graph; an observer has nothing to see."""
+        return open_graph(self.graph, self.runtime, device=device, max_memory=self.max_memory)
 
     @property
     def name(self) -> str:
@@ -212,7 +220,6 @@ def open_graph(
     *,
     device: str = "cpu",
     max_memory: int | None = None,
-    observer: Observer = Silent(),
 ) -> Segmenter:
     """A segmenter for an exported graph, or anybody's that a protocol describes. It computes on the CPU.
 
@@ -220,7 +227,6 @@ def open_graph(
         runtime: `onnxruntime` or `openvino`; it gets as many threads as PyTorch has.
         device: `cpu` or `auto`.
         max_memory: bytes that must not be exceeded, see `Settings`.
-        observer: not needed; networks of PyTorch take one.
 
     Raises:
         ConfigError: another device; or the protocol says something else than the graph.

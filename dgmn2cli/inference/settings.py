@@ -1,8 +1,9 @@
-"""How a user wants images segmented. Needs no torch, so that commands refuse what they can before they load it."""
+"""How a user wants networks loaded and images segmented. Needs no torch, so that commands can refuse without it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dgmn2cli.data.images import MAX_PIXELS
 
@@ -31,3 +32,22 @@ class Settings:
     window_batch: int | None = None
     max_pixels: int = MAX_PIXELS
     max_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a recipe becomes a network."""
+
+    checkpoint: str | Path | None = None  # the weights; the published ones, downloaded where they are not here, if None
+    # device, dtype, backend: as for `load`
+    device: str = "auto"
+    dtype: str = "float32"
+    backend: str = "auto"
+    # rewrite the network into its faster equal (`model.inference_form`); else run the published order of operations
+    exact_algebra: bool = True
+    compiled: bool = False  # run the published order through `torch.compile`; on NVIDIA GPUs only
+    ema: bool = False  # take the averaged copy of the weights that the checkpoint holds
+    # cache, offline: as for `ensure_weights`
+    cache: Path | None = None
+    offline: bool = False
+    max_memory: int | None = None  # bytes that must not be exceeded, see `Settings`

@@ -26,7 +26,7 @@ from dgmn2cli.export import folder as exporting
 from dgmn2cli.export import graph as graphs
 from dgmn2cli.files import hash_file, to_plain
 from dgmn2cli.inference.graph import load_graph, read_protocol
-from dgmn2cli.inference.load import LoadOptions, assemble, resolve
+from dgmn2cli.inference.load import resolve
 from dgmn2cli.inference.plan import Settings
 from dgmn2cli.inference.runtimes import open_graph
 from dgmn2cli.zoo import cache as caching
@@ -59,7 +59,7 @@ def checkpoint(network, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def exported(checkpoint, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("export") / "deep" / "model"
-    segmenter = assemble(resolve("fpn-tiny", [*SMALL, "model.num_classes=5"]), LoadOptions(checkpoint, "cpu"))
+    segmenter = resolve("fpn-tiny", [*SMALL, "model.num_classes=5"])(checkpoint=checkpoint, device="cpu")
     report = dgmn2cli.export(segmenter, target)
     assert report.folder == target
     return target
@@ -173,8 +173,8 @@ def test_a_graph_that_disagrees_leaves_nothing(checkpoint, tmp_path, monkeypatch
             model.decode_head.conv_seg.bias.data[3] -= 0.002
 
     monkeypatch.setattr(graphs, "build_graph", changed)
-    segmenter = assemble(
-        resolve("fpn-tiny", [*SMALL, "model.num_classes=5"]), LoadOptions(checkpoint, "cpu", exact_algebra=False)
+    segmenter = resolve("fpn-tiny", [*SMALL, "model.num_classes=5"])(
+        checkpoint=checkpoint, device="cpu", exact_algebra=False
     )
     with pytest.raises(CheckFailed) as caught:
         dgmn2cli.export(segmenter, tmp_path / "model")

@@ -8,7 +8,7 @@ from streets import Watcher
 
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.inference import dtype as choosing
-from dgmn2cli.inference.load import LoadOptions, assemble, build_model, resolve
+from dgmn2cli.inference.load import build_model, resolve
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.observer import Silent
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory):
 
 
 def load(checkpoint, observer=Silent()):
-    return assemble(resolve("fpn-tiny", SMALL), LoadOptions(checkpoint, "cpu", "auto"), observer)
+    return resolve("fpn-tiny", SMALL)(checkpoint=checkpoint, device="cpu", dtype="auto", observer=observer)
 
 
 def test_machine_without_bfloat16_keeps_float32(checkpoint, monkeypatch):

@@ -19,7 +19,7 @@ from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError, IntegrityError, ResourceError
-from dgmn2cli.inference.load import LoadOptions, assemble, build_model, load, resolve
+from dgmn2cli.inference.load import build_model, load, resolve
 from dgmn2cli.inference.outputs import check_targets
 from dgmn2cli.inference.plan import Plan, Settings, require_room, resolve_settings
 from dgmn2cli.inference.segmenter import RunInfo
@@ -97,7 +97,7 @@ def test_an_observer_sees_every_window_and_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_copies_and_pickles_give_the_same_probabilities(tmp_path: Path, dtype: str) -> None:
     path = write_checkpoint(tmp_path / "w.pth", stand_ins(lambda: build_model("setr_naive-tiny")), {})
-    made = assemble(resolve("setr_naive-tiny"), LoadOptions(path, "cpu", dtype))
+    made = resolve("setr_naive-tiny")(checkpoint=path, device="cpu", dtype=dtype)
     assert made.info.form == "fused"
     wanted = made.predict(IMAGE, protocol="native", window=64).probs
     for again in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
@@ -123,7 +123,7 @@ def test_a_limit_covers_what_was_and_what_will_be_in_use(tmp_path: Path) -> None
         with pytest.raises(ResourceError, match="the memory limit is too small"):
             require_room(limit, CPU, needed, "nothing")
     with pytest.raises(ResourceError, match="loading the model"):
-        assemble(resolve("setr_naive-tiny"), LoadOptions(tmp_path / "none.pth", "cpu", max_memory=used + 10**7))
+        resolve("setr_naive-tiny")(checkpoint=tmp_path / "none.pth", device="cpu", max_memory=used + 10**7)
     with pytest.raises(ResourceError, match="limit is too small"):
         segmenter().plan((40, 64), Settings(max_memory=highest + 10**9), used=highest + 2 * 10**9)
 
@@ -147,7 +147,7 @@ def test_weights_of_another_model_are_named(tmp_path: Path) -> None:
 
 def test_compiling_is_refused_where_it_cannot_work() -> None:
     with pytest.raises(ConfigError, match="NVIDIA"):
-        assemble(resolve("setr_naive-tiny"), LoadOptions("none.pth", "cpu", compiled=True))
+        resolve("setr_naive-tiny")(checkpoint="none.pth", device="cpu", compiled=True)
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])

@@ -62,7 +62,7 @@ def test_answers_are_the_files_of_infer(
     wanted = {"ids": "a_ids.png", "overlay": "a_overlay.png", "json": "a_stats.json"}
     with running(real(), settings) as server:
         for kind, name in wanted.items():
-            answer = httpx.post(f"{server.url}v1/segment?save={kind}", content=Path("a.png").read_bytes())
+            answer = httpx.post(f"{server.url}v1/segment?save={kind}", content=Path("a.png").read_bytes(), timeout=60)
             assert answer.status_code == 200
             assert answer.content == (tmp_path / "o" / name).read_bytes(), kind
             assert answer.headers["content-type"] == ("application/json" if kind == "json" else "image/png")

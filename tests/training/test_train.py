@@ -22,7 +22,7 @@ from dgmn2cli.data.cityscapes import CLASSES
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.evaluate import evaluate
-from dgmn2cli.inference.load import LoadOptions, assemble, resolve
+from dgmn2cli.inference.load import resolve
 from dgmn2cli.training.folder import FolderLock
 from dgmn2cli.training.logs import read_log
 from dgmn2cli.training.run import train
@@ -79,7 +79,7 @@ def test_the_log_has_every_step_and_evaluation(unbroken):
 def test_the_final_evaluation_is_what_eval_measures_of_the_checkpoint(unbroken, streets):
     request, report, _ = unbroken
     written = json.loads((request.out / "evaluation.json").read_text())
-    segmenter = assemble(resolve(str(request.out / "config.toml")), LoadOptions(report.checkpoint, "cpu"))
+    segmenter = resolve(str(request.out / "config.toml"))(checkpoint=report.checkpoint, device="cpu")
     measured = evaluate(segmenter, open_dataset(streets, "val"))
     assert written["confusion"] == [list(row) for row in measured.confusion]
     assert written["run"]["sha256"] == measured.run.sha256

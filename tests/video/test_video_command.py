@@ -20,8 +20,9 @@ pytest.importorskip("av")
 import av
 from clips import clip, label, read, read_ids, segmenter, write_clip
 
-from dgmn2cli.cli import main, protocol
+from dgmn2cli.cli import main
 from dgmn2cli.data.images import write_png
+from dgmn2cli.inference.load import Recipe
 
 Run = Callable[..., tuple[int, str, str]]
 PLAIN = ("--protocol", "native", "--window", "64")
@@ -32,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Calls the command with the drawn clips' network in place of a model of the zoo."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DGMN2_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(protocol, "loader", lambda *_: lambda **_: segmenter())
+    monkeypatch.setattr(Recipe, "__call__", lambda *_, **__: segmenter())
     write_clip(tmp_path / "clip.mp4", clip(10), sound="aac")
 
     def call(*arguments: str) -> tuple[int, str, str]:
