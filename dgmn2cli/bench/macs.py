@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from dgmn2cli.bench.baseline import PlainAttention
 from dgmn2cli.model.attention import SAMPLES, DynamicGraphAttention
 from dgmn2cli.model.fused.layers import FusedBlock, FusedConv, FusedLinear
+from dgmn2cli.model.fused.winograd import WinogradConv
 
 CORNERS = 4
 ATTENTION_MACS = SAMPLES * (4 + 2 * CORNERS)  # per query, head and channel
@@ -64,19 +66,23 @@ def count_executed(network: nn.Module) -> Iterator[list[int]]:
 
     Yields:
         A list that holds the count: layers' and attention's multiply-accumulates. The sums of an upsampled convolution
-        are interpolation and, like every resize, not counted.
+        are interpolation and, like every resize and the transforms around Winograd's products, not counted.
     """
-    executed = [0]
+    executed, one_at_a_time = [0], Lock()  # a batch's images may run in threads of their own
+
+    def add(count: int) -> None:
+        with one_at_a_time:
+            executed[0] += count
 
     def layer(module: nn.Module, _given: tuple[Any, ...], result: Tensor) -> None:
-        executed[0] += result.numel() * _inputs_of_an_output(module)
+        add(round(result.numel() * _inputs_of_an_output(module)))
 
     def attention(_module: nn.Module, given: tuple[Any, ...]) -> None:
-        executed[0] += attention_macs(*given[0].shape)
+        add(attention_macs(*given[0].shape))
 
     hooks = []
     for module in network.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, FusedLinear, FusedConv)):
+        if isinstance(module, (nn.Linear, nn.Conv2d, FusedLinear, FusedConv, WinogradConv)):
             hooks.append(module.register_forward_hook(layer))
         elif isinstance(module, (DynamicGraphAttention, PlainAttention, FusedBlock)):
             hooks.append(module.register_forward_pre_hook(attention))
@@ -87,12 +93,12 @@ def count_executed(network: nn.Module) -> Iterator[list[int]]:
             hook.remove()
 
 
-def _inputs_of_an_output(layer: nn.Module) -> int:
+def _inputs_of_an_output(layer: nn.Module) -> float:
     if isinstance(layer, nn.Linear):
         return layer.in_features
     if isinstance(layer, nn.Conv2d):
         return layer.weight[0].numel()
-    assert isinstance(layer, (FusedLinear, FusedConv))
+    assert isinstance(layer, (FusedLinear, FusedConv, WinogradConv))
     return layer.inputs
 
 

@@ -120,7 +120,8 @@ def presets(session: Session) -> None:
     def shown() -> list[RenderableType]:
         table = make_table("name", "data set", "splits", "without the classes", whole=("name",))
         for row in known:
-            table.add_row(row.name, row.title, ", ".join(row.splits), ", ".join(row.mapping.without))
+            without = ", ".join(row["mapping"].without)
+            table.add_row(row["name"], row["title"], ", ".join(row["splits"]), without)
         return [table, prose("Folders, file names and ids: dgmn2 data template NAME")]
 
     emit(session, known, shown)

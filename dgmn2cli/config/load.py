@@ -15,7 +15,7 @@ from dgmn2cli.config import schema
 from dgmn2cli.config.mmcv import read_mmcv_file, read_mmcv_text
 from dgmn2cli.config.mmcv.map import map_config
 from dgmn2cli.config.mmcv.node import Mapped
-from dgmn2cli.config.schema import SECTIONS, WRONG, Config, names_of
+from dgmn2cli.config.schema import SECTIONS, WRONG, Config, defaults
 from dgmn2cli.config.text import read_config_text
 from dgmn2cli.errors import ConfigError, Dgmn2Error
 from dgmn2cli.validation import MAX_DOTS, MAX_HINTS, Fault, check, near_miss, parse_toml, raise_faults, short, show
@@ -91,8 +91,7 @@ class _Draft:
 
     def put_known(self, key: str, value: Any, origin: str) -> None:
         """A value whose key must be a setting's."""
-        section, _, name = key.partition(".")
-        if key == "name" or (section in SECTIONS and name in names_of(section)):
+        if key == "name" or key in defaults():
             self.put(key, value, origin)
         else:
             self.faults.append(f"{origin}: {short(key)}: unknown key{_nearest(key)}")
@@ -136,33 +135,30 @@ class _Draft:
 
     def _good(self, wrong: set[str]) -> dict[str, Any]:
         """Every setting's value but the wrong ones, for the rules between settings."""
-        defaults = {f"{part}.{name}": schema.default_of(part, name) for part in SECTIONS for name in names_of(part)}
-        good = {key: value for key, value in {**defaults, **self.values}.items() if key not in wrong}
+        good = {key: value for key, value in {**defaults(), **self.values}.items() if key not in wrong}
         return {key: tuple(value) if isinstance(value, list) else value for key, value in good.items()}
 
     def _line(self, fault: Fault) -> str:
         """A fault with the file that said the setting, or one of the settings it clashes with."""
         section, _, name = fault.key.partition(".")
-        lost = name not in names_of(section) if section in SECTIONS else False
-        home = home_of(name) if lost and "did you mean" not in fault.text else ""
+        lost = section in SECTIONS and fault.key not in defaults() and "did you mean" not in fault.text
+        home = home_of(name) if lost else ""
         said = next((self.origins[key] for key in (fault.key, *fault.others) if key in self.origins), "")
         return f"{said}: {fault}{home}" if said else f"{fault}{home}"
 
 
 def home_of(key: str) -> str:
     """In words, the section that a key in the wrong one belongs to."""
-    homes = [section for section in SECTIONS if key in names_of(section)]
-    return f"; it belongs in [{homes[0]}]" if homes else ""
+    homes = (section for section in SECTIONS if f"{section}.{key}" in defaults())
+    return next((f"; it belongs in [{section}]" for section in homes), "")
 
 
 def _nearest(key: str) -> str:
     """A hint at the setting an unknown dotted key may mean."""
     section, _, name = key.partition(".")
-    known = [f"{part}.{setting}" for part in SECTIONS for setting in names_of(part)]
-    exact = [other for other in known if other.partition(".")[2] in (name, key)]
-    if exact:
-        return f"; did you mean '{exact[0]}'?"
-    return near_miss(name, names_of(section), f"{section}.") if section in SECTIONS else near_miss(key, known)
+    if exact := next((other for other in defaults() if other.partition(".")[2] in (name, key)), ""):
+        return f"; did you mean '{exact}'?"
+    return near_miss(key, [other for other in defaults() if section not in SECTIONS or other.startswith(f"{section}.")])
 
 
 def _toml_value(text: str) -> Any:

@@ -303,37 +303,37 @@ def config_schema() -> dict[str, Any]:
 def settings() -> Iterator[Setting]:
     """Every setting with its range, default and meaning, for documentation."""
     schema = schema_of(adapter())
-    for section, cls in SECTIONS.items():
-        for name, node in schema["$defs"][cls.__name__]["properties"].items():
-            yield Setting(f"{section}.{name}", in_words(node, schema), default_of(section, name), node["description"])
+    for key, default in defaults().items():
+        node = _node(key)
+        yield Setting(key, in_words(node, schema), default, node["description"])
 
 
-def default_of(section: str, name: str) -> Any:
-    """The value a setting has where nothing is said."""
-    return SECTIONS[section].__pydantic_fields__[name].default  # type: ignore[attr-defined]  # a pydantic dataclass
+@functools.cache
+def defaults() -> dict[str, Any]:
+    """The value that each setting has where nothing is said, by its dotted key, in the schema's order."""
+    fields = {section: cls.__pydantic_fields__ for section, cls in SECTIONS.items()}  # type: ignore[attr-defined]
+    return {f"{section}.{name}": field.default for section in fields for name, field in fields[section].items()}
 
 
-def names_of(section: str) -> tuple[str, ...]:
-    """The names of a section's settings, in order."""
-    return tuple(field.name for field in dataclasses.fields(SECTIONS[section]))
+def _node(key: str) -> dict[str, Any]:
+    """The JSON schema of a setting."""
+    section, _, name = key.partition(".")
+    node: dict[str, Any] = schema_of(adapter())["$defs"][SECTIONS[section].__name__]["properties"][name]
+    return node
 
 
 def is_text(key: str) -> bool:
     """Whether a dotted key is that of a setting which takes any text; of `name`, too."""
-    section, _, name = key.partition(".")
-    if section not in SECTIONS or name not in names_of(section):
+    if key not in defaults():
         return key == "name"
-    properties = schema_of(adapter())["$defs"][SECTIONS[section].__name__]["properties"]
-    return properties[name].get("type") == "string" and "enum" not in properties[name]
+    node = _node(key)
+    return node.get("type") == "string" and "enum" not in node
 
 
 def flat(config: Config) -> dict[str, Any]:
     """Every setting of a configuration by its dotted key, in the schema's order."""
-    return {
-        f"{section}.{name}": getattr(getattr(config, section), name)
-        for section in SECTIONS
-        for name in names_of(section)
-    }
+    parts = (key.partition(".") for key in defaults())
+    return {f"{section}.{name}": getattr(getattr(config, section), name) for section, _, name in parts}
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ def _one_each(items: tuple[Any, ...], count: int) -> bool:
 
 def _folder_only(key: str) -> Rule:
     """A setting of a folder that is described here must not be set where nothing would read it."""
-    default = default_of("data", key)
+    default = defaults()[f"data.{key}"]
     return Rule(
         (f"data.{key}", "data.kind", "data.classes"),
         lambda value, kind, classes: value == default or (kind == "folder" and len(classes) > 0),

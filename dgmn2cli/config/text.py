@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dgmn2cli.config.schema import SECTIONS, Config, flat, names_of
+from dgmn2cli.config.schema import SECTIONS, Config, flat
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.files import read_text
 
@@ -29,8 +30,8 @@ def config_to_toml(config: Config) -> str:
     if config.notes:
         lines.append(f"notes = {to_toml(config.notes)}")
     for section in SECTIONS:
-        values = getattr(config, section)
-        lines += ["", f"[{section}]", *(f"{name} = {to_toml(getattr(values, name))}" for name in names_of(section))]
+        values = asdict(getattr(config, section))
+        lines += ["", f"[{section}]", *(f"{name} = {to_toml(value)}" for name, value in values.items())]
     return "\n".join(lines) + "\n"
 
 

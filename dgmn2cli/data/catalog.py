@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -14,15 +15,8 @@ from dgmn2cli.config import DataConfig
 from dgmn2cli.data.cityscapes import IMAGE_SUFFIX, SPLITS, is_cityscapes, open_cityscapes
 from dgmn2cli.data.dataset import IGNORE, STORED_IDS, IdMap, SegmentationSet
 from dgmn2cli.data.files import is_litter
-from dgmn2cli.data.folder import (
-    DESCRIPTION,
-    SPLIT,
-    Layout,
-    find_description,
-    load_description,
-    open_folder,
-    open_folders,
-)
+from dgmn2cli.data.folder import DESCRIPTION, SPLIT, find_description, load_description, open_folder
+from dgmn2cli.data.layout import ANY, Layout, open_folders
 from dgmn2cli.data.preset import recognise
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import absence
@@ -58,35 +52,22 @@ def find_splits(root: str | Path) -> tuple[str, ...]:
     """
     root = Path(root)
     description = find_description(root)
-    if description is None:
-        found = {
-            name for name in _folders(root / "gtFine") if any((root / "leftImg8bit" / name).glob(f"*/*{IMAGE_SUFFIX}"))
-        }
-    else:
+    top, folders, named = root, f"gtFine/{SPLIT}", tuple[str, ...]()
+    if description is not None:
         said = load_description(description)
-        images = said.images
-        if said.splits:
-            pattern = os.path.join(glob.escape(str(description.parent)), images)
-            return tuple(name for name in said.splits if any(glob.iglob(pattern.replace(SPLIT, name))))
-        if SPLIT not in images:
-            return ("all",)
-        before, _, after = images.partition(SPLIT)
-        folder, prefix = (description.parent / (before + "x")).parent, before.rpartition("/")[2]
-        suffix = after.partition("/")[0]
-        splits = {
-            name[len(prefix) : len(name) - len(suffix)]
-            for name in _folders(folder)
-            if name.startswith(prefix) and name.endswith(suffix) and len(name) > len(prefix) + len(suffix)
-        }
-        found = {split for split in splits if os.path.isdir(description.parent / (before + split + after))}
+        top, folders, named = description.parent, said.images, said.splits
+    path = str(top / folders)
+    pattern = glob.escape(path).replace(f"[{ANY}]", ANY)
+    if named:
+        return tuple(name for name in named if any(glob.iglob(pattern.replace(SPLIT, name))))
+    if SPLIT not in folders:
+        return ("all",)
+    shape = re.compile(re.escape(path).replace(re.escape(ANY), "[^/]*").replace(re.escape(SPLIT), "([^/]+)"))
+    there = filter(os.path.isdir, glob.iglob(pattern.replace(SPLIT, ANY)))
+    found = {match[1] for folder in there if (match := shape.fullmatch(folder)) and not is_litter(match[1])}
+    if description is None:
+        found = {split for split in found if any((root / "leftImg8bit" / split).glob(f"*/*{IMAGE_SUFFIX}"))}
     return tuple(split for split in (*SPLITS, *sorted(found - set(SPLITS))) if split in found)
-
-
-def _folders(parent: Path) -> list[str]:
-    try:
-        return [name for name in os.listdir(parent) if not is_litter(name) and os.path.isdir(parent / name)]
-    except (OSError, ValueError):
-        return []
 
 
 def is_described(settings: DataConfig) -> bool:
@@ -152,9 +133,9 @@ def _open_described(settings: DataConfig, root: Path, split: str) -> Segmentatio
     if split not in ("train", "val"):
         why = f"the configuration describes train and val, not {split!r}"
         raise DataError("cannot open the data set", where=root, why=why, hint="Choose one of these splits.")
-    folders = (getattr(settings, f"{split}_images"), getattr(settings, f"{split}_labels"))
-    layout, ids = Layout(folders, (settings.image_suffix, settings.label_suffix)), described_ids(settings)
-    return open_folders(root, root, split, layout, ids, settings.classes, settings.palette)
+    images, labels = getattr(settings, f"{split}_images"), getattr(settings, f"{split}_labels")
+    layout = Layout(images, labels, settings.image_suffix, {settings.label_suffix: described_ids(settings)})
+    return open_folders(root, root, split, layout, settings.classes, settings.palette)
 
 
 def described_ids(settings: DataConfig) -> IdMap:

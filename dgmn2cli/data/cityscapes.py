@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, check_split, missing_labels
-from dgmn2cli.data.files import Found, find_files
-from dgmn2cli.data.names import comparable
-from dgmn2cli.errors import DataError
-from dgmn2cli.files import absence
+from dgmn2cli.data.dataset import IGNORE, IdMap, SegmentationSet
+from dgmn2cli.data.layout import Layout, open_folders
+from dgmn2cli.data.names import base
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -110,34 +108,8 @@ def open_cityscapes(root: str | Path, split: str = "val", *, labels: bool = True
     Raises:
         DataError: no such split, no images, or images without a label file (all are named).
     """
-    check_split(split)
     root = Path(root)
-    images_dir, labels_dir = root / "leftImg8bit" / split, root / "gtFine" / split
-    is_there = os.path.isdir(images_dir)
-    found = find_files(images_dir, (IMAGE_SUFFIX,)) if is_there else Found((), ())
-    if not found.files:
-        hint = f"Expected {images_dir}/CITY/*{IMAGE_SUFFIX}; name the folder that holds leftImg8bit and gtFine."
-        why = "there are no images" if is_there else absence(images_dir, "folder")
-        raise DataError("cannot open the Cityscapes data set", where=images_dir, why=why, hint=hint)
-    there = Found((), ())
-    if labels and os.path.isdir(labels_dir):
-        there = find_files(labels_dir, (TRAIN_IDS_SUFFIX, LABEL_IDS_SUFFIX), name_others=False)
-    label_of = {comparable(file.relative_to(labels_dir)): file for file in there.files}
-    pairs, faults = [], []
-    for image in found.files:
-        stem = comparable(image.relative_to(images_dir))[: -len(IMAGE_SUFFIX)]
-        trained, official = label_of.get(stem + TRAIN_IDS_SUFFIX), label_of.get(stem + LABEL_IDS_SUFFIX)
-        if labels and trained is None and official is None:
-            name = stem.split("/")[-1]
-            wanted = f"neither {name}{TRAIN_IDS_SUFFIX} nor {name}{LABEL_IDS_SUFFIX}"
-            faults.append(f"{image}: {wanted} is in {(labels_dir / stem).parent}")
-        ids = LABEL_IDS if trained is None and official is not None else TRAIN_IDS
-        pairs.append(Pair(stem.split("/")[-1], image, trained or official, ids))
-    if faults:
-        raise missing_labels("Cityscapes", root, faults, len(found.files))
-    used = {pair.label.name.split("_gtFine_")[0] for pair in pairs if pair.label}
-    unmatched = tuple(file for file in there.files if file.name.split("_gtFine_")[0] not in used)
-    notes = (*found.notes, *there.notes)
-    return SegmentationSet(
-        root, split, tuple(pairs), CLASSES, PALETTE, CATEGORY_OF_CLASS, "cityscapes", unmatched=unmatched, notes=notes
-    )
+    suffixes = {TRAIN_IDS_SUFFIX: TRAIN_IDS, LABEL_IDS_SUFFIX: LABEL_IDS}
+    layout = Layout(f"leftImg8bit/{split}", f"gtFine/{split}", IMAGE_SUFFIX, suffixes)
+    data = open_folders(root, root, split, layout, CLASSES, PALETTE, CATEGORY_OF_CLASS, labels=labels)
+    return replace(data, kind="cityscapes", pairs=tuple(replace(pair, name=base(pair.name)) for pair in data.pairs))

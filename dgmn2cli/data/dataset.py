@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
 from dgmn2cli.data.images import MAX_PIXELS, image_header, read_image, read_label, read_label_colours
+from dgmn2cli.data.transforms import IGNORE as IGNORE
 from dgmn2cli.data.transforms import Sample
-from dgmn2cli.errors import DataError, shown
+from dgmn2cli.errors import DataError
 
-IGNORE = 255  # the id of ignored pixels in every label this program hands on
 STORED_IDS = 1 << 16  # label maps have 16 bits at most
 UNKNOWN_COLOUR = STORED_IDS - 1  # stands for a colour that is no class's
 
@@ -171,18 +171,3 @@ def check_sizes(image: tuple[int, ...], label: tuple[int, ...], pair: Pair) -> N
             "(`exiftool -Orientation= FILE`); otherwise turn the label maps."
         )
     raise DataError("the label map does not fit", where=pair.label, why=why, hint=hint)
-
-
-def check_split(split: str) -> None:
-    """Raises DataError where a split's name, a folder's within the data set, leads out of it."""
-    path = PurePath(split)
-    if path.is_absolute() or ".." in path.parts:
-        why = "its name leads out of the data set, wanted a folder's in it"
-        raise DataError("no such split", where=shown(split), why=why, hint="Correct the split, as in train or val.")
-
-
-def missing_labels(kind: str, root: Path, faults: list[str], images: int) -> DataError:
-    """The error for images without label maps; `faults` has a line for each."""
-    why = f"{len(faults)} of {images} images have no label map"
-    hint = "Add them, or remove these images; label maps are found by their names."
-    return DataError(f"the {kind} data set is not complete", where=root, why=why, faults=faults, hint=hint)

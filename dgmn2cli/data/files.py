@@ -5,12 +5,11 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
 
-from dgmn2cli.data.names import comparable
+from dgmn2cli.data.names import base, comparable
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import absence
 from dgmn2cli.observer import Observer, Silent
@@ -24,9 +23,7 @@ _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle
 _NAMED = 3  # examples in a note
 _KERNELS = ("/proc", "/sys")  # what the kernel shows there are no files, and links lead from there everywhere
 MOST_FOLDERS, MOST_ENTRIES = 100_000, 5_000_000  # that one search goes through
-
-
-_Identity = tuple[int, int]
+_LITTER_LEFT = "hidden, or left by a desktop"
 
 
 @dataclass(frozen=True)
@@ -70,41 +67,21 @@ def find_files(
         raise DataError("cannot search the folder", where=folder, why=absence(folder, "folder"), hint="Check the path.")
     endings = tuple(comparable(suffix).lower() for suffix in suffixes)
     found: list[tuple[str, Path]] = []
-    left_out: dict[str, list[str]] = {}
-    pending: list[tuple[str, tuple[_Identity, ...]]] = [("", ())]
-    bounds = _Bounds(folder, observer)
-    while pending:
-        inside, above = pending.pop()
-        here = os.path.join(folder, inside) if inside else str(folder)
-        try:
-            own = _identity(here)
-            if own in above:
-                left_out.setdefault("a link in a circle", []).append(inside)
-                continue
-            if own[0] in bounds.kernels:
-                left_out.setdefault("of the kernel", []).append(inside or str(folder))
-                continue
-            with os.scandir(here) as scan:
-                entries = list(scan)
-        except OSError as error:
-            left_out.setdefault(f"a folder that cannot be read ({error.strerror})", []).append(inside)
-            continue
-        bounds.count(len(entries))
+    walk = _Walk(folder, observer)
+    for inside, entries in walk.folders(str(folder)):
         for entry in entries:
             name = os.path.join(inside, entry.name)
             matches = comparable(entry.name).lower().endswith(endings)
             if is_litter(entry.name):
-                left_out.setdefault("hidden, or left by a desktop", []).append(name)
+                walk.leave(_LITTER_LEFT, name)
             elif _is_folder(entry):
                 if matches:
-                    left_out.setdefault("a folder named like a file", []).append(name)
-                pending.append((name, (*above, own)))
+                    walk.leave("a folder named like a file", name)
             elif matches:
                 found.append((comparable(name), Path(folder, name)))
             elif name_others:
-                left_out.setdefault("of another suffix", []).append(name)
-    notes = tuple(_note(folder, kind, names) for kind, names in sorted(left_out.items()))
-    return Found(tuple(path for _, path in sorted(found)), notes)
+                walk.leave("of another suffix", name)
+    return Found(tuple(path for _, path in sorted(found)), walk.notes())
 
 
 def find_matches(pattern: str, observer: Observer = Silent()) -> Found:
@@ -120,20 +97,25 @@ def find_matches(pattern: str, observer: Observer = Silent()) -> Found:
     Raises:
         DataError: nothing matches, or `**` stands for more folders than `find_files` goes through.
     """
+    walk = _Walk(pattern, observer)
     try:
-        matches = sorted(set(_expand(pattern, _Bounds(pattern, observer))), key=comparable)
+        matches = sorted(set(_expand(pattern, walk)), key=comparable)
     except ValueError:  # a NUL byte
         matches = []
-    folders = [match for match in matches if os.path.isdir(match)]
-    litter = [match for match in matches if is_litter(Path(match).name) and match not in folders]
-    files = tuple(Path(match) for match in matches if match not in folders and match not in litter)
+    files, walk.left = [], {}  # what `**` does not lead through is no match
+    for match in matches:
+        if os.path.isdir(match):
+            walk.leave("a folder", match)
+        elif is_litter(base(match)):
+            walk.leave(_LITTER_LEFT, match)
+        else:
+            files.append(Path(match))
     if not files:
         raise DataError("no file matches", where=pattern, hint="Give files, folders, globs or @list.txt.")
-    kinds = {"a folder": folders, "hidden, or left by a desktop": litter}
-    return Found(files, tuple(_note(pattern, kind, names) for kind, names in kinds.items() if names))
+    return Found(tuple(files), walk.notes())
 
 
-def _expand(pattern: str, bounds: _Bounds) -> Iterator[str]:
+def _expand(pattern: str, walk: _Walk) -> Iterator[str]:
     """What a glob matches; not by Python's `**`, which goes round in circles of links."""
     parts = pattern.split(os.sep)
     if "**" not in parts:
@@ -143,41 +125,58 @@ def _expand(pattern: str, bounds: _Bounds) -> Iterator[str]:
     head = os.sep.join(parts[:place]) + os.sep * (place > 0)
     rest = list(dropwhile(lambda part: part == "**", parts[place:])) or ["*"]
     for start in glob.iglob(head) if head else [""]:
-        pending: list[tuple[str, tuple[_Identity, ...]]] = [(start, ())]
-        while pending:
-            folder, above = pending.pop()
-            with suppress(OSError):
-                own = _identity(folder or ".")
-                if own in above or own[0] in bounds.kernels:
-                    continue
-                yield from _expand(os.path.join(glob.escape(folder), *rest), bounds)
-                with os.scandir(folder or ".") as scan:
-                    entries = list(scan)
-                bounds.count(len(entries))
-                inside = [entry.name for entry in entries if _is_folder(entry) and not is_litter(entry.name)]
-                pending += [(os.path.join(folder, name), (*above, own)) for name in inside]
+        for inside, _ in walk.folders(start):
+            yield from _expand(os.path.join(glob.escape(os.path.join(start, inside)), *rest), walk)
 
 
-def _identity(folder: str) -> _Identity:
-    """What tells a folder from others, whatever link led to it."""
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
-
-
-class _Bounds:
-    """How far one search has come; it tells an observer and ends what goes too far."""
+class _Walk:
+    """One search through folders: how far it has come, what it leaves out, and where it ends."""
 
     def __init__(self, where: str | Path, observer: Observer) -> None:
-        self.where, self.observer, self.folders, self.entries = where, observer, 0, 0
+        self.where, self.observer, self.seen, self.entries = where, observer, 0, 0
+        self.left: dict[str, list[str]] = {}
         self.kernels = {os.stat(path).st_dev for path in _KERNELS if os.path.ismount(path)}
         observer.begin(f"searching {where}", unit="folders")
 
-    def count(self, entries: int) -> None:
-        """One folder more, which has so many entries."""
-        self.folders, self.entries = self.folders + 1, self.entries + entries
-        self.observer.advance(detail=f"{self.folders:,} folders, {self.entries:,} entries")
-        if self.folders > MOST_FOLDERS or self.entries > MOST_ENTRIES:
-            what = f"{MOST_FOLDERS:,} folders" if self.folders > MOST_FOLDERS else f"{MOST_ENTRIES:,} entries"
+    def folders(self, top: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+        """`top` and the folders below it, relative to it, with what is in each; links are followed, not in circles."""
+        pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+        while pending:
+            inside, above = pending.pop()
+            here = os.path.join(top, inside) if inside else top or "."
+            try:
+                status = os.stat(here)
+                own = status.st_dev, status.st_ino  # what tells a folder from others, whatever link led to it
+                if own in above or own[0] in self.kernels:
+                    self.leave("a link in a circle" if own in above else "of the kernel", inside or top)
+                    continue
+                with os.scandir(here) as scan:
+                    entries = list(scan)
+            except OSError as error:
+                self.leave(f"a folder that cannot be read ({error.strerror})", inside)
+                continue
+            self._count(len(entries))
+            yield inside, entries
+            below = [entry.name for entry in entries if _is_folder(entry) and not is_litter(entry.name)]
+            pending += [(os.path.join(inside, name), (*above, own)) for name in below]
+
+    def leave(self, kind: str, name: str) -> None:
+        """Something is left out."""
+        self.left.setdefault(kind, []).append(name)
+
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, a line for each kind."""
+        return tuple(
+            f"{self.where}: left out {len(names)} ({kind}): {', '.join(sorted(names)[:_NAMED])}"
+            + (", ..." if len(names) > _NAMED else "")
+            for kind, names in sorted(self.left.items())
+        )
+
+    def _count(self, entries: int) -> None:
+        self.seen, self.entries = self.seen + 1, self.entries + entries
+        self.observer.advance(detail=f"{self.seen:,} folders, {self.entries:,} entries")
+        if self.seen > MOST_FOLDERS or self.entries > MOST_ENTRIES:
+            what = f"{MOST_FOLDERS:,} folders" if self.seen > MOST_FOLDERS else f"{MOST_ENTRIES:,} entries"
             why, hint = f"the search, which follows links, leads to more than {what}", "Name a folder further down."
             raise DataError("cannot search the folder", where=self.where, why=why, hint=hint)
 
@@ -187,8 +186,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link in a circle: reading it says so
         return False
-
-
-def _note(where: str | Path, kind: str, names: Sequence[str]) -> str:
-    some = ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-    return f"{where}: left out {len(names)} ({kind}): {some}"

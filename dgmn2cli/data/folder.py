@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import colorsys
 import os
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,25 +13,14 @@ from pydantic.dataclasses import dataclass as validated
 
 from dgmn2cli.config.schema import NAMES_ONCE, SEVERAL, ClassName, Color, StoredId, Text, setting
 from dgmn2cli.data.cityscapes import CATEGORY_OF_CLASS, CLASSES, PALETTE
-from dgmn2cli.data.dataset import (
-    IGNORE,
-    STORED_IDS,
-    UNKNOWN_COLOUR,
-    IdMap,
-    Pair,
-    SegmentationSet,
-    check_split,
-    missing_labels,
-)
-from dgmn2cli.data.files import SUFFIXES, Found, ends_with, find_files
-from dgmn2cli.data.names import comparable, short_names
-from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error
-from dgmn2cli.files import absence, read_text
+from dgmn2cli.data.dataset import IGNORE, STORED_IDS, UNKNOWN_COLOUR, IdMap, SegmentationSet
+from dgmn2cli.data.layout import Layout, open_folders
+from dgmn2cli.errors import ConfigError, Dgmn2Error
+from dgmn2cli.files import read_text
 from dgmn2cli.validation import STRICT, check, must, parse_toml, raise_faults, schema_of, show
 
 DESCRIPTION = "dataset.toml"
 SPLIT = "{split}"  # stands for a split's name in the two folders
-ANY = "*"  # stands for any one folder, of one name in both
 CITYSCAPES = "cityscapes"  # in place of the classes: Cityscapes' 19, with their colours and groups
 MAX_CLASSES = IGNORE  # ids 0..254
 MAX_ID = STORED_IDS - 1
@@ -181,12 +166,6 @@ def id_map(description: FolderDescription) -> IdMap:
     return IdMap.of("class ids", meaning, f"Check classes, ignore and id_map in {DESCRIPTION}.", colours=colours)
 
 
-def chosen_palette(count: int) -> np.ndarray:
-    """(count, 3) uint8: colours far apart in hue, for classes that come without."""
-    colors = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.55 + 0.4 * (i % 2), 0.95 - 0.25 * (i % 3)) for i in range(count)]
-    return np.rint(np.array(colors).reshape(-1, 3) * 255).astype(np.uint8)
-
-
 def open_folder(
     path: str | Path, split: str = "train", *, root: Path | None = None, labels: bool = True
 ) -> SegmentationSet:
@@ -201,118 +180,15 @@ def open_folder(
         ConfigError: the description is wrong.
         DataError: no such folder, no images, or images without a label map (all are named).
     """
-    check_split(split)
     path = Path(path)
     said = load_description(path)
     layout = Layout(
-        (said.images.replace(SPLIT, split), said.labels.replace(SPLIT, split)),
-        (said.image_suffix, said.label_suffix),
-        (said.image_prefix, said.label_prefix),
+        images=said.images.replace(SPLIT, split),
+        labels=said.labels.replace(SPLIT, split),
+        image_suffix=said.image_suffix,
+        label_suffixes={said.label_suffix: id_map(said)},
+        image_prefix=said.image_prefix,
+        label_prefix=said.label_prefix,
     )
     source, root = (path, path.parent) if root is None else (root, root)
-    found = open_folders(source, root, split, layout, id_map(said), said.classes, said.palette, labels=labels)
-    return replace(found, categories=said.categories)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the files of a split lie, and how an image's name becomes its label map's: of images, of label maps."""
-
-    folders: tuple[str, str]  # they may be the same; `*` is any one folder
-    suffixes: tuple[str, str]  # what names end in; an image's may be empty: any image
-    prefixes: tuple[str, str] = ("", "")  # what names begin with
-
-
-def open_folders(
-    source: Path,
-    root: Path,
-    split: str,
-    layout: Layout,
-    ids: IdMap,
-    classes: tuple[str, ...],
-    palette: Sequence[tuple[int, int, int]],
-    *,
-    labels: bool = True,
-) -> SegmentationSet:
-    """One split: the images with their label maps, the label files that no image belongs to, and notes.
-
-    Args:
-        source: what errors name as the data set.
-        layout: of the split, from `root` on.
-        palette: the classes' colours; empty: they are chosen.
-        labels: False to use the images only.
-
-    Raises:
-        DataError: no such folder, no images, or images without a label map (all are named).
-    """
-    (images_dir, of_images), (labels_dir, of_labels) = (_base(root, folder) for folder in layout.folders)
-    suffixes, prefixes = layout.suffixes, layout.prefixes
-    endings = (suffixes[0],) if suffixes[0] else SUFFIXES
-    what, hint = "cannot open the data set", "Check `images` and `image_suffix` in its description, and the split."
-    if not os.path.isdir(images_dir):
-        raise DataError(what, where=images_dir, why=absence(images_dir, "folder"), hint=hint)
-    found = _within(find_files(images_dir, endings), images_dir, of_images)
-    there = Found((), ())
-    if os.path.isdir(labels_dir) and (labels or images_dir in (labels_dir, *labels_dir.parents)):
-        there = _within(find_files(labels_dir, (suffixes[1],), name_others=False), labels_dir, of_labels)
-    label_of = {_stem(file, labels_dir, (suffixes[1],), prefixes[1]): file for file in there.files}
-    stems = {file: _stem(file, images_dir, endings, prefixes[0]) for file in found.files}
-    beside = {label for file, stem in stems.items() if (label := label_of.get(stem)) not in (None, file)}
-    if images_dir in (labels_dir, *labels_dir.parents):  # what is named like a label there is none of the images
-        beside |= set(there.files)
-    images = [file for file in found.files if file not in beside] or ([] if labels else list(found.files))
-    if not images:
-        why = f"there are no images named *{', *'.join(endings)}" + (" beside the label maps" if beside else "")
-        raise DataError(what, where=images_dir, why=why, hint=hint)
-    often = Counter(stems[file] for file in images)
-    pairs, faults = [], []
-    names = short_names(
-        [os.fspath(image.relative_to(images_dir)) for image in images], [stems[file] for file in images]
-    )
-    for image, name in zip(images, names, strict=True):
-        stem = stems[image]
-        label = label_of.get(stem, labels_dir / _renamed(stem, prefixes[1], suffixes[1])) if labels else None
-        if labels and stem not in label_of:
-            faults.append(f"{image}: there is no {label}")
-        pairs.append(Pair(name, image, label, ids))
-    if faults:
-        raise missing_labels("folder", source, faults, len(images))
-    often_named = often.items() if labels else ()
-    shared = [f"{label_of[stem]}: {count} images have this label map" for stem, count in often_named if count > 1]
-    known = {pair.label for pair in pairs} | set(images)
-    unmatched = tuple(file for file in there.files if file not in known) if labels else ()
-    notes = (*found.notes, *there.notes, *shared)
-    colours = np.array(palette, np.uint8) if palette else chosen_palette(len(classes))
-    return SegmentationSet(source, split, tuple(pairs), classes, colours, unmatched=unmatched, notes=notes)
-
-
-def _base(root: Path, folder: str) -> tuple[Path, str]:
-    """The part of a folder's path before its first `*`, and the pattern from there on."""
-    parts = Path(folder).parts
-    fixed = next((place for place, part in enumerate(parts) if ANY in part), len(parts))
-    return root.joinpath(*parts[:fixed]), "/".join(parts[fixed:])
-
-
-def _within(found: Found, base: Path, pattern: str) -> Found:
-    """The files below the folders that a pattern matches, all if it is empty."""
-    if not pattern:
-        return found
-    depth = pattern.count("/") + 1
-
-    def belongs(file: Path) -> bool:
-        parts = file.relative_to(base).parts
-        return len(parts) > depth and Path(*parts[:depth]).match(pattern)
-
-    return Found(tuple(filter(belongs, found.files)), found.notes)
-
-
-def _renamed(stem: str, prefix: str, suffix: str) -> str:
-    folder, slash, name = stem.rpartition("/")
-    return f"{folder}{slash}{prefix}{name}{suffix}"
-
-
-def _stem(file: Path, folder: Path, endings: tuple[str, ...], prefix: str) -> str:
-    """The name below `folder` without its prefix and ending, in the form in which names are compared."""
-    name = comparable(file.relative_to(folder))
-    above, slash, name = name[: len(name) - len(comparable(ends_with(name, endings)))].rpartition("/")
-    return above + slash + name.removeprefix(comparable(prefix))
+    return open_folders(source, root, split, layout, said.classes, said.palette, said.categories, labels=labels)

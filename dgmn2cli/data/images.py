@@ -105,14 +105,32 @@ def check_image(data: bytes, max_pixels: int = MAX_PIXELS, where: str | Path = "
 
 
 def read_bytes(
-    path: str | Path, max_pixels: int = MAX_PIXELS, first: int = 0, count: int | None = None, where: str | Path = ""
+    path: str | Path,
+    max_pixels: int = MAX_PIXELS,
+    first: int = 0,
+    count: int | None = None,
+    where: str | Path = "",
+    what: str = _IMAGE,
 ) -> bytes:
     """The bytes of an image file, not yet decoded; of an archive, `count` bytes of it, which are called `where`.
 
     Raises:
         DataError: no regular file, empty, cannot be read, or larger than any image of `max_pixels`.
     """
-    return _read_file(path, _IMAGE, max_pixels, first, count, where)
+    largest, where = _BYTES_PER_PIXEL * max_pixels + _BYTES_SPARE, where or path
+    with open_regular(path, what, kind=DataError, unreadable=DataError) as file:
+        size = os.fstat(file.fileno()).st_size if count is None else count
+        if size > largest:
+            why = f"the file has {size:,} bytes, more than {max_pixels:,} pixels can need"
+            raise DataError(what, where=where, why=why, hint="Is it an image? If so, raise --max-pixels.")
+        try:
+            file.seek(first)
+            data = file.read(largest if count is None else count)
+        except OSError as error:
+            raise DataError(what, where=where, why=error.strerror or str(error)) from error
+    if not data:
+        raise DataError(what, where=where, why="the file is empty", hint="Fetch or export it again.")
+    return data
 
 
 def write_png(path: str | Path, array: np.ndarray, palette: np.ndarray | None = None) -> Path:
@@ -142,7 +160,7 @@ def encode_png(array: np.ndarray, palette: np.ndarray | None = None) -> bytes:
 
 
 def _decode_file(path: str | Path, what: str, max_pixels: int, decode: Callable[[bytes, int], _T]) -> _T:
-    return _decode(_read_file(path, what, max_pixels), path, what, max_pixels, decode)
+    return _decode(read_bytes(path, max_pixels, what=what), path, what, max_pixels, decode)
 
 
 def _decode(data: bytes, where: str | Path, what: str, max_pixels: int, decode: Callable[[bytes, int], _T]) -> _T:
@@ -151,23 +169,3 @@ def _decode(data: bytes, where: str | Path, what: str, max_pixels: int, decode: 
         return decode(data, max_pixels)
     except Malformed as error:
         raise DataError(what, where=where, why=str(error), hint=error.hint) from error
-
-
-def _read_file(
-    path: str | Path, what: str, max_pixels: int, first: int = 0, count: int | None = None, where: str | Path = ""
-) -> bytes:
-    """All bytes (or some) of a regular file of a sensible size; nothing else is ever waited on."""
-    largest, where = _BYTES_PER_PIXEL * max_pixels + _BYTES_SPARE, where or path
-    with open_regular(path, what, kind=DataError, unreadable=DataError) as file:
-        size = os.fstat(file.fileno()).st_size if count is None else count
-        if size > largest:
-            why = f"the file has {size:,} bytes, more than {max_pixels:,} pixels can need"
-            raise DataError(what, where=where, why=why, hint="Is it an image? If so, raise --max-pixels.")
-        try:
-            file.seek(first)
-            data = file.read(largest if count is None else count)
-        except OSError as error:
-            raise DataError(what, where=where, why=error.strerror or str(error)) from error
-    if not data:
-        raise DataError(what, where=where, why="the file is empty", hint="Fetch or export it again.")
-    return data

@@ -40,21 +40,16 @@ class Names(Sequence[str]):
         return len(self._ends)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # one name; a slice gives a list of them
-        if not isinstance(index, slice):
-            number = range(len(self))[index]
-            return self._between(number, number + 1)[0]
-        numbers = range(*index.indices(len(self)))
-        if numbers.step == 1:
-            return self._between(numbers.start, numbers.stop)
-        return [self[number] for number in numbers]
+        numbers = range(len(self))[index]
+        if isinstance(index, slice):
+            return [self[number] for number in numbers]
+        return self._between(numbers, numbers + 1)[0]
 
     def __iter__(self) -> Iterator[str]:
         for first in range(0, len(self), _BLOCK):
             yield from self._between(first, min(first + _BLOCK, len(self)))
 
     def _between(self, first: int, stop: int) -> list[str]:
-        if first >= stop:
-            return []
         found = self._bytes[self._ends[first - 1] if first else 0 : self._ends[stop - 1]]
         return [name.decode("utf-8", "surrogatepass") for name in found.split(_END)[:-1]]
 
@@ -94,11 +89,6 @@ def naming(files: Collection[str | Path]) -> Callable[[str | Path], str]:
             common = os.path.commonpath([common or folder, folder])
             prefix = os.path.join(common, "")
     return lambda file: absolute(file, here)[len(prefix) :]
-
-
-def distinct_names(files: Collection[str | Path]) -> list[str]:
-    """The name of each file by `naming`."""
-    return list(map(naming(files), files))
 
 
 def alike(keys: np.ndarray) -> np.ndarray:

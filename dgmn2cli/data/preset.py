@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,21 +19,6 @@ from dgmn2cli.errors import ConfigError, DataError, shown
 from dgmn2cli.resources import preset_dir
 
 LOOKED_AT = 2000  # files of a folder whose names are looked at
-
-
-@dataclass(frozen=True)
-class PresetInfo:
-    """A known data set in words: where it comes from, where its files lie, how stored ids become classes."""
-
-    name: str
-    title: str
-    source: str
-    licence: str
-    note: str
-    images: str
-    labels: str
-    splits: tuple[str, ...]
-    mapping: LabelMapping
 
 
 @dataclass(frozen=True)
@@ -53,16 +39,12 @@ class Preset:
         ids = id_map(self.said)
         return LabelMapping(self.name, mapping_hash(ids), without(ids, self.said.classes))
 
-    def describe(self) -> PresetInfo:
-        """What a user may want to know of it."""
-        said = self.said
+    def describe(self) -> dict[str, Any]:
+        """What a user may want to know of it: in words, where its files lie, how stored ids become classes."""
+        words = {key: getattr(self.said, key) for key in ("title", "source", "licence", "note")}
         images, labels = (f"{folder}/{prefix}*{suffix}" for folder, prefix, suffix in self._parts())
-        names = (self.name, said.title, said.source, said.licence, said.note)
-        return PresetInfo(*names, images, labels, said.splits, self.mapping())
-
-    def fits(self, root: Path) -> bool:
-        """Whether a split under `root` has images and label maps where this has them, with names like these."""
-        return bool(self.splits_in(root))
+        files = {"images": images, "labels": labels, "splits": self.said.splits}
+        return {"name": self.name, **words, **files, "mapping": self.mapping()}
 
     def splits_in(self, root: Path) -> tuple[str, ...]:
         """The splits under `root` that have images and label maps."""
@@ -138,7 +120,7 @@ def open_preset(name: str, root: str | Path, split: str | None = None) -> Segmen
 
 def recognise(root: Path) -> list[str]:
     """The presets that a folder is laid out like; of several the ones with the deepest folders, which say most."""
-    fitting = {name: preset.said.images.count("/") for name, preset in presets().items() if preset.fits(root)}
+    fitting = {name: preset.said.images.count("/") for name, preset in presets().items() if preset.splits_in(root)}
     return [name for name, depth in fitting.items() if depth == max(fitting.values())]
 
 

@@ -1,17 +1,19 @@
 """The published image transforms: image to network input at test time, and the training augmentations.
 
-Images are (H, W, 3) uint8, blue green red, as `read_image` gives them; labels are (H, W) uint8. Each random
-transform takes the generator it draws from, and draws in the published order: the same draws give the same bytes.
+Images are (H, W, 3) uint8, blue green red, as `read_image` gives them; labels are (H, W) uint8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from dgmn2cli.config.schema import AugmentConfig
+
+IGNORE = 255  # the id of ignored pixels in every label this program hands on
 MEAN_RGB = (123.675, 116.28, 103.53)
 STD_RGB = (58.395, 57.12, 57.375)
 CROP_TRIES = 10
@@ -97,136 +99,95 @@ class Sample:
 
 
 Draws = np.random.RandomState  # it draws as the published code does
-Transform = Callable[[Sample, Draws], Sample]  # one step of the augmentation; the given sample is left as it is
 
 
 @dataclass(frozen=True)
-class RandomScale:
-    """Fits the sample into a scale pair times a ratio drawn from [low, high)."""
+class Augmentation:
+    """The published augmentation, in its order: scale, crop, mirror, colours, network input; samples stay as they are.
 
-    scale: tuple[int, int] = (2049, 1025)
-    low: float = 0.5
-    high: float = 2.0
-
-    def __call__(self, sample: Sample, draws: Draws) -> Sample:
-        ratio = draws.random_sample() * (self.high - self.low) + self.low
-        size = target_size(sample.label.shape[0], sample.label.shape[1], scaled(self.scale, ratio))
-        return Sample(resize_image(sample.image, size), resize_label(sample.label, size))
-
-
-@dataclass(frozen=True)
-class RandomCrop:
-    """Cuts out a window, preferring one that is not nearly all of one class.
-
-    A window passes with more than one class and the largest under `largest_share` of the pixels that are not ignored.
-    Up to ten are checked; the one drawn after the tenth failure is taken as it is. A smaller image is not padded.
+    Each random step draws in the published order, so that the same draws give the same bytes.
     """
 
-    size: tuple[int, int] = (769, 769)
-    largest_share: float = 0.75
-    ignore: int = 255
+    settings: AugmentConfig
 
-    def __call__(self, sample: Sample, draws: Draws) -> Sample:
-        window = self._draw(sample, draws)
-        for _ in range(CROP_TRIES if self.largest_share < 1 else 0):
+    def __call__(self, sample: Sample, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+        """(3, H, W) float32 and (H, W) uint8 of one training sample; both sides are at least those of the crop."""
+        sample = self.flip(self.crop(self.scale(sample, draws), draws), draws)
+        if self.settings.photometric:
+            sample = Sample(self.distort(sample.image, draws), sample.label)
+        return self.finish(sample)
+
+    def scale(self, sample: Sample, draws: Draws) -> Sample:
+        """Fits the sample into the scale pair times a ratio drawn from [low, high)."""
+        low, high = self.settings.ratio
+        ratio = draws.random_sample() * (high - low) + low
+        size = target_size(sample.label.shape[0], sample.label.shape[1], scaled(self.settings.scale, ratio))
+        return Sample(resize_image(sample.image, size), resize_label(sample.label, size))
+
+    def crop(self, sample: Sample, draws: Draws) -> Sample:
+        """Cuts out a square, preferring one that is not nearly all of one class.
+
+        One passes with more than one class, the largest under `category_max_ratio` of the pixels that are not ignored.
+        Up to ten are checked; the one drawn after the tenth failure is taken as it is. A smaller image is not padded.
+        """
+        window = self._window(sample, draws)
+        for _ in range(CROP_TRIES if self.settings.category_max_ratio < 1 else 0):
             if self._varied(sample.label[window]):
                 break
-            window = self._draw(sample, draws)
+            window = self._window(sample, draws)
         return Sample(sample.image[window], sample.label[window])
 
-    def _draw(self, sample: Sample, draws: Draws) -> tuple[slice, slice]:
-        height, width = sample.label.shape
-        top = int(draws.randint(0, max(height - self.size[0], 0) + 1))
-        left = int(draws.randint(0, max(width - self.size[1], 0) + 1))
-        return slice(top, top + self.size[0]), slice(left, left + self.size[1])
+    def _window(self, sample: Sample, draws: Draws) -> tuple[slice, slice]:
+        side = self.settings.crop
+        top, left = (int(draws.randint(0, max(length - side, 0) + 1)) for length in sample.label.shape)
+        return slice(top, top + side), slice(left, left + side)
 
     def _varied(self, label: np.ndarray) -> bool:
         counts = np.bincount(label.ravel(), minlength=256)
-        counts[self.ignore] = 0
-        return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.largest_share)
+        counts[IGNORE] = 0
+        return bool(np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.settings.category_max_ratio)
 
-
-@dataclass(frozen=True)
-class RandomFlip:
-    """Mirrors the sample left to right with a probability."""
-
-    probability: float = 0.5
-
-    def __call__(self, sample: Sample, draws: Draws) -> Sample:
-        if draws.rand() >= self.probability:
+    def flip(self, sample: Sample, draws: Draws) -> Sample:
+        """Mirrors the sample left to right with a probability."""
+        if draws.rand() >= self.settings.flip_prob:
             return sample
         return Sample(sample.image[:, ::-1], sample.label[:, ::-1])
 
+    def distort(self, image: np.ndarray, draws: Draws) -> np.ndarray:
+        """Brightness, contrast, saturation and hue, each changed with an even chance.
 
-@dataclass(frozen=True)
-class PhotometricDistortion:
-    """Brightness, contrast, saturation and hue, each changed with an even chance.
-
-    Contrast comes first or last of the last three, an even chance. Every step computes in float32, clips to 0..255
-    and cuts to bytes; saturation and hue each go to HSV (OpenCV's, hue 0..179) and back.
-    """
-
-    brightness: float = 32
-    contrast: tuple[float, float] = (0.5, 1.5)
-    saturation: tuple[float, float] = (0.5, 1.5)
-    hue: int = 18
-
-    def __call__(self, sample: Sample, draws: Draws) -> Sample:
-        image = np.ascontiguousarray(sample.image)
+        Contrast comes first or last of the last three, an even chance. Every step computes in float32, clips to 0..255
+        and cuts to bytes; saturation and hue each go to HSV (OpenCV's, hue 0..179) and back.
+        """
+        settings, image = self.settings, np.ascontiguousarray(image)
         if draws.randint(2):
-            image = _linear(image, 1, draws.uniform(-self.brightness, self.brightness))
+            image = _linear(image, 1, draws.uniform(-settings.brightness, settings.brightness))
         contrast_first = draws.randint(2)
         if contrast_first:
             image = self._contrast(image, draws)
         if draws.randint(2):
             hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-            hsv[..., 1] = _linear(hsv[..., 1], draws.uniform(*self.saturation), 0)
+            hsv[..., 1] = _linear(hsv[..., 1], draws.uniform(*settings.saturation), 0)
             image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
         if draws.randint(2):
             hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-            hsv[..., 0] = (hsv[..., 0].astype(np.int16) + int(draws.randint(-self.hue, self.hue))) % 180
+            hsv[..., 0] = (hsv[..., 0].astype(np.int16) + int(draws.randint(-settings.hue, settings.hue))) % 180
             image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
-        if not contrast_first:
-            image = self._contrast(image, draws)
-        return Sample(image, sample.label)
+        return image if contrast_first else self._contrast(image, draws)
 
     def _contrast(self, image: np.ndarray, draws: Draws) -> np.ndarray:
-        return _linear(image, draws.uniform(*self.contrast), 0) if draws.randint(2) else image
+        return _linear(image, draws.uniform(*self.settings.contrast), 0) if draws.randint(2) else image
+
+    def finish(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """The network input, filled right and bottom to the crop's side: image 0 (the mean colour), label ignored."""
+        height, width = sample.label.shape
+        size = max(height, self.settings.crop), max(width, self.settings.crop)
+        image, label = np.zeros((3, *size), np.float32), np.full(size, IGNORE, np.uint8)
+        image[:, :height, :width], label[:height, :width] = normalize(sample.image), sample.label
+        return image, label
 
 
 def _linear(values: np.ndarray, factor: float, offset: float) -> np.ndarray:
     """`values` x factor + offset in float32, clipped to 0..255 and cut to uint8."""
     changed = values.astype(np.float32) * np.float32(factor) + np.float32(offset)
     return np.clip(changed, 0, 255).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class NormalizeAndPad:
-    """Makes the network input, then fills right and bottom up to `size`: image 0 (the mean colour), label ignored."""
-
-    size: tuple[int, int] = (769, 769)
-    ignore: int = 255
-
-    def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """(3, H, W) float32 and (H, W) uint8, both at least `size`."""
-        height, width = sample.label.shape
-        size = max(height, self.size[0]), max(width, self.size[1])
-        image = np.zeros((3, *size), np.float32)
-        image[:, :height, :width] = normalize(sample.image)
-        label = np.full(size, self.ignore, np.uint8)
-        label[:height, :width] = sample.label
-        return image, label
-
-
-@dataclass(frozen=True)
-class TrainTransform:
-    """The whole augmentation: random steps in order, then the network input."""
-
-    steps: tuple[Transform, ...]
-    finish: NormalizeAndPad
-
-    def __call__(self, sample: Sample, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-        """(3, H, W) float32 and (H, W) uint8 of one training sample."""
-        for step in self.steps:
-            sample = step(sample, draws)
-        return self.finish(sample)

@@ -32,7 +32,7 @@ from dgmn2cli.inference.sources import ImageFile
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_device, resolve_dtype, set_threads
-from dgmn2cli.training.folder import FolderLock, RunFolder
+from dgmn2cli.training.folder import RunFolder, lock_folder
 from dgmn2cli.training.plan import plan_training
 from dgmn2cli.training.report import TrainReport
 from dgmn2cli.training.request import RESUME_NEWEST, TrainRequest
@@ -67,7 +67,7 @@ def demo(request: DemoRequest, observer: Observer) -> DemoReport:
     resolve_backend(request.backend, resolve_device(request.device), resolve_dtype(config.train.dtype))
     photograph = request.image or resources.example_photograph()
     read_image(photograph)  # refused now, not after minutes of training
-    with FolderLock(request.out):
+    with lock_folder(request.out):
         if request.overwrite:
             request.folder.clear()
         write_mark(request)

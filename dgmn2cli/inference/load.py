@@ -18,7 +18,7 @@ from dgmn2cli.checkpoint.recognise import recognise
 from dgmn2cli.checkpoint.unwrap import Checkpoint, class_names
 from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, verify_checkpoint
 from dgmn2cli.config import Config, InferenceConfig, ModelConfig, is_path, load_config
-from dgmn2cli.data.folder import chosen_palette
+from dgmn2cli.data.layout import chosen_palette
 from dgmn2cli.errors import ConfigError, IntegrityError, printable
 from dgmn2cli.inference.dtype import with_fitting_dtype
 from dgmn2cli.inference.graph import MAX_CLASSES

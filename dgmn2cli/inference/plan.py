@@ -14,9 +14,9 @@ from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.inference.graph import GraphInference
 from dgmn2cli.inference.settings import Settings as Settings
 from dgmn2cli.inference.sliding_window import Windowing, band_rows
+from dgmn2cli.model.fused.lanes import lanes
 from dgmn2cli.runtime import highest_use, in_use, machine_memory, return_large_blocks
 
-WINDOW_BATCH = {"cpu": 1}  # measured on two cores: batches gain nothing on a CPU and cost memory
 WINDOW_BATCH_GPU = 4
 
 DECODE_BYTES = 12  # per pixel, while an image is decoded, turned and put into the order of colours
@@ -45,6 +45,13 @@ class Protocol:
         return f"{self.name}, {kind}{' + flip' if self.flip else ''}, {size}, {cut}"
 
 
+def _window_batch(device: torch.device, graph: bool) -> int:
+    """Windows at a time: a GPU's fill it, the CPU's threads share them out; runtimes of graphs share out themselves."""
+    if device.type != "cpu":
+        return WINDOW_BATCH_GPU
+    return 1 if graph else lanes()
+
+
 def resolve_settings(
     settings: Settings, inference: InferenceConfig | GraphInference, device: torch.device | str | None = None
 ) -> Protocol:
@@ -69,7 +76,7 @@ def resolve_settings(
     stride = min(stride, window) if settings.stride is None else settings.stride
     batch = settings.window_batch
     if batch is None and device is not None:
-        batch = WINDOW_BATCH.get(torch.device(device).type, WINDOW_BATCH_GPU)
+        batch = _window_batch(torch.device(device), isinstance(inference, GraphInference))
     Windowing(window, stride, 1 if batch is None else batch)  # refuses what cannot be
     return Protocol(
         name=name,

@@ -13,36 +13,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps), mean and var over the images and pixels of all processes."""
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the normalised `x` `(B, C, H, W)`, mean and (biased) variance `(C,)`, and the number of values."""
-        sums = torch.cat([x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])])
-        dist.all_reduce(sums)
-        count = sums[-1]
-        mean = sums[:-1] / count
-        centred = x - mean[:, None, None]
-        squares = centred.square().sum((0, 2, 3))  # of the centred values: sums of squares cancel badly
-        dist.all_reduce(squares)
-        variance = squares / count
-        scale = (variance + eps).rsqrt()
-        normal = centred * scale[:, None, None]
-        ctx.save_for_backward(normal, scale, count)
-        ctx.mark_non_differentiable(mean, variance, count)
-        return normal, mean, variance, count
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        total = mine.clone()
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """d x = scale * (d y - mean(d y) - y * mean(d y * y)), the means over all processes."""
-        normal, scale, count = ctx.saved_tensors
-        gradient = gradients[0]
-        sums = torch.cat([gradient.sum((0, 2, 3)), (gradient * normal).sum((0, 2, 3))])
-        dist.all_reduce(sums)
-        along_one, along_normal = (sums / count).chunk(2)
-        inner = gradient - along_one[:, None, None] - normal * along_normal[:, None, None]
-        return inner * scale[:, None, None], None
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradients[0])
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
@@ -53,9 +35,14 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        normal, mean, variance, count = _Normalise.apply(wide, self.eps)
+        sums = _Sum.apply(torch.cat([wide.sum((0, 2, 3)), wide.new_tensor([x.numel() / x.shape[1]])]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = wide - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count  # of the centred: sums of squares cancel badly
         self._track(mean, variance, count)
-        return (normal * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -79,16 +66,7 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return converted
-    for name, module in list(model.named_modules()):
+    for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            model.set_submodule(name, _synced(module))
+            module.__class__ = SyncedBatchNorm  # which has no state of its own
     return model
-
-
-def _synced(norm: nn.BatchNorm2d) -> SyncedBatchNorm:
-    """The synchronised equal of `norm`, on the same parameters and buffers."""
-    twin = SyncedBatchNorm(norm.num_features, norm.eps, norm.momentum)
-    twin.weight, twin.bias = norm.weight, norm.bias
-    twin.running_mean, twin.running_var = norm.running_mean, norm.running_var
-    twin.num_batches_tracked = norm.num_batches_tracked
-    return twin.train(norm.training)

@@ -11,10 +11,9 @@ from dgmn2cli.config import Config
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
 from dgmn2cli.data.loaders import pass_order, sample_draws
-from dgmn2cli.data.transforms import MEAN_RGB, STD_RGB
+from dgmn2cli.data.transforms import MEAN_RGB, STD_RGB, Augmentation
 from dgmn2cli.inference.visualize import colorize
 from dgmn2cli.report.sheet import contact_sheet
-from dgmn2cli.training.request import augmentation
 
 
 def write_samples(data: SegmentationSet, config: Config, path: Path, *, count: int, seed: int) -> tuple[str, ...]:
@@ -29,7 +28,7 @@ def write_samples(data: SegmentationSet, config: Config, path: Path, *, count: i
         DataError: an image or label cannot be read.
         ResourceError: the sheet cannot be written.
     """
-    augment, rows, names = augmentation(config), [], []
+    augment, rows, names = Augmentation(config.augment), [], []
     for position, index in enumerate(pass_order(len(data), seed, 0)[:count]):
         sample = data.read(int(index))
         image, label = augment(sample, sample_draws(seed, position))

@@ -7,10 +7,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -18,11 +17,9 @@ from dgmn2cli.config import Config, config_difference, config_to_toml, load_conf
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.evaluate.report import versions
 from dgmn2cli.files import atomic_write, local_write_errors, open_in_place, to_json
-from dgmn2cli.observer import Observer
-from dgmn2cli.report.charts import training_curves
 from dgmn2cli.runtime import describe_device
-from dgmn2cli.training.logs import RunLogs, read_log
-from dgmn2cli.training.state import CheckpointStore, TrainState
+from dgmn2cli.training.logs import LOG
+from dgmn2cli.training.state import CheckpointStore
 
 FREE = ("data.root: ", "data.workers: ", "train.keep: ", "train.logger: ")  # settings that change no number
 
@@ -40,7 +37,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config, self.log = path / "config.toml", path / "log.jsonl"
+        self.config, self.log = path / "config.toml", path / LOG
         self.curves, self.evaluation = path / "curves.png", path / "evaluation.json"
         self.page = path / "evaluation.html"
 
@@ -51,11 +48,6 @@ class RunFolder:
     def checkpoints(self, keep: int = 0) -> CheckpointStore:
         """The checkpoints, of which `keep` numbered ones stay (0: all)."""
         return CheckpointStore(self.path / "checkpoints", keep)
-
-    def logs(self, config: Config, state: TrainState | None, observer: Observer) -> RunLogs:
-        """Opens the records, the log where it was when `state` was saved."""
-        start, length = (state.iteration, state.log_bytes) if state else (0, 0)
-        return RunLogs(self.path, config, self.log, start, length, observer)
 
     def require_ours(self) -> None:
         """Refuses a folder with somebody's files: ours has a lock or checkpoints, or nothing in it yet.
@@ -106,56 +98,33 @@ class RunFolder:
         }
         atomic_write(self.path / "environment.json", to_json(about) + "\n")
 
-    def draw_curves(self, title: str) -> int:
-        """Draws the curves from the log; returns how many of its lines are damaged.
-
-        Raises:
-            ResourceError: the image cannot be written.
-        """
-        records, damaged = read_log(self.log)
-        training_curves(records, self.curves, title)
-        return damaged
-
 
 def differences(before: Config, after: Config) -> list[str]:
     """The settings that differ, one line each, but those that change no number."""
     return [line for line in config_difference(before, after) if not line.startswith(FREE)]
 
 
-class FolderLock:
-    """The right to write to a run folder, as a context manager; a killed holder loses it at once.
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """The right to write to a run folder within the block; a killed holder loses it at once.
 
     A record lock: data workers forked by the training do not inherit it and cannot keep it from beyond the grave.
 
     Raises:
         ResourceError: another process has it, the folder cannot be written, or the lock's name leads elsewhere.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "lock"
-
-    def __enter__(self) -> FolderLock:
-        with local_write_errors(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = open_in_place(self._path, os.O_RDWR)
+    path = folder / "lock"
+    with local_write_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = open_in_place(path, os.O_RDWR)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
         try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.read(self._descriptor, 200).decode(errors="replace").strip()
-            os.close(self._descriptor)
-            raise ResourceError(
-                "another training writes to this folder",
-                where=self._path.parent,
-                why=holder or "it is locked",
-                hint="Wait for it, stop it, or choose another --out.",
-            ) from error
-        with local_write_errors(self._path):
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, f"process {os.getpid()} on {platform.node()}, {time.ctime()}\n".encode())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with suppress(OSError):
-            os.close(self._descriptor)  # the file stays: removing it would let two holders have two files
+            what, hint = "another training writes to this folder", "Wait for it, stop it, or choose another --out."
+            why = file.read(200).decode(errors="replace").strip() or "it is locked"
+            raise ResourceError(what, where=folder, why=why, hint=hint) from error
+        with local_write_errors(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}, {time.ctime()}\n".encode())
+        yield  # the file stays: removing it would let two holders have two files

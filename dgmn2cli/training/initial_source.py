@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from dgmn2cli.errors import ResourceError
@@ -13,17 +12,12 @@ from dgmn2cli.zoo import cache_dir, load_zoo, locate
 IMAGENET, SCRATCH = "imagenet", "scratch"
 
 
-@dataclass(frozen=True)
-class InitialWeights:
-    """Where a training's first weights come from."""
+def find_initial_weights(
+    init: str, backbone: str, zoo_file: Path | None, cache: Path | None
+) -> tuple[Path, str | None] | None:
+    """The checkpoint that `init` (`imagenet`, `scratch` or a path) means here, and its hash if known; None: scratch.
 
-    kind: str  # `imagenet`, `scratch` or `file`
-    path: Path | None = None  # the checkpoint; None for `scratch`
-    sha256: str | None = None  # the hash it must have, where one is known
-
-
-def find_initial_weights(init: str, backbone: str, zoo_file: Path | None, cache: Path | None) -> InitialWeights:
-    """What `init` (`imagenet`, `scratch` or a path) means here; nothing is read but the cache's index.
+    Nothing is read but the cache's index.
 
     Args:
         init: the configuration's `train.init`.
@@ -34,13 +28,13 @@ def find_initial_weights(init: str, backbone: str, zoo_file: Path | None, cache:
         ResourceError: the ImageNet weights, or the file, are not there; says both ways out.
     """
     if init == SCRATCH:
-        return InitialWeights(SCRATCH)
+        return None
     if init != IMAGENET:
         path = Path(init)
         if not os.path.exists(path):
             hint = "Give the path of a checkpoint, or --from imagenet or --from scratch."
             raise ResourceError("the first weights are not there", where=path, why=absence(path), hint=hint)
-        return InitialWeights("file", path)
+        return path, None
     entry = load_zoo(zoo_file).backbone(backbone)
     found = locate(entry, cache_dir(cache))
     if found is None:
@@ -50,4 +44,4 @@ def find_initial_weights(init: str, backbone: str, zoo_file: Path | None, cache:
             why="a training starts from them unless told otherwise",
             hint=f"Get them with `dgmn2 download {entry.key}`, or start without them: --from scratch.",
         )
-    return InitialWeights(IMAGENET, found.path, found.sha256)
+    return found.path, found.sha256

@@ -15,14 +15,13 @@ from dgmn2cli.errors import ConfigError, IntegrityError
 from dgmn2cli.files import read_text
 from dgmn2cli.inference.load import class_list
 from dgmn2cli.model.segmentor import Segmentor
-from dgmn2cli.training.initial_source import IMAGENET, InitialWeights
 
 MAX_WEIGHT_FILE = 1 << 20  # bytes
 WEIGHT_LINES = "Each line is NAME = WEIGHT, for every class."
 CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
 
 
-def load_initial_weights(model: Segmentor, first: InitialWeights, data: SegmentationSet) -> list[str]:
+def load_initial_weights(model: Segmentor, first: tuple[Path, str | None] | None, data: SegmentationSet) -> list[str]:
     """Loads a training's first weights into `model`; says what was done with them.
 
     Args:
@@ -33,13 +32,13 @@ def load_initial_weights(model: Segmentor, first: InitialWeights, data: Segmenta
     Raises:
         ResourceError, IntegrityError, NonFiniteError: the file is missing, damaged, unsafe, or another model's.
     """
-    if first.path is None:
+    if first is None:
         return ["Started from fresh weights (scratch)."]
-    read = read_checkpoint(first.path, sha256=first.sha256)
-    if first.kind == IMAGENET or not any(key.startswith("decode_head.") for key in read.state):
+    read = read_checkpoint(first[0], sha256=first[1])
+    if not any(key.startswith("decode_head.") for key in read.state):
         load_backbone_weights(model.backbone, read)
-        return [f"Took the backbone's weights from {first.path}.", *read.notes]
-    return [f"Took the weights from {first.path}.", *read.notes, *_load_segmentor(model, read, data.classes)]
+        return [f"Took the backbone's weights from {first[0]}.", *read.notes]
+    return [f"Took the weights from {first[0]}.", *read.notes, *_load_segmentor(model, read, data.classes)]
 
 
 def _load_segmentor(model: Segmentor, read: Checkpoint, classes: tuple[str, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The records of a run: JSON lines of steps and evaluations, of what depends on the clock, and curves for others.
+"""The records of a run: JSON lines of steps and evaluations, of what depends on the clock, curves for TensorBoard, W&B.
 
 Nothing in the log depends on the clock, so that the log of a resumed run equals the log of an unbroken one byte for
 byte. What does (seconds, starts and stops) is in the file of events beside it.
@@ -6,24 +6,32 @@ byte. What does (seconds, starts and stops) is in the file of events beside it.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
 from dgmn2cli.config import Config
+from dgmn2cli.config.schema import flat
+from dgmn2cli.errors import ResourceError
 from dgmn2cli.evaluate import EvalReport
-from dgmn2cli.files import local_write_errors, open_in_place, open_regular, to_plain
+from dgmn2cli.files import atomic_write, local_write_errors, open_in_place, open_regular, to_plain
 from dgmn2cli.observer import Observer
-from dgmn2cli.training.loggers import WANDB, Logger, TensorBoard, WeightsAndBiases
 from dgmn2cli.training.report import StepResult
+from dgmn2cli.training.state import TrainState
 
 NO_TENSORBOARD = (
     "TensorBoard is not installed, so no files are written for it; `pip install 'dgmn2cli[train]'` brings it."
 )
+LOG = "log.jsonl"
+WANDB = "wandb"
+PROJECT = "dgmn2cli"  # where WANDB_PROJECT names none
 MAX_LINE = 1 << 16  # bytes of a log line that is read
 
 
@@ -117,34 +125,107 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return found if fit else None
 
 
-class RunLogs:
-    """All records of a run that is under way, as a context manager.
+class TensorBoard:
+    """TensorBoard's files in `folder`; later points than `start` of an earlier, interrupted run are hidden.
 
-    Args:
-        config: of the run; says which loggers there are beside TensorBoard.
-        start: steps done.
-        log_bytes: length of the log that belongs to them.
+    Raises:
+        ImportError: it is not installed.
+        OSError, ValueError: the files cannot be written.
     """
 
-    def __init__(self, folder: Path, config: Config, log: Path, start: int, log_bytes: int, observer: Observer) -> None:
-        self._observer = observer
-        self.log = JsonLines(log, log_bytes)
+    name = "TensorBoard"
+
+    def __init__(self, folder: Path, start: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own dependencies' deprecations
+            from torch.utils.tensorboard import SummaryWriter
+        self._writer = SummaryWriter(str(folder), purge_step=start + 1)
+
+    def scalars(self, figures: Mapping[str, float], iteration: int) -> None:
+        """One point of each curve."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases; its files lie in `folder`/wandb, and leave the machine only with WANDB_MODE=online.
+
+    A resumed run has the same id. The curves are drawn over `iter`, the number of steps.
+
+    Raises:
+        OSError: the files cannot be written, or the service refuses.
+    """
+
+    name = "Weights & Biases"
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else it would report its own faults over the network
+        import wandb
+
+        identity = folder / "wandb" / "run-id"
+        if not identity.exists():
+            atomic_write(identity, uuid.uuid4().hex[:16])
+        self._errors = wandb.Error
         try:
-            self.events = JsonLines(folder / "events.jsonl")
-        except BaseException:
-            self.log.close()
-            raise
-        if self.log.lost:
-            observer.note(
-                f"The log is {self.log.lost} bytes shorter than the checkpoint says; it goes on where it ends."
+            mode: Any = os.environ.get("WANDB_MODE", "offline")  # wandb says what it wants
+            self._run: Any = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", PROJECT),
+                name=os.environ.get("WANDB_NAME", config.name),
+                id=identity.read_text("utf-8"),
+                resume="allow",
+                dir=folder,
+                mode=mode,
+                config=flat(config),
+                settings=wandb.Settings(console="off", silent=True),
             )
-        self._loggers: list[Logger] = []
+            self._run.define_metric("*", step_metric="iter")
+        except self._errors as error:
+            raise OSError(str(error)) from error
+
+    def scalars(self, figures: Mapping[str, float], iteration: int) -> None:
+        """One point of each curve."""
+        try:
+            self._run.log({**figures, "iter": iteration})
+        except self._errors as error:
+            raise OSError(str(error)) from error
+
+    def close(self) -> None:
+        """Ends the run; a resumed one opens it again."""
+        self._run.finish()
+
+
+def require_logger(name: str) -> None:
+    """Raises ResourceError where the logger called `name` needs a package that is not installed."""
+    if name == WANDB and importlib.util.find_spec(WANDB) is None:
+        raise ResourceError(
+            "Weights & Biases is not installed",
+            where="train.logger",
+            hint="Install it: pip install 'dgmn2cli[wandb]', or leave out --logger wandb.",
+        )
+
+
+class RunLogs:
+    """All records of a run that is under way, as a context manager; the log begins where it was in a saved state."""
+
+    def __init__(self, folder: Path, config: Config, state: TrainState | None, observer: Observer) -> None:
+        start, length = (state.iteration, state.log_bytes) if state else (0, 0)
+        self._observer, self._loggers = observer, list[TensorBoard | WeightsAndBiases]()
+        with ExitStack() as stack:
+            self.log = stack.enter_context(closing(JsonLines(folder / LOG, length)))
+            self.events = stack.enter_context(closing(JsonLines(folder / "events.jsonl")))
+            self._stack = stack.pop_all()
+        if lost := self.log.lost:
+            observer.note(f"The log is {lost} bytes shorter than the checkpoint says; it goes on where it ends.")
         self._open(lambda: TensorBoard(folder / "tensorboard", start), TensorBoard.name)
         if config.train.logger == WANDB:
             self._open(lambda: WeightsAndBiases(folder, config), WeightsAndBiases.name)
         self.event("started", start)
 
-    def _open(self, make: Callable[[], Logger], name: str) -> None:
+    def _open(self, make: Callable[[], TensorBoard | WeightsAndBiases], name: str) -> None:
         try:
             self._loggers.append(make())
         except (ImportError, OSError, ValueError) as error:
@@ -180,8 +261,7 @@ class RunLogs:
 
     def close(self) -> None:
         """Closes all of them."""
-        self.log.close()
-        self.events.close()
+        self._stack.close()
         for logger in self._loggers:
             with suppress(OSError):
                 logger.close()

@@ -16,23 +16,25 @@ from dgmn2cli.checkpoint.unwrap import Checkpoint
 from dgmn2cli.checkpoint.weights import load_weights
 from dgmn2cli.config import config_to_toml
 from dgmn2cli.data.loaders import TrainBatch, TrainStream, train_batches
+from dgmn2cli.data.transforms import Augmentation
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.errors import Dgmn2Error
-from dgmn2cli.evaluate import EvalReport
+from dgmn2cli.evaluate import EvalReport, evaluate
 from dgmn2cli.evaluate.page import write_report_page
 from dgmn2cli.files import atomic_write, hash_file, to_json
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.observer import Observer
+from dgmn2cli.report.charts import training_curves
 from dgmn2cli.training.folder import RunFolder
-from dgmn2cli.training.logs import RunLogs
+from dgmn2cli.training.logs import RunLogs, read_log
 from dgmn2cli.training.optim import MovingAverage
 from dgmn2cli.training.prepare import Training
 from dgmn2cli.training.report import Best, Evaluated, StepResult
-from dgmn2cli.training.request import augmentation, effective_batch
+from dgmn2cli.training.request import effective_batch
 from dgmn2cli.training.state import CheckpointStore, TrainState, restore_optimizer
 from dgmn2cli.training.step import Stepper
-from dgmn2cli.training.validate import Stopped, snapshot, validate, write_samples
+from dgmn2cli.training.validate import Stopped, Watch, snapshot, write_samples
 from dgmn2cli.version import __version__
 from dgmn2cli.zoo import short_name
 
@@ -113,7 +115,7 @@ class Loop:
         )
         return train_batches(
             self.training.train,
-            augmentation(self.config),
+            Augmentation(self.config.augment),
             stream,
             workers=self.config.data.workers,
             pin_memory=group.device.type == "cuda",
@@ -208,9 +210,14 @@ class Loop:
             weights = self.group.once(lambda: _on_cpu(dict(self._usable())))
         backend = str(self.training.environment["backend"])
         segmenter = snapshot(self.config, weights, data, self.group, backend, name)
-        workers = self.config.data.workers
-        last = self.iteration >= self.config.train.iters or self.gave_up
-        self.evaluation = validate(segmenter, data, self.group, workers, self.observer, self._check_stop, analysis=last)
+        self.evaluation = evaluate(
+            segmenter,
+            data,
+            group=self.group,
+            workers=max(1, self.config.data.workers),
+            observer=Watch(f"evaluating {name}", self.observer, self._check_stop),
+            analysis=self.iteration >= self.config.train.iters or self.gave_up,
+        )
         if self.group.main:
             self._show(partial(self._write_samples, segmenter))
         return self.evaluation
@@ -245,7 +252,9 @@ class Loop:
         write_samples(self.folder.sample(self.iteration), segmenter, self.training.val, self._check_stop)
 
     def _draw_curves(self) -> None:
-        if damaged := self.folder.draw_curves(short_name(self.config.name)):
+        records, damaged = read_log(self.folder.log)
+        training_curves(records, self.folder.curves, short_name(self.config.name))
+        if damaged:
             self.observer.note(f"{damaged} damaged lines of {self.folder.log} are left out of the curves.")
 
     def _save(self) -> None:

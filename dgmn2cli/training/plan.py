@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from dgmn2cli.data.loaders import TrainStream, train_batches
+from dgmn2cli.data.transforms import Augmentation
 from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
 from dgmn2cli.files import check_folder
 from dgmn2cli.observer import Observer, Silent
@@ -19,7 +20,7 @@ from dgmn2cli.runtime import describe_device, set_threads
 from dgmn2cli.training.batch_size import with_batch_size
 from dgmn2cli.training.optim import poly_lr
 from dgmn2cli.training.prepare import Training, build_network, prepare
-from dgmn2cli.training.request import TrainRequest, augmentation, effective_batch, outline
+from dgmn2cli.training.request import TrainRequest, effective_batch, outline
 from dgmn2cli.training.run import determinism, first_weights
 from dgmn2cli.training.step import Stepper
 
@@ -28,53 +29,37 @@ TIMED, ENOUGH = 3, 3.0  # steps and seconds that are measured at least, after on
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a training would be.
+    """What a training would be."""
 
-    Attributes:
-        model: zoo key or configuration name.
-        out: the run folder; neither created nor changed.
-        device: where, in words.
-        init: where the first weights come from.
-        processes, batch_size, accumulate, effective_batch, crop: of each optimiser step.
-        iterations: optimiser steps.
-        passes: over the training images.
-        lr, last_lr: of the first and the last step.
-        train_images, val_images, classes: the data.
-        parameters, trained: all, and those that learn.
-        evaluations: during the training.
-        checkpoints: numbered ones that stay.
-        seconds_per_step: the median of those measured on one process; the exchange between processes comes on top.
-        training_seconds: all steps, evaluations excluded.
-        memory_bytes: highest use of one process during a step, of the GPU or of main memory.
-        outline: batch, learning rate and length in one line.
-        notes: what the user should know.
-    """
-
-    model: str
-    out: Path
-    device: str
-    init: str
+    model: str  # zoo key or configuration name
+    out: Path  # the run folder; neither created nor changed
+    device: str  # where, in words
+    init: str  # where the first weights come from
+    # processes, batch_size, accumulate, effective_batch, crop: of each optimiser step
     processes: int
     batch_size: int
     accumulate: int
     effective_batch: int
     crop: int
-    iterations: int
-    passes: float
+    iterations: int  # optimiser steps
+    passes: float  # over the training images
+    # lr, last_lr: of the first and the last step
     lr: float
     last_lr: float
+    # train_images, val_images, classes: the data
     train_images: int
     val_images: int
     classes: int
+    # parameters, trained: all, and those that learn
     parameters: int
     trained: int
-    evaluations: int
-    checkpoints: int
-    seconds_per_step: float
-    training_seconds: float
-    memory_bytes: int
-    outline: str
-    notes: tuple[str, ...]
+    evaluations: int  # during the training
+    checkpoints: int  # numbered ones that stay
+    seconds_per_step: float  # the median on one process; the exchange between processes comes on top
+    training_seconds: float  # all steps, evaluations excluded
+    memory_bytes: int  # highest use of one process during a step, of the GPU or of main memory
+    outline: str  # batch, learning rate and length in one line
+    notes: tuple[str, ...]  # what the user should know
 
 
 def plan_training(request: TrainRequest, observer: Observer) -> TrainPlan:
@@ -133,7 +118,7 @@ def _seconds_per_step(training: Training, stepper: Stepper, group: Group, observ
     """The median: on a busy machine a few steps take many times as long as the others."""
     config, train = training.config, training.config.train
     stream = TrainStream(len(training.train), train.seed, train.batch_size)
-    reading = train_batches(training.train, augmentation(config), stream, workers=config.data.workers)
+    reading = train_batches(training.train, Augmentation(config.augment), stream, workers=config.data.workers)
     observer.begin("measuring steps")
     times: list[float] = []
     with closing(reading) as batches:

@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from dgmn2cli.config import Config, load_config
 from dgmn2cli.data.catalog import open_configured, split_name
-from dgmn2cli.data.check import DataReport, check_dataset, require_sound
+from dgmn2cli.data.check import check_dataset, require_sound
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import ConfigError
@@ -24,10 +25,10 @@ from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.observer import Observer
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_dtype
-from dgmn2cli.training.folder import FolderLock, differences
+from dgmn2cli.training.folder import differences, lock_folder
 from dgmn2cli.training.initial_source import find_initial_weights
 from dgmn2cli.training.initial_weights import class_weights_from
-from dgmn2cli.training.loggers import require_logger
+from dgmn2cli.training.logs import require_logger
 from dgmn2cli.training.request import RESUME_NEWEST, TrainRequest
 from dgmn2cli.training.state import CheckpointStore, TrainState, load_state, require_no_run, require_same_run
 from dgmn2cli.zoo.cache import checks_dir
@@ -69,7 +70,7 @@ def open_run(request: TrainRequest, group: Group, observer: Observer, stack: Exi
     if there:
         if os.path.isdir(request.out):
             request.folder.require_ours()
-        stack.enter_context(FolderLock(request.out))
+        stack.enter_context(lock_folder(request.out))
     state, source, notes = _find_state(request, store, observer)
     request = _with_batch_of_run(request, state)
     own = state is None or os.path.dirname(os.path.realpath(source)) == os.path.realpath(store.folder)
@@ -91,7 +92,7 @@ def open_run(request: TrainRequest, group: Group, observer: Observer, stack: Exi
         if not own:  # its evaluations and its log are the other run's
             state = replace(state, best=None, log_bytes=0, validated=state.iteration < iters)
     if not there:
-        stack.enter_context(FolderLock(request.out))
+        stack.enter_context(lock_folder(request.out))
         require_no_run(store)  # another one may have begun meanwhile
     return replace(training, notes=(*notes, *training.notes), state=state, source=source, own=own)
 
@@ -143,7 +144,9 @@ def prepare(request: TrainRequest, group: Group, observer: Observer, state: Trai
     if config.model.num_classes != len(train.classes):
         notes.append(_refuse_or_adapt(request, train))
         config = replace(config, model=replace(config.model, num_classes=len(train.classes)))
-    reports = [_checked(data, request, observer) for data in (train, val)]
+    workers, memory = max(1, config.data.workers), checks_dir(request.cache)
+    check = partial(check_dataset, workers=workers, observer=observer, memory=memory)
+    reports = [require_sound(check(data)) for data in (train, val)]
     for report in reports:
         notes += [f"{report.split}: {note}" for note in report.remarks]
     if config.train.class_weights_from:
@@ -189,11 +192,6 @@ def _refuse_or_adapt(request: TrainRequest, data: SegmentationSet) -> str:
             hint=f"Add --set model.num_classes={count}.",
         )
     return f"model.num_classes: {request.config.model.num_classes} -> {count}, the data set's."
-
-
-def _checked(data: SegmentationSet, request: TrainRequest, observer: Observer) -> DataReport:
-    workers, memory = max(1, request.config.data.workers), checks_dir(request.cache)
-    return require_sound(check_dataset(data, workers=workers, observer=observer, memory=memory))
 
 
 def require_normal_batches(config: Config, world: int) -> None:

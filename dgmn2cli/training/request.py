@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from dgmn2cli.config import Config
-from dgmn2cli.data.transforms import (
-    NormalizeAndPad,
-    PhotometricDistortion,
-    RandomCrop,
-    RandomFlip,
-    RandomScale,
-    TrainTransform,
-    Transform,
-)
 from dgmn2cli.training.folder import RunFolder
 
 RESUME_NEWEST = "auto"
@@ -44,21 +34,6 @@ class TrainRequest:
     def folder(self) -> RunFolder:
         """Where the run keeps what."""
         return RunFolder(self.out)
-
-
-def augmentation(config: Config) -> TrainTransform:
-    """The configuration's augmentation, in the published order."""
-    settings = config.augment
-    crop = (settings.crop, settings.crop)
-    steps: list[Transform] = [
-        RandomScale(settings.scale, *settings.ratio),
-        RandomCrop(crop, settings.category_max_ratio),
-        RandomFlip(settings.flip_prob),
-    ]
-    if settings.photometric:
-        distort = partial(PhotometricDistortion, settings.brightness, settings.contrast, settings.saturation)
-        steps.append(distort(settings.hue))
-    return TrainTransform(tuple(steps), NormalizeAndPad(crop))
 
 
 def effective_batch(config: Config, world: int) -> int:

@@ -22,6 +22,7 @@ from dgmn2cli.runtime import describe_device, set_threads
 from dgmn2cli.training.batch_size import with_batch_size
 from dgmn2cli.training.initial_source import find_initial_weights
 from dgmn2cli.training.initial_weights import load_initial_weights
+from dgmn2cli.training.logs import RunLogs
 from dgmn2cli.training.loop import Loop
 from dgmn2cli.training.prepare import Training, build_network, open_run
 from dgmn2cli.training.report import TrainReport
@@ -87,9 +88,9 @@ def _train_here(request: TrainRequest, observer: Observer, stop: StopRequest, gr
         extra = {"resumed_at": training.state.iteration if training.state else 0, "notes": training.notes}
         folder = request.folder
         group.once(partial(folder.write_start, training.config, group.device, training.environment, extra))
-        logs = (
-            stack.enter_context(closing(folder.logs(training.config, training.state, observer))) if group.main else None
-        )
+        logs = None
+        if group.main:
+            logs = stack.enter_context(closing(RunLogs(folder.path, training.config, training.state, observer)))
         loop = Loop(training, group, stepper, observer, stop, folder, logs)
         if training.state is not None:
             loop.restore(training.state, training.source, own=training.own)

@@ -30,6 +30,7 @@ from dgmn2cli.files import atomic_write, local_write_errors, sync_folder
 from dgmn2cli.training.report import Best
 
 VERSION = 1
+_SAVED = ("validated", "log_bytes", "environment", "seed", "scaler")  # of a state, as they are
 NEXT, LAST, PREVIOUS, BEST = "next.pth", "last.pth", "previous.pth", "best.pth"
 
 
@@ -71,15 +72,9 @@ def save_state(path: Path, state: TrainState, meta: Mapping[str, Any]) -> Path:
     for weights in (state.weights, state.average or {}):
         check_finite(weights, path)
     check_finite(_moments(state.optimizer), path)
-    extra: dict[str, Any] = {
-        "version": VERSION,
-        "validated": state.validated,
-        "log_bytes": state.log_bytes,
-        "environment": dict(state.environment),
-        "seed": state.seed,
-        "scaler": state.scaler,
-        "best": [state.best.miou, state.best.iteration] if state.best else [],
-    }
+    extra: dict[str, Any] = {name: getattr(state, name) for name in _SAVED}
+    extra |= {"version": VERSION, "environment": dict(state.environment)}
+    extra["best"] = [state.best.miou, state.best.iteration] if state.best else []
     if state.average is not None:
         extra["weights"] = dict(state.weights)
     about = {**meta, "iter": state.iteration}
@@ -134,12 +129,8 @@ def load_state(path: Path) -> tuple[TrainState, Checkpoint]:
             weights=extra.get("weights", read.state),
             optimizer=dict(optimizer),
             average=read.state if "weights" in extra else None,
-            scaler=extra["scaler"],
+            **{name: extra[name] for name in _SAVED},
             best=Best(*extra["best"]) if extra["best"] else None,
-            validated=extra["validated"],
-            log_bytes=extra["log_bytes"],
-            environment=extra["environment"] if "environment" in extra else {"processes": extra["world"]},
-            seed=extra["seed"],
             config=str(meta.get("config", "")),
         )
     except (KeyError, TypeError, AttributeError) as error:

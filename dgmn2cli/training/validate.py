@@ -13,7 +13,6 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import Dgmn2Error
-from dgmn2cli.evaluate import EvalReport, evaluate
 from dgmn2cli.inference.load import build_segmentor
 from dgmn2cli.inference.prediction import ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
@@ -58,55 +57,26 @@ def snapshot(
         backend=backend,
         form="fused",
     )
-    return Segmenter(InferenceForm(model), class_list_of(data), info, config.inference)
+    classes = ClassList(data.classes, data.palette, cityscapes=data.kind == "cityscapes")
+    return Segmenter(InferenceForm(model), classes, info, config.inference)
 
 
-def class_list_of(data: SegmentationSet) -> ClassList:
-    """The data set's classes."""
-    return ClassList(data.classes, data.palette, cityscapes=data.kind == "cityscapes")
-
-
-class _Watch(Silent):
+class Watch(Silent):
     """Hands progress on, and ends the evaluation when the run is to end."""
 
     def __init__(self, task: str, observer: Observer, check: Callable[[], object]) -> None:
         self._task, self._observer, self._check = task, observer, check
 
     def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
+        """The evaluation begins, under the task's name."""
         self._observer.begin(self._task, total, done=done, unit="images")
 
     def advance(
         self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
     ) -> None:
+        """Handed on."""
         self._observer.advance(parts, done=done, total=total, detail=detail)
         self._check()
-
-
-def validate(
-    segmenter: Segmenter,
-    data: SegmentationSet,
-    group: Group,
-    workers: int,
-    observer: Observer,
-    check: Callable[[], object],
-    *,
-    analysis: bool = False,
-) -> EvalReport:
-    """Evaluates on all processes together, single scale; every process gets the report of the whole.
-
-    Args:
-        segmenter: as `snapshot` gives.
-        data: the split.
-        group: the processes, each of which takes its share.
-        observer: told of each of this process's images.
-        check: called between windows; what it raises gives the evaluation up, on every process.
-        analysis: see `evaluate`.
-
-    Raises:
-        Dgmn2Error: as `evaluate`.
-    """
-    watch = _Watch(f"evaluating {segmenter.info.checkpoint}", observer, check)
-    return evaluate(segmenter, data, group=group, workers=max(1, workers), observer=watch, analysis=analysis)
 
 
 def write_samples(path: Path, segmenter: Segmenter, data: SegmentationSet, check: Callable[[], object]) -> Path:
@@ -119,7 +89,7 @@ def write_samples(path: Path, segmenter: Segmenter, data: SegmentationSet, check
         DataError: an image cannot be read.
         ResourceError: the file cannot be written.
     """
-    rows, watch = [], _Watch("", Silent(), check)
+    rows, watch = [], Watch("", Silent(), check)
     for index in range(min(SHOWN, len(data))):
         sample = data.read(index)
         found = segmenter.predict(np.ascontiguousarray(sample.image[:, :, ::-1]), observer=watch)

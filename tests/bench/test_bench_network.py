@@ -99,8 +99,8 @@ def test_rows_agree_with_the_counter(training: bool) -> None:
     best = max(rate.gflops or 0 for rate in report.rates)
     if training:  # in an order of its own, which nothing counts
         assert own.executed is own.gflops is own.utilisation is None
-    else:  # FPN's later convolutions run at a quarter of the positions
-        assert 0.7 * own.macs < own.executed < own.macs
+    else:  # FPN's later convolutions run at a quarter of the positions, its others by Winograd's products
+        assert 0.5 * own.macs < own.executed < 0.6 * own.macs
         assert own.gflops == pytest.approx(2 * own.executed / own.median / 1e9)
         assert own.utilisation == pytest.approx(own.gflops / best)
     assert own.efficiency == pytest.approx(2 * own.macs / own.median / 1e9 / best)
@@ -136,7 +136,7 @@ def test_all_see_the_same_weights_and_images() -> None:
 
 @pytest.mark.parametrize(
     ("head", "least", "most"),
-    [("setr_naive", 0.98, 1), ("setr_pup", 0.6, 0.75), ("setr_mla", 0.98, 1), ("fpn", 0.7, 1)],
+    [("setr_naive", 0.87, 0.91), ("setr_pup", 0.54, 0.58), ("setr_mla", 0.76, 0.8), ("fpn", 0.52, 0.57)],
 )
 def test_inference_executes_no_more_than_published(head: str, least: float, most: float) -> None:
     spec = NetworkSpec("any", "tiny", head)

@@ -130,7 +130,7 @@ def test_two_processes(run: Run, tmp_path: Path, checkpoint: Path) -> None:
         (["--resume"], 2, "--resume needs --report FILE"),
         (["--window", "10", "--stride", "20"], 2, "the sliding window is impossible"),
         (["--data-root", "nowhere"], 6, "cannot open the data set (nowhere): there is no such folder"),
-        (["--split", "holiday"], 6, "cannot open the Cityscapes data set"),
+        (["--split", "holiday"], 6, "cannot open the data set"),
         (["--gpus", "0"], 2, "invalid value for '--gpus'"),
         (["--limit", "0"], 2, "invalid value for '--limit'"),
         (["--tolerance", "-1"], 2, "invalid value for '--tolerance'"),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dgmn2cli.data.decoding import decode_bgr
 from dgmn2cli.data.files import SUFFIXES, ends_with, find_files, find_matches, is_litter
-from dgmn2cli.data.names import Names, absolute, comparable, distinct_names, short_names
+from dgmn2cli.data.names import Names, absolute, comparable, naming, short_names
 from dgmn2cli.errors import DataError
 from dgmn2cli.observer import Silent
 
@@ -130,11 +130,14 @@ def test_globs(tmp_path: Path) -> None:
 
 def test_equal_names_keep_what_tells_them_apart() -> None:
     files = [Path("x/drive1/data/0.jpg"), Path("x/drive2/data/0.jpg"), Path("x/drive2/data/1.jpg")]
-    assert distinct_names(files[1:]) == ["0.jpg", "1.jpg"]
-    assert distinct_names(files) == ["drive1/data/0.jpg", "drive2/data/0.jpg",
-                                                                  "drive2/data/1.jpg"]  # fmt: skip
-    assert distinct_names([Path("/a/0.jpg"), Path("/b/0.jpg")]) == ["a/0.jpg", "b/0.jpg"]
-    assert distinct_names([]) == []
+    names = [f"drive{path}.jpg" for path in ("1/data/0", "2/data/0", "2/data/1")]
+    for given, wanted in (
+        (files[1:], ["0.jpg", "1.jpg"]),
+        (files, names),
+        ([Path("/a/0.jpg"), Path("/b/0.jpg")], ["a/0.jpg", "b/0.jpg"]),
+        ([], []),
+    ):
+        assert list(map(naming(given), given)) == wanted
 
 
 def test_every_suffix_is_of_a_format_that_is_decoded() -> None:

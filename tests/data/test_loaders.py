@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import dgmn2cli
+from dgmn2cli.config import AugmentConfig
 from dgmn2cli.data import loaders
 from dgmn2cli.data.cityscapes import open_cityscapes
 from dgmn2cli.data.dataset import SegmentationSet
@@ -28,10 +29,10 @@ from dgmn2cli.data.loaders import (
     sample_draws,
     train_batches,
 )
-from dgmn2cli.data.transforms import NormalizeAndPad, RandomCrop, RandomFlip, RandomScale, Sample, TrainTransform
+from dgmn2cli.data.transforms import Augmentation, Sample
 from dgmn2cli.errors import DataError, ResourceError
 
-AUGMENT = TrainTransform((RandomScale((48, 30)), RandomCrop((16, 20)), RandomFlip()), NormalizeAndPad((16, 20)))
+AUGMENT = Augmentation(AugmentConfig(scale=(48, 30), crop=16, photometric=False))
 
 
 @pytest.fixture
@@ -54,9 +55,9 @@ def same(left: Any, right: Any) -> bool:
 
 def test_batches_have_their_shape_and_show_each_picture_once_a_pass(data: SegmentationSet) -> None:
     batches = take(train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=2)), 5)
-    assert batches[0].images.shape == (2, 3, 16, 20)
+    assert batches[0].images.shape == (2, 3, 16, 16)
     assert batches[0].images.dtype == torch.float32
-    assert batches[0].labels.shape == (2, 16, 20)
+    assert batches[0].labels.shape == (2, 16, 16)
     assert batches[0].labels.dtype == torch.uint8
     names = joined(batches)[2]
     everything = {pair.name for pair in data.pairs}
@@ -105,7 +106,9 @@ def test_seeds_differ_between_samples_passes_and_runs() -> None:
 
 
 def test_the_stream_is_fixed_for_all_time() -> None:
-    places = list(itertools.islice(TrainStream(7, seed=12, batch=3, rank=1, world=2), 6))
+    places = [
+        place for batch in itertools.islice(TrainStream(7, seed=12, batch=3, rank=1, world=2), 2) for place in batch
+    ]
     assert [place.position for place in places] == [3, 4, 5, 9, 10, 11]
     assert [place.index for place in places] == [int(pass_order(7, 12, p // 7)[p % 7]) for p in (3, 4, 5, 9, 10, 11)]
     assert pass_order(7, 12, 0).tolist() == [3, 6, 0, 1, 5, 4, 2]
@@ -169,14 +172,15 @@ def test_evaluation_deals_each_pair_once(size: int) -> None:
 WAITING = """
 import multiprocessing, sys
 import dgmn2cli
+from dgmn2cli.config import AugmentConfig
 from dgmn2cli.data import loaders
 from dgmn2cli.data.cityscapes import open_cityscapes
 from dgmn2cli.data.loaders import TrainStream, train_batches
-from dgmn2cli.data.transforms import NormalizeAndPad, RandomCrop, TrainTransform
+from dgmn2cli.data.transforms import Augmentation
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[2])
     data = open_cityscapes(sys.argv[1], "val")
-    augment = TrainTransform((RandomCrop((16, 20)),), NormalizeAndPad((16, 20)))
+    augment = Augmentation(AugmentConfig(scale=(48, 30), crop=16))
     batches = train_batches(data, augment, TrainStream(len(data), seed=0, batch=1), workers=2)
     next(batches)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)

@@ -28,16 +28,16 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def counted(module: object, name: str) -> None:
         real: Callable[..., object] = getattr(module, name)
 
-        def reading(path: Path, *arguments: object) -> object:
+        def reading(path: Path, *arguments: object, **named: object) -> object:
             files.append(Path(path).name)
-            return real(path, *arguments)
+            return real(path, *arguments, **named)
 
         monkeypatch.setattr(module, name, reading)
 
     counted(checking, "decode_file")
     counted(checking, "hash_file")
     counted(dataset, "read_label")
-    counted(images, "_read_file")
+    counted(images, "read_bytes")
     return files
 
 

@@ -10,15 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dgmn2cli.config import AugmentConfig
 from dgmn2cli.data.images import read_image
 from dgmn2cli.data.transforms import (
-    NormalizeAndPad,
-    PhotometricDistortion,
-    RandomCrop,
-    RandomFlip,
-    RandomScale,
+    Augmentation,
     Sample,
-    TrainTransform,
     network_input,
     normalize,
     resize_image,
@@ -31,10 +27,7 @@ IMAGE = read_image(GOLDEN / "slide" / "small_300x420.png")
 TRAIN = json.loads((GOLDEN / "trainpipe" / "index.json").read_text())["cases"]
 ARRAYS = np.load(GOLDEN / "trainpipe" / "trainpipe.npz")
 LABEL = ARRAYS["label_in"]
-AUGMENT = TrainTransform(
-    (RandomScale((421, 301)), RandomCrop((129, 129)), RandomFlip(), PhotometricDistortion()),
-    NormalizeAndPad((129, 129)),
-)
+AUGMENT = Augmentation(AugmentConfig(scale=(421, 301), crop=129))
 
 
 class Replay:
@@ -70,9 +63,8 @@ def run_case(name: str, draws: Any) -> tuple[np.ndarray, np.ndarray]:
     if name.startswith("full"):
         return AUGMENT(sample, draws)
     if name.startswith("photo"):
-        sample = PhotometricDistortion()(sample, draws)
-        return sample.image, sample.label
-    for step in (RandomScale((421, 301)), RandomCrop((129, 129)), RandomFlip()):
+        return AUGMENT.distort(sample.image, draws), sample.label
+    for step in (AUGMENT.scale, AUGMENT.crop, AUGMENT.flip):
         sample = step(sample, draws)
     image, label = np.zeros((129, 129, 3), np.uint8), np.full((129, 129), 255, np.uint8)  # the uint8 padding of "geom"
     height, width = sample.label.shape
@@ -147,8 +139,9 @@ def test_normalised_values_and_order() -> None:
 
 def test_a_small_image_is_padded_with_the_mean_colour_and_ignored() -> None:
     sample = Sample(IMAGE[:20, :30], LABEL[:20, :30])
-    image, label = NormalizeAndPad((40, 50))(RandomCrop((40, 50))(sample, np.random.RandomState(0)))
-    assert image.shape == (3, 40, 50)
+    augment = Augmentation(AugmentConfig(crop=40))
+    image, label = augment.finish(augment.crop(sample, np.random.RandomState(0)))
+    assert image.shape == (3, 40, 40)
     assert (image[:, 20:] == 0).all()
     assert (image[:, :, 30:] == 0).all()
     assert (label[20:] == 255).all()
@@ -158,7 +151,7 @@ def test_a_small_image_is_padded_with_the_mean_colour_and_ignored() -> None:
 
 def test_the_crop_rule() -> None:
     label = np.zeros((10, 10), np.uint8)
-    crop = RandomCrop((4, 4))
+    crop = Augmentation(AugmentConfig(crop=4)).crop
     draws: list[list[Any]] = []
     for _ in range(11):  # ten failures, and the eleventh draw is taken unchecked
         draws += [["randint", [0, 7], 3], ["randint", [0, 7], 5]]

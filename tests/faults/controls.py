@@ -190,7 +190,7 @@ CONTROLS = {
         "raw call of an operator", 30, _replace(operators.Operator, "_require", lambda self, arguments: None)
     ),
     "a worker's death not expected": Control(
-        "death of a data worker", 6, _replace(loaders, "_next", lambda batches, check: next(batches))
+        "death of a data worker", 6, _replace(loaders, "BrokenProcessPool", ZeroDivisionError)
     ),
     "a process's end not looked at": Control("death of a process of a training", 3, _deaf_launch),
     "links to folders not followed": Control(

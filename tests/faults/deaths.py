@@ -17,11 +17,11 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import get_worker_info
 from training.small_trainings import write_streets
 
 from dgmn2cli.data import loaders
@@ -82,24 +82,24 @@ class Death:
     def prepare(self, struck: Path) -> None:
         """Done in the training's process before it begins; `struck` will say when it happened."""
         action, in_worker, _ = IN_READING[self.how]
-        real = loaders._TrainSamples.__getitem__
+        real = loaders._Reader.sample
 
-        def read(samples: Any, place: loaders.StreamPlace) -> Any:
-            augment = samples.augment
+        def read(reader: Any, place: loaders.StreamPlace) -> Any:
+            augment = reader.augment
 
             def hit(*given: Any) -> Any:
                 struck.write_text(repr(time.monotonic()))
                 action()
                 return augment(*given)
 
-            if place.position == self.moment and (get_worker_info() is not None or not in_worker):
-                samples.augment = hit
+            if place.position == self.moment and (parent_process() is not None or not in_worker):
+                reader.augment = hit
             try:
-                return real(samples, place)
+                return real(reader, place)
             finally:
-                samples.augment = augment
+                reader.augment = augment
 
-        loaders._TrainSamples.__getitem__ = read  # type: ignore[method-assign]
+        loaders._Reader.sample = read  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

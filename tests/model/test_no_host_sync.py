@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgmn2cli.inference.load import build_model
 from dgmn2cli.model.attention import use_backend
+from dgmn2cli.model.backbone import BLOCKS
 from dgmn2cli.model.filled import filled_state
 from dgmn2cli.model.fused.network import InferenceForm
 from dgmn2cli.zoo import load_zoo
@@ -63,4 +64,5 @@ def test_model_passes_strict_export(model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
         program = torch.export.export(network, (torch.zeros(1, 3, 129, 129),), strict=True)
-    assert sum("deform" in str(node.target) for node in program.graph.nodes) > 0
+    attentions = sum(str(node.target) == "dgmn2.attention.default" for node in program.graph.nodes)
+    assert attentions == sum(BLOCKS[model.split("-")[1]])

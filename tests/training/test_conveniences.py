@@ -17,7 +17,7 @@ from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.evaluate import EvalReport
 from dgmn2cli.ops import resolve
 from dgmn2cli.runtime import PeakMeter, available_memory, machine_memory
-from dgmn2cli.training import batch_size, loggers, loop, plan
+from dgmn2cli.training import batch_size, logs, loop, plan
 from dgmn2cli.training.optim import poly_lr
 from dgmn2cli.training.plan import plan_training
 from dgmn2cli.training.run import train
@@ -193,7 +193,7 @@ def test_weights_and_biases_changes_no_number_and_goes_on(streets, tmp_path, mon
 
 def test_a_logger_that_is_not_installed_is_named_and_one_that_fails_ends_nothing(streets, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+        patch.setattr(logs.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ResourceError, match=r"dgmn2cli\[wandb\]") as caught:
             train(request(streets, tmp_path / "r", {"train.logger": "wandb"}), Watcher())
     assert caught.value.exit_code == 5
@@ -202,7 +202,7 @@ def test_a_logger_that_is_not_installed_is_named_and_one_that_fails_ends_nothing
     def full(self, figures, iteration) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(loggers.TensorBoard, "scalars", full)
+    monkeypatch.setattr(logs.TensorBoard, "scalars", full)
     watcher = Watcher()
     assert train(request(streets, tmp_path / "r"), watcher).iterations == 2
     assert [note for note in watcher.notes if "disk is full" in note] == [

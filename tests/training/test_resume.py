@@ -106,7 +106,7 @@ def test_a_failing_evaluation_does_not_cost_the_save_that_was_due(streets, half,
     def fail(*given, **options):
         raise DataError("an image is gone")
 
-    monkeypatch.setattr(loop, "validate", fail)
+    monkeypatch.setattr(loop, "evaluate", fail)
     with pytest.raises(DataError, match="is gone"):
         train(request(streets, half, resume="auto"), Watcher())
     state, _ = load_state(half / "checkpoints" / "last.pth")

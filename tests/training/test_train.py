@@ -23,7 +23,7 @@ from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.evaluate import evaluate
 from dgmn2cli.inference.load import resolve
-from dgmn2cli.training.folder import FolderLock
+from dgmn2cli.training.folder import lock_folder
 from dgmn2cli.training.logs import read_log
 from dgmn2cli.training.run import train
 from dgmn2cli.training.state import load_state
@@ -365,7 +365,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(street
         train(small_request(streets, tmp_path / "r"), Watcher())
     child.kill()
     child.join()
-    with FolderLock(tmp_path / "r"):
+    with lock_folder(tmp_path / "r"):
         pass
 
 

@@ -196,9 +196,9 @@ def watched_command_line(arguments: list[str], folder: Path, shared: tuple) -> N
 
 def hold_folder(folder: Path, held, go) -> None:
     """Holds a run folder's lock until it is killed."""
-    from dgmn2cli.training.folder import FolderLock
+    from dgmn2cli.training.folder import lock_folder
 
-    with FolderLock(folder):
+    with lock_folder(folder):
         held.set()
         go.wait()
 
@@ -210,9 +210,9 @@ def three_steps(folder: Path, model: str, settings: dict, rank: int, world: int)
     from dgmn2cli.config import load_config
     from dgmn2cli.data.catalog import open_configured
     from dgmn2cli.data.loaders import TrainStream, train_batches
+    from dgmn2cli.data.transforms import Augmentation
     from dgmn2cli.distributed.group import Group
     from dgmn2cli.inference.load import build_segmentor
-    from dgmn2cli.training.request import augmentation
     from dgmn2cli.training.step import Stepper
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -229,7 +229,7 @@ def three_steps(folder: Path, model: str, settings: dict, rank: int, world: int)
     stepper = Stepper(config, network, Group(rank, world, torch.device("cpu")))
     data = open_configured(config.data, "train")
     stream = TrainStream(len(data), config.train.seed, config.train.batch_size, rank, world)
-    batches = train_batches(data, augmentation(config), stream)
+    batches = train_batches(data, Augmentation(config.augment), stream)
     losses = [stepper.step(step, [next(batches)]).loss for step in range(3)]
     torch.save({"losses": losses, "first": first, "state": dict(network.state_dict())}, folder / f"{rank}.pth")
     if world > 1:

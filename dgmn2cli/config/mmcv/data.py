@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from dgmn2cli.config.mmcv import one_of, same
-from dgmn2cli.config.mmcv.node import Mapped, Node, pair, side
+from dgmn2cli.config.mmcv.node import Mapped, Node
 from dgmn2cli.config.mmcv.stock import CITYSCAPES_CLASSES
 from dgmn2cli.validation import show
 
@@ -17,6 +17,29 @@ _TRAIN_STEPS = (
 )
 _TEST_STEPS = ("Resize", "RandomFlip", "Normalize", "ImageToTensor", "Collect")
 _OPTIONAL = ("RandomFlip", "PhotoMetricDistortion", "ImageToTensor")
+# what the steps may hold: values they must have, our settings with MMSegmentation's defaults, squares, the rest
+_FIXED: dict[str, dict[str, Any]] = {
+    "LoadImageFromFile": {"to_float32": False, "color_type": "color", "imdecode_backend": "cv2"},
+    "Resize": {"keep_ratio": True},
+    "Normalize": {"to_rgb": True},
+    "Pad": {"size_divisor": None, "pad_val": 0},
+}
+_SETTINGS: dict[str, tuple[tuple[str, str, Any], ...]] = {
+    "RandomCrop": (("cat_max_ratio", "augment.category_max_ratio", 1.0), ("ignore_index", "data.ignore_index", 255)),
+    "PhotoMetricDistortion": (
+        ("brightness_delta", "augment.brightness", 32),
+        ("contrast_range", "augment.contrast", (0.5, 1.5)),
+        ("saturation_range", "augment.saturation", (0.5, 1.5)),
+        ("hue_delta", "augment.hue", 18),
+    ),
+    "Pad": (("seg_pad_val", "data.ignore_index", 255),),
+}
+_SQUARES = {"RandomCrop": "crop_size", "Pad": "size"}
+_HARMLESS = {
+    "LoadImageFromFile": ("file_client_args",),
+    "LoadAnnotations": ("imdecode_backend", "file_client_args", "with_seg"),
+    **dict.fromkeys(("DefaultFormatBundle", "ImageToTensor", "Collect"), ("keys", "meta_keys")),
+}
 _MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 _SUFFIXES = {"CityscapesDataset": ("_leftImg8bit.png", "_gtFine_labelTrainIds.png"), "CustomDataset": (".jpg", ".png")}
 
@@ -195,34 +218,18 @@ def _map_train_pipeline(node: Node) -> None:
     steps = _steps(node, _TRAIN_STEPS, node.values["pipeline"])
     put = node.mapped.put
     for kind, step in steps.items():
-        if kind == "LoadImageFromFile":
-            _check_load(step)
-        elif kind == "LoadAnnotations":
+        _read_step(kind, step)
+        if kind == "LoadAnnotations":
             put("reduce_zero_label", bool(step.expect("reduce_zero_label", (False, True))), step.path)
-            step.harmless("imdecode_backend", "file_client_args", "with_seg")
         elif kind == "Resize":
-            _map_scale(step)
-        elif kind == "RandomCrop":
-            step.give("cat_max_ratio", "augment.category_max_ratio", default=1.0)
-            step.give("ignore_index", "data.ignore_index", default=255)
-            if (length := side(step, "crop_size")) is not None:
-                node.mapped.put_once("augment.crop", length, step.place("crop_size"))
-        elif kind == "PhotoMetricDistortion":
-            _map_photometric(step)
-        elif kind == "Normalize":
-            _check_normalize(step)
-        elif kind == "Pad":
-            step.fixed(size_divisor=None, pad_val=0)
-            step.give("seg_pad_val", "data.ignore_index", default=255)
-            if (length := side(step, "size")) is not None:
-                node.mapped.put_once("augment.crop", length, step.place("size"))
+            step.fixed(multiscale_mode="range")
+            step.two("img_scale", "augment.scale")
+            step.two("ratio_range", "augment.ratio")
         elif kind == "RandomFlip":
             step.expect("direction", ("horizontal",))
             probability = step.get("prob", step.get("flip_ratio"))
             step.harmless("flip_ratio")
             put("augment.flip_prob", 0.0 if probability is None else probability, step.place("prob"))
-        else:
-            step.harmless("keys", "meta_keys")
         step.done()
     if steps:
         put("augment.photometric", "PhotoMetricDistortion" in steps, node.place("pipeline"))
@@ -230,61 +237,36 @@ def _map_train_pipeline(node: Node) -> None:
             put("augment.flip_prob", 0.0, node.place("pipeline"))
 
 
-def _map_scale(step: Node) -> None:
-    step.fixed(multiscale_mode="range", keep_ratio=True)
-    for key, ours in (("img_scale", "augment.scale"), ("ratio_range", "augment.ratio")):
-        value = step.get(key)
-        if pair(value) is None:
-            step.fault(key, f"{'absent' if value is None else show(value)}, wanted two numbers")
-        else:
-            step.mapped.put(ours, value, step.place(key))
-
-
-def _map_photometric(step: Node) -> None:
-    for key, ours, default in (
-        ("brightness_delta", "brightness", 32),
-        ("contrast_range", "contrast", (0.5, 1.5)),
-        ("saturation_range", "saturation", (0.5, 1.5)),
-        ("hue_delta", "hue", 18),
-    ):
-        step.give(key, f"augment.{ours}", default)
-
-
-def _check_load(step: Node) -> None:
-    step.fixed(to_float32=False, color_type="color", imdecode_backend="cv2")
-    step.harmless("file_client_args")
-
-
-def _check_normalize(step: Node) -> None:
-    step.required(mean=_MEAN, std=_STD)
-    step.fixed(to_rgb=True)
+def _read_step(kind: str, step: Node) -> None:
+    """What a kind of steps says in every pipeline."""
+    step.fixed(**_FIXED.get(kind, {}))
+    for key, ours, default in _SETTINGS.get(kind, ()):
+        step.give(key, ours, default)
+    if kind in _SQUARES:
+        step.square(_SQUARES[kind], "augment.crop")
+    if kind == "Normalize":
+        step.required(mean=_MEAN, std=_STD)
+    step.harmless(*_HARMLESS.get(kind, ()))
 
 
 def _map_test_pipeline(node: Node) -> None:
     steps = _steps(node, ("LoadImageFromFile", "MultiScaleFlipAug"), node.values["pipeline"])
     if load := steps.get("LoadImageFromFile"):
-        _check_load(load)
+        _read_step("LoadImageFromFile", load)
         load.done()
     wrapper = steps.get("MultiScaleFlipAug")
     if wrapper is None:
         return
-    scale = wrapper.get("img_scale")
-    if pair(scale) is None:
-        wrapper.fault("img_scale", f"{'absent' if scale is None else show(scale)}, wanted two numbers")
-    else:
-        node.mapped.put("inference.scale", tuple(scale), wrapper.place("img_scale"))
+    wrapper.two("img_scale", "inference.scale")
     _map_ratios(wrapper)
     wrapper.expect("flip_direction", ("horizontal", ["horizontal"]))
     inner = Node({}, wrapper.path, node.mapped)
     for kind, step in _steps(inner, _TEST_STEPS, wrapper.get("transforms")).items():
+        _read_step(kind, step)
         if kind == "Resize":
-            step.fixed(keep_ratio=True, img_scale=None, ratio_range=None)
-        elif kind == "Normalize":
-            _check_normalize(step)
+            step.fixed(img_scale=None, ratio_range=None)
         elif kind == "RandomFlip":
             step.harmless("prob", "flip_ratio", "direction")  # the wrapper says what is flipped
-        else:
-            step.harmless("keys", "meta_keys")
         step.done()
     wrapper.done()
 

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from dgmn2cli.config.mmcv import MmcvDocument, one_of, same, v1_form
 from dgmn2cli.config.mmcv.data import map_data
-from dgmn2cli.config.mmcv.node import Mapped, Node, side
+from dgmn2cli.config.mmcv.node import Mapped, Node
 from dgmn2cli.config.mmcv.v1 import place_in_v1, to_v0
 from dgmn2cli.config.schema import BACKBONES
 from dgmn2cli.validation import MAX_HINTS, show
@@ -225,10 +225,8 @@ def _map_window(top: Node, model: Node) -> None:
         top.harmless("test_cfg")
         model.harmless("test_cfg")
         if test.expect("mode", ("slide",), default="whole"):
-            for key, ours in (("crop_size", "inference.window"), ("stride", "inference.stride")):
-                length = side(test, key)
-                if length is not None:
-                    test.mapped.put(ours, length, test.place(key))
+            test.square("crop_size", "inference.window")
+            test.square("stride", "inference.stride")
 
 
 def _map_optimizer(top: Node) -> None:

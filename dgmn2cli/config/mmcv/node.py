@@ -113,6 +113,23 @@ class Node:
         if value is not ABSENT:
             self.mapped.put_once(ours, value, self.place(key if key in self.values else f"{key} (absent)"))
 
+    def two(self, key: str, ours: str) -> None:
+        """A list or tuple of two that is our setting `ours`; anything else is a fault."""
+        value = self.get(key)
+        if isinstance(value, (list, tuple)) and len(value) == 2:
+            self.mapped.put(ours, tuple(value), self.place(key))
+        else:
+            self.fault(key, f"{'absent' if value is None else show(value)}, wanted two numbers")
+
+    def square(self, key: str, ours: str) -> None:
+        """The size (height, width) of a square, whose side is our setting `ours`; anything else is a fault."""
+        value = self.get(key)
+        sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else (None, None)
+        if type(sides[0]) is type(sides[1]) is int and sides[0] == sides[1]:
+            self.mapped.put_once(ours, sides[0], self.place(key))
+        else:
+            self.fault(key, f"{'absent' if value is None else show(value)}, wanted a square such as (769, 769)")
+
     def harmless(self, *keys: str) -> None:
         """Keys that change no result, whatever they say."""
         self.seen.update(keys)
@@ -124,21 +141,6 @@ class Node:
                 few = len(self.mapped.faults) < MAX_HINTS
                 near = near_miss(str(key), sorted(str(known) for known in self.seen - {DELETE})) if few else ""
                 self.fault(str(key)[:60], f"{show(self.values[key])}: this key has no counterpart here{near}")
-
-
-def pair(value: Any) -> tuple[Any, Any] | None:
-    """A list or tuple of two, as a tuple."""
-    return (value[0], value[1]) if isinstance(value, (list, tuple)) and len(value) == 2 else None
-
-
-def side(node: Node, key: str) -> int | None:
-    """The side of a square given as (height, width); a fault if it is none, or not whole."""
-    value = node.get(key)
-    sides = pair(value)
-    if sides is not None and all(type(item) is int for item in sides) and sides[0] == sides[1]:
-        return int(sides[0])
-    node.fault(key, f"{'absent' if value is None else show(value)}, wanted a square such as (769, 769)")
-    return None
 
 
 def _literal(value: Any) -> str:

@@ -18,8 +18,9 @@ from dgmn2cli.data.cityscapes import (
     TRAIN_ID_OF_LABEL_ID,
     TRAIN_IDS_SUFFIX,
 )
-from dgmn2cli.data.folder import ANY, SPLIT, id_map
+from dgmn2cli.data.folder import SPLIT, id_map
 from dgmn2cli.data.images import write_png
+from dgmn2cli.data.layout import ANY
 from dgmn2cli.data.preset import Preset, stored_ids
 from dgmn2cli.demo.streets.scene import LARGE, OPTIONAL, Scene, draw_scene
 from dgmn2cli.errors import ConfigError, DataError

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.model.backbone import Backbone, PatchEmbedding, StemEmbedding
+from dgmn2cli.model.fused.lanes import lanes, side_by_side, stop_if_told
 from dgmn2cli.model.fused.layers import FusedBlock, FusedConv, ResizedConv, can_pack
+from dgmn2cli.model.fused.winograd import fused_conv
 from dgmn2cli.model.heads import (
     FIXED_SIDE,
     MLA_CHANNELS,
@@ -30,7 +32,7 @@ from dgmn2cli.model.heads import (
 )
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops.native import on_large_pages
-from dgmn2cli.ops.operators import has_tangent
+from dgmn2cli.ops.operators import has_tangent, transformed
 from dgmn2cli.ops.resample import resize_chain
 
 Size = tuple[int, int]
@@ -59,10 +61,20 @@ class InferenceForm(nn.Module):
             raise ConfigError(
                 "cannot differentiate an inference form", hint="Differentiate the network it was made of."
             )
+        if images.shape[0] > 1 and images.device.type == "cpu" and lanes() > 1 and not _traced():
+            return torch.cat(side_by_side(self._logits, images.split(1)))
+        return self._logits(images)
+
+    def _logits(self, images: Tensor) -> Tensor:
         features = self.backbone(images)
         if self.neck is not None:
             features = self.neck(features)
         return self.head(features, (images.shape[2], images.shape[3]))
+
+
+def _traced() -> bool:
+    """Whether something follows or changes what this thread computes, which other threads know nothing of."""
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or transformed()
 
 
 class _FusedBackbone(nn.Module):
@@ -84,6 +96,7 @@ class _FusedBackbone(nn.Module):
             size = (x.shape[2], x.shape[3])
             tokens = x.flatten(2).transpose(1, 2).contiguous()  # (B, N, C); no copy when x is channels last
             for block in blocks:  # type: ignore[attr-defined]
+                stop_if_told()
                 if isinstance(block, FusedBlock):
                     if scratch.numel() < 3 * tokens.numel():
                         scratch = on_large_pages(tokens.new_empty(3 * tokens.numel()))
@@ -101,7 +114,7 @@ def _fused_embedding(embed: nn.Module) -> nn.Sequential:
     else:
         assert isinstance(embed, PatchEmbedding)
         pairs = [(embed.conv, embed.norm)]
-    return nn.Sequential(*[FusedConv(conv, norm, relu=True) for conv, norm in pairs])
+    return nn.Sequential(*[fused_conv(conv, norm, relu=True) for conv, norm in pairs])
 
 
 class _NaiveForm(nn.Module):
@@ -120,7 +133,7 @@ class _PupForm(nn.Module):
         super().__init__()
         pairs = [(head.get_submodule(f"conv_{step}"), head.get_submodule(f"syncbn_fc_{step}")) for step in range(3)]
         first, second, third = pairs
-        self.first = FusedConv(*first, relu=True)  # type: ignore[arg-type]
+        self.first = fused_conv(*first, relu=True)  # type: ignore[arg-type]
         self.second, self.third = ResizedConv(*second), ResizedConv(*third)  # type: ignore[arg-type]
         self.classify = FusedConv(head.conv_seg)
 
@@ -141,8 +154,8 @@ class _MlaForm(nn.Module):
             conv1, norm1, _, conv2, norm2, _ = branch.children()
             own = slice(index * MLA_CHANNELS, (index + 1) * MLA_CHANNELS)
             layers = [
-                FusedConv(conv1, norm1, relu=True),  # type: ignore[arg-type]
-                FusedConv(conv2, norm2, relu=True),  # type: ignore[arg-type]
+                fused_conv(conv1, norm1, relu=True),  # type: ignore[arg-type]
+                fused_conv(conv2, norm2, relu=True),  # type: ignore[arg-type]
                 _classifier_part(head.conv_seg, own, with_bias=index == 0),
             ]
             self.branches.append(nn.Sequential(*layers))
@@ -159,8 +172,8 @@ class _MlaForm(nn.Module):
 class _FusedFpnNeck(nn.Module):
     def __init__(self, neck: FpnNeck) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList([FusedConv(named.conv) for named in neck.lateral_convs])  # type: ignore[arg-type]
-        self.output = nn.ModuleList([FusedConv(named.conv) for named in neck.fpn_convs])  # type: ignore[arg-type]
+        self.lateral = nn.ModuleList([fused_conv(named.conv) for named in neck.lateral_convs])  # type: ignore[arg-type]
+        self.output = nn.ModuleList([fused_conv(named.conv) for named in neck.fpn_convs])  # type: ignore[arg-type]
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         maps = [conv(x) for conv, x in zip(self.lateral, features, strict=True)]
@@ -177,7 +190,7 @@ class _FpnForm(nn.Module):
         for index, branch in enumerate(head.scale_heads):
             convs = [layer for layer in branch.children() if isinstance(layer, ConvNormRelu)]
             later = [ResizedConv(layer.conv, layer.bn) for layer in convs[1:]]
-            self.branches.append(nn.ModuleList([FusedConv(convs[0].conv, convs[0].bn, relu=True), *later]))
+            self.branches.append(nn.ModuleList([fused_conv(convs[0].conv, convs[0].bn, relu=True), *later]))
             self.classifiers.append(_classifier_part(head.conv_seg, slice(None), with_bias=index == 0))
 
     def forward(self, features: list[Tensor], size: Size) -> Tensor:
