@@ -87,6 +87,9 @@ class RunInfo:
 
 def run_identity(run: RunInfo, protocol: Protocol | None) -> dict[str, object]:
     """All that masks depend on beside the images, by the names a user knows: what may go on with what was begun."""
+    settings = asdict(protocol) if protocol is not None else {}
+    if run.form == "fused" and run.device == "cpu":
+        settings.pop("window_batch", None)  # any number of windows at a time gives the same bits
     return {
         "checkpoint sha256": run.sha256,
         "weights": run.weights,
@@ -96,7 +99,7 @@ def run_identity(run: RunInfo, protocol: Protocol | None) -> dict[str, object]:
         "dtype": run.dtype,
         "backend": run.backend,
         "form": run.form,
-        **{f"protocol {name}": value for name, value in (asdict(protocol) if protocol is not None else {}).items()},
+        **{f"protocol {name}": value for name, value in settings.items()},
     }
 
 
