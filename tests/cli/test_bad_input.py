@@ -130,7 +130,7 @@ WRONG = [
     ("train --from a.txt/b", 5, "(a.txt/b): not a directory. Give the path of a checkpoint, or"),
     ("train ./no.toml", 2, "no such file. Give the path of a .toml or .py file, or a name"),
     ("convert a.txt loop.pth", 2, "Too many levels of symbolic links. Choose another name."),
-    ("info a.txt", 3, "the file is damaged or of another kind. Check the path"),
+    ("info a.txt", 3, "the file is damaged or of another kind. Give the whole file of a model"),
     ("submit --validate loop", 5, "too many levels of symbolic links. Check the path."),
     ("submit --validate folder", 5, "it is a folder, wanted a file. Check the path."),
     ("demo -o new --backend triton --device cpu", 5, "cannot run (cpu, float32)"),

@@ -169,7 +169,8 @@ def test_answers_fit(
     assert not long, long
     figures = [FIGURE.findall("\n".join(lines)) for lines in (narrow, wide)]
     assert figures[1] or command in ("zoo verify --all", "data presets"), "there are no figures to look at"
-    missing = [figure for figure in figures[1] if figures[0].count(figure) < figures[1].count(figure)]
+    fitting = [figure for figure in figures[1] if len(figure) < WIDTH - 20]  # a longer address must be broken
+    missing = [figure for figure in fitting if figures[0].count(figure) < figures[1].count(figure)]
     assert not missing, (missing, "\n".join(narrow))
 
 
