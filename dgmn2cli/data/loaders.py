@@ -144,11 +144,8 @@ def _read(places: Sequence[StreamPlace]) -> TrainBatch:
     except Dgmn2Error:
         raise
     except Exception as error:  # of any type: it leaves the process in one line
-        why, hint = (
-            shortened(f"{type(error).__name__}: {error}".splitlines()[0]),
-            "--resume goes on from what was saved.",
-        )
-        raise ResourceError("a data worker failed", why=why, hint=hint) from error
+        why = shortened(f"{type(error).__name__}: {error}".splitlines()[0])
+        raise ResourceError("a data worker failed", why=why, hint="--resume goes on from what was saved.") from error
     try:
         batch.images.share_memory_()
         batch.labels.share_memory_()

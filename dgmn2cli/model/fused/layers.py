@@ -7,6 +7,7 @@ weights. Where they are absent (another device, another build) the same numbers 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -90,15 +91,15 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -
     return (weight.double() * factor[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
 
 
-class _Packed(nn.Module):
+class _Packed(nn.Module, ABC):
     """A layer whose weight may lie in oneDNN's own layout; copies and pickles carry it in the plain one."""
 
     packed: bool
     weight: Tensor
 
+    @abstractmethod
     def pack(self, weight: Tensor) -> Tensor:
         """The weight in the layout that the layer computes with."""
-        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "weight": self.weight.to_dense() if self.packed else self.weight}

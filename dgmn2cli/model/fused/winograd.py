@@ -51,7 +51,9 @@ class WinogradConv(nn.Module):
         self.inputs = conv.in_channels * REACH**2 / TILE**2  # products of one output
         self.bias = weight.new_zeros(conv.out_channels) if bias is None else bias
         self.relu = relu
-        filters = transforms()[1]
+        inputs, filters, outputs = transforms()
+        self.to_products = torch.kron(inputs, inputs).float()  # (36, 36), of a tile of inputs
+        self.from_products = torch.kron(outputs, outputs).float()  # (16, 36)
         taps = torch.einsum("ay,bx,oiyx->abio", filters, filters, weight.double())
         self.taps = taps.flatten(0, 1).float().contiguous()  # (36, I, O)
 
@@ -60,7 +62,6 @@ class WinogradConv(nn.Module):
         batch, inner, height, width = x.shape
         outer = self.taps.shape[2]
         down, across = -(-height // TILE), -(-width // TILE)  # tiles
-        inputs, _, outputs = (torch.kron(matrix, matrix).float() for matrix in transforms())
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, TILE * across + 1 - width, 1, TILE * down + 1 - height))
         image, line, place, _ = padded.stride()
         out = x.new_empty(batch, height, width, outer)
@@ -73,8 +74,8 @@ class WinogradConv(nn.Module):
                     (line, place, TILE * line, TILE * place, 1),
                     index * image + first * TILE * line,
                 )
-                seen = (inputs @ tiles.reshape(REACH**2, -1)).view(REACH**2, rows * across, inner)
-                made = outputs @ torch.bmm(seen, self.taps).view(REACH**2, -1)
+                seen = (self.to_products @ tiles.reshape(REACH**2, -1)).view(REACH**2, rows * across, inner)
+                made = self.from_products @ torch.bmm(seen, self.taps).view(REACH**2, -1)
                 lines = made.view(TILE, TILE, rows, across, outer).permute(2, 0, 3, 1, 4)
                 lines = lines.reshape(TILE * rows, TILE * across, outer)[: height - TILE * first, :width]
                 part = torch.add(lines, self.bias, out=out[index, TILE * first : TILE * first + lines.shape[0]])
