@@ -14,6 +14,7 @@ from dgmn2cli.cli.options import PATH, ParsedType, Session, model_argument, pass
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.files import atomic_write, to_json
+from dgmn2cli.zoo import short_name
 
 if TYPE_CHECKING:
     from dgmn2cli.export.folder import ExportReport
@@ -78,7 +79,7 @@ def export(
 
     runtime.set_threads(threads)
     recipe = load.resolve(model, zoo=session.zoo())
-    folder = out or Path(f"{recipe.name}-{form}")
+    folder = out or Path(f"{short_name(recipe.name)}-{form}")
     require_packages(form)  # now, not after a download
     require_place(folder, overwrite)
     cache = session.cache_dir() if checkpoint is None else None

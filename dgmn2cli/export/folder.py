@@ -22,6 +22,7 @@ from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.version import __version__
+from dgmn2cli.zoo import short_name
 
 GRAPHS = {"onnx": "window.onnx", "pt2": "window.pt2"}
 RUNNER, ARITHMETIC, README, DOCKERFILE = "run.py", "arithmetic.py", "README.md", "Dockerfile"
@@ -256,7 +257,7 @@ def _readme(protocol: GraphProtocol) -> str:
     shape = f"({', '.join(('batch' if taken.batch is None else str(taken.batch), '3', *sides))})"
     text = _ABOUT + (_RUN if protocol.graph == GRAPHS["onnx"] else _LOAD)
     return text.format(
-        model=protocol.model,
+        model=short_name(protocol.model),
         dtype=protocol.exporter["dtype"],
         shape=shape,
         classes=len(protocol.classes),

@@ -19,6 +19,7 @@ from dgmn2cli.model.attention import AttentionOp
 from dgmn2cli.model.graph import BlockGraph, recorded
 from dgmn2cli.notebook import image_html
 from dgmn2cli.plotting import drawing, rendered
+from dgmn2cli.zoo import short_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,9 +75,8 @@ class Explanation:
     def figure(self) -> Figure:
         """The drawing as a matplotlib figure; call it within `plotting.drawing()`."""
         seen = self.window
-        title = (
-            f"{self.predicted}, {100 * self.confidence:.1f} %: what {self.model} attends to at {self.x:g}, {self.y:g}"
-        )
+        what = f"what {short_name(self.model)} attends to at {self.x:g}, {self.y:g}"
+        title = f"{self.predicted}, {100 * self.confidence:.1f} %: {what}"
         subtitle = (
             f"Window {seen.number} of {seen.count}, {seen.size[0]} x {seen.size[1]}, single scale, not mirrored. "
             "Each head (a colour) attends to nine nodes; the area of a node is its weight, "

@@ -23,6 +23,7 @@ from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.runtime import is_out_of_memory
 from dgmn2cli.serve.metrics import Metrics
 from dgmn2cli.serve.request import ServeRequest
+from dgmn2cli.zoo import short_name
 
 KINDS = {"ids": "ids", "overlay": "overlay", "json": "stats"}  # what `save=` names, and what `infer` calls it
 FAR_EDGES = 60  # edges of the second hop that are sent of each block
@@ -65,8 +66,9 @@ class Service:
             explains = True
         except ConfigError:
             explains = False
-        names = ("model", "sha256", "licence", "device_name", "precision", "form", "runtime", "backend")
+        names = ("sha256", "licence", "device_name", "precision", "form", "runtime", "backend")
         return {
+            "model": short_name(info.model),
             **{name: getattr(info, name) for name in names},
             "protocol": to_plain(self.protocol),
             "classes": [
@@ -214,7 +216,7 @@ def _brief(made: Explanation) -> dict[str, Any]:
         for block in made.blocks
     ]
     return {
-        "model": made.model,
+        "model": short_name(made.model),
         "x": made.x,
         "y": made.y,
         "predicted": made.predicted,

@@ -21,6 +21,7 @@ import dgmn2cli
 from dgmn2cli import zoo
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.cli import main
+from dgmn2cli.config import config_to_toml
 from dgmn2cli.errors import CheckFailed, ConfigError
 from dgmn2cli.export import folder as exporting
 from dgmn2cli.export import graph as graphs
@@ -216,6 +217,16 @@ def test_command_writes_over_an_earlier_export(checkpoint, tmp_path, capsys):
     assert sorted(report["files"]) == sorted(os.listdir(target)) == FILES
     assert report["protocol"]["model"] == "mine"
     assert report["protocol"]["input"]["batch"] == 2
+
+
+def test_the_default_folder_has_the_models_key(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("fpn-tiny-onnx").mkdir()
+    Path("fpn-tiny-onnx", "somebodys").touch()
+    config = zoo.find("fpn-tiny").config  # the name that a run's configuration keeps
+    Path("config.toml").write_text(config_to_toml(resolve(config).config))
+    assert main(["export", "config.toml", "--checkpoint", "absent.pth"]) == 2
+    assert "fpn-tiny-onnx" in capsys.readouterr().err
 
 
 def test_licence_is_the_zoo_entrys_wherever_the_cache_is(network, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,12 @@ def test_a_notebook_sees_the_drawing_and_names_are_escaped(made: Explanation) ->
     odd = Explanation("m", 1, 2, made.window, '<b>"road" & $x$', 0.5, made.blocks[:1], made.image)
     assert "<b>" not in odd._repr_html_()
     assert b"<b>" not in odd.render("svg")
+
+
+def test_the_drawing_calls_a_runs_configuration_by_the_models_key(made: Explanation) -> None:
+    with drawing():
+        figure = replace(made, model="setr_naive_dgmn2_tiny_4x2_769x769_40k_cityscapes").figure()
+    assert "what setr_naive-tiny attends to" in figure.get_suptitle()
 
 
 def test_both_forms_give_one_mask_and_one_graph() -> None:
