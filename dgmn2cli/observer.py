@@ -22,7 +22,13 @@ class Observer(Protocol):
         """
 
     def advance(
-        self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
+        self,
+        parts: float = 1,
+        *,
+        done: float | None = None,
+        total: float | None = None,
+        detail: str = "",
+        left: float | None = None,
     ) -> None:
         """More of the current task is done.
 
@@ -31,6 +37,7 @@ class Observer(Protocol):
             done: how many in all, in place of `parts`.
             total: how many there are, where that is known only now.
             detail: where the task is, such as `loss 0.51`.
+            left: seconds until the end, where the rate of the parts does not tell.
         """
 
     def result(self, value: object) -> None:
@@ -50,7 +57,13 @@ class Silent:
         """Ignored."""
 
     def advance(
-        self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
+        self,
+        parts: float = 1,
+        *,
+        done: float | None = None,
+        total: float | None = None,
+        detail: str = "",
+        left: float | None = None,
     ) -> None:
         """Ignored."""
 

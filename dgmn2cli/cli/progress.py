@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 
 from rich import filesize
 from rich import progress as bars
@@ -35,6 +36,7 @@ class TerminalObserver:
         self._unit = ""
         self._began = self._said = 0.0
         self._first = 0.0
+        self._left: float | None = None
 
     def __enter__(self) -> TerminalObserver:
         return self
@@ -49,6 +51,7 @@ class TerminalObserver:
         """A bar, once the task has taken two seconds; without a terminal a line every half minute."""
         self.end()
         self._task, self._total, self._done, self._first, self._detail = task, total, done, done, ""
+        self._left = None
         self._unit = unit
         self._began = self._said = time.monotonic()
         console = render.err(self.session)
@@ -57,22 +60,29 @@ class TerminalObserver:
                 [bars.DownloadColumn(), bars.TransferSpeedColumn()] if unit == "bytes" else [bars.MofNCompleteColumn()]
             )
             columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(bar_width=None), *counts)
-            self._bar = bars.Progress(*columns, bars.TimeRemainingColumn(), console=console, transient=True)
-            self._bar.add_task(self._fitted(task), total=total, completed=done)  # type: ignore[arg-type]  # rich counts in floats, too
+            self._bar = bars.Progress(*columns, _TimeLeft(), console=console, transient=True)
+            self._bar.add_task(self._fitted(task), total=total, completed=done, left=None)  # type: ignore[arg-type]  # rich counts in floats, too
 
     def advance(
-        self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
+        self,
+        parts: float = 1,
+        *,
+        done: float | None = None,
+        total: float | None = None,
+        detail: str = "",
+        left: float | None = None,
     ) -> None:
         self._done = self._done + parts if done is None else done
         self._total = self._total if total is None else total
-        self._detail = detail or self._detail
+        self._detail, self._left = detail or self._detail, left
         now = time.monotonic()
         if self._bar is not None:
             if now - self._began > PATIENCE and not self._bar.live.is_started:
                 self._bar.start()
             shown = f"{self._task}: {self._detail}" if self._detail else self._task
+            description = self._fitted(shown)
             self._bar.update(
-                self._bar.task_ids[0], completed=self._done, total=self._total, description=self._fitted(shown)
+                self._bar.task_ids[0], completed=self._done, total=self._total, description=description, left=left
             )
         elif now - self._said >= QUIET_SECONDS:
             self._said = now
@@ -105,10 +115,20 @@ class TerminalObserver:
         size = filesize.decimal if self._unit == "bytes" else str
         count = f" {size(round(self._done))} of {size(round(self._total))}" if self._total else ""
         detail = f": {self._detail}" if self._detail else ""
-        fresh = self._done - self._first
-        ahead = max(0.0, self._total - self._done) if self._total else 0.0
-        left = f", {duration((now - self._began) / fresh * ahead)} left" if self._total and fresh else ""
+        fresh, seconds = self._done - self._first, self._left
+        if seconds is None and self._total and fresh:
+            seconds = (now - self._began) / fresh * max(0.0, self._total - self._done)
+        left = "" if seconds is None else f", {duration(seconds)} left"
         return f"{self._task}{count}{detail}{left}"
+
+
+class _TimeLeft(bars.TimeRemainingColumn):
+    """The time left as the task's owner tells it, else by the rate of its parts."""
+
+    def render(self, task: bars.Task) -> Text:
+        if task.fields["left"] is None:
+            return super().render(task)
+        return Text(str(timedelta(seconds=round(task.fields["left"]))), style="progress.remaining")
 
 
 def duration(seconds: float) -> str:

@@ -213,6 +213,7 @@ def _table(result: TrainPlan | TrainReport) -> RenderableType:
 
 def _plan_table(plan: TrainPlan) -> RenderableType:
     batch = f"{plan.effective_batch} = {plan.processes} x {plan.batch_size} x {plan.accumulate}"
+    beside = f"evaluations about {duration(plan.evaluation_seconds)}"
     rows = [
         ("model", plan.model),
         ("first weights", plan.init),
@@ -226,7 +227,7 @@ def _plan_table(plan: TrainPlan) -> RenderableType:
         ("evaluations", str(plan.evaluations)),
         ("checkpoints", f"last, previous, best and {plan.checkpoints} numbered"),
         ("memory", f"{plan.memory_bytes / 1e9:.2f} GB per process (measured)"),
-        ("time", f"{plan.seconds_per_step:.3g} s per step: {duration(plan.training_seconds)}, evaluations excluded"),
+        ("time", f"{plan.seconds_per_step:.3g} s per step: {duration(plan.training_seconds)}, {beside}"),
         ("run folder", f"{plan.out} (left as it is)"),
         *(("note", note) for note in plan.notes),
     ]

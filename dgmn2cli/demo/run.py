@@ -33,6 +33,7 @@ from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_device, resolve_dtype, set_threads
 from dgmn2cli.training.folder import RunFolder, lock_folder
+from dgmn2cli.training.forecast import FORWARD
 from dgmn2cli.training.plan import plan_training
 from dgmn2cli.training.report import TrainReport
 from dgmn2cli.training.request import RESUME_NEWEST, TrainRequest
@@ -46,7 +47,6 @@ KINDS = ("ids", "color", "overlay", "stats")
 SYNTH_THREADS = 2
 TRAIN_SECONDS = 88.0  # for the steps of a training that is given no number of them; its evaluations come on top
 LEAST_STEPS, MOST_STEPS = 120, 400  # however slow or fast they are: fewer teach next to nothing
-FORWARD = 0.3  # time of an evaluation, as a share of what a training step on as many pixels takes
 OTHER_SECONDS = 10.0  # for loading, images and pages
 
 

@@ -27,6 +27,7 @@ from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.observer import Observer
 from dgmn2cli.report.charts import training_curves
 from dgmn2cli.training.folder import RunFolder
+from dgmn2cli.training.forecast import Forecast, evaluation_in_steps
 from dgmn2cli.training.logs import RunLogs, read_log
 from dgmn2cli.training.optim import MovingAverage
 from dgmn2cli.training.prepare import Training
@@ -72,6 +73,7 @@ class Loop:
         self.last_step: StepResult | None = None
         self.evaluation: EvalReport | None = None
         self._saved: tuple[int, bool] | None = (0, True)
+        self.forecast = Forecast(self.config, evaluation_in_steps(self.config, training.val, group.world))
 
     def restore(self, state: TrainState, path: Path, *, own: bool) -> None:
         """Takes over a saved state; one of another run is saved in this folder, too, when the training begins.
@@ -106,6 +108,7 @@ class Loop:
 
     def _begin(self) -> None:
         self.observer.begin("training", self.config.train.iters, done=self.iteration, unit="steps")
+        self.forecast.begin()
 
     def _batches(self) -> Generator[TrainBatch, None, None]:
         settings, group = self.config.train, self.group
@@ -180,6 +183,7 @@ class Loop:
         """Notes a step."""
         settings = self.config.train
         self.iteration, self.last_step, self.evaluation = step.iteration, step, None
+        self.forecast.step()
         if self.average is not None:
             self.average.update(self.stepper.model)
         every = settings.val_every
@@ -187,7 +191,8 @@ class Loop:
         if self.logs is not None:
             self.logs.step(step)
         facts = f"loss {step.loss:.4f}, accuracy {step.accuracy:.1f} %, lr {step.lr:.3g}"
-        self.observer.advance(done=step.iteration, detail=facts)
+        left = self.forecast.seconds_left(step.iteration, due=not self.validated)
+        self.observer.advance(done=step.iteration, detail=facts, left=left)
         self.observer.result(step)
 
     def _numbers_now(self) -> bool:
@@ -228,7 +233,9 @@ class Loop:
         Raises:
             Stopped: it was given up because the run is to end.
         """
+        self.forecast.begin()
         report = self.evaluate()
+        self.forecast.evaluated()
         scores = report.scores
         miou = scores.mean_iou if scores.mean_iou == scores.mean_iou else 0.0  # NaN: no class was there
         better = self.best is None or miou > self.best.miou

@@ -18,6 +18,7 @@ from dgmn2cli.files import check_folder
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.runtime import describe_device, set_threads
 from dgmn2cli.training.batch_size import with_batch_size
+from dgmn2cli.training.forecast import evaluation_in_steps, evaluations_left
 from dgmn2cli.training.optim import poly_lr
 from dgmn2cli.training.prepare import Training, build_network, prepare
 from dgmn2cli.training.request import TrainRequest, effective_batch, outline
@@ -57,6 +58,7 @@ class TrainPlan:
     checkpoints: int  # numbered ones that stay
     seconds_per_step: float  # the median on one process; the exchange between processes comes on top
     training_seconds: float  # all steps, evaluations excluded
+    evaluation_seconds: float  # all evaluations, estimated from the steps by the pixels that they see
     memory_bytes: int  # highest use of one process during a step, of the GPU or of main memory
     outline: str  # batch, learning rate and length in one line
     notes: tuple[str, ...]  # what the user should know
@@ -104,10 +106,13 @@ def plan_training(request: TrainRequest, observer: Observer) -> TrainPlan:
             classes=len(training.train.classes),
             parameters=sum(p.numel() for p in parameters),
             trained=sum(p.numel() for p in parameters if p.requires_grad),
-            evaluations=-(-train.iters // train.val_every) if train.val_every else 1,
+            evaluations=evaluations_left(config, 0),
             checkpoints=min(saves, train.keep) if train.keep else saves,
             seconds_per_step=seconds,
             training_seconds=seconds * train.iters,
+            evaluation_seconds=seconds
+            * evaluations_left(config, 0)
+            * evaluation_in_steps(config, training.val, processes),
             memory_bytes=_peak_memory(group),
             outline=outline(config, processes, images),
             notes=(*training.notes, *notes),

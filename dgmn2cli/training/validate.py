@@ -72,10 +72,16 @@ class Watch(Silent):
         self._observer.begin(self._task, total, done=done, unit="images")
 
     def advance(
-        self, parts: float = 1, *, done: float | None = None, total: float | None = None, detail: str = ""
+        self,
+        parts: float = 1,
+        *,
+        done: float | None = None,
+        total: float | None = None,
+        detail: str = "",
+        left: float | None = None,
     ) -> None:
         """Handed on."""
-        self._observer.advance(parts, done=done, total=total, detail=detail)
+        self._observer.advance(parts, done=done, total=total, detail=detail, left=left)
         self._check()
 
 

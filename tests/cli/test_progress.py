@@ -32,3 +32,21 @@ def test_without_a_terminal_a_line_says_how_far_it_is(
         err = capsys.readouterr().err
     assert err.startswith(said)
     assert len(err.splitlines()) == 1
+
+
+def test_who_knows_how_long_it_takes_is_believed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with progress.TerminalObserver(Session()) as observer:
+        observer.begin("training", 100, unit="steps")
+        observer.advance(done=50, left=3600.0)  # after 40 s; by its rate another 40
+        assert capsys.readouterr().err.rstrip().endswith("50 of 100, 60 min left")
+
+
+def test_the_bar_shows_the_time_that_it_is_told() -> None:
+    column, bar = progress._TimeLeft(), progress.bars.Progress()
+    first, second = (bar.add_task("training", total=10, completed=5, left=left) for left in (5025.4, None))
+    shown = [column.render(bar.tasks[task]).plain for task in (first, second)]
+    assert shown == ["1:23:45", "-:--:--"]

@@ -259,7 +259,7 @@ def test_scenes_cut_short_are_drawn_anew(tmp_path):
         def begin(self, task, total=None, *, done=0, unit=""):
             self.task = task
 
-        def advance(self, parts=1, *, done=None, total=None, detail=""):
+        def advance(self, parts=1, *, done=None, total=None, detail="", left=None):
             if self.task == "drawing":
                 raise KeyboardInterrupt
 

@@ -77,7 +77,7 @@ class Watcher(Silent):
     def begin(self, task, total=None, *, done=0, unit=""):
         self.task = task
 
-    def advance(self, parts=1, *, done=None, total=None, detail=""):
+    def advance(self, parts=1, *, done=None, total=None, detail="", left=None):
         self.on_part(self.task)
 
     def result(self, value):

@@ -76,7 +76,7 @@ class Watching(Silent):
         assert unit == "bytes"
         self.done, self.total = done, total
 
-    def advance(self, parts=1, *, done=None, total=None, detail=""):
+    def advance(self, parts=1, *, done=None, total=None, detail="", left=None):
         self.done = self.done + parts if done is None else done
 
 
