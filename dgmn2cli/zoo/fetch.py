@@ -16,29 +16,34 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
+from threading import RLock
 from typing import Literal
 
 import requests
 from filelock import FileLock, Timeout
 
+from dgmn2cli import files
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NetworkError, NonFiniteError, ResourceError
-from dgmn2cli.files import hash_file, open_regular, read_blocks
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo.cache import FetchedFile
-from dgmn2cli.zoo.drive import opened_drive_file
 from dgmn2cli.zoo.http import Client, Limits, TemporaryError, place_of, read_block, within
 from dgmn2cli.zoo.manifest import AnyEntry, Source, shown
-from dgmn2cli.zoo.parts import UNTAGGED, Part, sweep
 
 # raises a Dgmn2Error unless the file is the entry's model, complete and finite; gives the sha256 of what it read
 Verify = Callable[[Path], str]
 BYTES_PER_PARAM = 15  # float32 weights and Adam's two moments, and a quarter more
 OVERHEAD = 64 << 20  # bytes a file may have beyond its tensors
 PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")  # how a web page begins
+OLD = 7 * 86400  # seconds after which an abandoned part of whatever entry is swept away
+UNTAGGED = "-"  # the server did not say which version it sent
 TURN_LIMIT = 300.0  # seconds to wait for another process that fetches the same file
+ELSEWHERE = (
+    "Switch the network on and run `dgmn2 download {0}`; or fetch the file elsewhere, alone or as a bundle "
+    "(`dgmn2 download {0} --bundle TAR`), and adopt it here with `dgmn2 download {0} --from FILE`."
+)
 BY_HAND = "Save it with a browser (`dgmn2 zoo show {0}` has the address); then `dgmn2 download {0} --from FILE`."
 
 
@@ -74,15 +79,15 @@ def fetch(
         download = Download(entry, cache, verify, observer, limits)
         with download.turn():
             return (None if force else caching.from_cache(entry, cache)) or download.from_sources(usable)
-    found = caching.locate(entry, cache)
-    key = entry.key
-    hint = f"Switch the network on and run `dgmn2 download {key}`; or fetch the file elsewhere, alone or as a bundle "
-    hint += f"(`dgmn2 download {key} --bundle TAR`), and adopt it here with `dgmn2 download {key} --from FILE`."
+    found, hint, why = (
+        caching.locate(entry, cache),
+        ELSEWHERE.format(entry.key),
+        "it does not have the hash it must have",
+    )
     if found and not force:
-        why = "it does not have the hash it must have"
         raise IntegrityError("the cached file is damaged", where=found.path, why=why, hint=hint)
     what = f"cannot download it again, and {found.path} is there" if found else "the weights are not on disk"
-    raise NetworkError(what, where=key, why="the network is switched off (--offline, DGMN2_OFFLINE)", hint=hint)
+    raise NetworkError(what, where=entry.key, why="the network is switched off (--offline, DGMN2_OFFLINE)", hint=hint)
 
 
 def size_limit(entry: AnyEntry) -> int:
@@ -141,15 +146,14 @@ class Download:
             return self._finish(source, part, stated)
 
     def _from_file(self, path: str) -> FetchedFile:
-        with open_regular(path, "cannot read the source", kind=NetworkError, unreadable=NetworkError) as file:
-            return self.adopt(read_blocks(file, path), os.fstat(file.fileno()).st_size, path)
+        with files.open_regular(path, "cannot read the source", kind=NetworkError, unreadable=NetworkError) as file:
+            return self.adopt(files.read_blocks(file, path), os.fstat(file.fileno()).st_size, path)
 
     def _from_server(self, source: Source) -> FetchedFile:
         """The file from `source`, which is asked again after failures that may pass."""
         with self._part(source) as part, Client(self.limits) as client:
             part.take_over()
-            attempt = 0
-            while True:
+            for attempt in count():
                 left, continued = max(0, self.began + self.limits.total - time.monotonic()), part.size > 0
                 try:
                     within(left, partial(self._receive, client, source, part))
@@ -159,22 +163,20 @@ class Download:
                     hint = "Run it again to go on where it stopped, or allow more with --timeout."
                     raise NetworkError(what, where=place_of(source.address), why=why, hint=hint) from error
                 except (TemporaryError, IntegrityError, NonFiniteError) as error:
-                    pause = self.limits.backoff * 2**attempt * random.uniform(0.75, 1.25)
-                    if isinstance(error, TemporaryError) and error.retry_after is not None:
-                        pause = min(60, error.retry_after)
-                    passing = isinstance(error, TemporaryError)
+                    pause, passing = self.limits.backoff * 2**attempt * random.uniform(0.75, 1.25), False
+                    if isinstance(error, TemporaryError):
+                        pause, passing = pause if error.retry_after is None else min(60, error.retry_after), True
                     if not (passing or continued) or attempt >= self.limits.retries or pause >= left:
                         raise
                     if part.tag == UNTAGGED or not passing:
                         part.begin()  # what came is of no use, or its pieces do not belong together
                     time.sleep(pause)
-                    attempt += 1
+        raise AssertionError  # the last attempt has returned or raised
 
     def _receive(self, client: Client, source: Source, part: Part) -> None:
         """Asks `source` for what `part` lacks."""
-        opened = opened_drive_file if source.type == "gdrive" else Client.opened
-        headers = {"Range": f"bytes={part.size}-"} if part.size else {}
-        with opened(client, source.location, headers) as response:
+        opened = client.opened_drive_file if source.type == "gdrive" else client.opened
+        with opened(source.location, {"Range": f"bytes={part.size}-"} if part.size else {}) as response:
             self._take(response, part)
 
     def _take(self, response: requests.Response, part: Part) -> None:
@@ -186,9 +188,7 @@ class Download:
             raise NetworkError("the answer cannot be used", where=place, why=why)
         if response.status_code == 200:
             part.begin(tag)
-        elif fits(response, part, tag):
-            total = int(headers["Content-Range"].split("/")[1])
-        else:
+        elif not (total := whole_size(response, part, tag)):
             part.begin()
             why = "the rest offered does not fit the beginning"
             raise TemporaryError("the download cannot be continued", where=place, why=why)
@@ -200,16 +200,14 @@ class Download:
         self._fill(part, chain([first], blocks), total, place)
 
     def _part(self, source: Source) -> Part:
-        place = hashlib.sha256(f"{source.type}:{source.location}".encode()).hexdigest()[:12]
-        return Part(self.cache / "parts", f"{self.entry.key}@{place}")
+        return Part(self.cache / "parts", f"{self.entry.key}@{_short_hash(f'{source.type}:{source.location}')}")
 
     def _fill(self, part: Part, blocks: Iterable[bytes], total: int | None, where: str) -> None:
         """Writes `blocks` behind what `part` holds; `total` bytes are announced in all."""
         limit, free = size_limit(self.entry), shutil.disk_usage(self.cache).free
-        why = (
-            f"at most {limit:,} bytes are expected, it has {total:,}" if total else f"it has more than {limit:,} bytes"
+        too_large = IntegrityError(
+            "the file is too large to be the model", where=where, why=f"wanted at most {limit:,} bytes"
         )
-        too_large = IntegrityError("the file is too large to be the model", where=where, why=why)
         if total and total > limit:
             raise too_large
         if total and total - part.size > free:
@@ -231,7 +229,7 @@ class Download:
             if entry.size is not None and entry.size != size:
                 why = f"it has {size:,} bytes, the manifest says {entry.size:,}"
                 raise IntegrityError("the file is not the model", why=why)
-            if (wanted := known or stated) and (sha256 := hash_file(part.path)) != wanted:
+            if (wanted := known or stated) and (sha256 := files.hash_file(part.path)) != wanted:
                 raise IntegrityError("the file is not the model", why=f"its sha256 is {sha256}, wanted {wanted}")
             if not known:
                 sha256 = self.verify(part.path)
@@ -246,21 +244,96 @@ class Download:
         target = caching.file_path(self.cache, sha256)
         part.publish(target)
         caching.record(entry, self.cache, sha256=sha256, size=size, source=source.address)
-        sweep(self.cache / "parts", entry.key)
         return FetchedFile(entry.key, target, sha256, size, source.address, pin, False, time.monotonic() - self.began)
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def version_tag(response: requests.Response) -> str:
     """A hash of what the server calls this version of its content: a strong entity tag, else the date of its change."""
-    etag, modified = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
-    name = etag if etag and not etag.startswith("W/") else modified
-    return hashlib.sha256(name.encode()).hexdigest()[:12] if name else UNTAGGED
+    etag = response.headers.get("ETag", "")
+    name = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+    return _short_hash(name) if name else UNTAGGED
 
 
-def fits(response: requests.Response, part: Part, tag: str) -> bool:
-    """Whether a 206 answer starts where the part ends, reaches the end, and belongs to the same content."""
+def whole_size(response: requests.Response, part: Part, tag: str) -> int:
+    """Bytes of the content whose rest, from the end of `part`, a 206 answer has; 0 if it has anything else."""
     said = re.fullmatch(r"bytes +([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})", response.headers.get("Content-Range", ""))
     if response.status_code != 206 or said is None or not tag == part.tag != UNTAGGED:
-        return False
+        return 0
     start, last, total = map(int, said.groups())
-    return start == part.size > 0 and last == total - 1 and response.raw.length_remaining in (None, total - start)
+    whole = start == part.size > 0 and last == total - 1
+    return total if whole and response.raw.length_remaining in (None, total - start) else 0
+
+
+class Part:
+    """A download under way, written by this process only: `size` bytes so far of the version `tag`.
+
+    `KEY@SOURCE.TAG.PID.RANDOM.part`: TAG is a hash of what the server called this version of its content, so that a
+    rest is only added to a beginning of the same content. A writer holds a lock on its part, which the kernel drops
+    however the process ends; the bytes of an abandoned part are *copied* into the new writer's own file, so that even
+    where locks do not work no two processes ever write one file. Whatever cannot be written is a `ResourceError`.
+
+    At the end of its `with` block it is published or removed; what a failure of the network, or whatever ends the
+    process, left of a named version stays for the next run.
+    """
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        self._stem, self._turn, self.tag, self.size = stem, RLock(), UNTAGGED, 0
+        with files.local_write_errors(folder / stem):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path, descriptor = files.create_part(folder, f"{stem}.{UNTAGGED}")
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
+
+    def begin(self, tag: str = UNTAGGED) -> None:
+        """Starts anew, for the version `tag`."""
+        with self._turn, files.local_write_errors(self.path):
+            self._file.truncate(self._file.seek(0))  # a ValueError once the part is closed
+            process = self.path.name.removeprefix(f"{self._stem}.{self.tag}.")
+            self.path = self.path.rename(self.path.with_name(f"{self._stem}.{tag}.{process}"))
+            self.tag, self.size = tag, 0
+
+    def take_over(self) -> None:
+        """Copies what a process that is gone left of a named version, and removes it."""
+        for old in self.path.parent.glob(f"{self._stem}.{'[0-9a-f]' * 12}.*.part"):
+            with files.local_write_errors(old), files.abandoned(old) as file:
+                if file is not None and self.size == 0:
+                    self.begin(old.name.removeprefix(f"{self._stem}.")[:12])
+                    while block := file.read(files.HASH_BLOCK):
+                        self.append(block)
+                    old.unlink(missing_ok=True)
+
+    def append(self, block: bytes) -> None:
+        """Writes `block` at the end."""
+        view = memoryview(block)
+        with self._turn, files.local_write_errors(self.path):
+            while view:
+                view = view[self._file.write(view) or 0 :]
+        self.size += len(block)
+
+    def publish(self, target: Path) -> None:
+        """Renames the part to `target`, durably, and sweeps away others' of its entry and whatever is a week old."""
+        with files.local_write_errors(target):
+            os.fsync(self._file.fileno())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.path.replace(target)
+            files.sync_folder(target.parent)
+        key = self._stem.partition("@")[0]
+        with suppress(OSError):
+            for path in self.path.parent.glob("*.part"):
+                if path.name.startswith(f"{key}@") or time.time() - path.lstat().st_mtime > OLD:
+                    with files.abandoned(path) as file:
+                        if file is not None:
+                            path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        passing = isinstance(error, NetworkError) or (error is not None and not isinstance(error, Exception))
+        with self._turn, suppress(OSError):  # a thread that is held by a server may still have it
+            self._file.close()
+            if not (passing and self.size > 0 and self.tag != UNTAGGED):
+                self.path.unlink(missing_ok=True)

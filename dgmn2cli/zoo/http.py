@@ -1,4 +1,4 @@
-"""Asking a server: limits, one deadline for everything, safe redirects, and which failures may pass.
+"""Asking a server: limits, one deadline for everything, safe redirects, Google Drive, and which failures may pass.
 
 All raise `NetworkError`; `TemporaryError` where another attempt may not meet the failure.
 """
@@ -18,10 +18,13 @@ import urllib3
 
 from dgmn2cli.errors import NetworkError
 from dgmn2cli.version import __version__
-from dgmn2cli.zoo.manifest import shown, url_fault
+from dgmn2cli.zoo.manifest import PLAIN_HTTP, shown, url_fault
 
 BLOCK = 1 << 16  # bytes of a body read at a time
-MAX_REDIRECTS = 10
+MAX_REDIRECTS, MAX_PAGES = 10, 3
+DRIVE = "https://drive.google.com/uc?export=download&id={id}"
+NO_FILE = "Google Drive does not give the file"
+DRIVE_AGENT = {"User-Agent": "Mozilla/5.0"}  # to other programs Google Drive answers with other pages
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 # what requests, urllib3 and http.client raise on a server that misbehaves
 NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
@@ -71,6 +74,25 @@ class Client(requests.Session):
                 url = follow(url, response.headers["Location"])
         raise NetworkError("the server does not answer", where=place_of(url), why=f"{MAX_REDIRECTS} redirects")
 
+    @contextmanager
+    def opened_drive_file(self, file_id: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+        """The response with a Google Drive file's bytes, past the pages before it; `headers` go with it alone."""
+        url = DRIVE.format(id=file_id)
+        for _ in range(MAX_PAGES):
+            with self.opened(url, DRIVE_AGENT) as response:
+                said, url = response.headers, response.url
+                page = said.get("Content-Type", "").startswith("text/html") and "Content-Disposition" not in said
+                if not page and not headers:
+                    yield response
+                    return
+                text = read_block(response).decode("utf-8", "replace") if page else ""
+            if not page:
+                with self.opened(url, {**DRIVE_AGENT, **headers}) as rest:
+                    yield rest
+                return
+            url = follow(url, _confirmed(text, url))
+        raise NetworkError(NO_FILE, where=place_of(url), why="one page leads to another")
+
 
 def read_block(response: requests.Response) -> bytes:
     """The next bytes of the body as they are on the wire, empty at its end."""
@@ -78,18 +100,17 @@ def read_block(response: requests.Response) -> bytes:
         return bytes(response.raw.read(BLOCK, decode_content=False))
 
 
-def within(seconds: float, work: Callable[[], None]) -> None:
+def within(seconds: float, work: Callable[[], object]) -> None:
     """Does `work` in a thread of its own, so that no server holds us by sending byte after byte.
 
     Raises:
         TimeoutError: it takes longer; the thread is left to itself.
     """
-    end: Future[None] = Future()
+    end: Future[object] = Future()
 
     def run() -> None:
         try:
-            work()
-            end.set_result(None)
+            end.set_result(work())
         except BaseException as error:  # noqa: BLE001  # raised again in the thread that waits
             end.set_exception(error)
 
@@ -99,16 +120,29 @@ def within(seconds: float, work: Callable[[], None]) -> None:
 
 def follow(url: str, target: str) -> str:
     """The URL that `url` leads on to."""
-    onward = target
     with suppress(ValueError):
-        onward = urljoin(url, target)
-    fault = url_fault(onward)
-    if not fault and urlsplit(url).scheme == "https" and urlsplit(onward).scheme != "https":
-        fault = "is plain http, which anyone on the way can change; wanted https"
+        target = urljoin(url, target)
+    fault = url_fault(target)
+    if not fault and urlsplit(url).scheme == "https" != urlsplit(target).scheme:
+        fault = PLAIN_HTTP
     if fault:
         what = "the server leads to an address that is not followed"
-        raise NetworkError(what, where=place_of(url), why=f"'{place_of(onward)}' {fault}")
-    return onward
+        raise NetworkError(what, where=place_of(url), why=f"'{place_of(target)}' {fault}")
+    return target
+
+
+def _confirmed(page: str, url: str) -> str:
+    """The address behind a confirmation page of Google's, which changes now and then: reading it is left to gdown."""
+    from gdown.download import get_url_from_gdrive_confirmation  # 0.2 s, and most commands never get here
+    from gdown.exceptions import FileURLRetrievalError
+
+    try:
+        return str(get_url_from_gdrive_confirmation(page))
+    except (FileURLRetrievalError, AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+        said = " ".join(str(error).split()) if isinstance(error, FileURLRetrievalError) else ""
+        lost = not said or said.startswith("Cannot retrieve")
+        why = "its page shows no way to the file, which may not be public" if lost else f"it says: {shown(said)}"
+        raise NetworkError(NO_FILE, where=place_of(url), why=why) from error
 
 
 def place_of(url: str) -> str:

@@ -27,6 +27,7 @@ MANIFEST_LIMIT = 5_000_000  # bytes; the published manifest has 12 thousand
 NAME_LIMIT = 200
 LAZY = ConfigDict(**STRICT, defer_build=True)  # built for the whole manifest at once, not for each class
 DRIVE_ID = re.compile(r"[A-Za-z0-9_-]{10,200}")
+PLAIN_HTTP = "is plain http, which anyone on the way can change; wanted https"
 SourceType = Literal["gdrive", "https", "file"]
 
 
@@ -52,7 +53,7 @@ def url_fault(url: str) -> str:
     if not host:
         return "names no host"
     if parts.scheme == "http" and not loopback(host):
-        return "is plain http, which anyone on the way can change; wanted https"
+        return PLAIN_HTTP
     if parts.username or parts.password:
         return "holds a user name or password, which would appear in reports"
     return ""

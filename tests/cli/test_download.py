@@ -19,7 +19,7 @@ from dgmn2cli.inference.load import build_model, ensure_weights
 from dgmn2cli.model.backbone import Classifier
 from dgmn2cli.observer import Silent
 from dgmn2cli.zoo import Source, load_zoo
-from dgmn2cli.zoo.drive import FILE_ADDRESS
+from dgmn2cli.zoo.http import DRIVE
 
 ROOT = Path(dgmn2cli.__file__).parents[1]
 PUBLISHED = json.loads((ROOT / "zoo.json").read_text())
@@ -104,10 +104,10 @@ def test_the_default_model_comes_from_drive_without_any_argument(hosts, tmp_path
     address = f"{host.base}/uc?id=form&real={{id}}"
     program = f"""
 import sys
-from dgmn2cli.zoo import drive
+from dgmn2cli.zoo import http
 from dgmn2cli.cli import main
-assert drive.FILE_ADDRESS == {FILE_ADDRESS!r}
-drive.FILE_ADDRESS = {address!r}
+assert http.DRIVE == {DRIVE!r}
+http.DRIVE = {address!r}
 code = main(["download"])
 assert "torch._dynamo" not in sys.modules, "torch's compiler was imported, which takes a second"
 sys.exit(code)"""
@@ -318,7 +318,7 @@ def publish(hosts, tmp_path, monkeypatch):
 
     def publish(what, manner="direct"):
         address = f"{hosts[what].base}/uc?id={manner}&real={{id}}"
-        monkeypatch.setattr("dgmn2cli.zoo.drive.FILE_ADDRESS", address)
+        monkeypatch.setattr("dgmn2cli.zoo.http.DRIVE", address)
         hosts[what].asked.clear()
         return hosts[what]
 

@@ -22,9 +22,9 @@ from dgmn2cli.model.segmentor import Segmentor
 ROOT = Path(dgmn2cli.__file__).parents[1]
 PROGRAM = """
 import sys
-from dgmn2cli.zoo import drive
+from dgmn2cli.zoo import http
 from dgmn2cli.cli import main
-drive.FILE_ADDRESS = sys.argv[1]
+http.DRIVE = sys.argv[1]
 sys.exit(main(sys.argv[2:]))"""
 
 # what needs a model's weights: what else it must be told, the exit code, what to do

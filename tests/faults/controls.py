@@ -25,7 +25,6 @@ from dgmn2cli.distributed import launch as launching
 from dgmn2cli.ops import operators
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
-from dgmn2cli.zoo import parts
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,10 @@ def _averaged_first(real: Callable[[Any], str]) -> Callable[[Any], str]:
 def _trust_ranges() -> None:
     """Whatever a 206 answer says it is, it is taken for the rest."""
 
-    def trust(response: Any, part: Any, tag: str) -> bool:
-        response.headers["Content-Range"] = f"bytes 0-0/{part.size + int(response.headers.get('Content-Length', 0))}"
-        return True
+    def trust(response: Any, part: Any, tag: str) -> int:
+        return part.size + int(response.headers.get("Content-Length", 0)) or 1
 
-    fetching.fits = trust
+    fetching.whole_size = trust
 
 
 def _take_whole_for_rest() -> None:
@@ -127,7 +125,7 @@ def _publish_in_place() -> None:
                 file.write(content[start : start + 5000])
                 time.sleep(0.001)
 
-    parts.Part.publish = publish  # type: ignore[method-assign]
+    fetching.Part.publish = publish  # type: ignore[method-assign]
 
 
 def _without_boundary() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pretend_hosts import BAD, DRIVE_GOOD, DRIVE_MANNERS, GOOD, Host
 
 from dgmn2cli import resources
-from dgmn2cli.zoo import drive
+from dgmn2cli.zoo import http
 from faults.bad_files import goods, make_goods
 from faults.commands import Setup, fill, shuffled
 from faults.sandbox import Box, Call
@@ -48,7 +48,7 @@ def _asking(host: Host, good: bool, sources: list[dict[str, str]]) -> Callable[[
         (box.work / "mine.json").write_text(json.dumps(document))
 
         def pretend() -> None:
-            drive.FILE_ADDRESS = f"{host.base}/uc?id={{id}}"
+            http.DRIVE = f"{host.base}/uc?id={{id}}"
 
         arguments = ("download", "--zoo", "mine.json", *(PATIENT if good else HASTY))
         return Call(arguments, {0} if good else {3, 4}, may_write=("cache",), right=_is_good, prepare=pretend)

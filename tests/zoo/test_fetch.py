@@ -14,8 +14,8 @@ from dgmn2cli import zoo
 from dgmn2cli.errors import IntegrityError, NetworkError, NonFiniteError, ResourceError
 from dgmn2cli.observer import Silent
 from dgmn2cli.zoo import cache as caching
-from dgmn2cli.zoo import drive, parts
 from dgmn2cli.zoo import fetch as fetching
+from dgmn2cli.zoo import http
 from dgmn2cli.zoo.bundle import adopt_offered
 from dgmn2cli.zoo.fetch import fetch
 from dgmn2cli.zoo.http import Limits, follow
@@ -213,7 +213,7 @@ def test_a_part_of_a_version_not_known_is_not_continued(tmp_path, host, entry, n
 
 
 def test_a_part_in_use_is_left_alone(tmp_path, host, entry):
-    with parts.Part(tmp_path / "parts", stem(entry)) as mine:
+    with fetching.Part(tmp_path / "parts", stem(entry)) as mine:
         mine.begin("0badcafe0bad")
         mine.append(b"mine")
         elsewhere = mine.path.with_name(mine.path.name.replace(f".{os.getpid()}.", ".999999999."))
@@ -361,14 +361,14 @@ def test_a_file_where_a_folder_goes_is_an_error(tmp_path, entry, obstacle):
 
 def test_a_refused_block_leaves_nothing(tmp_path, entry, monkeypatch):
     """The disk fills up in the middle: exit 5, and the half file is gone."""
-    real = parts.Part.append
+    real = fetching.Part.append
 
     def full(self, block):
         if self.size > 50_000:
             os.dup2(os.open("/dev/full", os.O_WRONLY), self._file.fileno())
         real(self, block)
 
-    monkeypatch.setattr(parts.Part, "append", full)
+    monkeypatch.setattr(fetching.Part, "append", full)
     with pytest.raises(ResourceError, match="No space left on device"):
         fetch(entry, cache=tmp_path, verify=verify, limits=PATIENT)
     assert leftovers(tmp_path) == []
@@ -424,7 +424,7 @@ def test_messages_hide_tokens(tmp_path, host):
 
 @pytest.fixture
 def drive_host(host, monkeypatch):
-    monkeypatch.setattr(drive, "FILE_ADDRESS", host.base + "/uc?export=download&id={id}")
+    monkeypatch.setattr(http, "DRIVE", host.base + "/uc?export=download&id={id}")
     host.asked.clear()
     host.ranges.clear()
     return host

@@ -13,7 +13,7 @@ from dgmn2cli.errors import IntegrityError, NetworkError
 from dgmn2cli.files import hash_file
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
-from dgmn2cli.zoo import http, parts
+from dgmn2cli.zoo import http
 from dgmn2cli.zoo.manifest import Source
 
 CONTENT = random.Random(9).randbytes(200_000)
@@ -72,7 +72,7 @@ def test_without_the_structural_check_it_is_seen(host, tmp_path, manner):
 def test_a_part_of_another_content_is_seen_when_joined_unchecked(host, tmp_path, monkeypatch):
     """No comparison of tags and no structural check: old bytes and new ones make one file, and the check sees it."""
     source = hashlib.sha256(f"https:{host.url('changed-unheeded')}".encode()).hexdigest()[:12]
-    old = parts.Part(tmp_path / "parts", f"setr_pup-tiny@{source}")
+    old = fetching.Part(tmp_path / "parts", f"setr_pup-tiny@{source}")
     old.begin("0123456789ab")
     old.append(b"\0" * 50_000)
     old.__exit__(None, NetworkError("the connection is cut"), None)
