@@ -18,28 +18,25 @@ from dgmn2cli.version import __version__
 
 # name -> (module:attribute, help line); the help line stands here so that `dgmn2 --help` imports no command
 COMMANDS = {
-    "demo": ("dgmn2cli.cli.demo:demo", "See it all in minutes: draw streets, train, evaluate, segment, look."),
+    "demo": ("dgmn2cli.cli.demo:demo", "See it all in minutes: draw, train, evaluate, segment, look."),
     "infer": ("dgmn2cli.cli.infer:infer", "Segment images: masks, overlays, class shares."),
     "video": ("dgmn2cli.cli.video:video", "Segment a video: film, class ids, steadiness over time."),
-    "explain": (
-        "dgmn2cli.cli.explain:explain",
-        "Show what a network attends to at a position: nodes, weights, two hops.",
-    ),
+    "explain": ("dgmn2cli.cli.explain:explain", "Show what a network attends to at a position of an image."),
     "serve": ("dgmn2cli.cli.serve:serve", "Serve a model over HTTP: an API, and a page to drop images on."),
-    "eval": ("dgmn2cli.cli.eval:evaluate", "Measure a model on a labelled data set, the published figure beside it."),
+    "eval": ("dgmn2cli.cli.eval:evaluate", "Measure a model on labelled data, beside the published figure."),
     "compare": ("dgmn2cli.cli.compare:compare", "Compare two evaluations image by image: more than chance?"),
-    "verify": ("dgmn2cli.cli.verify:verify", "Check that the numbers of a report can be had again."),
+    "verify": ("dgmn2cli.cli.verify:verify", "Check that the numbers of a report can be reproduced."),
     "train": ("dgmn2cli.cli.train:train", "Train or fine-tune a model, on one process or many."),
     "submit": ("dgmn2cli.cli.submit:submit", "Make or check a submission to the Cityscapes test server."),
     "benchmark": ("dgmn2cli.cli.benchmark:benchmark", "Measure speed and memory beside the published design."),
-    "export": ("dgmn2cli.cli.export:export", "Write a model as a graph for other runtimes, with a runner for it."),
-    "data": ("dgmn2cli.cli.data:data", "Check a data set, look at it, make a synthetic one; the known layouts."),
+    "export": ("dgmn2cli.cli.export:export", "Export a model as an ONNX graph that runs without torch."),
+    "data": ("dgmn2cli.cli.data:data", "Check a data set, look at it, draw a synthetic one."),
     "config": ("dgmn2cli.cli.config:config", "List all settings, show a resolved configuration, check a file."),
     "download": ("dgmn2cli.cli.download:download", "Get model files, verified; bundles for sites without network."),
     "zoo": ("dgmn2cli.cli.zoo:zoo", "List and show the published models; check what is on disk."),
     "info": ("dgmn2cli.cli.info:info", "Say which model a file holds, and what it tells of its training."),
-    "convert": ("dgmn2cli.cli.convert:convert", "Write a model file as .pth or .safetensors, without its optimiser."),
-    "doctor": ("dgmn2cli.cli.doctor:doctor", "Check this machine: Python, libraries, device, op backends, cache."),
+    "convert": ("dgmn2cli.cli.convert:convert", "Write a model file's weights as .pth or .safetensors."),
+    "doctor": ("dgmn2cli.cli.doctor:doctor", "Check this machine: libraries, device, op backends, cache."),
 }
 
 FIRST_STEPS = (

@@ -131,7 +131,7 @@ def presets(session: Session) -> None:
 @click.argument("name", shell_complete=protocol.complete_dataset)
 @pass_session
 def template(session: Session, name: str) -> None:
-    """Print the commented dataset.toml of the known data set NAME, to change and keep beside images of one's own.
+    """Print the commented dataset.toml of the known data set NAME, to change and keep beside your own images.
 
     Example: dgmn2 data template idd > mine/dataset.toml
     """

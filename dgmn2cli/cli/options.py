@@ -198,7 +198,7 @@ def model_option(command: Command) -> Command:
         metavar="MODEL",
         callback=_default_model,
         shell_complete=complete_model,
-        help="Zoo key, configuration name or file (DGMN2_MODEL).  [default: the zoo's]",
+        help="Zoo key, configuration name or file (DGMN2_MODEL).  [default: the zoo's, setr_pup-tiny]",
     )(command)
 
 

@@ -184,7 +184,9 @@ with_network = grouped(  # a command gets `network: NetworkOptions`
     ),
     click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones."),
     click.option("--ema", is_flag=True, help="Take the averaged weights that the checkpoint holds beside its own."),
-    click.option("--published-order", is_flag=True, help="Run the operations as published, not their exact equal."),
+    click.option(
+        "--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting."
+    ),
     *run_options("auto"),
 )
 workers_option = click.option(

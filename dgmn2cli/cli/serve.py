@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     type=NAME,
     default="127.0.0.1",
     metavar="ADDRESS",
-    help="Address to listen on; at first only this machine can connect.",
+    help="Address to listen on; with the default, only this machine can connect.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, metavar="N", help="Port; 0: any free one.")
 @click.option(

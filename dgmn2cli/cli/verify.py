@@ -1,4 +1,4 @@
-"""`dgmn2 verify`: whether a report's numbers can be had again."""
+"""`dgmn2 verify`: whether a report's numbers can be reproduced."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ TIME = ParsedType("time", _parse_time)
     type=NumberType(0, 1, max_open=True),
     default=0.0,
     metavar="A",
-    help="Mean over time where the image keeps still, such as 0.8; 0: each frame by itself.",
+    help="Average over time where the image stands still, such as 0.8; 0: each frame by itself.",
 )
 @click.option("--metrics", "measure", is_flag=True, help="Tell how steady the classes are: TC, VC8, VC16.")
 @click.option("--no-audio", is_flag=True, help="Leave out the sound; else it is copied.")

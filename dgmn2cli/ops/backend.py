@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -123,4 +124,7 @@ def _first_able(wanted: str, device: str, dtype: str) -> str:
     if (device, dtype, chosen) not in _announced:
         _announced.add((device, dtype, chosen))
         LOGGER.info("op backend %s on %s, %s%s", chosen, device, dtype, f" ({'; '.join(passed)})" if passed else "")
+        if device == "cpu" and native.refusal("", ""):
+            slow = "%s: no compiled kernels here, the op runs as plain PyTorch, many times slower (in a checkout: %s)"
+            LOGGER.warning(slow, Path(__file__).parent, "pip install -e .")
     return chosen

@@ -33,7 +33,7 @@ def test_auto_prefers_the_compiled_kernels_and_says_so_once(native: str, caplog:
     assert "not float16" in lines[1]
 
 
-def test_a_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ResourceError, match="float16"):
         ops.resolve("native", "cpu", torch.float16)
     with pytest.raises(ConfigError, match="wanted one of auto"):
@@ -42,7 +42,11 @@ def test_a_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(native, "_missing", "the compiled extension is not built")
     with pytest.raises(ResourceError, match="not built"):
         ops.resolve("native")
-    assert ops.resolve("auto") == "reference"
+    backend._announced.clear()
+    with caplog.at_level(logging.WARNING, logger="dgmn2cli"):
+        assert ops.resolve("auto") == ops.resolve("auto") == "reference"
+    [line] = [record.getMessage() for record in caplog.records]  # at once, and once, that everything will be slow
+    assert str(Path(backend.__file__).parent) in line
 
 
 def test_importing_the_ops_leaves_the_compiler_alone() -> None:
