@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dgmn2cli.model.backbone import DILATED_STRIDES, PYRAMID_STRIDES, Backbone
-from dgmn2cli.model.heads import FpnHead, FpnNeck, SetrMlaHead, SetrNaiveHead, SetrPupHead, resize
-from dgmn2cli.ops.operators import transformed
+from dgmn2cli.model.heads import FpnHead, FpnNeck, SetrMlaHead, SetrNaiveHead, SetrPupHead, is_plain, resize
+from dgmn2cli.ops.operators import followed
 from dgmn2cli.ops.resample import resize_chain
 
 HEADS: dict[str, Callable[[int], nn.Module]] = {
@@ -30,7 +30,8 @@ class Segmentor(nn.Module):
         drop_path: stochastic depth of the backbone while training; 0 in every published recipe.
 
     Attributes:
-        shortcut: False keeps the published order of operations also where gradients are recorded.
+        shortcut: False keeps the published order of operations also where gradients are recorded. It is kept anyhow
+            where the head has hooks or modules of other kinds, and where something else follows the operations.
     """
 
     neck: FpnNeck | None
@@ -70,8 +71,8 @@ class Segmentor(nn.Module):
         """
         size = (images.shape[2], images.shape[3])
         learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
-        traced = transformed() or torch.compiler.is_compiling()
-        if self.shortcut and learning and not traced and images.dtype == torch.float32:
+        possible = self.shortcut and images.dtype == torch.float32 and not followed() and is_plain(self.decode_head)
+        if possible and learning:
             raw, sizes = self.coarse_logits(images, size)
             return resize_chain(raw, sizes)
         return resize(self.raw_logits(images), size)

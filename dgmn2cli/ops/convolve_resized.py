@@ -6,14 +6,13 @@ gradient, for each band of the small map's rows. Neither the enlarged map nor it
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgmn2cli.ops.operators import transformed
+from dgmn2cli.ops.operators import cached, followed
 from dgmn2cli.ops.resample import resize_matrix
 from dgmn2cli.ops.upsampled import TAPS, Size, can_convolve, convolve_upsampled
 
@@ -25,7 +24,7 @@ def convolve_resized(x: Tensor, weight: Tensor, bias: Tensor | None, target: Siz
     """`conv2d(resize(x, target), weight, bias, padding=1)`, resized bilinearly with aligned corners.
 
     Equal to those two operations up to rounding, and just them where the shortcut does not serve (GPU, other dtypes,
-    autocast, `torch.func`, maps that are hardly enlarged).
+    autocast, whatever follows operations, maps that are hardly enlarged).
 
     Args:
         x: `(B, I, h, w)`.
@@ -36,7 +35,7 @@ def convolve_resized(x: Tensor, weight: Tensor, bias: Tensor | None, target: Siz
     Returns:
         `(B, O, H, W)`; channels last where the shortcut was taken.
     """
-    plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or transformed()
+    plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or followed()
     if plain or not can_convolve((x.shape[2], x.shape[3]), target, x.dtype):
         return _plainly(x, weight, bias, target)
     return _ConvolveResized.apply(x, weight, weight.new_zeros(weight.shape[0]) if bias is None else bias, target)
@@ -68,7 +67,8 @@ class _ConvolveResized(torch.autograd.Function):
             given = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
             return (*(next(given) if wants else None for wants in ctx.needs_input_grad[:3]), None)
         grads = grad.permute(0, 2, 3, 1).contiguous()  # (B, H, W, O)
-        grad_x, grad_taps = _adjoint(grads, x.permute(0, 2, 3, 1).contiguous(), weight, ctx.target)
+        with torch.autocast("cpu", enabled=False):  # which might have begun after the forward pass
+            grad_x, grad_taps = _adjoint(grads, x.permute(0, 2, 3, 1).contiguous(), weight, ctx.target)
         grad_weight = grad_taps.unflatten(0, (3, 3)).permute(2, 3, 1, 0)  # (kx, ky, O, I) to (O, I, ky, kx)
         return grad_x.permute(0, 3, 1, 2), grad_weight, grads.sum((0, 1, 2)), None
 
@@ -107,8 +107,7 @@ def _adjoint(grads: Tensor, images: Tensor, weight: Tensor, target: Size) -> tup
     return grad_images, grad_taps
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # what an evaluation has put here must also serve a training
+@cached
 def _bands(length: int, target: int, size: int) -> list[tuple[slice, slice, Tensor]]:
     """One axis of the adjoint in bands of `size` small positions.
 

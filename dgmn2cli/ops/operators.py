@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from dgmn2cli.ops.contract import refuse, require_memory, require_shape, require
 
 LIBRARY = torch.library.Library("dgmn2", "FRAGMENT")
 Outputs = list[tuple[tuple[int, ...], torch.dtype]]
+Arguments = ParamSpec("Arguments")
+Made = TypeVar("Made")
 
 
 def has_tangent(tensors: Sequence[Tensor | None]) -> bool:
@@ -34,6 +37,31 @@ def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
 def transformed() -> bool:
     """Whether a transform of `torch.func` is at work."""
     return torch._C._are_functorch_transforms_active()
+
+
+def followed() -> bool:
+    """Whether something beside autograd's backward mode sees, or changes, the operations of this thread.
+
+    Forward-mode differentiation, `torch.func`, a compiler, a tracer, fake tensors, a counter of operations.
+    """
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    return traced or transformed() or torch.autograd.forward_ad._current_level >= 0
+
+
+def cached(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
+    """`make`, which makes constants on the CPU from numbers, with its last 64 results kept for whoever asks next.
+
+    They serve in every mode: made in inference mode they would not serve a training, and what is made under a mode
+    that follows the operations may be a fake, a part of a graph: it is not kept.
+    """
+    kept: Callable[Arguments, Made] = lru_cache(maxsize=64)(make)  # type: ignore[assignment]
+
+    @wraps(make)
+    def made(*arguments: Arguments.args, **named: Arguments.kwargs) -> Made:
+        with torch.inference_mode(mode=False):
+            return make(*arguments, **named) if followed() else kept(*arguments, **named)
+
+    return made
 
 
 def below_autograd(op: Any, keyset: Any, *arguments: Any) -> Any:

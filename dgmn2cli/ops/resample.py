@@ -6,7 +6,6 @@ chain of them is one matrix along each axis; and any rows of a result can be had
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dgmn2cli.ops.operators import transformed
+from dgmn2cli.ops.operators import cached, followed
 
 BLOCK_ROWS = 64
 Lengths = tuple[int, ...]  # of one axis: the source's, then those it is resized to
@@ -61,8 +60,7 @@ def resize_rows(
     return F.interpolate(band, size=(band.shape[2], size[1]), mode="bilinear", align_corners=True)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # what an evaluation has put here must also serve a training
+@cached
 def source_rows(length: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     """Upper and lower source row, and the lower one's weight, of each of `target` output rows, as PyTorch rounds.
 
@@ -70,7 +68,7 @@ def source_rows(length: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
         `(target,)` int64, int64, float32; not to be written to.
     """
     step = (length - 1) / (target - 1) if target > 1 else 0.0
-    position = torch.arange(target, dtype=torch.float32) * step
+    position = torch.arange(target, dtype=torch.float32, device="cpu") * step
     upper = position.long().clamp_(max=length - 1)
     return upper, (upper + 1).clamp_(max=length - 1), position - upper
 
@@ -81,7 +79,7 @@ def resize_matrix(lengths: Lengths) -> Tensor:
     Returns:
         `(lengths[-1], lengths[0])` float64; every row sums to one.
     """
-    matrix = torch.eye(lengths[0], dtype=torch.float64)
+    matrix = torch.eye(lengths[0], dtype=torch.float64, device="cpu")
     for source, target in pairwise(lengths):
         if source != target:
             upper, lower, weight = source_rows(source, target)
@@ -90,8 +88,7 @@ def resize_matrix(lengths: Lengths) -> Tensor:
     return matrix
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # as above
+@cached
 def _bands(lengths: Lengths, device: torch.device, dtype: torch.dtype) -> list[tuple[slice, slice, Tensor]]:
     """A chain's matrix cut into blocks of rows, each with the few columns it needs: (rows, columns, block)."""
     matrix = resize_matrix(lengths)
@@ -116,7 +113,7 @@ def resize_chain(maps: Tensor, sizes: tuple[tuple[int, int], ...]) -> Tensor:
     """
     heights = (maps.shape[2], *(size[0] for size in sizes))
     widths = (maps.shape[3], *(size[1] for size in sizes))
-    if maps.requires_grad and not transformed():
+    if maps.requires_grad and not followed():
         return _Chain.apply(maps, heights, widths, False)
     return _resized(maps, heights, widths)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from dgmn2cli.ops import native
 from dgmn2cli.ops.contract import refuse, require_memory, require_shape, require_tensors
-from dgmn2cli.ops.operators import LIBRARY, below_autograd, has_tangent, wants_gradient
+from dgmn2cli.ops.operators import LIBRARY, below_autograd, cached, has_tangent, wants_gradient
 from dgmn2cli.ops.resample import source_rows
 
 TAPS = 9
@@ -69,7 +68,7 @@ class _Plan:
     ring_rows: int  # rows of the small map that some step still needs at a time
 
 
-@lru_cache(maxsize=64)
+@cached
 def _plan(height: int, target: int, rows: int) -> _Plan:
     upper, lower, _ = source_rows(height, target)
     steps, done, deepest = [], 0, 1
@@ -86,8 +85,7 @@ def _plan(height: int, target: int, rows: int) -> _Plan:
     return _Plan(tuple(steps), deepest)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)
+@cached
 def _axis(length: int, target: int) -> tuple[Tensor, Tensor]:
     upper, _, weight = source_rows(length, target)
     return upper.to(torch.int32), weight.contiguous()

@@ -3,7 +3,7 @@
 Batch norms are folded into their convolutions, weights are prepacked, and the exact algebra of linear maps is used:
 the 1x1 classifier commutes with bilinear resizing, so logits of 19 channels are resized instead of features of 128 to
 512, each branch at its own resolution, and a chain of resizes is one product along each axis (`ops.resample`).
-Training keeps the published order of operations; `heads.py` is the definition this file is tested against.
+`heads.py` has the published order of operations; its `forward` is the definition that this file is tested against.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dgmn2cli.model.heads import (
 )
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops.native import on_large_pages
-from dgmn2cli.ops.operators import has_tangent, transformed
+from dgmn2cli.ops.operators import followed, has_tangent
 from dgmn2cli.ops.resample import resize_chain
 
 Size = tuple[int, int]
@@ -46,6 +46,7 @@ class InferenceForm(nn.Module):
             shared elsewhere; let go of it to free the memory.
     """
 
+    @torch.no_grad()
     def __init__(self, model: Segmentor) -> None:
         super().__init__()
         self.num_classes = model.num_classes
@@ -61,7 +62,9 @@ class InferenceForm(nn.Module):
             raise ConfigError(
                 "cannot differentiate an inference form", hint="Differentiate the network it was made of."
             )
-        if images.shape[0] > 1 and images.device.type == "cpu" and lanes() > 1 and not _traced():
+        if images.shape[0] == 0:
+            return images.new_empty(0, self.num_classes, *images.shape[2:])
+        if images.shape[0] > 1 and images.device.type == "cpu" and lanes() > 1 and not _followed():
             return torch.cat(side_by_side(self._logits, images.split(1)))
         return self._logits(images)
 
@@ -72,9 +75,9 @@ class InferenceForm(nn.Module):
         return self.head(features, (images.shape[2], images.shape[3]))
 
 
-def _traced() -> bool:
+def _followed() -> bool:
     """Whether something follows or changes what this thread computes, which other threads know nothing of."""
-    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or transformed()
+    return torch.is_autocast_enabled("cpu") or followed()
 
 
 class _FusedBackbone(nn.Module):

@@ -8,7 +8,6 @@ twice that of oneDNN's convolution, half of what the usual whole numbers give.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import sqrt
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dgmn2cli.model.fused.layers import FusedConv, can_pack, fold_batch_norm
+from dgmn2cli.ops.operators import cached
 
 TILE = 4  # outputs of a tile along an axis
 REACH = TILE + 2  # its inputs
@@ -84,18 +84,17 @@ class WinogradConv(nn.Module):
         return out.permute(0, 3, 1, 2)
 
 
-@lru_cache(maxsize=1)
-@torch.inference_mode(mode=False)  # what an evaluation has put here must also serve a training
+@cached
 def transforms() -> tuple[Tensor, Tensor, Tensor]:
     """The matrices along one axis, float64: of the inputs (6, 6), of the filter (6, 3), of the outputs (4, 6)."""
-    points = torch.tensor(POINTS, dtype=torch.float64)
-    inputs = torch.zeros(REACH, REACH, dtype=torch.float64)
+    points = torch.tensor(POINTS, dtype=torch.float64, device="cpu")
+    inputs = points.new_zeros(REACH, REACH)
     filters, outputs = inputs.new_zeros(REACH, 3), inputs.new_zeros(TILE, REACH)
     for row, point in enumerate(points):
         others = torch.cat([points[:row], points[row + 1 :]])
         inputs[row, :-1] = _product(others)
-        filters[row] = point ** torch.arange(3) / (point - others).prod()
-        outputs[:, row] = point ** torch.arange(TILE)
+        filters[row] = point ** torch.arange(3, device="cpu") / (point - others).prod()
+        outputs[:, row] = point ** torch.arange(TILE, device="cpu")
     inputs[-1], filters[-1, -1], outputs[-1, -1] = _product(points), 1, 1  # the point at infinity
     norms = torch.stack([inputs.norm(dim=1), filters.norm(dim=1), outputs.norm(dim=0)])
     share = norms.prod(0) ** (1 / 3)  # a factor may lie in any of the three
@@ -104,7 +103,7 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
 
 def _product(roots: Tensor) -> Tensor:
     """Coefficients of the product of `x - root`, lowest power first."""
-    made = torch.ones(1, dtype=torch.float64)
+    made = roots.new_ones(1)
     for root in roots:
         made = F.pad(made, (1, 0)) - root * F.pad(made, (0, 1))
     return made
