@@ -7,7 +7,6 @@ import pickle
 import resource
 import signal
 import sys
-import tempfile
 import time
 import traceback
 import warnings
@@ -21,7 +20,7 @@ from multiprocessing import (
     resource_tracker,
     set_start_method,
 )
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
@@ -38,6 +37,7 @@ YIELD = 2.0  # seconds a process that lost its peers waits before it ends, so th
 GRACE = 10.0  # seconds the others have to end after one died
 LOOK = 0.1  # seconds between two looks at the processes
 DESCRIPTORS = 64, 16  # files that this process has open at most while it launches, and more for each that is launched
+_TOLD, _GAVE, _FAILED = "told", "gave", "failed"  # what a process sends: for the observer, its result, its error
 
 
 class _RemoteObserver:
@@ -47,7 +47,7 @@ class _RemoteObserver:
         self._end = end
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments, **named: self._end.send((name, arguments, named))
+        return lambda *arguments, **named: self._end.send((_TOLD, (name, arguments, named)))
 
 
 def launch(
@@ -78,28 +78,28 @@ def launch(
     if limit != resource.RLIM_INFINITY and limit < needed:
         why = f"the limit is {limit} (ulimit -n), {processes} processes need {needed}"
         raise ResourceError("too few files may be open at a time", why=why, hint=f"Run `ulimit -n {needed}` before.")
-    with tempfile.TemporaryDirectory(prefix="dgmn2-launch-") as folder:
-        job = _Job(Path(folder))
-        try:
-            with StopRequest(insistent=False) as stop:
-                job.start(work, arguments, processes)
-                job.watch(observer, stop)
-        finally:
-            job.end()
-        if job.first_failed is not None and not stop.number:
-            raise job.cause(job.first_failed)
-        result = None if job.first_failed else pickle.loads((job.folder / "result").read_bytes())
-        return result, stop.number or 0
+    job = _Job()
+    try:
+        with StopRequest(insistent=False) as stop:
+            job.start(work, arguments, processes)
+            job.watch(observer, stop)
+    finally:
+        job.end()
+    if job.first_failed is not None and not stop.number:
+        raise job.cause(job.first_failed)
+    result = None if job.first_failed else pickle.loads(job.gave)
+    return result, stop.number or 0
 
 
 class _Job:
     """The processes of one launch."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.first_failed: BaseProcess | None = None
+        self.gave = b""  # the first one's result, pickled
         self._processes: list[BaseProcess] = []
-        self._reader, self._writer = Pipe(duplex=False)
+        self._readers: dict[Connection, int] = {}  # from the processes of these ranks, until they have ended
+        self._errors: dict[int, Dgmn2Error] = {}  # by rank
 
     def start(self, work: Callable[..., Any], arguments: tuple[Any, ...], count: int) -> None:
         _start_resource_tracker()
@@ -109,17 +109,18 @@ class _Job:
             shared = {"MASTER_PORT": self._store.port, "TORCHELASTIC_USE_AGENT_STORE": True, "MASTER_ADDR": "127.0.0.1"}
             for rank in range(count):
                 own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-                end = None if rank else self._writer
-                given = (work, arguments, self.folder, list(warnings.filters), own | shared, end)
+                reader, end = Pipe(duplex=False)
+                self._readers[reader] = rank
+                given = (work, arguments, list(warnings.filters), own | shared, end)
                 process = get_context("spawn").Process(target=_process, args=given)
-                process.start()
+                with end:  # from now on only the process has it: its death ends the pipe
+                    process.start()
                 self._processes.append(process)
         except (OSError, DistError) as error:
             why = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
             raise ResourceError("the processes cannot be started", why=why) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
-            self._writer.close()  # from now on only the first process has it: its death ends the pipe
 
     def watch(self, observer: Observer, stop: StopRequest) -> None:
         """Returns when all have ended; what the first one tells goes to `observer`, and a signal on to all."""
@@ -141,23 +142,33 @@ class _Job:
             pass
 
     def _hear(self, observer: Observer) -> bool:
-        """Hands on what the first process tells, waiting for it shortly; False where it told nothing."""
-        try:
-            if not self._reader.poll(LOOK):
-                return False
-            name, arguments, named = self._reader.recv()
-        except (EOFError, OSError):  # it has ended, perhaps within a message
+        """Takes what the processes send, waiting for it shortly; False where there was nothing."""
+        ready = cast(list[Connection], wait(list(self._readers), LOOK))
+        for reader in ready:
+            try:
+                kind, sent = reader.recv()
+            except (EOFError, OSError, pickle.UnpicklingError):  # it has ended, perhaps within a message
+                del self._readers[reader]
+                reader.close()
+                continue
+            if kind == _TOLD:
+                name, arguments, named = sent
+                getattr(observer, name)(*arguments, **named)
+            elif kind == _GAVE:
+                self.gave = sent
+            else:
+                self._errors[self._readers[reader]] = pickle.loads(sent)
+        if not self._readers:
             time.sleep(LOOK)
-            return False
-        getattr(observer, name)(*arguments, **named)
-        return True
+        return bool(ready)
 
     def alive(self) -> list[BaseProcess]:
         return [process for process in self._processes if process.is_alive()]
 
     def end(self) -> None:
         """Leaves no process behind, whatever ended the waiting for them."""
-        self._reader.close()
+        for reader in self._readers:
+            reader.close()
         _send(self.alive(), signal.SIGINT)
         began = time.monotonic()
         while alive := self.alive():
@@ -167,10 +178,7 @@ class _Job:
 
     def cause(self, failed: BaseProcess) -> Dgmn2Error:
         """Why the job ended: a process's own error, else the death of one."""
-        said: list[Dgmn2Error] = []
-        for path in sorted(self.folder.glob("error-*")):
-            with suppress(EOFError, pickle.UnpicklingError):  # its writer was killed
-                said.append(pickle.loads(path.read_bytes()))  # written by our own process a moment ago
+        said = [self._errors[rank] for rank in sorted(self._errors)]
         own = [found for found in said if not isinstance(found, DistributedError)]
         if own:
             return own[0]
@@ -200,12 +208,11 @@ def _send(processes: list[BaseProcess], number: signal.Signals) -> None:
 def _process(
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
-    folder: Path,
     filters: list[Any],
     environment: dict[str, object],
-    end: Connection | None,
+    end: Connection,
 ) -> None:
-    """The life of one process; its result or error goes to a file, from which the parent takes it."""
+    """The life of one process; its error, and the first one's result, go to the parent by way of `end`."""
     end_with_parent()
     set_start_method(get_all_start_methods()[0], force=True)  # a spawned data worker would import PyTorch again
     warnings.filters[:] = filters  # type: ignore[index]  # a list at run time
@@ -216,17 +223,18 @@ def _process(
         if Path("/sys/class/net/lo").exists():  # gloo need not know the machine's name on the network
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         try:
-            result = work(*arguments, Silent() if end is None else cast(Observer, _RemoteObserver(end)))
-            if end is not None:
-                (folder / "result").write_bytes(pickle.dumps(result))
+            first = os.environ["RANK"] == "0"
+            result = work(*arguments, cast(Observer, _RemoteObserver(end)) if first else Silent())
+            if first:
+                end.send((_GAVE, pickle.dumps(result)))
         except Dgmn2Error as error:
-            _leave(error, folder)
+            _leave(error, end)
         except Exception as error:  # noqa: BLE001  # the border between processes: the parent raises it again
             lines = str(error).strip().splitlines()
             why = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
             wrapped = Dgmn2Error(f"an unforeseen failure in process {os.environ['RANK']}", why=why)
             wrapped.add_note(traceback.format_exc())  # shown by --debug
-            _leave(wrapped, folder)
+            _leave(wrapped, end)
     except KeyboardInterrupt:
         _end(128 + signal.SIGINT)
 
@@ -240,8 +248,9 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _leave(error: Dgmn2Error, folder: Path) -> NoReturn:
-    (folder / f"error-{os.environ['RANK']}").write_bytes(pickle.dumps(error))
+def _leave(error: Dgmn2Error, end: Connection) -> NoReturn:
+    with suppress(OSError):  # nobody listens any more
+        end.send((_FAILED, pickle.dumps(error)))
     if isinstance(error, DistributedError):
         time.sleep(YIELD)
     _end(error.exit_code)
