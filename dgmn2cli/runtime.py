@@ -94,19 +94,25 @@ def set_threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
-def end_with_parent() -> None:
+def end_with_parent(last: Callable[[], object] = lambda: None) -> None:
     """Lets this process end within a moment when the one that started it is gone, however that ended.
 
     Its parent's number does not tell: a process may have been forked from a server that lives on.
+
+    Args:
+        last: called before this process ends.
     """
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=(last,), daemon=True).start()
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(last: Callable[[], object]) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
-        os._exit(1)
+        try:
+            last()
+        finally:
+            os._exit(1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from multiprocessing import active_children
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +38,7 @@ from dgmn2cli.runtime import end_with_parent
 _ORDER, _AUGMENT = 0, 1  # the two uses of the seed, kept apart
 LOOK = 1.0  # seconds between two looks at the workers while a batch is waited for
 KEPT = 1 << 25  # bytes of decoded samples that a process keeps at most
+LONGEST = 56  # bytes of a folder's path; a worker's socket is 47 bytes further down, and systems allow some 104
 FILES = 32, 12  # that a process opens while it trains, and more for each of its workers
 
 
@@ -125,11 +133,15 @@ class _Reader:
 _reader: _Reader | None = None  # of a data worker
 
 
-def _start_worker(reader: _Reader) -> None:
-    """A worker does one thing at a time and leaves signals to the main process, which ends it, even by its death."""
+def _start_worker(reader: _Reader, folder: str) -> None:
+    """A worker does one thing at a time and leaves signals to the main process, which ends it, even by its death.
+
+    Args:
+        folder: for the socket by which it hands over batches; it goes with the main process.
+    """
     global _reader
-    _reader = reader
-    end_with_parent()
+    _reader, tempfile.tempdir = reader, folder
+    end_with_parent(partial(shutil.rmtree, folder, ignore_errors=True))
     for ignored in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group, they would end it too early
         signal.signal(ignored, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -218,20 +230,39 @@ def _started(reader: _Reader, workers: int) -> Iterator[ProcessPoolExecutor]:
         why = f"the limit is {limit} (ulimit -n), the data workers need {needed}"
         hint = f"Run `ulimit -n {max(needed, 1024)}` before, or use --workers 0."
         raise ResourceError("too few files may be open at a time", why=why, hint=hint)
-    before, pool = set(active_children()), None
+    started, pool, folder = list[BaseProcess](), None, ""
     try:
         try:
-            pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(reader,))
+            usual = tempfile.gettempdir()
+            folder = tempfile.mkdtemp(prefix="dgmn2-", dir=usual if len(os.fsencode(usual)) <= LONGEST else "/tmp")
+            given: dict[str, Any] = {"initializer": _start_worker, "initargs": (reader, folder)}
+            pool = ProcessPoolExecutor(workers, _noting(started), **given)
             pool.submit(os.getpid)
-        except OSError as error:
-            why, hint = f"{error.strerror or error}; /dev/shm: {shared_memory()}", "Use fewer --workers, or 0."
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+            reason = getattr(error, "strerror", None) or error
+            why, hint = f"{reason}; /dev/shm: {shared_memory()}", "Use fewer --workers, or 0."
             raise ResourceError("the data workers cannot be started", why=why, hint=hint) from error
         yield pool
     finally:
-        for worker in set(active_children()) - before:
-            worker.kill()
+        for worker in started:
+            if worker.pid is not None:
+                worker.kill()
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _noting(started: list[BaseProcess]) -> BaseContext:
+    """How processes are started here; those that are go into `started`."""
+    context: Any = copy(get_context())
+    usual = context.Process
+
+    def process(*arguments: Any, **named: Any) -> BaseProcess:
+        started.append(usual(*arguments, **named))
+        return started[-1]
+
+    context.Process = process
+    return context
 
 
 @contextmanager
@@ -249,11 +280,13 @@ def _pinned(read: Future[TrainBatch]) -> TrainBatch:
 
 
 def _result(read: Future[TrainBatch], check: Callable[[], object]) -> TrainBatch:
-    while True:
-        try:
-            return read.result(LOOK)
-        except TimeoutError:
-            check()
+    while not wait([read], LOOK).done:
+        check()
+    try:
+        return read.result()
+    except OSError as error:
+        hint = "Use --workers 0; --resume goes on."
+        raise ResourceError("a data worker cannot hand over its batch", why=str(error), hint=hint) from error
 
 
 def eval_indices(size: int, rank: int = 0, world: int = 1, done: Sequence[int] = ()) -> list[int]:

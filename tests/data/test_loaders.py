@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,6 +164,89 @@ def test_what_a_worker_raises_is_one_line(data: SegmentationSet, kind: type[Exce
         take(train_batches(data, fail, TrainStream(5, seed=3, batch=1)), 1)
 
 
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files of its own, whose path is too long for sockets in it."""
+    folder = tmp_path / ("x" * 60)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def folders(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The temporary folders that this process makes, as it makes them."""
+    made, usual = list[Path](), tempfile.mkdtemp
+
+    def note(*arguments: Any, **named: Any) -> str:
+        made.append(Path(usual(*arguments, **named)))
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "mkdtemp", note)
+    return made
+
+
+def test_nothing_is_left_of_the_workers(data: SegmentationSet, temporary: Path, folders: list[Path]) -> None:
+    files = len(os.listdir("/proc/self/fd"))
+    for turn in range(2):
+        batches = train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=1), workers=2)
+        assert len(take(batches, 3)) == 3
+        assert [folder.exists() for folder in folders] == [False] * turn + [True]
+        assert list(folders[turn].iterdir()), "the workers' sockets"
+        batches.close()
+    assert not any(folder.exists() for folder in folders)
+    assert not list(temporary.iterdir())
+    end = time.monotonic() + 10
+    while len(os.listdir("/proc/self/fd")) > files + 2 and time.monotonic() < end:  # the pool's thread closes them
+        time.sleep(0.05)
+    assert len(os.listdir("/proc/self/fd")) <= files + 2
+
+
+def test_other_children_of_the_process_live_on(data: SegmentationSet) -> None:
+    batches = train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=1), workers=1)
+    take(batches, 1)
+    child = multiprocessing.Process(target=time.sleep, args=(60,))
+    child.start()
+    other = train_batches(data, AUGMENT, TrainStream(5, seed=4, batch=1), workers=1)
+    take(other, 1)
+    batches.close()
+    try:
+        child.join(0.2)
+        assert child.is_alive()
+        assert len(take(other, 5)) == 5
+    finally:
+        other.close()
+        child.kill()
+        child.join()
+
+
+def test_a_batch_that_cannot_be_handed_over_is_a_resource_error(
+    data: SegmentationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaders, "LONGEST", 1000)  # Python's own way: a socket wherever temporary files are
+    monkeypatch.setattr(tempfile, "tempdir", f"{data.root}/{'x' * 99}")
+    Path(tempfile.gettempdir()).mkdir()
+    with pytest.raises(ResourceError, match="cannot hand over its batch") as caught:
+        take(train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=1), workers=1), 1)
+    assert "AF_UNIX path too long" in caught.value.why
+
+
+def test_workers_that_cannot_be_started(
+    data: SegmentationSet, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    batches = train_batches(data, AUGMENT, TrainStream(5, seed=3, batch=1), workers=1)
+    usual = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    with pytest.raises(ResourceError, match="cannot be started") as caught:
+        next(batches)
+    monkeypatch.setattr(threading.Thread, "start", usual)
+    assert caught.value.why.startswith("can't start new thread")
+    assert [folder.exists() for folder in folders] == [False]
+
+
 @pytest.mark.parametrize("size", [1, 7, 16])
 def test_evaluation_deals_each_pair_once(size: int) -> None:
     for world in (1, 2, 3):
@@ -170,7 +256,7 @@ def test_evaluation_deals_each_pair_once(size: int) -> None:
 
 
 WAITING = """
-import multiprocessing, sys
+import multiprocessing, sys, tempfile
 import dgmn2cli
 from dgmn2cli.config import AugmentConfig
 from dgmn2cli.data import loaders
@@ -181,9 +267,14 @@ if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[2])
     data = open_cityscapes(sys.argv[1], "val")
     augment = Augmentation(AugmentConfig(scale=(48, 30), crop=16))
+    usual, made = tempfile.mkdtemp, []
+    def note(**named):
+        made.append(usual(**named))
+        return made[-1]
+    tempfile.mkdtemp = note
     batches = train_batches(data, augment, TrainStream(len(data), seed=0, batch=1), workers=2)
     next(batches)
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    print(made[0], *(child.pid for child in multiprocessing.active_children()), flush=True)
     sys.stdin.read()
 """
 
@@ -199,7 +290,9 @@ def test_workers_end_when_their_training_is_killed(data: SegmentationSet, tmp_pa
         env={**os.environ, "PYTHONPATH": str(root)},
     ) as child:  # fmt: skip
         assert child.stdout is not None
-        workers = [int(word) for word in child.stdout.readline().split()]
+        folder, *numbers = child.stdout.readline().split()
+        workers = [int(number) for number in numbers]
+        assert list(Path(folder).iterdir())
         child.kill()
     assert len(workers) == 2
     end, left = time.monotonic() + 10, workers
@@ -209,3 +302,4 @@ def test_workers_end_when_their_training_is_killed(data: SegmentationSet, tmp_pa
     for worker in left:
         os.kill(worker, signal.SIGKILL)
     assert not left, "they live on"
+    assert not Path(folder).exists()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,8 @@ class Notes(Silent):
         self.heard.append(("advance", parts, detail))
 
 
-def test_what_processes_tell_each_other() -> None:
+def test_what_processes_tell_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     notes = Notes()
     result, number = launch(work, ("talk",), 2, notes)
     assert number == 0
@@ -61,6 +63,7 @@ def test_what_processes_tell_each_other() -> None:
     ]  # a slow machine: that it waits for the other to start
     assert told == [("begin", "talking", 2), ("advance", 1, "rank 0")], "of the first process only"
     assert not active_children()
+    assert not list(tmp_path.iterdir()), "what a killed launch would leave behind"
 
 
 def test_a_process_that_waits_may_give_up_for_all() -> None:
