@@ -54,6 +54,7 @@ NOT_RUN = {  # a word of the command or block: why
     "torchrun": "needs several machines",
     "benchmark": "takes minutes to hours at full size; tests/bench runs each kind",
     "demo": "tests/demo",
+    "dgmn2-demo/run/config.toml": "needs the demo's run; tests/demo",
     "serve": "does not end; tests/serve",
     "--ray": "needs Ray's processes; tests/inference",
     "ray": "needs Ray's processes; tests/inference",

@@ -189,12 +189,14 @@ def _recipe(
         if out is None:
             raise ConfigError("--resume needs to know the run", hint="Name its folder with --out, or its model.")
         own = out / "config.toml"
-        if own.is_file():
-            return resolve(str(own.absolute()), overrides, values=typed), out
+        if not own.is_file():
+            hint = "Name the model and the settings to begin one."
+            raise ConfigError("there is no run to resume", where=out, why="it has no config.toml", hint=hint)
+        return resolve(str(own.absolute()), overrides, values=typed), out
     found = resolve(model, overrides, session.zoo(), typed)
     if found.entry is not None and typed != settings:
         found = resolve(model, overrides, session.zoo(), settings)
-    return found, out or RUNS / found.name
+    return found, out or RUNS / short_name(found.name)
 
 
 def evaluated(result: Evaluated) -> str:

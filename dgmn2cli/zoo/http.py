@@ -163,7 +163,7 @@ def _own_errors(url: str) -> Iterator[None]:
     except requests.exceptions.SSLError as error:
         raise NetworkError("the server cannot be trusted", where=place_of(url), why=_reason(error)) from error
     except NETWORK_ERRORS as error:
-        hint = "Check the network connection and the proxy settings, or run it again."
+        hint = "Check network and proxy, or run it again; `dgmn2 download --from FILE` adopts a file fetched elsewhere."
         raise TemporaryError("the connection failed", where=place_of(url), why=_reason(error), hint=hint) from error
 
 

@@ -218,6 +218,7 @@ unlisted = "ignore"
         (["--set", "optim.lr=nan"], 2, "the configuration is wrong"),
         (["--set", "train.iters"], 2, "the configuration is wrong"),
         (["--resume"], 2, "--resume needs to know the run"),
+        (["--resume", "--out", "r"], 2, "there is no run to resume (r)"),
         (["--data-root", "nowhere"], 6, "there is no such folder"),
         (["--from", "gone.pth"], 5, "the first weights are not there (gone.pth)"),
         (
