@@ -230,10 +230,10 @@ def _repeated(value: Any, key: str) -> Iterator[str]:
             yield from _repeated(item, f"{key}[{index}]")
 
 
-def near_miss(name: str, known: Iterable[str], prefix: str = "") -> str:
+def near_miss(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` where a known name is close, else nothing."""
     close = difflib.get_close_matches(name[:80].lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{prefix}{close[0]}'?" if close else ""
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def show(value: Any) -> str:

@@ -51,20 +51,19 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), values: Mappi
     return draft.finish(overrides, values or {}, where=path)
 
 
-def load_config_text(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
+def load_config_text(text: str, name: str) -> Config:
     """The configuration in a text of the mmcv language, such as a published checkpoint's `meta` holds.
 
     Args:
         text: the configuration; read, never executed.
         name: what it is called in messages, and the configuration's name.
-        overrides: as for `load_config`.
 
     Raises:
         ConfigError: faults in it; `faults` has a line for each.
     """
     draft = _Draft(_stem(Path(name)))
     draft.take_mapped(map_config(read_mmcv_text(text, name)), name)
-    return draft.finish(overrides, {}, where=name)
+    return draft.finish((), {}, where=name)
 
 
 def published_names() -> tuple[str, ...]:

@@ -73,16 +73,14 @@ def check_dataset(
     max_pixels: int = MAX_PIXELS,
     observer: Observer = Silent(),
     memory: Path | None = None,
-    anew: bool = False,
 ) -> DataReport:
     """Reads every pair: sizes, ids, damage. Nothing is kept but the counts.
 
     Args:
         thorough: decode the images; otherwise only their headers are looked at, and a PNG's checksums.
         memory: the folder that remembers what was found in files that have not changed since; None: nothing does.
-        anew: look at every file, whatever is remembered.
     """
-    remembered = Remembered(data.root, memory if thorough else None, anew=anew)
+    remembered = Remembered(data.root, memory if thorough else None)
     observer.begin(f"checking {data.split}", len(data))
     facts: list[_PairFacts] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:

@@ -15,7 +15,6 @@ from dgmn2cli.data.decoding import ImageHeader
 from dgmn2cli.data.formats import Malformed
 from dgmn2cli.errors import DataError
 from dgmn2cli.files import atomic_write, open_regular
-from dgmn2cli.observer import Observer, Silent
 
 MAX_PIXELS = 100_000_000
 _BYTES_PER_PIXEL, _BYTES_SPARE = 8, 1 << 26  # a file larger than 16-bit RGBA plus 64 MiB is no honest image
@@ -23,7 +22,7 @@ _IMAGE, _LABEL = "cannot read the image", "cannot read the label map"
 _T = TypeVar("_T")
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, observer: Observer = Silent()) -> np.ndarray:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes an image as OpenCV's colour decoding does (the published protocol), but refuses damage.
 
     Gray, palette, 1- to 16-bit and CMYK images become 8-bit BGR: gray is repeated, a palette is looked up, 16 bits
@@ -36,7 +35,6 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, observer: Observe
     Args:
         path: a regular file: PNG, JPEG, WebP, BMP, TIFF, GIF (no animations) or PNM.
         max_pixels: the largest width x height allowed; checked before anything is decoded.
-        observer: is told what is odd about a file that is read nevertheless.
 
     Returns:
         (H, W, 3) uint8, blue green red.
@@ -44,10 +42,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, observer: Observe
     Raises:
         DataError: not a regular file, not an image, too large, cut or damaged.
     """
-    pixels, _, notes = decode_file(path, max_pixels)
-    for note in notes:
-        observer.note(f"{path}: {note}")
-    return pixels
+    return decode_file(path, max_pixels)[0]
 
 
 def decode_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, ImageHeader, list[str]]:

@@ -30,13 +30,12 @@ class Remembered:
     Args:
         root: the data set.
         folder: where the findings are kept; None: they are not.
-        anew: take nothing from there.
     """
 
-    def __init__(self, root: Path, folder: Path | None, *, anew: bool = False) -> None:
+    def __init__(self, root: Path, folder: Path | None) -> None:
         name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
         self._path = None if folder is None else folder / f"{name}.json"
-        self._files: dict[str, Any] = {} if anew or self._path is None else _load(self._path)
+        self._files: dict[str, Any] = {} if self._path is None else _load(self._path)
         self._changed = False
 
     def recall(self, path: Path, kind: str, find: Callable[[], _T]) -> _T:

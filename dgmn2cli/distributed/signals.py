@@ -16,7 +16,6 @@ class StopRequest:
     """Within the block SIGINT and SIGTERM are noted instead of acting; a second one acts at once.
 
     Args:
-        signals: which ones.
         insistent: a second signal acts as it would have without the block. Off for processes that get each signal
             twice, from the terminal and from their launcher.
 
@@ -25,15 +24,15 @@ class StopRequest:
         again: whether another one came later.
     """
 
-    def __init__(self, signals: tuple[signal.Signals, ...] = SIGNALS, insistent: bool = True) -> None:
+    def __init__(self, insistent: bool = True) -> None:
         self.number: int | None = None
         self.again = False
-        self._signals, self._insistent, self._came = signals, insistent, 0.0
+        self._insistent, self._came = insistent, 0.0
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere signals never arrive
-            self._former = {number: signal.signal(number, self._note) for number in self._signals}
+            self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *raised: object) -> None:

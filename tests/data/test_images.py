@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgmn2cli.data.images import image_header, read_image, read_label, write_png
+from dgmn2cli.data.images import decode_file, image_header, read_image, read_label, write_png
 from dgmn2cli.errors import DataError
-from dgmn2cli.observer import Silent
 
 RNG = np.random.default_rng(7)
 RGB = cv2.resize(RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8), (47, 33), interpolation=cv2.INTER_CUBIC)
@@ -144,16 +143,6 @@ def test_tiff(tmp_path: Path, mode: str, options: dict[str, object]) -> None:
             read_image(put(tmp_path, data[:length], "cut.tif"))
 
 
-class Notes(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
-
-
 def test_gif_ppm_and_turned_tiff(tmp_path: Path) -> None:
     colors = MODES["P"]
     expected = np.array(colors.convert("RGB"))
@@ -162,12 +151,12 @@ def test_gif_ppm_and_turned_tiff(tmp_path: Path) -> None:
     deep = b"P5 3 1 65535\n" + bytes([1, 255, 128, 0, 255, 1])
     np.testing.assert_array_equal(read_image(put(tmp_path, deep))[0, :, 0], [1, 128, 255])
     for options in ({"save_all": True, "append_images": [MODES["L"]]}, {}):
-        notes = Notes()
         exif = Image.Exif()
         exif[0x0112] = 8
         path = put(tmp_path, encode(MODES["RGB"], "TIFF", exif=exif, **options))
-        np.testing.assert_array_equal(read_image(path, observer=notes)[..., ::-1], np.rot90(RGB))
-        assert len(notes.said) == len(options) // 2
+        pixels, _, notes = decode_file(path)
+        np.testing.assert_array_equal(pixels[..., ::-1], np.rot90(RGB))
+        assert len(notes) == len(options) // 2
         assert (image_header(path).width, image_header(path).height) == (33, 47)
     animated = encode(colors, "GIF", save_all=True, append_images=[colors.transpose(0)])
     with pytest.raises(DataError, match="animation"):
@@ -179,13 +168,9 @@ def test_gif_ppm_and_turned_tiff(tmp_path: Path) -> None:
 def test_dark_sixteen_bit_values_and_odd_jpegs_are_noted(tmp_path: Path) -> None:
     for values, noted in ((np.full((9, 9), 4095, np.uint16), 1), (np.full((9, 9), 4096, np.uint16), 0)):
         for kind in ("PNG", "TIFF"):
-            notes = Notes()
-            read_image(put(tmp_path, encode(Image.fromarray(values), kind)), observer=notes)
-            assert len(notes.said) == noted
-    notes = Notes()
-    path = put(tmp_path, GOOD["jpeg"][:-2])
-    read_image(path, observer=notes)
-    assert str(path) in notes.said[0]
+            notes = decode_file(put(tmp_path, encode(Image.fromarray(values), kind)))[2]
+            assert len(notes) == noted
+    assert len(decode_file(put(tmp_path, GOOD["jpeg"][:-2]))[2]) == 1
 
 
 def test_large_images_warn_of_nothing(tmp_path: Path) -> None:

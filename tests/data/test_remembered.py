@@ -61,8 +61,6 @@ def test_nothing_is_decoded_the_second_time(tmp_path: Path, decoded: list[str]) 
     assert fingerprint(open_dataset(root, "all"), memory=memory) == whole
     assert decoded == []
     assert sorted(path.name for path in root.rglob("*")) == before
-    assert check_dataset(open_dataset(root, "all"), memory=memory, anew=True) == first
-    assert len(decoded) == 4 * 200
 
 
 def test_only_what_changed_is_looked_at_and_faults_are_not_remembered(tmp_path: Path, decoded: list[str]) -> None:

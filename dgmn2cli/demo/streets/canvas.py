@@ -202,10 +202,10 @@ class Brush:
         """An upright rectangle."""
         self.polygon([(left, bottom), (right, bottom), (right, top), (left, top)], color)
 
-    def disc(self, x: float, y: float, radius: float, color: Color, squash: float = 1) -> None:
-        """A disc, or an ellipse `squash` times as wide as high."""
+    def disc(self, x: float, y: float, radius: float, color: Color) -> None:
+        """A disc."""
         px, py = self._pixel(x, y)
-        self._paint(self.canvas.ellipse(px, py, max(radius * self.scale * squash, 0.8), radius * self.scale), color)
+        self._paint(self.canvas.ellipse(px, py, max(radius * self.scale, 0.8), radius * self.scale), color)
 
     def ring(self, x: float, y: float, radius: float, width: float, color: Color) -> None:
         """A ring whose inside shows what is behind, but bears the object's label."""
