@@ -27,11 +27,15 @@ ABANDONED_AFTER = 86400  # seconds after which a temporary file that cannot be l
 def to_plain(value: Any) -> Any:
     """`value` as JSON types: dataclasses become objects, paths strings, NaN and infinities null.
 
-    A dataclass's field is left out where its metadata say `{"json": False}`.
+    A dataclass's field is left out where its metadata say `{"json": False}`; "flat": its entries stand there.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [field.name for field in dataclasses.fields(value) if field.metadata.get("json", True)]
-        return {name: to_plain(getattr(value, name)) for name in fields}
+        plain: dict[str, Any] = {}
+        for field in dataclasses.fields(value):
+            if how := field.metadata.get("json", True):
+                item = to_plain(getattr(value, field.name))
+                plain |= item if how == "flat" else {field.name: item}
+        return plain
     if isinstance(value, dict):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

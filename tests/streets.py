@@ -87,13 +87,14 @@ def segmenter(
     return Segmenter(network or Colours(), classes, info, InferenceConfig())
 
 
-class Load:
+class Load(Recipe):
     """Loads a network in whichever process: `how` is "well", "slow", "killed", "broken", "nan" or "odd"."""
 
     def __init__(self, how: str = "well", sha256: str = "ab" * 32, model: str = "fake") -> None:
-        self.how, self.sha256, self.model = how, sha256, model
+        super().__init__(Config(model), None)
+        vars(self).update(how=how, sha256=sha256, model=model)
 
-    def __call__(self, *, device: str, observer: Observer | None = None) -> Segmenter:
+    def __call__(self, *, device: str, observer: Observer | None = None) -> Segmenter:  # type: ignore[override]
         """The network; the device is ignored, and nothing is told."""
         if self.how == "broken":
             raise NonFiniteError("the weights are not finite", where="fake.pth")
@@ -118,11 +119,6 @@ def predict_files(
     observer, named = how.pop("observer", None), [sources] if isinstance(sources, Path) else sources
     request = InferRequest(tuple(map(str, named)), str(out), tuple(kinds), settings=settings, device="cpu", **how)
     return run(request, lambda **_: made, observer)
-
-
-def recipe(name: str = "fake") -> Recipe:
-    """What the fake network is called; no model of the zoo."""
-    return Recipe(Config(name), None)
 
 
 class Watcher(Silent):

@@ -124,11 +124,11 @@ def evaluate(
             single = run.run(request, observer=observer)
         elif recipe is None:
             found, missing = protocol.on_disk(session, zoo, protocol.load_options(session, network, settings))
-            answer = run.run_zoo(request, [(one, one) for one in found], missing, observer)
+            answer = run.run_zoo(request, found, missing, observer)
         else:
             open_data(request, [recipe.inference])  # refused before a download, if at all
             protocol.require_weights(session, recipe, network)
-            single = run.run(request, recipe, recipe, observer)
+            single = run.run(request, recipe, observer)
     if launched_rank() > 0:  # of those that torchrun started the first one speaks
         return
     if everything:
@@ -177,15 +177,15 @@ def _figures(report: EvalReport) -> list[tuple[str, str]]:
     scores = report.scores
     rows = [("aAcc", scores.pixel_accuracy), ("mIoU", scores.mean_iou), ("mAcc", scores.mean_accuracy)]
     rows += [("category mIoU", scores.mean_category_iou)] if scores.categories else []
-    if report.boundary is not None:
-        rows.append(("boundary mIoU", report.boundary.mean_iou))
-    if report.instances is not None:
-        rows.append(("iIoU", report.instances.mean_iiou))
+    if report.analysis.boundary is not None:
+        rows.append(("boundary mIoU", report.analysis.boundary.mean_iou))
+    if report.analysis.instances is not None:
+        rows.append(("iIoU", report.analysis.instances.mean_iiou))
     texts = {name: f"{_share(value)} %" for name, value in rows}
-    low, high = report.intervals.mean_iou
+    low, high = report.analysis.intervals.mean_iou
     texts["mIoU"] += f"  [{_share(low)}, {_share(high)}]" if report.data.images > 1 else ""
-    if report.calibration is not None:
-        found = report.calibration
+    if report.analysis.calibration is not None:
+        found = report.analysis.calibration
         texts["calibration"] = f"ECE {_share(found.ece)} %, fitted temperature {found.temperature:.2f}"
     return list(texts.items())
 

@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +27,7 @@ from dgmn2cli.inference.files import Pipeline
 from dgmn2cli.inference.load import Recipe
 from dgmn2cli.inference.outputs import FolderSink
 from dgmn2cli.inference.report import ImageResult
+from dgmn2cli.inference.settings import LoadOptions
 from dgmn2cli.inference.sources import ImageFile
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.ops import resolve as resolve_backend
@@ -182,7 +182,7 @@ class _Demo:
 
     def _evaluate(self, trained: TrainReport, name: str) -> Found[EvalReport]:
         request, folder = self.request, self.folder
-        load = partial(self.recipe, checkpoint=trained.checkpoint, backend=request.backend)
+        options = LoadOptions(trained.checkpoint, backend=request.backend)
         wanted = EvalRequest(
             folder.data,
             settings=Settings(ms_flip=name == MS_FLIP),
@@ -192,7 +192,7 @@ class _Demo:
             html=folder.evaluation_page(name),
             save_preds=folder.predictions(name),
         )
-        report = evaluate(wanted, self.recipe, load, self.observer)
+        report = evaluate(wanted, replace(self.recipe, options=options), self.observer)
         scores = report.scores
         found = f"mIoU {100 * scores.mean_iou:.1f} %, {100 * scores.pixel_accuracy:.1f} % of the pixels right"
         return report, found, folder.evaluation(name)

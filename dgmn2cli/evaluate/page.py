@@ -20,7 +20,7 @@ def write_report_page(path: Path, report: EvalReport) -> Path:
         ResourceError: it cannot be written.
     """
     names = [score.name for score in report.scores.classes]
-    trimaps = report.boundary.trimaps if report.boundary is not None else ()
+    trimaps = report.analysis.boundary.trimaps if report.analysis.boundary is not None else ()
     return html.write_page(
         path,
         "evaluation.html",
@@ -29,7 +29,7 @@ def write_report_page(path: Path, report: EvalReport) -> Path:
         views=sorted(report.views.items(), key=lambda item: (item[1].rank, item[0])),
         crops=sorted(report.crops.items(), key=lambda item: (item[1].rank, item[0])),
         trimap=[(70 + 60 * i, 190 - 180 * point.accuracy) for i, point in enumerate(trimaps)],
-        class_ious=[[_permille(image.classes.get(name)) for name in names] for image in report.images],
+        class_ious=[[_permille(image.classes.get(name)) for name in names] for image in report.analysis.images],
     )
 
 
@@ -67,16 +67,17 @@ def write_tables(folder: Path, report: EvalReport) -> list[Path]:
         ResourceError: one cannot be written.
     """
     names = [score.name for score in report.scores.classes]
-    boundary = report.boundary.classes if report.boundary is not None else {}
-    iiou = report.instances.classes if report.instances is not None else {}
+    boundary = report.analysis.boundary.classes if report.analysis.boundary is not None else {}
+    iiou = report.analysis.instances.classes if report.analysis.instances is not None else {}
     classes = [
-        [s.name, s.iou, *report.intervals.classes[s.name], s.accuracy, boundary.get(s.name), iiou.get(s.name),
+        [s.name, s.iou, *report.analysis.intervals.classes[s.name], s.accuracy, boundary.get(s.name), iiou.get(s.name),
          s.labelled, s.predicted, s.intersection]
         for s in report.scores.classes
     ]  # fmt: skip
     heads = ["class", "iou", "iou_low", "iou_high", "accuracy", "boundary_iou", "iiou"]
     images = [
-        [i.name, i.pixel_accuracy, i.mean_iou, i.doubt, *(i.classes.get(name) for name in names)] for i in report.images
+        [i.name, i.pixel_accuracy, i.mean_iou, i.doubt, *(i.classes.get(name) for name in names)]
+        for i in report.analysis.images
     ]
     image_heads = ["image", "pixel_accuracy", "mean_iou", "doubt", *(f"iou {name}" for name in names)]
     return [

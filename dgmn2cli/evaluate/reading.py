@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,6 @@ SIZE_LIMIT = 1 << 30  # bytes of a report
 _WHAT, _HINT = "cannot read the report", "Name a report that `dgmn2 eval --report FILE` wrote."
 
 
-@dataclass(frozen=True)
-class _Stated:
-    """The parts of a report that are read back."""
-
-    run: RunInfo
-    protocol: Protocol | None
-    data: DataInfo
-    certificate: Certificate
-
-
-_STATED = TypeAdapter(_Stated)
-
-
 @dataclass(frozen=True, eq=False)
 class ReportFile:
     """A report on disk."""
@@ -46,8 +34,19 @@ class ReportFile:
     protocol: Protocol | None
     data: DataInfo
     certificate: Certificate
-    temperatures: TemperatureCounts  # the certificate's
-    matrices: np.ndarray  # (n, N, N + 1) int64, of its records
+
+    @cached_property
+    def temperatures(self) -> TemperatureCounts:
+        """The certificate's."""
+        return TemperatureCounts.of_plain(self.certificate.temperatures)
+
+    @cached_property
+    def matrices(self) -> np.ndarray:
+        """(n, N, N + 1) int64, of its records."""
+        return np.stack([record.matrix(len(self.certificate.classes)) for record in self.certificate.records])
+
+
+_REPORT = TypeAdapter(ReportFile)
 
 
 def read_report(path: Path) -> ReportFile:
@@ -78,12 +77,10 @@ def read_report(path: Path) -> ReportFile:
 
 
 def _parsed(path: Path, plain: dict[str, Any]) -> ReportFile:
-    stated = _STATED.validate_python(plain)
-    certificate = stated.certificate
-    temperatures = TemperatureCounts.of_plain(certificate.temperatures)
-    if not certificate.records or certificate.seed < 0:
+    found = _REPORT.validate_python({**plain, "path": path, "plain": plain})
+    if not found.certificate.records or found.certificate.seed < 0:
         raise ValueError("no images, or a seed below 0")
-    matrices = np.stack([record.matrix(len(certificate.classes)) for record in certificate.records])
-    if matrices.min() < 0:
+    _ = found.temperatures  # a ValueError where they are broken
+    if found.matrices.min() < 0:
         raise ValueError("counts below 0")
-    return ReportFile(path, plain, stated.run, stated.protocol, stated.data, certificate, temperatures, matrices)
+    return found

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 import platform
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
 import torch
 
 from dgmn2cli.data.dataset import LabelMapping, SegmentationSet
-from dgmn2cli.evaluate.analysis.bootstrap import Intervals
-from dgmn2cli.evaluate.analysis.boundary import Boundary
-from dgmn2cli.evaluate.analysis.calibration import Calibration
 from dgmn2cli.evaluate.analysis.crops import Shown
-from dgmn2cli.evaluate.analysis.instances import InstanceScores
-from dgmn2cli.evaluate.analysis.summary import Analysis, Confused, ImageScores
+from dgmn2cli.evaluate.analysis.summary import Analysis
 from dgmn2cli.evaluate.certificate import Certificate, digest_of
 from dgmn2cli.evaluate.counting import Scores
 from dgmn2cli.inference.plan import Protocol
@@ -105,8 +100,7 @@ class EvalReport:
         partial: images of the split were left out; such figures are no result for the split.
         scores: the figures, as fractions from 0 to 1.
         confusion: rows: label, columns: prediction, the last column for predictions that are no class; pixels.
-        intervals, images, fine_grained, confusions, worst_images, doubtful_images, boundary, calibration, instances,
-            not_measured: see `Analysis`.
+        analysis: what it tells beyond; in the JSON its entries stand beside the others.
         certificate: what `dgmn2 verify` needs.
         processes: how many evaluated.
         resumed: images taken over from an interrupted run.
@@ -116,7 +110,7 @@ class EvalReport:
         comparison: with the published figure; None where none can be made.
         no_comparison: why not.
         official: cityscapesScripts' figures, where asked for.
-        crops, views: JPEGs of the worst parts and of the worst images, by place in `images`; not in the JSON.
+        crops, views: JPEGs of the worst parts and of the worst images, by place in `analysis.images`; not in the JSON.
         palette: of the classes, red green blue; likewise.
     """
 
@@ -126,16 +120,7 @@ class EvalReport:
     partial: bool
     scores: Scores
     confusion: tuple[tuple[int, ...], ...]
-    intervals: Intervals
-    images: tuple[ImageScores, ...]
-    fine_grained: dict[str, float]
-    confusions: tuple[Confused, ...]
-    worst_images: tuple[str, ...]
-    doubtful_images: tuple[str, ...]
-    boundary: Boundary | None
-    calibration: Calibration | None
-    instances: InstanceScores | None
-    not_measured: dict[str, str]
+    analysis: Analysis = field(metadata={"json": "flat"})
     processes: int
     resumed: int
     seconds: float
@@ -161,11 +146,6 @@ class EvalReport:
     def signed(self) -> EvalReport:
         """The report with the digest of its content in the certificate: the last that is done before it is written."""
         return replace(self, certificate=replace(self.certificate, digest=digest_of(self)))
-
-
-def analysis_fields(analysis: Analysis) -> dict[str, Any]:
-    """The fields of an `EvalReport` that an analysis fills."""
-    return {entry.name: getattr(analysis, entry.name) for entry in fields(analysis)}
 
 
 def versions() -> dict[str, str]:

@@ -32,7 +32,6 @@ from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.zoo import ZooEntry, load_zoo
 
 Result = TypeVar("Result")
-Load = Callable[..., Segmenter]  # makes a recipe's network when called with `device=NAME`; can be pickled
 
 
 @dataclass(frozen=True)
@@ -52,20 +51,18 @@ class ZooReport:
     failures: tuple[ModelFailure, ...]  # models whose file is damaged or gives no finite numbers
 
 
-def run(
-    request: EvalRequest, recipe: AnyRecipe | None = None, load: Load | None = None, observer: Observer = Silent()
-) -> EvalReport:
+def run(request: EvalRequest, recipe: AnyRecipe | None = None, observer: Observer = Silent()) -> EvalReport:
     """Evaluates one network, or the predictions in `request.predictions`; writes the report, removes the journal.
 
     Args:
-        recipe, load: the network, and what makes it, picklable where there are several processes; None for predictions.
+        recipe: makes the network; picklable where there are several processes; None for predictions.
         observer: told of progress; each `Counted` image is a result.
 
     Raises:
         Dgmn2Error: settings, data set, network or predictions are at fault, the journal is another run's, a process
             died.
     """
-    return _on_processes(_run, request, (recipe, load), observer)
+    return _on_processes(_run, request, (recipe,), observer)
 
 
 def run_loaded(request: EvalRequest, segmenter: Segmenter, observer: Observer = Silent()) -> EvalReport:
@@ -81,7 +78,7 @@ def run_loaded(request: EvalRequest, segmenter: Segmenter, observer: Observer = 
 
 def run_zoo(
     request: EvalRequest,
-    models: Sequence[tuple[AnyRecipe, Load]],
+    recipes: Sequence[AnyRecipe],
     missing: Sequence[str] = (),
     observer: Observer = Silent(),
 ) -> ZooReport:
@@ -92,7 +89,7 @@ def run_zoo(
     Raises:
         Dgmn2Error: as `run`, but for damaged models.
     """
-    return _on_processes(_run_zoo, request, (models, tuple(missing)), observer)
+    return _on_processes(_run_zoo, request, (recipes, tuple(missing)), observer)
 
 
 def _on_processes(
@@ -103,11 +100,9 @@ def _on_processes(
     return on_processes(work, (replace(request, gpus=1), *arguments), observer=observer, **how)
 
 
-def _run(
-    group: Group, observer: Observer, request: EvalRequest, recipe: AnyRecipe | None, load: Load | None
-) -> EvalReport:
+def _run(group: Group, observer: Observer, request: EvalRequest, recipe: AnyRecipe | None) -> EvalReport:
     prepared = group.once(partial(prepare, request, [recipe.inference] if recipe else [], observer))
-    report = _evaluated(request, group, observer, prepared, recipe.entry if recipe else None, load)
+    report = _evaluated(request, group, observer, prepared, recipe.entry if recipe else None, recipe)
     group.once(partial(_finish, request, report, [""]))
     return report
 
@@ -116,20 +111,20 @@ def _run_zoo(
     group: Group,
     observer: Observer,
     request: EvalRequest,
-    models: Sequence[tuple[AnyRecipe, Load]],
+    recipes: Sequence[AnyRecipe],
     missing: tuple[str, ...],
 ) -> ZooReport:
-    prepared = group.once(partial(prepare, request, [recipe.inference for recipe, _ in models], observer))
+    prepared = group.once(partial(prepare, request, [recipe.inference for recipe in recipes], observer))
     reports, failures = [], []
-    for recipe, load in models:
+    for recipe in recipes:
         folder = request.save_preds / recipe.name if request.save_preds is not None else None
         own = replace(request, save_preds=folder)
         try:
-            reports.append(_evaluated(own, group, observer, prepared, recipe.entry, load, recipe.name))
+            reports.append(_evaluated(own, group, observer, prepared, recipe.entry, recipe, recipe.name))
         except (IntegrityError, NonFiniteError) as error:
             failures.append(ModelFailure(recipe.name, str(error)))
     report = ZooReport(tuple(reports), missing, tuple(failures))
-    group.once(partial(_finish, request, report, [recipe.name for recipe, _ in models]))
+    group.once(partial(_finish, request, report, [recipe.name for recipe in recipes]))
     return report
 
 
@@ -158,14 +153,14 @@ def _evaluated(
     observer: Observer,
     prepared: tuple[SegmentationSet, DataInfo],
     entry: ZooEntry | None,
-    load: Load | None,
+    load: Callable[..., Segmenter] | None,
     part: str = "",
 ) -> EvalReport:
     """One report: every image counted once, the published and the official figures where they belong.
 
     Args:
         entry: of the zoo, where the network is in it.
-        load: makes the network; None for predictions from files.
+        load: makes the network when called with `device=NAME`; None for predictions from files.
         part: of the run, in the journal's name.
     """
     data, about = prepared
@@ -185,7 +180,7 @@ def _source(
     group: Group,
     observer: Observer,
     data: SegmentationSet,
-    load: Load | None,
+    load: Callable[..., Segmenter] | None,
     keep: PredictionFolder | None,
 ) -> Source:
     how: dict[str, Any] = {"workers": request.workers, "observer": observer, "analysis": request.analysis}

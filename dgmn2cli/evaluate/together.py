@@ -17,7 +17,7 @@ from dgmn2cli.evaluate.counting import compute_scores
 from dgmn2cli.evaluate.engine import Counted, Source, network_source
 from dgmn2cli.evaluate.journal import Tally
 from dgmn2cli.evaluate.predictions import PredictionFolder
-from dgmn2cli.evaluate.report import DataInfo, EvalReport, analysis_fields, versions
+from dgmn2cli.evaluate.report import DataInfo, EvalReport, versions
 from dgmn2cli.inference.plan import Settings
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.observer import Observer, Silent
@@ -87,7 +87,7 @@ def _report(source: Source, data: SegmentationSet, about: DataInfo, tally: Tally
         partial=about.partial,
         scores=compute_scores(counts, data.classes, data.categories),
         confusion=tuple(map(tuple, counts.tolist())),
-        **analysis_fields(analyse(records, data.classes, tally.temperatures)),
+        analysis=analyse(records, data.classes, tally.temperatures),
         processes=1,
         resumed=0,
         seconds=seconds,

@@ -17,7 +17,7 @@ from dgmn2cli.evaluate.certificate import digest_of, fingerprint_of, sample, sam
 from dgmn2cli.evaluate.counting import compute_scores
 from dgmn2cli.evaluate.engine import Source
 from dgmn2cli.evaluate.reading import ReportFile
-from dgmn2cli.evaluate.report import DataInfo, analysis_fields
+from dgmn2cli.evaluate.report import DataInfo
 from dgmn2cli.files import to_plain
 from dgmn2cli.inference.plan import Settings
 from dgmn2cli.observer import Observer, Silent
@@ -98,7 +98,7 @@ def check_figures(report: ReportFile) -> float:
     except ValueError as error:
         why = f"certificate.records: {error}"
         raise CheckFailed("the report does not hold", where=report.path, why=why) from error
-    figures = {"scores": scores, "confusion": counts, **analysis_fields(analysis), "partial": total < report.data.of}
+    figures = {"scores": scores, "confusion": counts, **vars(analysis), "partial": total < report.data.of}
     for name, value in figures.items():
         _same(report, plain.get(name), value, name, "its records give")
     _same(report, report.data.images, total, "data.images", "it has")

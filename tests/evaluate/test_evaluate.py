@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streets import SMALL, Colours, Load, Watcher, make_tree, recipe, segmenter
+from streets import SMALL, Colours, Load, Watcher, make_tree, segmenter
 
 import dgmn2cli
 from dgmn2cli.config import InferenceConfig
@@ -196,7 +196,7 @@ def test_faults_of_the_data_are_all_named_before_anything_is_loaded(tree: Tree) 
     picture[4].write_bytes(b"no picture")
     request = EvalRequest(root, settings=SMALL)
     with pytest.raises(DataError, match="5 of 8 pairs") as caught:
-        run(request, recipe(), Load("odd"), Watcher())
+        run(request, Load("odd"), Watcher())
     text = "\n".join(caught.value.faults)
     assert len(caught.value.faults) == 5
     assert caught.value.exit_code == 6
@@ -206,7 +206,7 @@ def test_faults_of_the_data_are_all_named_before_anything_is_loaded(tree: Tree) 
     label[5].unlink()
     label[6].unlink()
     with pytest.raises(DataError, match="2 of 8 images have no label map") as caught:
-        run(request, recipe(), Load("odd"), Watcher())
+        run(request, Load("odd"), Watcher())
     assert len(caught.value.faults) == 2
 
 
@@ -267,29 +267,27 @@ def test_the_fingerprint_is_of_names_and_contents(tree: Tree, tmp_path: Path) ->
 def test_an_interrupted_run_goes_on_to_the_identical_matrix(tree: Tree, tmp_path: Path, stop: int) -> None:
     report = tmp_path / "out" / "report.json"
     request = EvalRequest(tree(6), settings=SMALL, report=report, journal_every=1e9)
-    whole = run(replace(request, report=None), recipe(), Load(), Watcher())
+    whole = run(replace(request, report=None), Load(), Watcher())
     with pytest.raises(KeyboardInterrupt):
-        run(request, recipe(), Load(), Watcher(stop_after=stop))
+        run(request, Load(), Watcher(stop_after=stop))
     assert [path.name for path in report.parent.iterdir()] == ["report.json.journal"]
     with pytest.raises(ConfigError, match=f"journal of an interrupted.*{stop} of 6 images"):
-        run(request, recipe(), Load(), Watcher())
+        run(request, Load(), Watcher())
     watcher = Watcher()
-    resumed = run(replace(request, resume=True), recipe(), Load(), watcher)
+    resumed = run(replace(request, resume=True), Load(), watcher)
     assert watcher.started == [("fake", 6, stop)]
     assert len(watcher.images) == 6 - stop
     assert resumed.resumed == stop
     assert resumed.confusion == whole.confusion
     assert [path.name for path in report.parent.iterdir()] == ["report.json"]
     assert json.loads(report.read_text())["confusion"] == [list(row) for row in whole.confusion]
-    assert run(replace(request, resume=True), recipe(), Load(), Watcher()).resumed == 0, (
-        "nothing to go on from: from zero"
-    )
+    assert run(replace(request, resume=True), Load(), Watcher()).resumed == 0, "nothing to go on from: from zero"
 
 
 def test_a_journal_of_another_run_is_refused_with_the_difference(tree: Tree, tmp_path: Path) -> None:
     request = EvalRequest(tree(3), settings=SMALL, report=tmp_path / "r.json")
     with pytest.raises(KeyboardInterrupt):
-        run(request, recipe(), Load(), Watcher(stop_after=1))
+        run(request, Load(), Watcher(stop_after=1))
     again = replace(request, resume=True)
     changed = [
         (again, Load("well", "cd" * 32), "checkpoint sha256: the journal has"),
@@ -305,17 +303,17 @@ def test_a_journal_of_another_run_is_refused_with_the_difference(tree: Tree, tmp
     ]
     for other, load, line in changed:
         with pytest.raises(ConfigError, match="another evaluation's journal") as caught:
-            run(other, recipe(), load, Watcher())
+            run(other, load, Watcher())
         assert any(fault.startswith(line) for fault in caught.value.faults), caught.value.faults
     image = next((tmp_path / "city" / "leftImg8bit").rglob("*.png"))
     kept = image.read_bytes()
     write_png(image, np.zeros((24, 40, 3), np.uint8))
     with pytest.raises(ConfigError) as caught:
-        run(again, recipe(), Load(), Watcher())
+        run(again, Load(), Watcher())
     assert len(caught.value.faults) == 1
     assert caught.value.faults[0].startswith("data sha256")
     image.write_bytes(kept)
-    assert run(again, recipe(), Load(), Watcher()).resumed == 1
+    assert run(again, Load(), Watcher()).resumed == 1
 
 
 def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
@@ -364,12 +362,12 @@ def test_a_file_that_vanishes_meanwhile_is_named_and_the_rest_is_kept(tree: Tree
 
     request = EvalRequest(root, settings=SMALL, report=tmp_path / "r.json", workers=1)
     with pytest.raises(DataError, match="no such file") as caught:
-        run(request, recipe(), Load(), Vandal())
+        run(request, Load(), Vandal())
     assert caught.value.where == str(lost)
     lost.with_suffix(".away").rename(lost)
-    report = run(replace(request, resume=True), recipe(), Load(), Watcher())
+    report = run(replace(request, resume=True), Load(), Watcher())
     assert report.resumed >= 2
-    assert report.confusion == run(replace(request, report=None), recipe(), Load(), Watcher()).confusion
+    assert report.confusion == run(replace(request, report=None), Load(), Watcher()).confusion
 
 
 def test_as_many_threads_read_ahead_as_the_memory_limit_allows(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +401,7 @@ def test_as_many_threads_read_ahead_as_the_memory_limit_allows(tree: Tree, monke
 def test_room_is_callable_as_the_command_is(tree, tmp_path):
     root = tree()
     report = dgmn2cli.evaluate(segmenter(), root, settings=SMALL, limit=2)
-    wanted = run(EvalRequest(root, settings=SMALL, limit=2, device="cpu"), recipe(), Load())
+    wanted = run(EvalRequest(root, settings=SMALL, limit=2, device="cpu"), Load())
     assert report.confusion == wanted.confusion
     assert (report.partial, report.data) == (True, wanted.data)
     with pytest.raises(DataError):

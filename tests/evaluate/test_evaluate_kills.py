@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from streets import SMALL, Load, Watcher, make_tree, recipe
+from streets import SMALL, Load, Watcher, make_tree
 from test_evaluate_processes import ROOT, TESTS, group_of
 
 from dgmn2cli.evaluate.request import EvalRequest
@@ -22,7 +22,7 @@ IMAGES, SEEDS = 16, 30
 SCRIPT = """
 import sys
 from pathlib import Path
-from streets import SMALL, Load, recipe
+from streets import SMALL, Load
 from dgmn2cli.cli.boundary import guarded
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run
@@ -37,7 +37,7 @@ if __name__ == "__main__":
         Path(sys.argv[1]), settings=SMALL, device="cpu", gpus=int(sys.argv[2]), report=Path(sys.argv[3]), resume=True,
         workers=1, journal_every=0,
     )
-    sys.exit(guarded(lambda: run(request, recipe(), Load("slow"), Talking())))
+    sys.exit(guarded(lambda: run(request, Load("slow"), Talking())))
 """
 
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("kills")
     make_tree(made / "city", IMAGES)
     (made / "script.py").write_text(SCRIPT)
-    whole = run(EvalRequest(made / "city", settings=SMALL, device="cpu"), recipe(), Load(), Watcher())
+    whole = run(EvalRequest(made / "city", settings=SMALL, device="cpu"), Load(), Watcher())
     (made / "whole.json").write_text(json.dumps(whole.confusion))
     return made
 

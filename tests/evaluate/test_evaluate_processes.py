@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch.multiprocessing as multiprocessing
-from streets import SMALL, Load, Watcher, make_tree, recipe, segmenter
+from streets import SMALL, Load, Watcher, make_tree, segmenter
 
 import dgmn2cli
 from dgmn2cli.data.catalog import open_dataset
@@ -50,11 +50,11 @@ def test_two_processes_resume_what_one_began(tmp_path: Path) -> None:
     """7 pictures: 2 counted by one process, the other 5 by two; the predictions are all there."""
     root, before = make_tree(tmp_path / "city", 7), children()
     request = request_on(root, report=tmp_path / "r.json", save_preds=tmp_path / "preds")
-    whole = run(replace(request, report=None, save_preds=None), recipe(), Load(), Watcher())
+    whole = run(replace(request, report=None, save_preds=None), Load(), Watcher())
     with pytest.raises(KeyboardInterrupt):
-        run(request, recipe(), Load(), Watcher(stop_after=2))
+        run(request, Load(), Watcher(stop_after=2))
     watcher = Watcher()
-    report = run(replace(request, resume=True, gpus=2), recipe(), Load(), watcher)
+    report = run(replace(request, resume=True, gpus=2), Load(), watcher)
     assert report.confusion == whole.confusion
     assert (report.processes, report.resumed) == (2, 2)
     assert sorted(image.index for image in watcher.images) == [2, 3, 4, 5, 6]
@@ -66,8 +66,8 @@ def test_two_processes_resume_what_one_began(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_process_without_pictures_is_no_trouble(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 1)
-    whole = run(request_on(root), recipe(), Load(), Watcher())
-    assert run(request_on(root, gpus=2), recipe(), Load(), Watcher()).confusion == whole.confusion
+    whole = run(request_on(root), Load(), Watcher())
+    assert run(request_on(root, gpus=2), Load(), Watcher()).confusion == whole.confusion
 
 
 @pytest.mark.slow
@@ -75,15 +75,15 @@ def test_a_process_without_pictures_is_no_trouble(tmp_path: Path) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_identical_matrix_on_real_processes(tmp_path: Path, size: int, world: int) -> None:
     root = make_tree(tmp_path / "city", size)
-    whole = run(request_on(root), recipe(), Load(), Watcher())
-    assert run(request_on(root, gpus=world), recipe(), Load(), Watcher()).confusion == whole.confusion
+    whole = run(request_on(root), Load(), Watcher())
+    assert run(request_on(root, gpus=world), Load(), Watcher()).confusion == whole.confusion
 
 
 def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
     before, root = children(), make_tree(tmp_path / "city", 6)
     began = time.monotonic()
     with pytest.raises(DistributedError, match=r"process [12] of 2 died: ended by SIGKILL") as caught:
-        run(request_on(root, gpus=2), recipe(), Load("killed"), Watcher())
+        run(request_on(root, gpus=2), Load("killed"), Watcher())
     assert caught.value.exit_code == 8
     assert time.monotonic() - began < 30
     assert children() == before
@@ -93,18 +93,18 @@ def test_a_killed_process_ends_the_run(tmp_path: Path) -> None:
 def test_what_a_process_raises_keeps_its_kind(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before, request = children(), request_on(make_tree(tmp_path / "city", 2), gpus=2)
     with pytest.raises(NonFiniteError, match="the weights are not finite"):
-        run(request, recipe(), Load("broken"), Watcher())
+        run(request, Load("broken"), Watcher())
     with pytest.raises(NonFiniteError, match=r"_leftImg8bit\.png"):
-        run(request, recipe(), Load("nan"), Watcher())
+        run(request, Load("nan"), Watcher())
     with pytest.raises(Dgmn2Error, match=r"unforeseen failure.*something unforeseen"):
-        run(request, recipe(), Load("odd"), Watcher())
+        run(request, Load("odd"), Watcher())
     assert children() == before
     assert capfd.readouterr().err == ""
 
 
 RUN = """
 from pathlib import Path
-from streets import SMALL, Load, Watcher, recipe
+from streets import SMALL, Load, Watcher
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run
 
@@ -117,7 +117,7 @@ if __name__ == "__main__":
         Path({root!r}), settings=SMALL, device="cpu", gpus={gpus}, report=Path({report!r}), resume=True, workers=1,
         journal_every=0,
     )
-    run(request, recipe(), Load({how!r}), Talking())
+    run(request, Load({how!r}), Talking())
     print("done", flush=True)
 """
 
@@ -145,7 +145,7 @@ def group_of(process: int) -> set[int]:
 
 def test_kill_9_leaves_no_orphans_and_the_run_goes_on(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 6)
-    whole = run(request_on(root), recipe(), Load(), Watcher())
+    whole = run(request_on(root), Load(), Watcher())
     process = start(tmp_path, root, 2, "slow")
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] != ["", ""]
@@ -162,7 +162,7 @@ def test_kill_9_leaves_no_orphans_and_the_run_goes_on(tmp_path: Path) -> None:
     assert alive == []
     done = json.loads((tmp_path / "r.json.journal").read_text())["done"]
     assert 1 <= len(done) < 6
-    report = run(request_on(root, report=tmp_path / "r.json", resume=True), recipe(), Load(), Watcher())
+    report = run(request_on(root, report=tmp_path / "r.json", resume=True), Load(), Watcher())
     assert report.resumed == len(done)
     assert report.confusion == whole.confusion
 
@@ -177,7 +177,7 @@ def _command(process: int) -> bytes:
 @pytest.mark.slow
 def test_killed_again_and_again_the_matrix_is_identical(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 24)
-    whole = run(request_on(root), recipe(), Load(), Watcher())
+    whole = run(request_on(root), Load(), Watcher())
     kills = 0
     for attempt in range(60):
         process = start(tmp_path, root, 1, "slow")

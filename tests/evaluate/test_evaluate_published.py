@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from streets import SMALL, Colours, Load, Watcher, make_tree, recipe, scene, segmenter
+from streets import SMALL, Colours, Load, Watcher, make_tree, scene, segmenter
 
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.catalog import open_dataset
@@ -28,9 +28,9 @@ from dgmn2cli.evaluate.report import DataInfo
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import require_all_sound, run, run_zoo
 from dgmn2cli.inference.plan import resolve_settings
-from dgmn2cli.zoo import find
+from dgmn2cli.zoo import load_zoo
 
-ENTRY = find("setr_pup-tiny")
+ENTRY = load_zoo().find("setr_pup-tiny")
 HASH = "ab" * 32
 
 
@@ -173,7 +173,7 @@ def test_the_official_tool_finds_the_kept_predictions(tmp_path: Path) -> None:
 
 def test_the_whole_run_asks_the_official_tool(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = make_tree(tmp_path / "city", 2)
-    report = run(EvalRequest(root, settings=SMALL, official=True), recipe(), Load(), Watcher())
+    report = run(EvalRequest(root, settings=SMALL, official=True), Load(), Watcher())
     assert report.official is not None
     assert report.official.difference < 1e-12
     assert report.official.mean_iou == pytest.approx(report.scores.mean_iou)
@@ -182,7 +182,7 @@ def test_the_whole_run_asks_the_official_tool(tmp_path: Path, capfd: pytest.Capt
     stored = LABEL_ID_OF_TRAIN_ID[scene(1)[1]]
     stored[:2] = 255  # ignored by us, unknown to the tool
     write_png(label, stored)
-    report = run(EvalRequest(root, settings=SMALL, official=True), recipe(), Load(), Watcher())
+    report = run(EvalRequest(root, settings=SMALL, official=True), Load(), Watcher())
     assert report.official is not None
     assert (report.official.converted_labels, report.official.difference < 1e-12) == (1, True)
 
@@ -202,7 +202,7 @@ def test_the_official_tool_may_be_missing(monkeypatch: pytest.MonkeyPatch, tmp_p
     name = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ResourceError, match=r"dgmn2cli\[cityscapes\]") as caught:
-        run(EvalRequest(make_tree(tmp_path / "city", 1), official=True), recipe(), Load("odd"), Watcher())
+        run(EvalRequest(make_tree(tmp_path / "city", 1), official=True), Load("odd"), Watcher())
     assert caught.value.exit_code == 5
 
 
@@ -212,7 +212,7 @@ def test_the_official_tool_may_be_missing(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_damaged_model_does_not_stop_the_others(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 2)
     names = {"one": "well", "two": "nan", "three": "broken", "four": "well"}
-    models = [(recipe(name), Load(how)) for name, how in names.items()]
+    models = [Load(how, model=name) for name, how in names.items()]
     request = EvalRequest(root, settings=SMALL, report=tmp_path / "zoo.json", save_preds=tmp_path / "preds")
     report = run_zoo(request, models, ["five"], Watcher())
     assert len(report.reports) == 2
@@ -227,7 +227,7 @@ def test_a_damaged_model_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_the_zoo_goes_on_where_it_was(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 3)
-    models = [(recipe(name), Load(model=name)) for name in ("one", "two")]
+    models = [Load(model=name) for name in ("one", "two")]
     request = EvalRequest(root, settings=SMALL, report=tmp_path / "zoo.json")
     with pytest.raises(KeyboardInterrupt):
         run_zoo(request, models, [], Watcher(stop_after=4))
@@ -235,8 +235,8 @@ def test_the_zoo_goes_on_where_it_was(tmp_path: Path) -> None:
     report = run_zoo(replace(request, resume=True), models, [], watcher)
     assert watcher.started == [("one", 3, 3), ("two", 3, 1)]
     assert [found.resumed for found in report.reports] == [3, 1]
-    whole = run(replace(request, report=None), recipe(), Load(), Watcher())
+    whole = run(replace(request, report=None), Load(), Watcher())
     assert all(found.confusion == whole.confusion for found in report.reports)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["zoo.json"]
     with pytest.raises(NonFiniteError):
-        run(request, recipe(), Load("broken"), Watcher())
+        run(request, Load("broken"), Watcher())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streets import SMALL, Load, Watcher, make_tree, recipe
+from streets import SMALL, Load, Watcher, make_tree
 
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.images import write_png
@@ -24,7 +24,6 @@ from dgmn2cli.evaluate.analysis.summary import analyse
 from dgmn2cli.evaluate.compare import compare, write_comparison_page
 from dgmn2cli.evaluate.page import write_report_page, write_tables
 from dgmn2cli.evaluate.reading import read_report
-from dgmn2cli.evaluate.report import analysis_fields
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run
 
@@ -38,7 +37,7 @@ LIMIT = 6_000_000  # bytes
 def report(tmp_path_factory: pytest.TempPathFactory) -> EvalReport:
     folder = tmp_path_factory.mktemp("page")
     root = make_tree(folder / "city", 6)
-    return run(EvalRequest(root, settings=SMALL, report=folder / "r.json", device="cpu"), recipe(), Load(), Watcher())
+    return run(EvalRequest(root, settings=SMALL, report=folder / "r.json", device="cpu"), Load(), Watcher())
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def test_the_page_says_what_was_done_and_what_was_not(report: EvalReport, tmp_pa
         assert html.escape(fact) in text or fact in text, fact
     assert outside(text) == []
     assert text.count("<figure") == len(report.views) + len(report.crops) > 6
-    for image in report.images:
+    for image in report.analysis.images:
         assert image.name in text
     partial = write_report_page(tmp_path / "partial.html", replace(report, partial=True)).read_text()
     assert "Partial" in partial
@@ -131,7 +130,7 @@ def test_500_images_fit_a_mail(report: EvalReport, tmp_path: Path) -> None:
     assert isinstance(records[0], ImageRecord)
     large = replace(
         report,
-        **analysis_fields(analyse(records, names, report_temperatures(report))),
+        analysis=analyse(records, names, report_temperatures(report)),
         views={i: Shown(i, view) for i in range(KEPT)},
         crops={i: Shown(i, crop) for i in range(KEPT)},
     )
@@ -150,12 +149,12 @@ def test_tables_for_a_spreadsheet(report: EvalReport, tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["classes.csv", "images.csv"]
     classes, images = (list(csv.DictReader(path.read_text().splitlines())) for path in paths)
     assert [row["class"] for row in classes] == [score.name for score in report.scores.classes]
-    assert [row["image"] for row in images] == [image.name for image in report.images]
+    assert [row["image"] for row in images] == [image.name for image in report.analysis.images]
     for row, score in zip(classes, report.scores.classes, strict=True):
         assert row["iou"] == ("" if np.isnan(score.iou) else repr(score.iou))
         assert float(row["labelled"]) == score.labelled
-    assert float(images[2]["mean_iou"]) == report.images[2].mean_iou
-    assert float(images[2]["doubt"]) == report.images[2].doubt
+    assert float(images[2]["mean_iou"]) == report.analysis.images[2].mean_iou
+    assert float(images[2]["doubt"]) == report.analysis.images[2].doubt
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
@@ -185,7 +184,7 @@ def test_tables_sort_and_filter_in_a_browser(report: EvalReport, tmp_path: Path,
     assert found["down"] == sorted(ious, reverse=True)
     assert found["up"] == sorted(ious)
     assert (found["first"], found["second"], found["focused"]) == ("descending", "ascending", True)
-    cars = [(image.name, image.classes["car"]) for image in report.images if "car" in image.classes]
+    cars = [(image.name, image.classes["car"]) for image in report.analysis.images if "car" in image.classes]
     assert found["shown"] == [[name, f"{100 * iou:.1f}"] for name, iou in cars]
     assert found["count"] == f"{len(cars)} of 6"
     assert found["wide"] <= width, "nothing sticks out: tables scroll within their cards"
@@ -201,7 +200,7 @@ def test_markup_runs_nowhere_in_a_browser(hostile: EvalReport, tmp_path: Path) -
     assert found["faults"] == []
     assert found["title"] not in ("1", "2")
     assert (found["bold"], found["images"]) == (0, 0)
-    assert found["names"] == [image.name for image in hostile.images]
+    assert found["names"] == [image.name for image in hostile.analysis.images]
 
 
 @needs_chromium

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from streets import SMALL, Load, Watcher, make_tree, recipe
+from streets import SMALL, Load, Watcher, make_tree
 
 from dgmn2cli.cli import main
 from dgmn2cli.data.catalog import open_dataset
@@ -29,7 +29,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verify")
     root = make_tree(folder / "city", IMAGES)
     request = EvalRequest(root, settings=SMALL, report=folder / "r.json", device="cpu", workers=1)
-    run(request, recipe(), Load(), Watcher())
+    run(request, Load(), Watcher())
     return folder / "r.json"
 
 

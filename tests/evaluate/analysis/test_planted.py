@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from streets import SMALL, Load, Watcher, make_tree, recipe
+from streets import SMALL, Load, Watcher, make_tree
 
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.images import write_png
@@ -42,15 +42,15 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarr
 
 def test_a_perfect_prediction(truth: tuple[Path, list[np.ndarray], list[str]]) -> None:
     report = evaluated(*truth[:2])
-    assert (report.scores.mean_iou, report.intervals.mean_iou) == (1.0, (1.0, 1.0))
-    assert report.boundary is not None
-    assert report.boundary.mean_iou == 1.0
-    assert all(point.accuracy == 1.0 for point in report.boundary.trimaps)
-    assert set(report.fine_grained.values()) == {1.0}
-    assert report.confusions == ()
+    assert (report.scores.mean_iou, report.analysis.intervals.mean_iou) == (1.0, (1.0, 1.0))
+    assert report.analysis.boundary is not None
+    assert report.analysis.boundary.mean_iou == 1.0
+    assert all(point.accuracy == 1.0 for point in report.analysis.boundary.trimaps)
+    assert set(report.analysis.fine_grained.values()) == {1.0}
+    assert report.analysis.confusions == ()
     assert report.crops == {}
-    assert report.calibration is None
-    assert set(report.not_measured) == {"calibration", "instances"}
+    assert report.analysis.calibration is None
+    assert set(report.analysis.not_measured) == {"calibration", "instances"}
 
 
 def test_a_class_swapped_in_three_images(truth: tuple[Path, list[np.ndarray], list[str]]) -> None:
@@ -60,12 +60,12 @@ def test_a_class_swapped_in_three_images(truth: tuple[Path, list[np.ndarray], li
     for i in swapped:
         found[i][labels[i] == CAR] = TRUCK
     report = evaluated(root, found)
-    worst = report.confusions[0]
+    worst = report.analysis.confusions[0]
     assert (worst.label, worst.prediction) == ("car", "truck")
     assert set(worst.images) == {names[i] for i in swapped}
     assert worst.error_share == 1.0
-    assert len(report.confusions) == 1
-    assert set(report.worst_images[:3]) == {names[i] for i in swapped}
+    assert len(report.analysis.confusions) == 1
+    assert set(report.analysis.worst_images[:3]) == {names[i] for i in swapped}
     assert set(sorted(report.scores.classes, key=lambda score: score.iou)[:2]) == {
         score for score in report.scores.classes if score.name in ("car", "truck")
     }
@@ -79,11 +79,11 @@ def test_a_class_two_pixels_too_large(truth: tuple[Path, list[np.ndarray], list[
         fat = cv2.dilate((label == POLE).astype(np.uint8), box) > 0
         found.append(np.where(fat, POLE, label).astype(np.uint8))
     report = evaluated(root, found)
-    assert report.boundary is not None
-    boundary = report.boundary.classes
+    assert report.analysis.boundary is not None
+    boundary = report.analysis.boundary.classes
     assert min(boundary, key=lambda name: boundary[name]) == "pole"
-    assert {pair.prediction for pair in report.confusions} == {"pole"}
-    near = {point.radius: point.error_share for point in report.boundary.trimaps}
+    assert {pair.prediction for pair in report.analysis.confusions} == {"pole"}
+    near = {point.radius: point.error_share for point in report.analysis.boundary.trimaps}
     assert near[1] < 1.0
     assert near[2] > 0.9, "an error two pixels from the class may lie next to another border, but not farther than 2"
 
@@ -94,15 +94,15 @@ def test_one_image_all_wrong(truth: tuple[Path, list[np.ndarray], list[str]]) ->
     found[17] = ((labels[17].astype(int) + 1) % 19).astype(np.uint8)
     found[3][10:14, 20:30] = (found[3][10:14, 20:30] + 1) % 19
     report = evaluated(root, found)
-    assert report.worst_images[:2] == (names[17], names[3])
+    assert report.analysis.worst_images[:2] == (names[17], names[3])
     assert min(report.views, key=lambda i: report.views[i].rank) == 17
     assert sorted(report.crops) == [3, 17]
-    box = report.images[3].worst
+    box = report.analysis.images[3].worst
     assert box is not None
     assert box.wrong > 30
     assert box.x <= 30
     assert box.x + box.side >= 20
-    assert report.images[17].mean_iou == 0.0
+    assert report.analysis.images[17].mean_iou == 0.0
 
 
 def test_missing_predictions_are_named(truth: tuple[Path, list[np.ndarray], list[str]], tmp_path: Path) -> None:
@@ -136,38 +136,40 @@ def comparable(report: EvalReport) -> dict[str, object]:
 
 def test_saved_predictions_give_the_network_figures(tmp_path: Path) -> None:
     request = EvalRequest(make_tree(tmp_path / "city", 5), settings=SMALL, save_preds=tmp_path / "preds")
-    online = run(request, recipe(), Load(), Watcher())
+    online = run(request, Load(), Watcher())
     saved = run(EvalRequest(request.root, predictions=tmp_path / "preds"), observer=Watcher())
-    for name in ("scores", "confusion", "intervals", "fine_grained", "confusions", "boundary", "worst_images", "crops"):
+    for name in ("scores", "confusion", "crops"):
         assert getattr(saved, name) == getattr(online, name), name
-    assert (online.calibration is None, saved.calibration is None) == (False, True)
-    assert len(online.doubtful_images) == 5
-    assert saved.doubtful_images == ()
+    for name in ("intervals", "fine_grained", "confusions", "boundary", "worst_images"):
+        assert getattr(saved.analysis, name) == getattr(online.analysis, name), name
+    assert (online.analysis.calibration is None, saved.analysis.calibration is None) == (False, True)
+    assert len(online.analysis.doubtful_images) == 5
+    assert saved.analysis.doubtful_images == ()
 
 
 def test_any_interruption_gives_the_same_report(tmp_path: Path) -> None:
     request = EvalRequest(make_tree(tmp_path / "city", 6), settings=SMALL, device="cpu", workers=1)
-    whole = comparable(run(request, recipe(), Load(), Watcher()))
+    whole = comparable(run(request, Load(), Watcher()))
     assert whole["calibration"]["temperature"] > 0
     for stop in (1, 4):
         own = replace(request, report=tmp_path / f"{stop}.json")
         with pytest.raises(KeyboardInterrupt):
-            run(own, recipe(), Load(), Watcher(stop_after=stop))
-        assert comparable(run(replace(own, resume=True), recipe(), Load(), Watcher())) == whole
+            run(own, Load(), Watcher(stop_after=stop))
+        assert comparable(run(replace(own, resume=True), Load(), Watcher())) == whole
 
 
 def test_two_processes_give_the_same_report(tmp_path: Path) -> None:
     request = EvalRequest(make_tree(tmp_path / "city", 7), settings=SMALL, device="cpu", workers=1)
-    whole = comparable(run(request, recipe(), Load(), Watcher()))
-    assert comparable(run(replace(request, gpus=2), recipe(), Load(), Watcher())) == whole
+    whole = comparable(run(request, Load(), Watcher()))
+    assert comparable(run(replace(request, gpus=2), Load(), Watcher())) == whole
 
 
 def test_without_analysis_only_matrices(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "city", 3)
-    report = run(EvalRequest(root, settings=SMALL, analysis=False, report=tmp_path / "r.json"), recipe(), Load())
-    assert (report.boundary, report.calibration, report.instances) == (None, None, None)
-    assert set(report.not_measured) == {"boundary", "calibration", "instances"}
-    assert report.confusion == run(EvalRequest(root, settings=SMALL), recipe(), Load()).confusion
+    report = run(EvalRequest(root, settings=SMALL, analysis=False, report=tmp_path / "r.json"), Load())
+    assert (report.analysis.boundary, report.analysis.calibration, report.analysis.instances) == (None, None, None)
+    assert set(report.analysis.not_measured) == {"boundary", "calibration", "instances"}
+    assert report.confusion == run(EvalRequest(root, settings=SMALL), Load()).confusion
     plain = json.loads((tmp_path / "r.json").read_text())
     assert plain["intervals"]["mean_iou"][0] <= plain["scores"]["mean_iou"] <= plain["intervals"]["mean_iou"][1]
     assert {"name", "pixel_accuracy", "mean_iou"} <= set(plain["images"][0])
