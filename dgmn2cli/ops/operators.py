@@ -51,15 +51,17 @@ def followed() -> bool:
 def cached(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
     """`make`, which makes constants on the CPU from numbers, with its last 64 results kept for whoever asks next.
 
-    They serve in every mode: made in inference mode they would not serve a training, and what is made under a mode
-    that follows the operations may be a fake, a part of a graph: it is not kept.
+    They serve in every mode: made in inference mode they would not serve a training, and fake ones nobody. What is made
+    for a graph, by a compiler or a tracer, belongs to it and is not kept.
     """
     kept: Callable[Arguments, Made] = lru_cache(maxsize=64)(make)  # type: ignore[assignment]
 
     @wraps(make)
     def made(*arguments: Arguments.args, **named: Arguments.kwargs) -> Made:
-        with torch.inference_mode(mode=False):
-            return make(*arguments, **named) if followed() else kept(*arguments, **named)
+        if torch.compiler.is_compiling() or torch._C._is_tracing() or transformed():
+            return make(*arguments, **named)
+        with torch.inference_mode(mode=False), torch._C._DisableTorchDispatch():
+            return kept(*arguments, **named)
 
     return made
 
