@@ -44,7 +44,7 @@ def main(demo: Path, number: int, at: tuple[float, float]) -> None:
     axes[2].set_xlim(at[0] - SHOWN, at[0] + SHOWN)
     axes[2].set_ylim(at[1] + SHOWN / 2, at[1] - SHOWN / 2)
     figure.subplots_adjust(0, 0, 1, 1, wspace=0.02)
-    figure.savefig(OUT, facecolor="white")
+    figure.savefig(OUT, transparent=True)
 
 
 if __name__ == "__main__":

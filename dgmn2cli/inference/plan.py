@@ -42,7 +42,7 @@ class Protocol:
         size = f"{self.scale[0]}x{self.scale[1]}" if self.scale else "the images' size"
         kind = f"{len(self.ratios)} scales" if len(self.ratios) > 1 else "single scale"
         cut = "one piece" if self.window == MAX_SIDE else f"window {self.window}/{self.stride}"
-        return f"{self.name}, {kind}{' + flip' if self.flip else ''}, {size}, {cut}"
+        return f"protocol {self.name}, {kind}{' + flip' if self.flip else ''}, {size}, {cut}"
 
 
 def _window_batch(device: torch.device, graph: bool) -> int:

@@ -53,6 +53,8 @@ def training_curves(records: Iterable[Mapping[str, Any]], path: str | Path, titl
         (evaluations if "miou" in record else steps).append(record)
     with drawing():
         figure = new_figure(12.8, 8.6, title)
+        figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+        figure.supxlabel("step", size=10, color=GRAY)
         charts = figure.subplots(2, 2).flat
         _curve(next(charts), "loss", steps, "loss", smooth=True)
         _curve(next(charts), "accuracy in % of all pixels", steps, "acc", smooth=True)
