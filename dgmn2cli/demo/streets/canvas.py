@@ -71,9 +71,7 @@ class Canvas:
         for (x1, y1), (x2, y2) in zip(corners, [*corners[1:], corners[0]], strict=True):
             if y1 == y2:
                 continue
-            crossed = (rows > min(y1, y2)) & (
-                rows < max(y1, y2)
-            )  # the rows that this edge passes, by the even-odd rule
+            crossed = (rows > min(y1, y2)) & (rows < max(y1, y2))  # rows that this edge passes: the even-odd rule
             border = x1 + (rows[crossed] - y1) * (x2 - x1) / (y2 - y1)
             mask[crossed] ^= columns[None] < border[:, None]
         return Area((slice(top, bottom), slice(left, right)), mask)
