@@ -6,7 +6,7 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -197,26 +197,19 @@ def _identify(make: Load, request: InferRequest) -> tuple[RunInfo, dict[str, Any
 
 
 def _blocks(images: ImageList, earlier: Earlier | None) -> list[Any]:
-    """The images as tables that Ray deals out; names are bytes, since they may be no text."""
+    """The images as tables that Ray deals out, pickled, since their names may be no text."""
     import pyarrow
 
     offsets = earlier.offsets if earlier is not None else np.full(len(images), -1)
 
-    def block(indices: range) -> Any:
-        files = [images[index] for index in indices]
-        places = [file.archive or (Path(), -1, -1) for file in files]
-        columns: Mapping[str, Sequence[Any]] = {
-            "index": list(indices),
-            "path": [os.fsencode(os.path.abspath(file.path)) for file in files],
-            "name": [os.fsencode(file.name) for file in files],
-            "archive": [os.fsencode(os.path.abspath(place[0])) for place in places],
-            "first": [place[1] for place in places],
-            "size": [place[2] for place in places],
-            "offset": offsets[indices.start : indices.stop].tolist(),
-        }
-        return pyarrow.table(columns)
+    def row(index: int) -> dict[str, Any]:
+        file = images[index]
+        archive = file.archive and (file.archive[0].absolute(), *file.archive[1:])
+        image = pickle.dumps(replace(file, path=file.path.absolute(), archive=archive))
+        return {"index": index, "image": image, "offset": int(offsets[index])}
 
-    return [block(range(first, min(first + BATCH, len(images)))) for first in range(0, len(images), BATCH)]
+    indices = range(len(images))
+    return [pyarrow.Table.from_pylist([*map(row, indices[at : at + BATCH])]) for at in indices[::BATCH]]
 
 
 class _Worker:
@@ -227,10 +220,7 @@ class _Worker:
         self.segmenter, self.request = make(device=request.device), request
 
     def __call__(self, batch: Batch) -> Batch:
-        request, paths, names = self.request, _texts(batch["path"]), _texts(batch["name"])
-        archives = _texts(batch["archive"])
-        numbers = [number if first >= 0 else -1 for number, first in enumerate(batch["first"])]
-        images = ImageList(paths, names, archives, np.stack([numbers, batch["first"], batch["size"]], 1))
+        request, images = self.request, [pickle.loads(image) for image in batch["image"]]
         earlier = Earlier(Path(request.out, RESULTS), images, batch["offset"], request.kinds)
         pipeline = Pipeline(self.segmenter, images, request.kinds, request.settings, request.workers, Silent(), earlier)
         outcomes = np.empty(len(images), object)
@@ -239,7 +229,3 @@ class _Worker:
         ):
             outcomes[index] = pickle.dumps(outcome)
         return {"index": batch["index"], "outcome": outcomes}
-
-
-def _texts(names: Sequence[bytes]) -> list[str]:
-    return [os.fsdecode(name) for name in names]

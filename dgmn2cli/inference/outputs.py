@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -100,16 +99,6 @@ def _file_number(path: str | Path) -> int | None:
     return hash((found.st_dev, found.st_ino)) & 0xFFFF_FFFF_FFFF_FFFF
 
 
-class Sink(Protocol):
-    """Where outputs go: `save` is called in threads, `commit` after it, in the order of the images."""
-
-    def save(self, prediction: Prediction, name: str) -> dict[str, Path]:
-        """Makes the outputs of the image called `name`; where each is or will be, by kind."""
-
-    def commit(self, name: str) -> None:
-        """Sees to it that they are there."""
-
-
 @dataclass(frozen=True)
 class FolderSink:
     """Outputs as files in a folder, each whole or not at all."""
@@ -145,3 +134,6 @@ class ArchiveSink:
         """Adds the members."""
         for kind, content in self._encoded.pop(name).items():
             self.writer.add(str(output_path("", name, kind)), content)
+
+
+Sink = FolderSink | ArchiveSink  # `save` is called in threads, `commit` after it, in the order of the images

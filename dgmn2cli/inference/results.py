@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from dgmn2cli.files import local_write_errors, open_in_place, open_regular, to_p
 from dgmn2cli.inference.prediction import ClassShare, output_path
 from dgmn2cli.inference.report import ImageResult
 from dgmn2cli.inference.segmenter import differences
-from dgmn2cli.inference.sources import ImageList
+from dgmn2cli.inference.sources import ImageFile, ImageList
 
 RESULTS = "results.jsonl"
 LONGEST_LINE = 1 << 20  # bytes
@@ -97,7 +97,7 @@ class Earlier:
     """What earlier runs with the same settings made of images, as their lines say."""
 
     path: Path
-    images: ImageList
+    images: Sequence[ImageFile]
     offsets: np.ndarray  # (N,) int64: where each image's line is; -1 where there is none
     kinds: tuple[str, ...]
 
@@ -107,15 +107,16 @@ class Earlier:
             return None
         with open_regular(self.path) as file:
             _, line = next(lines_of(file, int(self.offsets[index])), (0, None))
-        name, path = self.images.names[index], self.images[index].path
-        if line is None or (line["name"], line["sha256"]) != (name, sha256):
+        image = self.images[index]
+        if line is None or (line["name"], line["sha256"]) != (image.name, sha256):
             return None
         inside = self.path.name != RESULTS  # an archive, which has the outputs as it has the line
-        outputs = {kind: output_path(self.path if inside else self.path.parent, name, kind) for kind in self.kinds}
+        folder = self.path if inside else self.path.parent
+        outputs = {kind: output_path(folder, image.name, kind) for kind in self.kinds}
         if not inside and not all(map(os.path.isfile, outputs.values())):
             return None
         told: dict[str, Any] = {key: value for key, value in line.items() if key not in ("name", "run")}
-        return ImageResult(path, outputs=outputs, memory=None, resumed=True, **told)
+        return ImageResult(image.path, outputs=outputs, memory=None, resumed=True, **told)
 
 
 def find_earlier(
