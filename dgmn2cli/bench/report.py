@@ -140,6 +140,14 @@ class PartRow:
     calls: int | None = None  # in one run
     per_second: float | None = None  # images a second, of `sum` and `wall`
 
+    @classmethod
+    def timed(
+        cls, name: str, part: str, seconds: Sequence[float], share: float, whole: str, *, rated: bool = True
+    ) -> PartRow:
+        """The row of a part's timings of one image; `whole` is what its share is of."""
+        median, p95 = quantile(seconds, 0.5), quantile(seconds, 0.95)
+        return cls(name, part, median, share, whole, p95, per_second=1 / median if rated else None)
+
 
 AnyRow = Row | PartRow
 

@@ -8,15 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dgmn2cli.bench.decode import measure_decoding
-from dgmn2cli.bench.graphs import measure_graph
+from dgmn2cli.bench.images import measure_decoding, measure_pipeline, measure_stream
 from dgmn2cli.bench.implementations import NetworkSpec, ours, with_baselines, write_graph
-from dgmn2cli.bench.network import measure_network, profile_network
+from dgmn2cli.bench.network import measure_graph, measure_network, profile_network
 from dgmn2cli.bench.op import ATTENTION, UNFOLD, measure_op, op_implementations, stage_cases
-from dgmn2cli.bench.pipeline import measure_pipeline
 from dgmn2cli.bench.report import Report, describe_machine
 from dgmn2cli.bench.request import Request
-from dgmn2cli.bench.stream import measure_stream
 from dgmn2cli.bench.timing import highest
 from dgmn2cli.inference.graph import Graph
 from dgmn2cli.inference.load import Recipe

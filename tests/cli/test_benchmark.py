@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from dgmn2cli.bench import baseline, decode
+from dgmn2cli.bench import baseline, images
 from dgmn2cli.bench.baseline import plain_attention
 from dgmn2cli.bench.implementations import Agreement
 from dgmn2cli.cli import main
@@ -52,7 +52,7 @@ def test_decoding_beside_opencv(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_another_decoding_is_found_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(decode, "read_image", lambda path: cv2.imread(str(path)) ^ 1)
+    monkeypatch.setattr(images, "read_image", lambda path: cv2.imread(str(path)) ^ 1)
     assert main(["benchmark", "--bench", "decode", "--input", "64x48"]) == 1
     assert "pixels differ by 1" in capsys.readouterr().err
 
