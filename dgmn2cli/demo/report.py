@@ -54,48 +54,30 @@ class Figures:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """The result of a demonstration.
+    """The result of a demonstration."""
 
-    Attributes:
-        out: its folder; all paths below lie in it, and begin with it.
-        page, sheet, curves: the page for a browser, the contact sheet, the curves of the training.
-        data, run: the data set and the run folder of the training.
-        request: data and recipe.
-        training: its report.
-        single_scale, ms_flip: the two evaluations of the weights after the last step.
-        largest, largest_share: the most common class of the held-out scenes and its share of the labelled pixels: the
-            pixel accuracy of answering it everywhere.
-        constant_mean_iou: the mean IoU of answering it everywhere.
-        classes: figures of every class.
-        scene, photograph: the two images segmented in the end.
-        steps: what was done, in order.
-        seconds: wall time of this run.
-        resumed: an earlier, interrupted run did a part of it.
-        device: what computed.
-        threads: CPU threads in use.
-    """
-
-    out: Path
-    page: Path
-    sheet: Path
-    curves: Path
-    data: Path
-    run: Path
+    out: Path  # its folder; all paths below lie in it, and begin with it
+    page: Path  # for a browser
+    sheet: Path  # the contact sheet
+    curves: Path  # of the training
+    data: Path  # the data set
+    run: Path  # the folder of the training
     request: DemoRequest
     training: TrainReport
+    # single_scale, ms_flip: the two evaluations of the weights after the last step
     single_scale: Figures
     ms_flip: Figures
-    largest: str
-    largest_share: float
-    constant_mean_iou: float
+    largest: str  # the most common class of the held-out scenes
+    largest_share: float  # of the labelled pixels: the pixel accuracy of answering it everywhere
+    constant_mean_iou: float  # the mean IoU of answering it everywhere
     classes: tuple[ClassFigures, ...]
     scene: ImageResult
     photograph: ImageResult
-    steps: tuple[StepDone, ...]
-    seconds: float
-    resumed: bool
-    device: str
-    threads: int
+    steps: tuple[StepDone, ...]  # in order
+    seconds: float  # wall time of this run
+    resumed: bool  # an earlier, interrupted run did a part of it
+    device: str  # what computed
+    threads: int  # of the CPU
 
 
 def duration(seconds: float) -> str:

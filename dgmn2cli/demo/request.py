@@ -33,43 +33,27 @@ LONG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What the user asked for. The defaults are a recipe that takes minutes on two cores; `LONG` has another.
+    """What the user asked for. The defaults are a recipe that takes minutes on two cores; `LONG` has another."""
 
-    Attributes:
-        out: the folder for everything.
-        iters: optimiser steps of the training; None: as many as its time allows on this machine, measured.
-        scenes: scenes to train on; a quarter as many more are held out.
-        seed: of the scenes and of the training.
-        image: the photograph to segment; None: the one that came with the package.
-        overwrite: begin anew where a demonstration lies already.
-        resume: go on with it.
-        device, backend, threads: as for every command.
-        size: of a scene, (width, height) in pixels.
-        crop, batch_size, lr, betas, loss: of the training.
-        warmup: share of the steps in which the learning rate rises.
-        evaluations: during the training, the last one at its end.
-        ratios: of the scales that ms+flip averages.
-    """
-
-    out: Path = Path("dgmn2-demo")
-    iters: int | None = None
-    scenes: int = 64
-    seed: int = 0
-    image: Path | None = None
-    overwrite: bool = False
-    resume: bool = False
+    out: Path = Path("dgmn2-demo")  # the folder for everything
+    iters: int | None = None  # steps of the training; None: as many as its time allows on this machine, measured
+    scenes: int = 64  # to train on; a quarter as many more are held out
+    seed: int = 0  # of the scenes and of the training
+    image: Path | None = None  # the photograph to segment; None: the one that came with the package
+    overwrite: bool = False  # begin anew where a demonstration lies already
+    resume: bool = False  # go on with it
     device: str = "auto"
     backend: str = "auto"
     threads: int | None = None
-    size: tuple[int, int] = (256, 128)
+    size: tuple[int, int] = (256, 128)  # (width, height) of a scene, in pixels
     crop: int = 64
     batch_size: int = 8
     lr: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.98)
     loss: str = "ce+dice"
-    warmup: float = 0.1
-    evaluations: int = 2
-    ratios: tuple[float, ...] = (0.75, 1.0, 1.25)
+    warmup: float = 0.1  # share of the steps in which the learning rate rises
+    evaluations: int = 2  # during the training, the last one at its end
+    ratios: tuple[float, ...] = (0.75, 1.0, 1.25)  # of the scales that ms+flip averages
 
     @property
     def held_out(self) -> int:

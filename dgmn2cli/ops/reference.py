@@ -55,20 +55,14 @@ def _table_rows(length: int, device: torch.device) -> Tensor:
 
 
 class Neighbours(NamedTuple):
-    """The nine samples of every query, per head: where they lie, and what goes into the softmax.
+    """The nine samples of every query, per head: where they lie, and what goes into the softmax."""
 
-    Attributes:
-        y, x: `(B, h, Q, 9)` coordinates in pixels of the map.
-        content: `(B, h, Q, 9)`, `q . k_s * d**-0.5`.
-        position: `(B, h, Q, 9)`, the relative position logits.
-        values: `(B, h, Q, 9, d)`.
-    """
-
+    # y, x: `(B, h, Q, 9)` coordinates in pixels of the map
     y: Tensor
     x: Tensor
-    content: Tensor
-    position: Tensor
-    values: Tensor
+    content: Tensor  # `(B, h, Q, 9)`, `q . k_s * d**-0.5`
+    position: Tensor  # `(B, h, Q, 9)`, the relative position logits
+    values: Tensor  # `(B, h, Q, 9, d)`
 
     @property
     def weights(self) -> Tensor:

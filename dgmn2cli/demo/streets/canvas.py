@@ -162,24 +162,17 @@ def shaded(color: Color, by: int) -> Color:
 
 @dataclass(frozen=True)
 class Brush:
-    """Draws one upright object in metres around its foot: x to the right, y up.
-
-    Attributes:
-        foot: the pixel where the object stands.
-        scale: pixels per metre.
-        label, instance: what its pixels are called.
-        distance: of the object, for the haze.
-        mirrored: left and right are exchanged.
-    """
+    """Draws one upright object in metres around its foot: x to the right, y up."""
 
     canvas: Canvas
     rng: np.random.RandomState
-    foot: tuple[float, float]
-    scale: float
+    foot: tuple[float, float]  # the pixel where the object stands
+    scale: float  # pixels per metre
+    # label, instance: what its pixels are called
     label: int
     instance: int = 0
-    distance: float = 0
-    mirrored: bool = False
+    distance: float = 0  # of the object, for the haze
+    mirrored: bool = False  # left and right are exchanged
 
     def _pixel(self, x: float, y: float) -> tuple[float, float]:
         return self.foot[0] + (-x if self.mirrored else x) * self.scale, self.foot[1] - y * self.scale
