@@ -15,8 +15,7 @@ from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.files import check_file, check_folder
 
 if TYPE_CHECKING:
-    from dgmn2cli.evaluate.submission import SubmissionReport
-    from dgmn2cli.evaluate.submission_check import Expected, ZipReport
+    from dgmn2cli.evaluate.submission import Expected, SubmissionReport, ZipReport
     from dgmn2cli.inference.plan import Settings
 
 
@@ -49,14 +48,14 @@ def submit(
     """
     if validate is None and kept is None:
         protocol.refuse_offline(session, model, network.graph or network.load.checkpoint)
-    from dgmn2cli.evaluate import submission, submission_check
+    from dgmn2cli.evaluate import submission
     from dgmn2cli.runtime import set_threads
 
     with TerminalObserver(session) as observer:
         if validate is not None:
-            checked = submission_check.validate_zip(validate, _expected(data), observer)
+            checked = submission.validate_zip(validate, _expected(data), observer)
             render.emit(session, checked, lambda: render.record_table(_rows(checked)))
-            submission_check.require_valid(checked)
+            submission.require_valid(checked)
             return
         folder = kept or out
         target = target or folder.parent / f"{os.path.basename(os.path.realpath(folder))}.zip"
@@ -72,16 +71,16 @@ def submit(
             segmenter, images, settings, folder, target, workers=workers, observer=observer
         )
     render.emit(session, report, lambda: _made(report))
-    submission_check.require_valid(report.check)
+    submission.require_valid(report.check)
 
 
 def _expected(data: protocol.DataOptions) -> Expected:
-    from dgmn2cli.evaluate import submission, submission_check
+    from dgmn2cli.evaluate import submission
 
     named = click.get_current_context().get_parameter_source("data_root") is not click.core.ParameterSource.DEFAULT
     if named or (data.data_root / "leftImg8bit" / data.split).is_dir():
-        return submission_check.expected_of(submission.open_test(data.data_root, data.split))
-    return submission_check.OFFICIAL
+        return submission.expected_of(submission.open_test(data.data_root, data.split))
+    return submission.OFFICIAL
 
 
 def _made(report: SubmissionReport) -> Table:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import PIL
+import simplejpeg
 
 from dgmn2cli.data.dataset import IGNORE, IdMap, Pair, SegmentationSet, check_sizes, count_ids
 from dgmn2cli.data.images import MAX_PIXELS, decode_file, image_header
-from dgmn2cli.data.remembered import Remembered
-from dgmn2cli.errors import DataError
-from dgmn2cli.files import hash_file
+from dgmn2cli.errors import DataError, Dgmn2Error, ResourceError
+from dgmn2cli.files import atomic_write, hash_file, read_bounded
 from dgmn2cli.observer import Observer, Silent
+from dgmn2cli.version import __version__
 
 _SHOWN = 5  # notes of a kind
 _WEIGHT_OFFSET = 1.02
+_LARGEST = 1 << 28  # bytes of a file of findings: some 500,000 images
+_VERSION = f"dgmn2cli {__version__}, simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__}"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,48 @@ class _PairFacts:
     counts: np.ndarray  # (256,) int64: pixels of each class id and of IGNORE
     orientation: int = 1
     notes: tuple[str, ...] = ()
+
+
+class Remembered:
+    """Findings of earlier checks by file and kind, one JSON file for each data set, in the cache.
+
+    A file counts as unchanged if its path, size and time of change are the same. What cannot be read, or is damaged, or
+    was written by another version, is as if nothing were remembered.
+
+    Args:
+        root: the data set.
+        folder: where the findings are kept; None: they are not.
+    """
+
+    def __init__(self, root: Path, folder: Path | None) -> None:
+        name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
+        self._path = None if folder is None else folder / f"{name}.json"
+        self._files: dict[str, Any] = {} if self._path is None else _read_findings(self._path)
+        self._changed = False
+
+    def recall(self, path: Path, kind: str, find: Callable[[], _T]) -> _T:
+        """What was found out about a file, or `find()`, which is remembered unless it raises; JSON types only."""
+        try:
+            status = Path(path).stat()
+        except (OSError, ValueError):
+            return find()
+        stamp, key = [status.st_size, status.st_mtime_ns], os.path.abspath(path)
+        known = self._files.get(key, [None, {}])
+        if known[0] == stamp and kind in known[1]:
+            return known[1][kind]
+        found = find()
+        self._files[key] = [stamp, {**(known[1] if known[0] == stamp else {}), kind: found}]
+        self._changed = True
+        return found
+
+    def save(self) -> None:
+        """Keeps what is new for the next run, if it can be kept."""
+        if self._path is None or not self._changed:
+            return
+        body = json.dumps({"version": _VERSION, "files": self._files}).encode()
+        with suppress(ResourceError):
+            atomic_write(self._path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+            self._changed = False
 
 
 def check_dataset(
@@ -222,3 +271,14 @@ def _id_notes(data: SegmentationSet, classes: tuple[ClassCount, ...]) -> Iterato
         beyond = {int(target) for target in data.pairs[0].ids.table[telltale:]} - {IGNORE}
         if not any(classes[target].pixels for target in beyond):
             yield f"no label map holds an id from {telltale} on: are they training ids under a wrong name?"
+
+
+def _read_findings(path: Path) -> dict[str, Any]:
+    try:
+        digest, _, body = read_bounded(path, _LARGEST).partition(b"\n")
+    except Dgmn2Error:
+        return {}
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        return {}
+    content = json.loads(body)
+    return content["files"] if content["version"] == _VERSION else {}

@@ -12,9 +12,8 @@ import pytest
 from dgmn2cli.data import check as checking
 from dgmn2cli.data import dataset, images
 from dgmn2cli.data.catalog import open_dataset
-from dgmn2cli.data.check import check_dataset, fingerprint
+from dgmn2cli.data.check import Remembered, check_dataset, fingerprint
 from dgmn2cli.data.images import write_png
-from dgmn2cli.data.remembered import Remembered
 
 SIZE = (6, 8)
 IDS = (np.arange(48) % 3).reshape(SIZE).astype(np.uint8)

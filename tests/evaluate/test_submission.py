@@ -18,8 +18,7 @@ from dgmn2cli.data.images import write_png
 from dgmn2cli.data.png import encode_indices
 from dgmn2cli.errors import CheckFailed, ConfigError, DataError, ResourceError
 from dgmn2cli.evaluate import evaluate, submission
-from dgmn2cli.evaluate.submission import write_zip
-from dgmn2cli.evaluate.submission_check import (
+from dgmn2cli.evaluate.submission import (
     OFFICIAL,
     TEST_CITIES,
     Expected,
@@ -27,6 +26,7 @@ from dgmn2cli.evaluate.submission_check import (
     image_name,
     require_valid,
     validate_zip,
+    write_zip,
 )
 from dgmn2cli.inference.prediction import ClassList
 
@@ -237,7 +237,7 @@ def test_what_is_no_zip(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dgmn2cli.evaluate.submission_check.MEMBER_LIMIT", 1 << 20)
+    monkeypatch.setattr("dgmn2cli.evaluate.submission.MEMBER_LIMIT", 1 << 20)
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"{NAMES[0]}.png", encoded(label()) + bytes(50 << 20))
@@ -247,7 +247,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     report = validate_zip(path, EXPECTED)
     assert len(report.faults) == 1
     assert "more than 1,048,576 bytes" in report.faults[0]
-    monkeypatch.setattr("dgmn2cli.evaluate.submission_check.MOST_MEMBERS", 3)
+    monkeypatch.setattr("dgmn2cli.evaluate.submission.MOST_MEMBERS", 3)
     assert "4 files, and 4 are wanted" in validate_zip(path, EXPECTED).faults[0]
 
 
