@@ -63,10 +63,7 @@ def _on_this_process(
 
 
 def collect(
-    group: Group,
-    parts: Callable[[], Generator[Part, None, None]],
-    take: Callable[[Part], object],
-    observer: Observer,
+    group: Group, parts: Callable[[], Generator[Part, None, None]], take: Callable[[Part], object], observer: Observer
 ) -> None:
     """Hands every process's parts to `take` on the first one, as they come; every process calls this.
 

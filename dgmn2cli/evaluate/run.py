@@ -77,10 +77,7 @@ def run_loaded(request: EvalRequest, segmenter: Segmenter, observer: Observer = 
 
 
 def run_zoo(
-    request: EvalRequest,
-    recipes: Sequence[AnyRecipe],
-    missing: Sequence[str] = (),
-    observer: Observer = Silent(),
+    request: EvalRequest, recipes: Sequence[AnyRecipe], missing: Sequence[str] = (), observer: Observer = Silent()
 ) -> ZooReport:
     """Evaluates networks one after the other; a damaged one is noted and the others are done.
 
@@ -108,11 +105,7 @@ def _run(group: Group, observer: Observer, request: EvalRequest, recipe: AnyReci
 
 
 def _run_zoo(
-    group: Group,
-    observer: Observer,
-    request: EvalRequest,
-    recipes: Sequence[AnyRecipe],
-    missing: tuple[str, ...],
+    group: Group, observer: Observer, request: EvalRequest, recipes: Sequence[AnyRecipe], missing: tuple[str, ...]
 ) -> ZooReport:
     prepared = group.once(partial(prepare, request, [recipe.inference for recipe in recipes], observer))
     reports, failures = [], []

@@ -47,8 +47,7 @@ def build_graph(model: Segmentor, *, half: bool = False, batch: int | None = Non
     logits = _HEADS[type(head)](g, features, head, (size.height, size.width))
     first = "batch" if batch is None else batch
     return g.model(
-        (INPUT, (first, 3, "height", "width")),
-        (g.exact(logits), OUTPUT, (first, model.num_classes, "height", "width")),
+        (INPUT, (first, 3, "height", "width")), (g.exact(logits), OUTPUT, (first, model.num_classes, "height", "width"))
     )
 
 

@@ -215,11 +215,7 @@ AnyRecipe = Recipe | GraphRecipe
 
 
 def open_graph(
-    graph: Graph,
-    runtime: str = "onnxruntime",
-    *,
-    device: str = "cpu",
-    max_memory: int | None = None,
+    graph: Graph, runtime: str = "onnxruntime", *, device: str = "cpu", max_memory: int | None = None
 ) -> Segmenter:
     """A segmenter for an exported graph, or anybody's that a protocol describes. It computes on the CPU.
 

@@ -28,12 +28,7 @@ __all__ = [
 
 
 def deform_attention(
-    qkv: Tensor,
-    offset: Tensor,
-    height_table: Tensor,
-    width_table: Tensor,
-    size: Pair,
-    backend: str = "auto",
+    qkv: Tensor, offset: Tensor, height_table: Tensor, width_table: Tensor, size: Pair, backend: str = "auto"
 ) -> Tensor:
     """Dynamic graph message passing: every query attends to 9 bilinear samples of its own head (arXiv 2209.09760).
 

@@ -50,9 +50,7 @@ def resize_rows(
         source, axis = (maps, 2) if lines is None else (lines, 1)
         weight = weight[rows].to(maps.device, maps.dtype).view(-1, *[1] * (3 - axis))
         band = torch.lerp(
-            source.index_select(axis, first.to(maps.device)),
-            source.index_select(axis, second.to(maps.device)),
-            weight,
+            source.index_select(axis, first.to(maps.device)), source.index_select(axis, second.to(maps.device)), weight
         )
         band = band if lines is None else band.permute(0, 3, 1, 2)
     if maps.shape[3] == size[1]:

@@ -279,8 +279,4 @@ def require_same_run(differences: list[str], force: bool, where: Path) -> None:
 def require_no_run(store: CheckpointStore, what: str = "there is a training in this folder already") -> None:
     """Raises ConfigError where a run would overwrite another one's states."""
     if any(store.folder.glob("*.pth")):
-        raise ConfigError(
-            what,
-            where=store.folder.parent,
-            hint="Go on with it with --resume, or choose another --out.",
-        )
+        raise ConfigError(what, where=store.folder.parent, hint="Go on with it with --resume, or choose another --out.")

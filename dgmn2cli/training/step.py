@@ -32,11 +32,7 @@ class LossModule(nn.Module):
     """A segmentor that gives its loss: what DistributedDataParallel wraps."""
 
     def __init__(
-        self,
-        model: Segmentor,
-        class_weights: Tensor | None,
-        autocast: torch.dtype | None,
-        loss: LossConfig = PUBLISHED,
+        self, model: Segmentor, class_weights: Tensor | None, autocast: torch.dtype | None, loss: LossConfig = PUBLISHED
     ) -> None:
         super().__init__()
         self.model, self.class_weights, self.autocast, self.loss = model, class_weights, autocast, loss
@@ -176,9 +172,7 @@ def _distributed(network: nn.Module, group: Group) -> DistributedDataParallel:
     on_gpu = group.device.type == "cuda"
     with lost_connections():
         made = DistributedDataParallel(
-            network,
-            device_ids=[group.device.index] if on_gpu else None,
-            gradient_as_bucket_view=True,
+            network, device_ids=[group.device.index] if on_gpu else None, gradient_as_bucket_view=True
         )
     if not on_gpu:
         made.register_comm_hook(None, lambda state, bucket: _mean_in_rank_order(bucket.buffer()))

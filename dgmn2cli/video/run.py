@@ -58,11 +58,7 @@ class VideoReport:
 
 
 def segment_video(
-    segmenter: Segmenter,
-    source: VideoSource,
-    request: VideoRequest,
-    settings: Settings,
-    observer: Observer = Silent(),
+    segmenter: Segmenter, source: VideoSource, request: VideoRequest, settings: Settings, observer: Observer = Silent()
 ) -> VideoReport:
     """Segments a video.
 
