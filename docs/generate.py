@@ -16,9 +16,9 @@ WIDTH = 100  # characters, of the help texts
 LIMITS = """\
 Every model was trained by the authors of DGMN2 on the 2,975 finely annotated training images of Cityscapes: daytime,
 dry weather, 50 cities in and around Germany, one camera behind a windscreen. Elsewhere, at night, in rain, with other
-cameras, expect less, and measure it: `dgmn2 eval --dataset`, `dgmn2 eval --corrupt`. Nineteen classes are told apart;
-what is none of them gets one of them all the same. The models are research results. Nothing here makes a claim about
-safety, and no decision that can hurt somebody should rest on them.
+cameras, expect less, and measure it: `dgmn2 eval --dataset`, `dgmn2 eval --corrupt`. There are nineteen classes, and
+everything else is given one of them all the same. The models are research results. Nothing here makes a claim about
+safety, and no decision that could harm someone should rest on them.
 
 The scores are the authors', on the 500 validation images, by the protocol that `dgmn2 eval` follows: images fitted into
 2049 x 1025, windows of 769 every 513 pixels; *ms + flip* averages six scales and their mirror images. The weights'

@@ -203,6 +203,8 @@ def _expand(source: str, observer: Observer) -> tuple[Iterable[str | Path], Path
     if source.startswith("@") and not os.path.exists(source):
         return _read_list(Path(source[1:])), None
     path = Path(source)
+    if "://" in source and not os.path.lexists(path):
+        raise ConfigError("images are not downloaded", where=source, why="wanted a file", hint="Fetch it first.")
     if os.path.isdir(path):
         found = find_files(path, observer=observer)
         if not found.files:

@@ -41,8 +41,8 @@ OLD = 7 * 86400  # seconds after which an abandoned part of whatever entry is sw
 UNTAGGED = "-"  # the server did not say which version it sent
 TURN_LIMIT = 300.0  # seconds to wait for another process that fetches the same file
 ELSEWHERE = (
-    "Switch the network on and run `dgmn2 download {0}`; or fetch the file elsewhere, alone or as a bundle "
-    "(`dgmn2 download {0} --bundle TAR`), and adopt it here with `dgmn2 download {0} --from FILE`."
+    "Run `dgmn2 download {0}` with the network on, or adopt a file (or a bundle) that was fetched elsewhere: "
+    "`dgmn2 download {0} --from FILE`."
 )
 BY_HAND = "Save it with a browser (`dgmn2 zoo show {0}` has the address); then `dgmn2 download {0} --from FILE`."
 

@@ -258,6 +258,7 @@ def test_an_input_is_never_overwritten(run: Run, tmp_path: Path) -> None:
 BAD = [
     (("missing.png",), 6, "cannot find the image (missing.png): there is no such file."),
     (("missing.png", "gone.jpg"), 6, "none of these files exist"),
+    (("https://example.org/a.jpg",), 2, "images are not downloaded (https://example.org/a.jpg)"),
     (("empty",), 6, "no image in the folder"),
     (("*.tif",), 6, "no file matches (*.tif)"),
     (("@none.txt",), 6, "cannot read the list"),

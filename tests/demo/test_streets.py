@@ -116,3 +116,6 @@ def test_impossible_requests_are_refused(tree: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
     with pytest.raises(DataError, match="leftImg8bit and gtFine already"):
         make_dataset(tree, train=1, val=1)
+    (tmp_path / "dataset.toml").touch()  # a user's own images
+    with pytest.raises(DataError, match=r"dataset\.toml already"):
+        make_dataset(tmp_path, train=1, val=1)

@@ -18,7 +18,7 @@ from dgmn2cli.data.cityscapes import (
     TRAIN_ID_OF_LABEL_ID,
     TRAIN_IDS_SUFFIX,
 )
-from dgmn2cli.data.folder import SPLIT, id_map
+from dgmn2cli.data.folder import DESCRIPTION, SPLIT, id_map
 from dgmn2cli.data.images import write_png
 from dgmn2cli.data.layout import ANY
 from dgmn2cli.data.preset import Preset, stored_ids
@@ -110,7 +110,7 @@ def make_dataset(
     """Writes synthetic streets as a Cityscapes tree: images, label ids, training ids, instances, colours.
 
     Args:
-        root: the folder; it must not hold a Cityscapes tree yet.
+        root: the folder; it must not hold a data set yet.
         train, val: images per split.
         size: (width, height) in pixels.
         seed: the same one gives the same files.
@@ -199,7 +199,7 @@ def _check(root: Path, train: int, val: int, size: tuple[int, int], seed: int, l
             for split in layout.said.splits
         ]
         tops = tuple(dict.fromkeys(Path(folder).parts[0] for folder in folders))
-    taken = [folder for folder in tops if (root / folder).exists()]
+    taken = [name for name in (*tops, DESCRIPTION) if (root / name).exists()]
     if taken:
         hint = "Name another folder, or remove it."
         raise DataError(what, where=root, why=f"it holds {' and '.join(taken)} already", hint=hint)
