@@ -9,7 +9,7 @@ import click
 from rich.console import RenderableType
 
 from dgmn2cli.cli import render
-from dgmn2cli.cli.options import PATH, Session, pass_session
+from dgmn2cli.cli.options import OUTPUT_FILE, PATH, Session, pass_session
 
 if TYPE_CHECKING:
     from dgmn2cli.evaluate.compare import PairedComparison
@@ -20,7 +20,7 @@ SHOWN = 5  # images that got better, and worse
 @click.command("compare")
 @click.argument("first", type=PATH, metavar="A.json")
 @click.argument("second", type=PATH, metavar="B.json")
-@click.option("--html", type=PATH, metavar="FILE", help="Write a page, too: one file, no network.")
+@click.option("--html", type=OUTPUT_FILE, metavar="FILE", help="Write a page, too: one file, no network.")
 @pass_session
 def compare(session: Session, first: Path, second: Path, html: Path | None) -> None:
     """Compare two reports of `eval --report` on the same images: B minus A, with intervals.

@@ -12,7 +12,7 @@ import click
 from rich.text import Text
 
 from dgmn2cli.cli import render
-from dgmn2cli.cli.options import PATH, SECONDS, Session, complete_model, pass_session
+from dgmn2cli.cli.options import OUTPUT_FILE, PATH, SECONDS, Session, complete_model, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import ConfigError, Dgmn2Error
 from dgmn2cli.zoo import AnyEntry, Source, locate
@@ -49,7 +49,9 @@ class DownloadReport:
 @click.option("--from", "offered", type=PATH, metavar="FILE|DIR", help="Adopt files you have, or a bundle.")
 @click.option("--source", metavar="N|URL", help="Use only this source.")
 @click.option("--dest", type=PATH, metavar="DIR", help="Also copy the files there, under their published names.")
-@click.option("--bundle", type=PATH, metavar="TAR", help="Also write them to one file, for a site without network.")
+@click.option(
+    "--bundle", type=OUTPUT_FILE, metavar="TAR", help="Also write them to one file, for a site without network."
+)
 @click.option("--retries", type=click.IntRange(0, 100), default=3, metavar="N", help="Attempts after a failure.")
 @click.option(
     "--timeout", type=SECONDS, default="10,30,3600", metavar="SECONDS", help="CONNECT,READ,TOTAL, or TOTAL alone."

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import (
+    OUTPUT_FILE,
     PATH,
     NumberType,
     ParsedType,
@@ -50,9 +51,13 @@ def _parse_corruption(text: str) -> Corruption:
 @protocol.with_settings
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N images: a partial run.")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Number of processes, one per GPU.")
-@click.option("--report", type=PATH, metavar="FILE", help="Write the JSON report here; its journal lies beside it.")
+@click.option(
+    "--report", type=OUTPUT_FILE, metavar="FILE", help="Write the JSON report here; its journal lies beside it."
+)
 @click.option("--resume", is_flag=True, help="Go on from the journal of an interrupted run with the same --report.")
-@click.option("--html", type=PATH, metavar="FILE", help="Write a page with everything found: one file, no network.")
+@click.option(
+    "--html", type=OUTPUT_FILE, metavar="FILE", help="Write a page with everything found: one file, no network."
+)
 @click.option("--csv", type=PATH, metavar="DIR", help="Write classes.csv and images.csv here.")
 @click.option("--from", "predictions", type=PATH, metavar="PREDS", help="Evaluate predictions on disk; no model.")
 @click.option("--no-analysis", is_flag=True, help="Only count: no boundary IoU, calibration, instances, crops.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dgmn2cli.errors import ResourceError
+from dgmn2cli.errors import ResourceError, printable
 from dgmn2cli.files import absence
 
 if TYPE_CHECKING:
@@ -91,14 +91,27 @@ def model_typed() -> bool:
 
 
 def pass_session(function: Command) -> Command:
-    """Gives the command the `Session` as its first argument."""
+    """Gives the command the `Session` as its first argument; refuses to write one file twice, or over another one."""
 
     def with_session(*args: Any, **kwargs: Any) -> Any:
         session = current_session()
         _show_log(session)
+        _require_apart(click.get_current_context())
         return function(session, *args, **kwargs)
 
     return update_wrapper(with_session, function)  # type: ignore[return-value]  # same parameters but the first
+
+
+def _require_apart(context: click.Context) -> None:
+    """Raises UsageError where the path of an output file is that of another parameter, too."""
+    paths = [
+        (one, path) for one in context.command.params if isinstance(path := context.params.get(one.name or ""), Path)
+    ]
+    for one, path in paths:
+        for other, there in paths:
+            if one.type is OUTPUT_FILE and other is not one and os.path.realpath(path) == os.path.realpath(there):
+                fault = f"'{printable(str(path))}' is also what {other.get_error_hint(context)} names"
+                raise click.BadParameter(fault, context, one)
 
 
 def _show_log(session: Session) -> None:
@@ -307,6 +320,7 @@ def _parse_memory(text: str) -> int:
 
 
 PATH = PathType(path_type=Path)
+OUTPUT_FILE = PathType(path_type=Path)  # no other parameter may name it
 NAME = ParsedType("name", _parse_name)
 KINDS = ParsedType("kinds", _parse_kinds)
 DEVICE = ParsedType("device", _parse_device)

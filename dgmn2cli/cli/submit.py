@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from dgmn2cli.cli import protocol, render
-from dgmn2cli.cli.options import PATH, Session, model_argument, pass_session
+from dgmn2cli.cli.options import OUTPUT_FILE, PATH, Session, model_argument, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.files import check_file, check_folder
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 @protocol.with_data("test")
 @protocol.with_settings
 @click.option("-o", "--out", type=PATH, default="dgmn2-submission", metavar="DIR", help="Folder of labelId files.")
-@click.option("--zip", "target", type=PATH, metavar="FILE", help="The zip to write.  [default: the folder's name.zip]")
+@click.option(
+    "--zip", "target", type=OUTPUT_FILE, metavar="FILE", help="The zip to write.  [default: the folder's name.zip]"
+)
 @click.option("--from", "kept", type=PATH, metavar="DIR", help="Take predictions kept here; no model runs.")
 @click.option("--validate", type=PATH, metavar="ZIP", help="Only check this zip; every fault is named.")
 @protocol.workers_option

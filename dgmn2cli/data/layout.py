@@ -111,10 +111,10 @@ def chosen_palette(count: int) -> np.ndarray:
 
 
 def _check_split(split: str) -> None:
-    """Raises DataError where a split's name, a folder's within the data set, leads out of it."""
+    """Raises DataError where a split's name, a folder's within the data set, leads out of it or is a pattern."""
     path = PurePath(split)
-    if path.is_absolute() or ".." in path.parts:
-        why = "its name leads out of the data set, wanted a folder's in it"
+    if path.is_absolute() or ".." in path.parts or ANY in split:
+        why = "its name leads out of the data set or is a pattern, wanted a folder's in it"
         raise DataError("no such split", where=shown(split), why=why, hint="Correct the split, as in train or val.")
 
 
