@@ -58,7 +58,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     if title:
         lines = "\n".join(printable(line) for line in title.splitlines())
-        figure.suptitle(lines, x=0.01, ha="left", weight="bold", size=12)
+        figure.suptitle(lines, x=0.08 / width, ha="left", weight="bold", size=12)
     return figure
 
 
