@@ -290,7 +290,8 @@ def test_a_report_page_tables_and_their_verification(
         (["--from", "city"], 6, "1 of 1 images have no file"),
         (["--all", "--html", "x.html"], 2, "leave out --all"),
         (["--all", "--from", "preds"], 2, "leave out --all"),
-        (["--from", "city", "--html", "city"], 5, "cannot write the file (city)"),
+        (["--from", "city", "--html", "city/gtFine"], 5, "cannot write the file (city/gtFine)"),
+        (["--from", "city", "--html", "city"], 2, "is also what '--data-root' names"),
         (["--from", "city", "--csv", "file"], 5, "is no folder"),
     ],
 )
