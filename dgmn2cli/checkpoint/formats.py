@@ -79,7 +79,7 @@ def read_content(file: BinaryIO, size: int, path: Path, *, mapped: bool = False)
     except MemoryError as error:
         raise Unfit("it claims more memory than there is") from error
     except (*_READ_ERRORS, *_FORMAT_ERRORS) as error:
-        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        if refused := re.search(r"GLOBAL (\S+) (?:was|whose)", str(error)):  # a line of some text has blanks
             why = f"it is unsafe: it asks to call {refused[1]}, which a file of weights never needs"
             raise Unfit(f"{why}; nothing in it was executed") from error
         raise Unfit("the file is damaged or of another kind") from error

@@ -116,6 +116,7 @@ FOREIGN = {
     "packed.pth": (b"\x1f\x8b\x08" + bytes(30), "gzip"),
     "noise.pth": (bytes(range(256)) * 9, "damaged or of another kind"),
     "text.pth": (b"hello", "damaged or of another kind"),
+    "call.toml": (b'classes = ["a"]\nimages = "b"\n', "damaged or of another kind"),  # `c` is a pickle's call
     "zip.pth": (b"PK\x03\x04" + bytes(40), "damaged or of another kind"),
     "number.pth": (pickle.dumps(3), "damaged or of another kind"),
 }
