@@ -10,7 +10,6 @@ import argparse
 import resource
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import dgmn2cli
 from dgmn2cli import build_model
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.data.cityscapes import CLASSES, PALETTE
-from dgmn2cli.export.check import Difference
+from dgmn2cli.export.check import Case, Difference, difference
 from dgmn2cli.inference.graph import load_graph
 from dgmn2cli.inference.load import load
 from dgmn2cli.inference.runtimes import open_graph
@@ -34,20 +33,13 @@ def row(model: str, form: str, runtime: str, largest: float, agreement: float, s
     return f"| {model} | {form} | {runtime} | {largest:.1e} | {100 * agreement:.3f} % | {own:.1f} | {theirs:.1f} |"
 
 
-def in_openvino(folder: Path, network: Segmenter, window: int) -> tuple[Difference, tuple[float, float], str]:
+def in_openvino(folder: Path, network: Segmenter, window: int) -> tuple[Difference, str]:
     """OpenVINO beside the network on one window of noise; the graph is compiled before it is timed."""
     graph = open_graph(load_graph(folder), "openvino")
-    images = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, window, window)).astype(np.float32))
-    graph.logits(images)
-    start = time.perf_counter()
-    wanted = network.logits(images).numpy()[0]
-    middle = time.perf_counter()
-    found = graph.logits(images).numpy()[0]
-    times = middle - start, time.perf_counter() - middle
-    apart, same = np.abs(wanted - found), wanted.argmax(0) == found.argmax(0)
-    size = (window, window)
-    difference = Difference("noise", size, float(apart.max()), float(apart.mean()), float(same.mean()), same.size)
-    return difference, times, graph.info.runtime_version
+    noise = np.random.default_rng(0).standard_normal((3, window, window)).astype(np.float32)
+    case = Case.of_window("noise", noise)
+    case.values_of(graph)
+    return difference(case, network, graph), graph.info.runtime_version
 
 
 def main() -> None:
@@ -76,11 +68,8 @@ def main() -> None:
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
                 print(f"{name} {form}: {report.seconds:.0f} s, at most {peak:.1f} GB so far", file=sys.stderr)
                 if given.openvino and kind == "onnx":
-                    difference, times, version = in_openvino(target, network, given.window)
-                    print(
-                        row(name, form, f"openvino {version}", difference.largest, difference.agreement, times),
-                        flush=True,
-                    )
+                    one, version = in_openvino(target, network, given.window)
+                    print(row(name, form, f"openvino {version}", one.largest, one.agreement, one.seconds), flush=True)
 
 
 if __name__ == "__main__":

@@ -109,10 +109,10 @@ def export_folder(
     observer.begin("writing the graph")
     with atomic_folder(folder) as part:
         graph, protocol = write_graph(part / protocol.graph, network, protocol)
-        _write_protocol(part, protocol)
+        write_protocol(part, protocol)
         parity = compare(network, graph(), protocol, observer)
         protocol = replace(protocol, parity=to_plain(parity))
-        _write_protocol(part, protocol)
+        write_protocol(part, protocol)
         for name, text in companions(protocol).items():
             atomic_write(part / name, text)
         for name in OURS:
@@ -247,7 +247,8 @@ def companions(protocol: GraphProtocol) -> dict[str, str]:
     return texts
 
 
-def _write_protocol(folder: Path, protocol: GraphProtocol) -> None:
+def write_protocol(folder: Path, protocol: GraphProtocol) -> None:
+    """Writes the protocol beside its graph."""
     atomic_write(folder / PROTOCOL_FILE, to_json(protocol) + "\n")
 
 
