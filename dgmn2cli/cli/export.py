@@ -10,7 +10,16 @@ import click
 from rich.console import RenderableType
 
 from dgmn2cli.cli import protocol, render
-from dgmn2cli.cli.options import PATH, ParsedType, Session, model_argument, pass_session, threads_option
+from dgmn2cli.cli.options import (
+    PATH,
+    ParsedType,
+    Session,
+    model_argument,
+    model_typed,
+    pass_session,
+    threads_option,
+    typed,
+)
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.files import atomic_write, to_json
@@ -69,6 +78,10 @@ def export(
     --describe drafts the protocol.json of somebody else's graph; what the graph does not say is guessed, and said.
     """
     if describe is not None:
+        other = ("out", "checkpoint", "ema", "form", "half", "window", "batch", "threads")
+        if given := ["MODEL"] * model_typed() + [f"--{name}" for name in other if typed(name)]:
+            given = [option.replace("--form", "--format") for option in given]
+            raise click.UsageError(f"{', '.join(given)} cannot be used with --describe GRAPH: nothing is exported")
         _describe(session, describe, overwrite)
         return
     protocol.refuse_offline(session, model, checkpoint)

@@ -13,8 +13,17 @@ from dgmn2cli.data.cityscapes import CLASSES
 from dgmn2cli.data.transforms import MEAN_RGB, STD_RGB
 from dgmn2cli.errors import IntegrityError
 from dgmn2cli.files import hash_file, read_bounded
-from dgmn2cli.inference.graph import FORMAT_VERSION, MAX_CLASSES, MAX_GRAPH, PROTOCOL_FILE
-from dgmn2cli.inference.onnx_model import LABELS, Port, external_names, inputs_of, outputs_of, parse
+from dgmn2cli.inference.graph import FORMAT_VERSION, MAX_GRAPH, PROTOCOL_FILE, validate
+from dgmn2cli.inference.onnx_model import (
+    FLOATS,
+    LABELS,
+    Port,
+    disagreements,
+    external_names,
+    inputs_of,
+    outputs_of,
+    parse,
+)
 from dgmn2cli.validation import show
 
 if TYPE_CHECKING:
@@ -36,7 +45,8 @@ def describe(path: str | Path) -> Draft:
     Nothing is asked, run or written.
 
     Raises:
-        IntegrityError: it is no ONNX file, or not one that maps one image to scores or labels of its pixels.
+        IntegrityError: it is no ONNX file, or one that no protocol makes usable: not from one image to scores or labels
+            of its pixels, or with a dtype, a size, a name or a number of classes that is not taken.
         ResourceError: it cannot be read, or the onnx package is missing.
     """
     path = Path(path)
@@ -77,13 +87,18 @@ def describe(path: str | Path) -> Draft:
         "licence": None,
     }
     document["exporter"]["guessed"] = [guess.partition(":")[0] for guess in guesses]
+    found = validate(document)
+    if faults := found if isinstance(found, list) else disagreements(model, found):
+        why = faults[0] if len(faults) == 1 else f"{len(faults)} faults, listed above"
+        raise IntegrityError("this graph cannot be used", where=path, why=why, faults=faults)
     return Draft(path.with_name(PROTOCOL_FILE), document, tuple(guesses))
 
 
 def _ports(model: onnx.ModelProto, path: Path) -> tuple[Port, Port]:
     """The one input, and the output that is scores or labels of pixels."""
     inputs = inputs_of(model)
-    fitting = [port for port in outputs_of(model) if port.axes is None or len(port.axes) in (3, 4)]
+    given = [port for port in outputs_of(model) if port.dtype in FLOATS + LABELS]
+    fitting = [port for port in given if port.axes is None or len(port.axes) in (3, 4)]
     if len(inputs) == 1 and fitting and (inputs[0].axes is None or len(inputs[0].axes) == 4):
         return inputs[0], fitting[0]
     found = "; ".join(f"{port.name} {port.dtype} {port.axes}" for port in (*inputs, *outputs_of(model)))
@@ -110,5 +125,5 @@ def _class_names(count: int | None, guesses: list[str]) -> list[str]:
         said = f"the graph has {count}" if count else "the graph does not say how many there are"
         guesses.append(f"classes: the 19 of Cityscapes, in their order; {said}")
         return list(CLASSES)
-    guesses.append(f"classes: numbers; the graph has {count}" + f", {MAX_CLASSES} can be used" * (count > MAX_CLASSES))
+    guesses.append(f"classes: numbers; the graph has {count}")
     return [f"class {index}" for index in range(count)]

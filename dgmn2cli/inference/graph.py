@@ -199,11 +199,18 @@ def read_protocol(path: str | Path) -> GraphProtocol:
     if type(version) is int and version > FORMAT_VERSION:
         why = f"its format_version is {show(version)}, this program reads {FORMAT_VERSION}"
         raise ConfigError(_WHAT, where=path, why=why, hint="Update dgmn2cli, or export the model again.")
-    found = check(_adapter(), document)
-    faults = [*map(str, repeated), *(map(str, found) if isinstance(found, list) else _contradictions(found))]
+    found = validate(document)
+    faults = [*map(str, repeated), *(found if isinstance(found, list) else [])]
     if faults or isinstance(found, list):
         raise_faults(_WHAT, faults, path)
     return found
+
+
+def validate(document: Any) -> GraphProtocol | list[str]:
+    """The protocol that a document is, or all that is wrong with it."""
+    found = check(_adapter(), document)
+    faults = list(map(str, found)) if isinstance(found, list) else _contradictions(found)
+    return faults or found  # type: ignore[return-value]  # no faults: it is no list
 
 
 def _contradictions(found: GraphProtocol) -> list[str]:

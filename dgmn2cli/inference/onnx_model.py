@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 DTYPES = {1: "float32", 2: "uint8", 3: "int8", 5: "int16", 6: "int32", 7: "int64", 10: "float16", 11: "float64"}
+FLOATS = ("float16", "float32", "float64")
 LABELS = ("uint8", "int8", "int16", "int32", "int64")
 Axes = tuple[int | None, ...]
 
@@ -170,7 +171,7 @@ def disagreements(model: onnx.ModelProto, protocol: GraphProtocol) -> list[str]:
         sides = port.sides(taken.layout) if _odd_axes(port) is None else {}
         rows += [(f"input.{side}", getattr(taken, side), sides.get(side)) for side in ("batch", "height", "width")]
         channels = sides.get("channels")
-        rows.append(("input.layout", taken.layout, None if channels in (None, 3) else f"{channels} channels in that"))
+        rows.append(("input.layout", taken.layout, None if channels in (None, 3) else f"{channels} channels that way"))
     if port := outputs.get(given.name):
         kind = "labels" if port.dtype in LABELS else "logits"
         rows.append(("output.kind", given.kind, kind))

@@ -110,3 +110,39 @@ def test_what_is_no_graph_of_images_is_refused(tmp_path: Path) -> None:
             describe(tmp_path / "a.onnx")
     with pytest.raises(IntegrityError):
         describe(tmp_path)
+
+
+def typed(given: int, taken: int = TensorProto.FLOAT, **values: Any) -> ModelProto:
+    """`colours` with other dtypes; none of these is run."""
+    model = colours(given=given, **values)
+    model.graph.input[0].type.tensor_type.elem_type = taken
+    return model
+
+
+def named(name: str) -> ModelProto:
+    model = colours()
+    model.graph.input[0].name = model.graph.node[0].input[0] = name
+    return model
+
+
+USELESS = {
+    "one class": colours(out=("b", 1, "h", "w")),
+    "300 classes": colours(out=("b", 300, "h", "w")),
+    "grey": colours(axes=("b", 1, "h", "w")),
+    "float64 in": typed(TensorProto.DOUBLE, TensorProto.DOUBLE),
+    "int8 in": typed(TensorProto.FLOAT, TensorProto.INT8),
+    "bfloat16 out": typed(TensorProto.BFLOAT16),
+    "truth values out": typed(TensorProto.BOOL),
+    "a large batch": colours(axes=(5000, 3, "h", "w")),
+    "large sides": colours(axes=("b", 3, 200_000, 200_000)),
+    "a long name": named("x" * 300),
+    "a name that moves the cursor": named("a\x1b[2Jb"),
+}
+
+
+@pytest.mark.parametrize("kind", USELESS)
+def test_no_protocol_is_drafted_that_would_be_refused(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(USELESS[kind].SerializeToString())
+    with pytest.raises(IntegrityError) as caught:
+        describe(tmp_path / "a.onnx")
+    assert "\x1b" not in str(caught.value)
