@@ -24,6 +24,7 @@ import numpy as np
 from dgmn2cli.inference.arithmetic import open_runtime, resize_rows, softmax, window_starts
 
 FOLDER = Path(__file__).resolve().parent
+MAX_THREADS = 1024
 BAND_PIXELS = 1 << 18  # of the image that are turned into probabilities at a time
 Run = Callable[[np.ndarray], np.ndarray]  # (B, 3, h, w) float32 to logits (B, C, h, w) float32
 
@@ -142,8 +143,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="windows at a time")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
-    if min(given.batch, given.threads) < 1:
-        parser.error("--batch and --threads are 1 or more")
+    if not (given.batch >= 1 and 1 <= given.threads <= MAX_THREADS):
+        parser.error(f"--batch is 1 or more, --threads 1 to {MAX_THREADS}")
     targets = [given.out / f"{Path(name).stem}_ids.png" for name in given.images]
     if len(set(targets)) < len(targets):
         fail(2, "two images have the same name; segment them into folders of their own")
@@ -158,8 +159,11 @@ def main() -> None:
     how["pad"] = (given.protocol or protocol["inference"]["protocol"]) == "native"
     given.out.mkdir(parents=True, exist_ok=True)
     bad = []
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be read is said below
     for name, target in zip(given.images, targets, strict=True):
-        image = cv2.imread(name, cv2.IMREAD_COLOR)
+        image = None
+        with suppress(OSError, cv2.error):  # not there; empty or too large
+            image = cv2.imdecode(np.fromfile(name, np.uint8), cv2.IMREAD_COLOR)
         if image is None:
             bad.append(name)
             continue

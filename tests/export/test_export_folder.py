@@ -140,6 +140,9 @@ def test_runner_refuses_a_changed_graph_and_names_bad_images(exported, images, t
     ran = run_without_torch(copy / "run.py", tmp_path / "no.png", images[2], "-o", tmp_path / "out")
     assert (ran.returncode, "no.png" in ran.stderr) == (6, True)
     assert os.listdir(tmp_path / "out") == ["narrow_ids.png"]
+    (tmp_path / "cut.png").write_bytes(images[0].read_bytes()[:300])
+    ran = run_without_torch(copy / "run.py", tmp_path / "absent.png", tmp_path / "cut.png", "-o", tmp_path / "out")
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (6, 1)
     data = bytearray((copy / "window.onnx").read_bytes())
     data[len(data) // 2] ^= 1
     (copy / "window.onnx").write_bytes(data)
@@ -157,6 +160,7 @@ def test_runner_refuses_what_it_cannot_do(exported, images, tmp_path):
     for arguments, code in (
         ([images[2], "-o", tmp_path / "file"], 5),
         ([images[2], "-o", tmp_path / "out", "--batch", "0"], 2),
+        ([images[2], "-o", tmp_path / "out", "--threads", "100000"], 2),
         ([images[2], tmp_path / "elsewhere" / images[2].name, "-o", tmp_path / "out"], 2),
     ):
         ran = run_without_torch(exported / "run.py", *arguments)
@@ -254,3 +258,7 @@ def test_describe_drafts_what_the_command_can_load(exported, tmp_path, capsys):
     assert load_graph(graph).protocol.graph_sha256 == hash_file(graph)
     assert main(["export", "--describe", str(graph)]) == 2
     assert main(["export", "--describe", str(graph), "--overwrite"]) == 0
+    for other in (["fpn-tiny"], ["-m", "fpn-tiny"], ["--half"], ["--format", "onnx"], ["-o", str(tmp_path / "x")]):
+        capsys.readouterr()
+        assert main(["export", "--describe", str(graph), "--overwrite", *other]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
