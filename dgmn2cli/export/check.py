@@ -33,7 +33,7 @@ from dgmn2cli.resources import example_photograph
 
 SEED = 20
 SPARE = 2  # pixels that may always differ: of small windows a ten-thousandth is less than one
-USUAL = 32.0  # published networks give logits up to about this; the limits of larger ones are in proportion
+USUAL = 32.0  # most networks give logits of up to about this; the limits of larger ones are in proportion
 TIE = 1e-6  # of the largest value: what two classes may be apart and still be equal as far as float32 can tell
 NEAR = 2.0  # a graph may be this many times as far from the network in float64 as the network in float32 is
 # the whole procedure on small windows, so that both together take less time than one full window
