@@ -79,12 +79,9 @@ def fetch(
         download = Download(entry, cache, verify, observer, limits)
         with download.turn():
             return (None if force else caching.from_cache(entry, cache)) or download.from_sources(usable)
-    found, hint, why = (
-        caching.locate(entry, cache),
-        ELSEWHERE.format(entry.key),
-        "it does not have the hash it must have",
-    )
+    found, hint = caching.locate(entry, cache), ELSEWHERE.format(entry.key)
     if found and not force:
+        why = "it does not have the hash it must have"
         raise IntegrityError("the cached file is damaged", where=found.path, why=why, hint=hint)
     what = f"cannot download it again, and {found.path} is there" if found else "the weights are not on disk"
     raise NetworkError(what, where=entry.key, why="the network is switched off (--offline, DGMN2_OFFLINE)", hint=hint)
