@@ -43,7 +43,7 @@ def _parse_position(text: str) -> tuple[float, float]:
 @click.option("-o", "--out", type=PATH, default="dgmn2-output", metavar="DIR", help="Folder.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 @protocol.with_single_scale
-@protocol.with_network
+@protocol.with_torch_network
 @pass_session
 def explain(
     session: Session,
@@ -62,13 +62,9 @@ def explain(
 
     Example: dgmn2 explain street.png --at 1024,512
     """
-    protocol.refuse_offline(session, model, network.graph or network.load.checkpoint)
+    protocol.refuse_offline(session, model, network.load.checkpoint)
     from dgmn2cli.inference import explain_files
 
-    if network.graph is not None:
-        raise click.UsageError(
-            "an exported graph does not show its layers: leave out --graph", click.get_current_context()
-        )
     with TerminalObserver(session, {explain_files.ExplainedPosition: _line}) as observer:
         make = partial(protocol.open_network, session, model, network, settings, observer)
         report = explain_files.explain_image(

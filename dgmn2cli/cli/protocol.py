@@ -7,6 +7,7 @@ for each: `network: NetworkOptions`, `settings: Settings`, `data: DataOptions`, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,14 @@ with_settings = grouped(  # a command gets `settings: Settings`
     *_VIEW_OPTIONS,
 )
 with_single_scale = grouped("settings", _make_settings, *_VIEW_OPTIONS)  # the same, but for ms+flip and batches
+_WEIGHTS_OPTIONS: tuple[Decorator, ...] = (
+    click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones."),
+    click.option("--ema", is_flag=True, help="Take the averaged weights that the checkpoint holds beside its own."),
+    click.option(
+        "--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting."
+    ),
+    *run_options("auto"),
+)
 with_network = grouped(  # a command gets `network: NetworkOptions`
     "network",
     NetworkOptions.of,
@@ -182,12 +191,10 @@ with_network = grouped(  # a command gets `network: NetworkOptions`
     click.option(
         "--graph", type=PATH, metavar="DIR", help="An exported graph: its folder, or an ONNX file with its protocol."
     ),
-    click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones."),
-    click.option("--ema", is_flag=True, help="Take the averaged weights that the checkpoint holds beside its own."),
-    click.option(
-        "--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting."
-    ),
-    *run_options("auto"),
+    *_WEIGHTS_OPTIONS,
+)
+with_torch_network = grouped(  # the same, but for graphs, which do not show their layers
+    "network", partial(NetworkOptions.of, runtime=None, graph=None), *_WEIGHTS_OPTIONS
 )
 workers_option = click.option(
     "--workers",
