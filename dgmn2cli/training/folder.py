@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from dgmn2cli.config import Config, config_difference, config_to_toml, load_config
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.evaluate.report import versions
-from dgmn2cli.files import atomic_write, local_write_errors, open_in_place, to_json
+from dgmn2cli.files import abandoned, atomic_write, local_write_errors, open_in_place, to_json
 from dgmn2cli.runtime import describe_device
 from dgmn2cli.training.logs import LOG
 from dgmn2cli.training.state import CheckpointStore
@@ -48,6 +48,13 @@ class RunFolder:
     def checkpoints(self, keep: int = 0) -> CheckpointStore:
         """The checkpoints, of which `keep` numbered ones stay (0: all)."""
         return CheckpointStore(self.path / "checkpoints", keep)
+
+    def clear_abandoned(self) -> None:
+        """Removes the files that a killed process was writing."""
+        for part in self.path.glob("**/.*.part"):
+            with abandoned(part) as file, suppress(OSError):
+                if file is not None:
+                    part.unlink()
 
     def require_ours(self) -> None:
         """Refuses a folder with somebody's files: ours has a lock or checkpoints, or nothing in it yet.

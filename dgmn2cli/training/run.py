@@ -15,6 +15,7 @@ import torch.utils.deterministic
 from dgmn2cli.distributed.group import Group, join, launched_world, require_devices
 from dgmn2cli.distributed.launch import launch
 from dgmn2cli.distributed.signals import StopRequest
+from dgmn2cli.errors import DistributedError
 from dgmn2cli.evaluate import EvalReport
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.observer import Observer, Silent
@@ -47,7 +48,11 @@ def train(request: TrainRequest, observer: Observer) -> TrainReport:
     number = 0
     report: TrainReport | None
     if launched_world() == 1 and request.processes > 1:
-        report, number = launch(_rank, (request,), request.processes, observer)
+        try:
+            report, number = launch(_rank, (request,), request.processes, observer)
+        except DistributedError:  # the one that died may have been writing a checkpoint
+            request.folder.clear_abandoned()
+            raise
     else:
         # A signal acts at once while processes wait for each other. Afterwards it is noted; torchrun hands on the
         # Ctrl-C that the terminal has sent to every process already.

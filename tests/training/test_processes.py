@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from small_trainings import FPN, SMALL
+from small_trainings import FPN, SMALL, Watcher, small_request
 from train_children import forkserver, three_steps
+
+from dgmn2cli.errors import DistributedError
+from dgmn2cli.files import create_part
+from dgmn2cli.training.run import train
 
 NAIVE = "setr_naive_dgmn2_tiny_4x2_769x769_40k_cityscapes"
 
@@ -41,3 +46,20 @@ def test_two_processes_equal_one_with_the_whole_batch(streets, tmp_path, model):
     assert max(apart.values()) < 1e-5
     moved = [key for key, value in alone["state"].items() if not torch.equal(value, alone["first"][key])]
     assert len(moved) == len(alone["state"]), "everything learns or counts"
+
+
+def test_a_launch_that_lost_a_process_leaves_no_unfinished_file(streets, tmp_path, monkeypatch):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    left = folder / ".next.pth.1.abcdefgh.part"
+    left.write_bytes(b"half a checkpoint")
+    kept, descriptor = create_part(folder, ".last.pth")  # somebody is writing it
+
+    def lose(*_):
+        raise DistributedError("process 1 of 2 died")
+
+    monkeypatch.setattr("dgmn2cli.training.run.launch", lose)
+    with pytest.raises(DistributedError):
+        train(small_request(streets, tmp_path / "run", processes=2), Watcher())
+    os.close(descriptor)
+    assert (left.exists(), kept.exists()) == (False, True)
