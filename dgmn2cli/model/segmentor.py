@@ -60,6 +60,8 @@ class Segmentor(nn.Module):
 
         As `raw_logits` resized to `size`, up to rounding, once `ops.resample.resize_chain` has taken them there.
         """
+        if not is_plain(self.decode_head):
+            return self.raw_logits(images), (size,)
         raw, sizes = self.decode_head.coarse(self.features(images))  # type: ignore[operator]
         return raw, (*sizes, size)
 

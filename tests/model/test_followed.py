@@ -214,3 +214,10 @@ def test_the_form_of_a_learning_network_can_be_copied_and_holds_no_graph(head: s
 @pytest.mark.parametrize("head", HEADS)
 def test_no_images(head: str) -> None:
     assert InferenceForm(segmentor("tiny", head, classes=5))(IMAGES[:0]).shape == (0, 5, 32, 48)
+
+
+def test_what_training_runs_calls_the_hooks_of_a_head():
+    model, called = Segmentor("tiny", "setr_naive"), []
+    model.decode_head.register_forward_hook(lambda *_: called.append(1))
+    raw, sizes = model.coarse_logits(torch.randn(2, 3, 33, 33), (33, 33))
+    assert (len(called), sizes, raw.shape[:2]) == (1, ((33, 33),), (2, 19))
