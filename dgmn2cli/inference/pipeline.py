@@ -39,7 +39,7 @@ def in_threads(
         return
     waiting: deque[Future[Result]] = deque()
     most, failure, source = workers if ahead is None else ahead, None, iter(items)
-    with ThreadPoolExecutor(workers, "dgmn2") as pool:
+    with ThreadPoolExecutor(workers, "dgmn2-pipeline") as pool:
         try:
             while True:
                 try:

@@ -17,11 +17,11 @@ from torch import Tensor
 from dgmn2cli.ops import native
 from dgmn2cli.ops.contract import refuse, require_memory, require_shape, require_tensors
 from dgmn2cli.ops.operators import LIBRARY, below_autograd, cached, has_tangent, wants_gradient
-from dgmn2cli.ops.resample import source_rows
+from dgmn2cli.ops.resample import source_rows, source_span
 
 TAPS = 9
 LONGEST = 1 << 20  # side of a map; positions are float32
-PRODUCT_ELEMENTS = 1 << 21  # products held at a time: they should stay in the cache until they are summed
+PRODUCT_ELEMENTS = 1 << 20  # products held at a time: they should stay in the cache until they are summed
 Size = tuple[int, int]
 
 
@@ -32,7 +32,14 @@ def can_convolve(size: Size, target: Size, dtype: torch.dtype) -> bool:
 
 
 def convolve_upsampled(
-    lines: Tensor, multiply: Callable[[Tensor], Tensor], bias: Tensor, target: Size, *, relu: bool = True
+    lines: Tensor,
+    multiply: Callable[[Tensor], Tensor],
+    bias: Tensor,
+    target: Size,
+    *,
+    relu: bool = True,
+    span: slice | None = None,
+    into: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Rows of `relu(conv3x3(resize(map)) + bias)`, padding 1, resized with aligned corners, from top to bottom.
 
@@ -42,21 +49,25 @@ def convolve_upsampled(
         bias: `(O,)`.
         target: `(H, W)` of the enlarged map.
         relu: False leaves the sums as they are.
+        span: the rows wanted, `start` and `stop` within 0..H; all if None.
+        into: `(H, W, O)` contiguous, where to write them; new memory for each step if None.
 
     Yields:
-        `(rows, W, O)` contiguous, H rows in all.
+        `(rows, W, O)` contiguous, those of the span in all.
     """
     height, width, _ = lines.shape
     channels = bias.shape[0]
-    plan = _plan(height, target[0], max(1, PRODUCT_ELEMENTS // (width * TAPS * channels)))
+    first, last = (0, target[0]) if span is None else (span.start, span.stop)
+    plan = _plan(height, target[0], max(1, PRODUCT_ELEMENTS // (width * TAPS * channels)), first, last)
     ring = lines.new_empty(plan.ring_rows, target[1], 3, channels)
     for rows, made in plan.steps:
         products = multiply(lines[rows].flatten(0, 1))
-        out = lines.new_empty(made.stop - made.start, target[1], channels)
+        out = lines.new_empty(made.stop - made.start, target[1], channels) if into is None else into[made]
         torch.ops.dgmn2.upsampled_rows(
             products, ring, out, bias, height, width, target[0], rows.start, made.start, relu
         )
-        yield out
+        if made.stop > made.start:  # a step may only fill the ring
+            yield out
 
 
 @dataclass(frozen=True)
@@ -69,19 +80,21 @@ class _Plan:
 
 
 @cached
-def _plan(height: int, target: int, rows: int) -> _Plan:
+def _plan(height: int, target: int, rows: int, begin: int, end: int) -> _Plan:
+    """How rows `begin` to `end` of `target` are made, `rows` of the small map at a time."""
     upper, lower, _ = source_rows(height, target)
-    steps, done, deepest = [], 0, 1
-    for first in range(0, height, rows):
-        stop = min(first + rows, height)
+    needed = source_span(height, target, slice(max(begin - 1, 0), min(end + 1, target)))  # with the rows beside them
+    steps, done, deepest = [], begin, 1
+    for first in range(needed.start, needed.stop, rows):
+        stop = min(first + rows, needed.stop)
         last = done
-        while last < target and int(lower[min(last + 1, target - 1)]) < stop:  # the row below is needed as well
+        while last < end and int(lower[min(last + 1, target - 1)]) < stop:  # the row below is needed as well
             last += 1
         oldest = int(upper[max(done - 1, 0)])
         deepest = max(deepest, stop - min(oldest, first))
         steps.append((slice(first, stop), slice(done, last)))
         done = last
-    assert done == target
+    assert done == end
     return _Plan(tuple(steps), deepest)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgmn2cli import build_model
 from dgmn2cli.model.fused import lanes as module
-from dgmn2cli.model.fused.lanes import StoppedError, lanes, side_by_side, stop_if_told
+from dgmn2cli.model.fused.lanes import MOST, StoppedError, lanes, side_by_side, spans, stop_if_told
 from dgmn2cli.model.fused.network import InferenceForm
 
 pytestmark = pytest.mark.skipif(not module._can_share(), reason="this PyTorch's threads cannot be shared out")
@@ -35,6 +35,35 @@ def test_a_batch_gives_the_bits_of_single_images() -> None:
     assert torch.equal(form(images), single)
     with torch.inference_mode():
         assert torch.equal(form(images), single)
+
+
+@pytest.mark.parametrize("name", ["setr_pup-tiny", "setr_mla-tiny", "setr_naive-tiny", "fpn-tiny"])
+def test_parts_of_one_image_give_the_bits_of_one_thread(name: str) -> None:
+    torch.manual_seed(0)
+    form, image = InferenceForm(build_model(name).eval()), torch.randn(1, 3, 160, 128)
+    shared = form(image)
+    with torch.inference_mode():
+        assert torch.equal(form(image), shared)
+    torch.set_num_threads(1)
+    assert lanes() == 1
+    assert torch.equal(form(image), shared)
+
+
+def test_a_lane_has_no_lanes() -> None:
+    assert side_by_side(lambda part: (part, lanes()), [1, 2, 3]) == [(1, 1), (2, 1), (3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("count", "most"), [(1, 1024), (2, 1), (3, 1), (1024, 1024), (1025, 1024), (9409, 256), (7, None)]
+)
+def test_spans_cover_all_once(count: int, most: int | None) -> None:
+    made = spans(count, most)
+    assert [place for span in made for place in range(span.start, span.stop)] == list(range(count))
+    lengths = [span.stop - span.start for span in made]
+    assert max(lengths) - min(lengths) <= 1
+    assert min(lengths) >= 1
+    assert max(lengths) <= (most or count)
+    assert len(made) % MOST == 0 or len(made) in (1, count)
 
 
 def test_each_lane_has_its_share_of_the_threads() -> None:

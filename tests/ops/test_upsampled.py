@@ -54,6 +54,22 @@ def test_equals_the_definition(
         assert (ours - definition).abs().max() <= 2e-5
 
 
+@pytest.mark.parametrize("elements", [1, 1 << 20])
+@pytest.mark.parametrize("span", [slice(0, 19), slice(0, 1), slice(5, 6), slice(3, 17), slice(18, 19)])
+def test_rows_by_themselves_are_those_of_the_whole(span: slice, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, weight, bias = drawn(7, 5, 6).float(), drawn(9 * 16, 6).float(), drawn(16).float()
+    whole = torch.cat(list(convolve_upsampled(lines, lambda x: x @ weight.T, bias, (19, 11))))
+    monkeypatch.setattr(upsampled, "PRODUCT_ELEMENTS", elements)
+    bands = list(convolve_upsampled(lines, lambda x: x @ weight.T, bias, (19, 11), span=span))
+    assert all(len(band) for band in bands)  # a step that makes no row yields none
+    assert (torch.cat(bands) - whole[span]).abs().max() <= 1e-6
+    into = torch.full_like(whole, float("nan"))
+    for _ in convolve_upsampled(lines, lambda x: x @ weight.T, bias, (19, 11), span=span, into=into):
+        pass
+    assert torch.equal(into[span], torch.cat(bands))
+    assert into.isnan().sum() == (19 - (span.stop - span.start)) * 11 * 16
+
+
 def test_a_nan_reaches_its_neighbourhood_and_no_further() -> None:
     lines = torch.zeros(8, 8, 4)
     lines[4, 4, 1] = float("nan")

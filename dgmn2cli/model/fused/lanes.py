@@ -1,7 +1,7 @@
-"""The images of a batch side by side on the CPU's threads, each with a share of them.
+"""Parts of the work side by side on the CPU's threads, each with a share of them: images of a batch, or parts of one.
 
-Two windows on one thread each take less time than one after the other on two: no thread waits for another between the
-many short operations of a window. The numbers are the same, bit for bit: no operation's result depends on the threads.
+Two parts on one thread each take less time than one after the other on two: no thread waits for another between the
+many short operations. The numbers are the same, bit for bit: no operation's result depends on the threads.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-MOST = 4  # images at a time: each takes memory of its own
+from dgmn2cli.ops.operators import followed
+
+MOST = 4  # parts at a time: each takes memory of its own
 _lane = threading.local()
+Part = TypeVar("Part")
+Made = TypeVar("Made")
 
 
 class StoppedError(Exception):
@@ -24,8 +28,13 @@ class StoppedError(Exception):
 
 
 def lanes() -> int:
-    """How many images the CPU's threads work on at a time; 1 where threads cannot be shared out."""
-    return min(torch.get_num_threads(), MOST) if _can_share() else 1
+    """How many parts the CPU's threads work on at a time; 1 where threads cannot be shared out, and within a lane.
+
+    Also where something follows or changes what this thread computes: other threads know nothing of it.
+    """
+    if followed() or torch.is_autocast_enabled("cpu") or hasattr(_lane, "told") or not _can_share():
+        return 1
+    return min(torch.get_num_threads(), MOST)
 
 
 def stop_if_told() -> None:
@@ -35,20 +44,35 @@ def stop_if_told() -> None:
         raise StoppedError
 
 
-def side_by_side(run: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> list[Tensor]:
-    """`run` of every image, as many at a time as there are lanes; the first error ends them all."""
-    told = threading.Event()
+def side_by_side(run: Callable[[Part], Made], parts: Sequence[Part]) -> list[Made]:
+    """`run` of every part without gradients, as many at a time as there are lanes; the first error ends them all."""
+    count = min(lanes(), len(parts))
+    if count <= 1:
+        with torch.no_grad():
+            return [run(part) for part in parts]
+    told, inference = threading.Event(), torch.is_inference_mode_enabled()
 
-    def work(image: Tensor) -> Tensor:
+    def work(part: Part) -> Made:
         _lane.told = told
-        with torch.no_grad():  # which is each thread's own setting
-            return run(image)
+        stop_if_told()
+        with torch.inference_mode(inference), torch.no_grad():  # which are each thread's own settings
+            return run(part)
 
-    tasks = [_pool(torch.get_num_threads(), lanes()).submit(work, image) for image in images]
+    tasks = [_pool(torch.get_num_threads(), lanes()).submit(work, part) for part in parts]
     try:
         return [task.result() for task in tasks]
     finally:
         told.set()
+
+
+def spans(count: int, most: int | None = None) -> list[slice]:
+    """0 to `count` in parts of nearly one length, `most` at the highest; as many as lanes can share evenly.
+
+    The same for any number of threads.
+    """
+    parts = MOST if most is None else -(-count // most)
+    parts = min(count, -(-parts // MOST) * MOST if parts > 1 else 1)
+    return [slice(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
 
 
 @lru_cache(maxsize=1)

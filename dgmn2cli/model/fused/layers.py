@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from dgmn2cli.model.attention import SAMPLES, AttentionOp, DynamicGraphAttention
 from dgmn2cli.model.backbone import Block
+from dgmn2cli.model.fused.lanes import side_by_side, spans
 from dgmn2cli.ops import resample_table
 from dgmn2cli.ops.resample import resize_rows
 from dgmn2cli.ops.upsampled import TAPS, can_convolve, convolve_upsampled
@@ -202,40 +202,47 @@ class ResizedConv(nn.Module):
         taps.weight = nn.Parameter(weight.permute(2, 3, 0, 1).flatten(0, 2))  # (3, 3, O, I) to (9 * O, I)
         self.taps = FusedLinear(taps) if can_pack(weight) else None
 
-    def bands(self, x: Tensor, target: tuple[int, int]) -> Iterator[Tensor]:
-        """`(B, I, h, w)` resized to `target` (H, W) and convolved: `(B, O, rows, W)` channels last, H rows in all."""
-        size = (x.shape[2], x.shape[3])
-        if self.taps is None or not can_convolve(size, target, x.dtype):
-            yield from self._plain_bands(x, target)
-            return
-        assert self.conv.bias is not None
+    def forward(self, x: Tensor, target: tuple[int, int], then: FusedConv | None = None) -> Tensor:
+        """`(B, I, h, w)` resized to `target` (H, W) and convolved.
+
+        Returns:
+            `(B, O, H, W)`, channels last; with `then`, a 1x1 convolution, what it makes of these, which are never all
+            held.
+        """
+        last = self.conv if then is None else then
+        out = x.new_empty(x.shape[0], *target, last.out_channels)
         images = x.permute(0, 2, 3, 1).contiguous()  # (B, h, w, I); no copy when x is channels last
-        made = [convolve_upsampled(lines, self.taps, self.conv.bias, target) for lines in images]
-        for rows in zip(*made, strict=True):
-            band = rows[0][None] if len(rows) == 1 else torch.stack(rows)  # one image's rows need no copy
-            yield band.permute(0, 3, 1, 2)
+        if self.taps is None or not can_convolve((x.shape[2], x.shape[3]), target, x.dtype):
+            self._fill_plainly(images.permute(0, 3, 1, 2), out, then)
+        else:
+            jobs = [(lines, made, span) for lines, made in zip(images, out, strict=True) for span in spans(target[0])]
+            side_by_side(lambda job: self._fill(job[0], job[1], job[2], then), jobs)
+        return out.permute(0, 3, 1, 2)
 
-    def _plain_bands(self, x: Tensor, target: tuple[int, int]) -> Iterator[Tensor]:
-        side = target[0]
-        rows = max(4, BAND_ELEMENTS // (x.shape[0] * x.shape[1] * target[1]))
-        for first in range(0, side, rows):
-            last = min(first + rows, side)
+    def _fill(self, lines: Tensor, out: Tensor, span: slice, then: FusedConv | None) -> None:
+        """Rows `span` of one image's result `(H, W, O)`, the products taken on the small map `(h, w, I)`."""
+        assert self.taps is not None
+        assert self.conv.bias is not None
+        first = span.start
+        into = out if then is None else None
+        target = (out.shape[0], out.shape[1])
+        for rows in convolve_upsampled(lines, self.taps, self.conv.bias, target, span=span, into=into):
+            if then is not None:
+                out[first : first + rows.shape[0]] = then(rows.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+            first += rows.shape[0]
+
+    def _fill_plainly(self, x: Tensor, out: Tensor, then: FusedConv | None) -> None:
+        _, side, width, _ = out.shape
+        step = max(4, BAND_ELEMENTS // (x.shape[0] * x.shape[1] * width))
+        for first in range(0, side, step):
+            last = min(first + step, side)
             above, below = int(first > 0), int(last < side)  # one row of halo, zeros beyond the map
-            band = resize_rows(x, target, slice(first - above, last + below))
+            band = resize_rows(x, (side, width), slice(first - above, last + below))
             if above and below:
-                yield self.conv(band, padding=[0, 1])
+                made = self.conv(band, padding=[0, 1])
             else:
-                yield self.conv(band)[:, :, above : above + last - first]
-
-    def forward(self, x: Tensor, target: tuple[int, int]) -> Tensor:
-        """`(B, I, h, w)` to `(B, O, H, W)`, channels last."""
-        channels = self.conv.out_channels
-        out = x.new_empty(x.shape[0], *target, channels).permute(0, 3, 1, 2)
-        first = 0
-        for band in self.bands(x, target):
-            out[:, :, first : first + band.shape[2]] = band
-            first += band.shape[2]
-        return out
+                made = self.conv(band)[:, :, above : above + last - first]
+            out[:, first:last] = (made if then is None else then(made)).permute(0, 2, 3, 1)
 
 
 class FusedBlock(nn.Module):
@@ -275,12 +282,13 @@ class FusedBlock(nn.Module):
         rows = tokens.view(-1, channels)  # (B*N, C)
         qkv = scratch[: 3 * tokens.numel()].view(heads, 3, -1, depth)  # (h, 3, B*N, d)
         offset = tokens.new_empty(rows.shape[0], heads, 2 * SAMPLES)
-        for part, at, to in zip(
-            *(whole.split(QKV_CHUNK) for whole in (rows, offset)), qkv.split(QKV_CHUNK, 2), strict=True
-        ):
-            normed = self.norm1(part)
-            to.copy_(self.qkv(normed).view(-1, 3, heads, depth).permute(2, 1, 0, 3))
-            at.copy_(self.offset(normed.view(-1, heads, depth)))
+
+        def project(part: slice) -> None:
+            normed = self.norm1(rows[part])
+            qkv[:, :, part] = self.qkv(normed).view(-1, 3, heads, depth).permute(2, 1, 0, 3)
+            offset[part] = self.offset(normed.view(-1, heads, depth))
+
+        side_by_side(project, spans(rows.shape[0], QKV_CHUNK))
         mixed = self.op(
             qkv.view(heads, 3, batch, count, depth).permute(2, 3, 1, 0, 4),
             offset.view(batch, count, heads, 2 * SAMPLES),
@@ -289,6 +297,10 @@ class FusedBlock(nn.Module):
             size,
             self.backend,
         )
-        for part, update in zip(rows.split(self.chunk), mixed.view(-1, channels).split(self.chunk), strict=True):
-            attended = self.proj(update, part)
-            part.copy_(self.fc2(self.fc1(self.norm2(attended)), attended))
+        updates = mixed.view(-1, channels)
+
+        def finish(part: slice) -> None:
+            attended = self.proj(updates[part], rows[part])
+            rows[part] = self.fc2(self.fc1(self.norm2(attended)), attended)
+
+        side_by_side(finish, spans(rows.shape[0], self.chunk))

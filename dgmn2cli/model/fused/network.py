@@ -32,7 +32,7 @@ from dgmn2cli.model.heads import (
 )
 from dgmn2cli.model.segmentor import Segmentor
 from dgmn2cli.ops.native import on_large_pages
-from dgmn2cli.ops.operators import followed, has_tangent
+from dgmn2cli.ops.operators import has_tangent
 from dgmn2cli.ops.resample import resize_chain
 
 Size = tuple[int, int]
@@ -64,7 +64,7 @@ class InferenceForm(nn.Module):
             )
         if images.shape[0] == 0:
             return images.new_empty(0, self.num_classes, *images.shape[2:])
-        if images.shape[0] > 1 and images.device.type == "cpu" and lanes() > 1 and not _followed():
+        if images.shape[0] > 1 and images.device.type == "cpu" and lanes() > 1:
             return torch.cat(side_by_side(self._logits, images.split(1)))
         return self._logits(images)
 
@@ -73,11 +73,6 @@ class InferenceForm(nn.Module):
         if self.neck is not None:
             features = self.neck(features)
         return self.head(features, (images.shape[2], images.shape[3]))
-
-
-def _followed() -> bool:
-    """Whether something follows or changes what this thread computes, which other threads know nothing of."""
-    return torch.is_autocast_enabled("cpu") or followed()
 
 
 class _FusedBackbone(nn.Module):
@@ -144,7 +139,7 @@ class _PupForm(nn.Module):
         x = self.first(features[-1])
         side = 2 * x.shape[-1]
         x = self.second(x, square(side))
-        logits = torch.cat([self.classify(band) for band in self.third.bands(x, square(2 * side))], dim=2)
+        logits = self.third(x, square(2 * side), self.classify)
         return resize_chain(logits, (square(4 * side), square(8 * side), size))
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dgmn2cli.model.fused.lanes import side_by_side, spans
 from dgmn2cli.model.fused.layers import FusedConv, can_pack, fold_batch_norm
 from dgmn2cli.ops.operators import cached
 
@@ -21,7 +22,7 @@ TILE = 4  # outputs of a tile along an axis
 REACH = TILE + 2  # its inputs
 POINTS = (0.0, sqrt(0.5), -sqrt(0.5), sqrt(2.0), -sqrt(2.0))  # and infinity
 FEWEST_CHANNELS = 64  # on both sides: with fewer, the transforms cost what the products save
-BAND_ELEMENTS = 1 << 22  # transformed inputs and outputs held at a time
+BAND_ELEMENTS = 1 << 21  # transformed inputs and outputs held at a time
 
 
 def fused_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, *, relu: bool = False) -> nn.Module:
@@ -65,22 +66,25 @@ class WinogradConv(nn.Module):
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, TILE * across + 1 - width, 1, TILE * down + 1 - height))
         image, line, place, _ = padded.stride()
         out = x.new_empty(batch, height, width, outer)
-        band = max(1, BAND_ELEMENTS // (REACH**2 * across * (inner + outer)))  # rows of tiles
-        for index in range(batch):
-            for first in range(0, down, band):
-                rows = min(band, down - first)
-                tiles = padded.as_strided(
-                    (REACH, REACH, rows, across, inner),
-                    (line, place, TILE * line, TILE * place, 1),
-                    index * image + first * TILE * line,
-                )
-                seen = (self.to_products @ tiles.reshape(REACH**2, -1)).view(REACH**2, rows * across, inner)
-                made = self.from_products @ torch.bmm(seen, self.taps).view(REACH**2, -1)
-                lines = made.view(TILE, TILE, rows, across, outer).permute(2, 0, 3, 1, 4)
-                lines = lines.reshape(TILE * rows, TILE * across, outer)[: height - TILE * first, :width]
-                part = torch.add(lines, self.bias, out=out[index, TILE * first : TILE * first + lines.shape[0]])
-                if self.relu:
-                    part.relu_()
+
+        def convolve(job: tuple[int, slice]) -> None:
+            index, band = job  # rows of tiles of one image
+            first, rows = band.start, band.stop - band.start
+            tiles = padded.as_strided(
+                (REACH, REACH, rows, across, inner),
+                (line, place, TILE * line, TILE * place, 1),
+                index * image + first * TILE * line,
+            )
+            seen = (self.to_products @ tiles.reshape(REACH**2, -1)).view(REACH**2, rows * across, inner)
+            made = self.from_products @ torch.bmm(seen, self.taps).view(REACH**2, -1)
+            lines = made.view(TILE, TILE, rows, across, outer).permute(2, 0, 3, 1, 4)
+            lines = lines.reshape(TILE * rows, TILE * across, outer)[: height - TILE * first, :width]
+            part = torch.add(lines, self.bias, out=out[index, TILE * first : TILE * first + lines.shape[0]])
+            if self.relu:
+                part.relu_()
+
+        bands = spans(down, max(1, BAND_ELEMENTS // (REACH**2 * across * (inner + outer))))
+        side_by_side(convolve, [(index, band) for index in range(batch) for band in bands])
         return out.permute(0, 3, 1, 2)
 
 
