@@ -334,10 +334,12 @@ MANNERS: dict[str, Callable[[Handler], None]] = {
     "redirect-strange": _redirect("http://[::1/\x01"),
     # for tests that need time while a download runs
     "lingering": lambda h: _linger(h),
+    # leads to the file, by an answer that does not end
+    "redirect-endless": lambda h: (h.head(302, Location="/good"), _flood(h))[1],
 }
 
 GOOD = tuple(itertools.takewhile(lambda name: name != "short", MANNERS))
-BAD = tuple(name for name in MANNERS if name not in GOOD and name != "lingering")
+BAD = tuple(name for name in MANNERS if name not in (*GOOD, "lingering", "redirect-endless"))
 
 
 def _linger(h: Handler) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
@@ -17,6 +16,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from dgmn2cli.errors import ConfigError, DistributedError
 from dgmn2cli.observer import Observer
+from dgmn2cli.threads import aside
 
 Result = TypeVar("Result")
 LIMIT = 1800.0  # seconds that processes may start apart from each other
@@ -82,16 +82,7 @@ def awake(work: Callable[[], Result], look: Callable[[], object]) -> Result:
     Raises:
         DistributedError: it lost a connection.
     """
-    outcome: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001  # raised again by the thread that waits
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    pause = SHORTEST
+    outcome, pause = aside(work), SHORTEST
     while not wait([outcome], pause).done:
         look()
         pause = min(pause * 1.5, LONGEST)

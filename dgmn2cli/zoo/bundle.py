@@ -23,7 +23,7 @@ from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError, Resourc
 from dgmn2cli.files import HASH_BLOCK, atomic_write, check_file, hash_file, open_regular, read_blocks, to_json
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.zoo.cache import RECORD_LIMIT, FetchedFile, expected_sha256
-from dgmn2cli.zoo.fetch import Download, Verify, size_limit
+from dgmn2cli.zoo.fetch import Download, Verify
 from dgmn2cli.zoo.manifest import AnyEntry, ZooEntry
 
 INDEX = "dgmn2-bundle.json"
@@ -119,7 +119,7 @@ def _fitting(
 def _fits(file: Path, entry: AnyEntry, cache: Path, verify_for: VerifyFor) -> str:
     """The file's hash if, as it lies there, it passes as the entry's; else empty."""
     try:
-        if not 2 * entry.params <= file.stat().st_size <= size_limit(entry):  # 2 bytes a parameter: half precision
+        if not 2 * entry.params <= file.stat().st_size <= entry.size_limit:  # 2 bytes a parameter: half precision
             return ""
         expected = expected_sha256(entry, cache)
         sha256 = verify_for(entry)(file) if expected is None else hash_file(file)

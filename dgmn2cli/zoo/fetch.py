@@ -27,15 +27,14 @@ from filelock import FileLock, Timeout
 from dgmn2cli import files
 from dgmn2cli.errors import Dgmn2Error, IntegrityError, NetworkError, NonFiniteError, ResourceError
 from dgmn2cli.observer import Observer, Silent
+from dgmn2cli.threads import aside
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo.cache import FetchedFile
-from dgmn2cli.zoo.http import Client, Limits, TemporaryError, place_of, read_block, within
+from dgmn2cli.zoo.http import Client, Limits, TemporaryError, place_of, read_block
 from dgmn2cli.zoo.manifest import AnyEntry, Source, shown
 
 # raises a Dgmn2Error unless the file is the entry's model, complete and finite; gives the sha256 of what it read
 Verify = Callable[[Path], str]
-BYTES_PER_PARAM = 15  # float32 weights and Adam's two moments, and a quarter more
-OVERHEAD = 64 << 20  # bytes a file may have beyond its tensors
 PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")  # how a web page begins
 OLD = 7 * 86400  # seconds after which an abandoned part of whatever entry is swept away
 UNTAGGED = "-"  # the server did not say which version it sent
@@ -85,11 +84,6 @@ def fetch(
         raise IntegrityError("the cached file is damaged", where=found.path, why=why, hint=hint)
     what = f"cannot download it again, and {found.path} is there" if found else "the weights are not on disk"
     raise NetworkError(what, where=entry.key, why="the network is switched off (--offline, DGMN2_OFFLINE)", hint=hint)
-
-
-def size_limit(entry: AnyEntry) -> int:
-    """Bytes the entry's file may have."""
-    return entry.size or entry.params * BYTES_PER_PARAM + OVERHEAD
 
 
 @dataclass
@@ -150,19 +144,19 @@ class Download:
         """The file from `source`, which is asked again after failures that may pass."""
         with self._part(source) as part, Client(self.limits) as client:
             part.take_over()
-            for attempt in count():
+            for attempt in count():  # each in a thread aside: no server holds us by sending byte after byte
                 left, continued = max(0, self.began + self.limits.total - time.monotonic()), part.size > 0
                 try:
-                    within(left, partial(self._receive, client, source, part))
+                    aside(partial(self._receive, client, source, part)).result(left)
                     return self._finish(source, part)
                 except TimeoutError as error:
                     what, why = "the download took too long", f"more than {self.limits.total:g} s in all"
                     hint = "Run it again to go on where it stopped, or allow more with --timeout."
                     raise NetworkError(what, where=place_of(source.address), why=why, hint=hint) from error
                 except (TemporaryError, IntegrityError, NonFiniteError) as error:
-                    pause, passing = self.limits.backoff * 2**attempt * random.uniform(0.75, 1.25), False
-                    if isinstance(error, TemporaryError):
-                        pause, passing = pause if error.retry_after is None else min(60, error.retry_after), True
+                    passing, said = isinstance(error, TemporaryError), getattr(error, "retry_after", None)
+                    usual = self.limits.backoff * 2**attempt * random.uniform(0.75, 1.25)
+                    pause = usual if said is None else min(60, said)
                     if not (passing or continued) or attempt >= self.limits.retries or pause >= left:
                         raise
                     if part.tag == UNTAGGED or not passing:
@@ -201,7 +195,7 @@ class Download:
 
     def _fill(self, part: Part, blocks: Iterable[bytes], total: int | None, where: str) -> None:
         """Writes `blocks` behind what `part` holds; `total` bytes are announced in all."""
-        limit, free = size_limit(self.entry), shutil.disk_usage(self.cache).free
+        limit, free = self.entry.size_limit, shutil.disk_usage(self.cache).free
         too_large = IntegrityError(
             "the file is too large to be the model", where=where, why=f"wanted at most {limit:,} bytes"
         )

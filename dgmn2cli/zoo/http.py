@@ -5,10 +5,8 @@ All raise `NetworkError`; `TemporaryError` where another attempt may not meet th
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from urllib.parse import urljoin, urlsplit
@@ -52,7 +50,7 @@ class Client(requests.Session):
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()
-        self.limits = limits
+        self.limits, self.max_redirects = limits, MAX_REDIRECTS
         self.headers.update({"User-Agent": f"dgmn2cli/{__version__}", "Accept-Encoding": "identity"})
 
     @contextmanager
@@ -61,18 +59,19 @@ class Client(requests.Session):
 
         Nothing is asked again here: urllib3 would read an error page to its end before it tries again.
         """
-        timeout = (self.limits.connect, self.limits.read)
-        for _ in range(MAX_REDIRECTS + 1):
-            self.close()  # a connection that was used may be closed by its server at any moment
-            with _own_errors(url):
-                response = self.get(url, headers=headers, timeout=timeout, stream=True, allow_redirects=False)
-            with response:
-                if not response.is_redirect:
-                    _check_status(response)
-                    yield response
-                    return
-                url = follow(url, response.headers["Location"])
-        raise NetworkError("the server does not answer", where=place_of(url), why=f"{MAX_REDIRECTS} redirects")
+        self.close()  # a connection that was used may be closed by its server at any moment
+        with _own_errors(url):
+            response = self.get(url, headers=headers, timeout=(self.limits.connect, self.limits.read), stream=True)
+        with response:
+            _check_status(response)
+            yield response
+
+    def get_redirect_target(self, response: requests.Response) -> str | None:
+        """Where `response` leads, which is asked for next."""
+        if target := super().get_redirect_target(response):
+            response.close()  # requests would read its body, which may have no end
+            return follow(response.url, target)
+        return None
 
     @contextmanager
     def opened_drive_file(self, file_id: str, headers: dict[str, str]) -> Iterator[requests.Response]:
@@ -81,16 +80,13 @@ class Client(requests.Session):
         for _ in range(MAX_PAGES):
             with self.opened(url, DRIVE_AGENT) as response:
                 said, url = response.headers, response.url
-                page = said.get("Content-Type", "").startswith("text/html") and "Content-Disposition" not in said
-                if not page and not headers:
-                    yield response
+                if "Content-Disposition" in said or not said.get("Content-Type", "").startswith("text/html"):
+                    rest = self.opened(url, {**DRIVE_AGENT, **headers}) if headers else nullcontext(response)
+                    with rest as file:
+                        yield file
                     return
-                text = read_block(response).decode("utf-8", "replace") if page else ""
-            if not page:
-                with self.opened(url, {**DRIVE_AGENT, **headers}) as rest:
-                    yield rest
-                return
-            url = follow(url, _confirmed(text, url))
+                page = read_block(response).decode("utf-8", "replace")
+            url = follow(url, _confirmed(page, url))
         raise NetworkError(NO_FILE, where=place_of(url), why="one page leads to another")
 
 
@@ -98,24 +94,6 @@ def read_block(response: requests.Response) -> bytes:
     """The next bytes of the body as they are on the wire, empty at its end."""
     with _own_errors(response.url):
         return bytes(response.raw.read(BLOCK, decode_content=False))
-
-
-def within(seconds: float, work: Callable[[], object]) -> None:
-    """Does `work` in a thread of its own, so that no server holds us by sending byte after byte.
-
-    Raises:
-        TimeoutError: it takes longer; the thread is left to itself.
-    """
-    end: Future[object] = Future()
-
-    def run() -> None:
-        try:
-            end.set_result(work())
-        except BaseException as error:  # noqa: BLE001  # raised again in the thread that waits
-            end.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    end.result(seconds)
 
 
 def follow(url: str, target: str) -> str:
@@ -160,6 +138,8 @@ def _own_errors(url: str) -> Iterator[None]:
     """Turns what the libraries raise into our own errors."""
     try:
         yield
+    except requests.TooManyRedirects as error:
+        raise NetworkError("the server does not answer", where=place_of(url), why=_reason(error)) from error
     except requests.exceptions.SSLError as error:
         raise NetworkError("the server cannot be trusted", where=place_of(url), why=_reason(error)) from error
     except NETWORK_ERRORS as error:

@@ -25,6 +25,8 @@ from dgmn2cli.validation import STRICT, Fault, Printable, check, parse_json, rai
 WAY_OUT = "Correct it, or leave out --zoo."
 MANIFEST_LIMIT = 5_000_000  # bytes; the published manifest has 12 thousand
 NAME_LIMIT = 200
+BYTES_PER_PARAM = 15  # float32 weights and Adam's two moments, and a quarter more
+OVERHEAD = 64 << 20  # bytes a file may have beyond its tensors
 LAZY = ConfigDict(**STRICT, defer_build=True)  # built for the whole manifest at once, not for each class
 DRIVE_ID = re.compile(r"[A-Za-z0-9_-]{10,200}")
 PLAIN_HTTP = "is plain http, which anyone on the way can change; wanted https"
@@ -132,25 +134,36 @@ Sources = Annotated[tuple[Source, ...], Field(min_length=1, max_length=20)]
 
 
 @validated(frozen=True, config=LAZY)
-class ZooEntry:
-    """One published segmentor: where its weights are, what they score, what they cost."""
+class _Published:
+    """What is said of every published file."""
 
-    key: Key = Field(description="short name, head-size")
-    config: FileName = Field(description="the published configuration's name, without .py")
-    head: Text = Field(description="decode head as published, such as SETR-PUP")
-    backbone: Key = Field(description="key of the ImageNet backbone its training starts from")
-    dataset: Text = Field(description="what the scores were measured on")
-    iters: Annotated[StrictInt, Field(ge=1, le=10**9)] = Field(description="published training iterations")
-    protocol: Literal["paper", "native"] = Field(description="inference protocol of the scores")
-    miou: Percent | None = Field(description="mean IoU in percent, single scale; null if none is published")
-    miou_ms_flip: Percent | None = Field(description="mean IoU in percent, six scales and flips")
-    params: Count = Field(description="number of parameters")
-    macs_769: Operations | None = Field(description="multiply-accumulates for one 769x769 window; null if not counted")
+    key: Key = Field(description="short name: head-size, or dgmn2_SIZE")
+    dataset: Text = Field(description="what the scores were measured on, or what a backbone was trained on")
+    params: Count = Field(description="number of parameters, of a classification head, too")
     licence: Text = Field(description="licence of the weights (SPDX)")
     paper: Text = Field(description="URL of the paper")
     sources: Sources = Field(description="where the file can be had, in the order tried")
     size: Count | None = Field(description="bytes of the file; null if not published")
     sha256: Sha256 | None = Field(description="hash of the file; null if not published")
+
+    @property
+    def size_limit(self) -> int:
+        """Bytes the file may have."""
+        return self.size or self.params * BYTES_PER_PARAM + OVERHEAD
+
+
+@validated(frozen=True, config=LAZY)
+class ZooEntry(_Published):
+    """One published segmentor: where its weights are, what they score, what they cost."""
+
+    config: FileName = Field(description="the published configuration's name, without .py")
+    head: Text = Field(description="decode head as published, such as SETR-PUP")
+    backbone: Key = Field(description="key of the ImageNet backbone its training starts from")
+    iters: Annotated[StrictInt, Field(ge=1, le=10**9)] = Field(description="published training iterations")
+    protocol: Literal["paper", "native"] = Field(description="inference protocol of the scores")
+    miou: Percent | None = Field(description="mean IoU in percent, single scale; null if none is published")
+    miou_ms_flip: Percent | None = Field(description="mean IoU in percent, six scales and flips")
+    macs_769: Operations | None = Field(description="multiply-accumulates for one 769x769 window; null if not counted")
 
     @property
     def file_name(self) -> str:
@@ -159,20 +172,12 @@ class ZooEntry:
 
 
 @validated(frozen=True, config=LAZY)
-class BackboneEntry:
+class BackboneEntry(_Published):
     """One published ImageNet classification checkpoint, the start of a training."""
 
-    key: Key = Field(description="dgmn2_SIZE")
     file_name: FileName = Field(description="the published file's name")
-    dataset: Text = Field(description="what it was trained on")
     top1: Percent | None = Field(description="published top-1 accuracy in percent; null if none is published")
-    params: Count = Field(description="number of parameters, classification head included")
     macs_224: Operations | None = Field(description="multiply-accumulates for one 224x224 image, as published")
-    licence: Text = Field(description="licence of the weights (SPDX)")
-    paper: Text = Field(description="URL of the paper")
-    sources: Sources = Field(description="where the file can be had, in the order tried")
-    size: Count | None = Field(description="bytes of the file; null if not published")
-    sha256: Sha256 | None = Field(description="hash of the file; null if not published")
 
 
 AnyEntry = ZooEntry | BackboneEntry

@@ -20,7 +20,7 @@ from pretend_hosts import BAD, GOOD, Host
 from dgmn2cli import zoo
 from dgmn2cli.errors import IntegrityError
 from dgmn2cli.files import hash_file
-from dgmn2cli.zoo import bundle
+from dgmn2cli.zoo import bundle, manifest
 from dgmn2cli.zoo import fetch as fetching
 from dgmn2cli.zoo.http import Limits
 from dgmn2cli.zoo.manifest import Source
@@ -55,7 +55,7 @@ def only_good_files(cache: Path) -> None:
 
 def misbehaviours(rng: random.Random, folder: Path, count: int) -> Faults:
     """Every manner of the host with every old part: the right file, or exit code 3 or 4 and nothing published."""
-    fetching.OVERHEAD = 1_000_000  # the file is small, so an endless one is noticed early
+    manifest.OVERHEAD = 1_000_000  # the file is small, so an endless one is noticed early
     host = Host(CONTENT)
     combinations = [(manner, part) for manner in (*GOOD, *BAD) for part in OLD_PARTS]
     rng.shuffle(combinations)

@@ -37,7 +37,7 @@ HERE = [kind for kind in KINDS if not kind.forks]
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # of the maker of a hostile archive
 @pytest.mark.parametrize("kind", HERE, ids=ids(HERE))
 def test_no_violation(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dgmn2cli.zoo.fetch.OVERHEAD", 1_000_000)
+    monkeypatch.setattr("dgmn2cli.zoo.manifest.OVERHEAD", 1_000_000)
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
     results = [(label, *outcome_of(judge)) for label, judge in kind.faults(random.Random(2), tmp_path, kind.short)]
     assert len(results) == kind.short

@@ -15,7 +15,7 @@ from dgmn2cli.errors import IntegrityError, NetworkError, NonFiniteError, Resour
 from dgmn2cli.observer import Silent
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
-from dgmn2cli.zoo import http
+from dgmn2cli.zoo import http, manifest
 from dgmn2cli.zoo.bundle import adopt_offered
 from dgmn2cli.zoo.fetch import fetch
 from dgmn2cli.zoo.http import Limits, follow
@@ -38,7 +38,7 @@ def host():
 @pytest.fixture(autouse=True)
 def few_bytes(monkeypatch):
     """The test's file is small, so an endless one is noticed early."""
-    monkeypatch.setattr(fetching, "OVERHEAD", 1_000_000)
+    monkeypatch.setattr(manifest, "OVERHEAD", 1_000_000)
 
 
 @pytest.fixture
@@ -395,6 +395,11 @@ def test_a_redirect_needs_no_second_attempt(tmp_path, host):
     for number in range(30):
         entry = entry_at(host.url("redirect-relative"))
         fetch(entry, cache=tmp_path / str(number), verify=verify, limits=once)
+
+
+def test_a_redirect_is_followed_without_its_body(tmp_path, host):
+    entry = entry_at(host.url("redirect-endless"))
+    check_published(tmp_path, entry, fetch(entry, cache=tmp_path, verify=verify, limits=PATIENT))
 
 
 def test_https_is_never_left():

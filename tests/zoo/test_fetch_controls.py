@@ -13,7 +13,7 @@ from dgmn2cli.errors import IntegrityError, NetworkError
 from dgmn2cli.files import hash_file
 from dgmn2cli.zoo import cache as caching
 from dgmn2cli.zoo import fetch as fetching
-from dgmn2cli.zoo import http
+from dgmn2cli.zoo import http, manifest
 from dgmn2cli.zoo.manifest import Source
 
 CONTENT = random.Random(9).randbytes(200_000)
@@ -103,35 +103,35 @@ def test_a_damaged_cached_file_is_seen_when_not_hashed(host, tmp_path, monkeypat
 def test_a_redirect_to_another_scheme_is_seen_when_followed(host, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(http, "url_fault", lambda url: "")
-    monkeypatch.setattr(http.Client, "get", _recording(http.Client.get, asked))
+    monkeypatch.setattr(http.Client, "send", _recording(http.Client.send, asked))
     assert publishes_only_the_right_file(host, "redirect-plain-host", tmp_path)
     assert any("192.0.2.1" in url for url in asked), "the weakened build asks where it must not"
     monkeypatch.undo()
     asked.clear()
-    monkeypatch.setattr(http.Client, "get", _recording(http.Client.get, asked))
+    monkeypatch.setattr(http.Client, "send", _recording(http.Client.send, asked))
     publishes_only_the_right_file(host, "redirect-plain-host", tmp_path)
     assert not any("192.0.2.1" in url for url in asked)
 
 
 def _recording(real, asked):
-    def get(client, url, **settings):
-        asked.append(url)
-        if "192.0.2.1" in url:
+    def send(client, request, **settings):
+        asked.append(request.url)
+        if "192.0.2.1" in request.url:
             raise NetworkError("not asked in a test")
-        return real(client, url, **settings)
+        return real(client, request, **settings)
 
-    return get
+    return send
 
 
 def test_an_oversized_body_is_seen_without_the_limit(host, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "OVERHEAD", 10_000)
-    monkeypatch.setattr(fetching, "BYTES_PER_PARAM", 1)
+    monkeypatch.setattr(manifest, "OVERHEAD", 10_000)
+    monkeypatch.setattr(manifest, "BYTES_PER_PARAM", 1)
     entry = dataclasses.replace(
         zoo.find("setr_pup-tiny"), params=1000, sources=(Source("https", host.url("no-length")),)
     )
     with pytest.raises(IntegrityError, match="too large"):
         fetching.fetch(entry, cache=tmp_path, verify=hash_file, limits=LIMITS)
-    monkeypatch.setattr(fetching, "size_limit", lambda entry: 10**12)
+    monkeypatch.setattr(manifest, "OVERHEAD", 10**12)
     assert fetching.fetch(entry, cache=tmp_path, verify=hash_file, limits=LIMITS).size == len(CONTENT)
 
 
