@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 KERNELS := $(wildcard dgmn2cli/ops/csrc/*)
 
 .PHONY: demo test check docs install sanitize faults clean
