@@ -130,9 +130,13 @@ class EvalReport:
     no_comparison: tuple[str, ...] = ()
     official: OfficialScores | None = None
     certificate: Certificate = field(default_factory=Certificate)
-    crops: dict[int, Shown] = field(default_factory=dict, repr=False, metadata={"json": False})
-    views: dict[int, Shown] = field(default_factory=dict, repr=False, metadata={"json": False})
-    palette: tuple[tuple[int, ...], ...] = field(default=(), repr=False, metadata={"json": False})
+    crops: dict[int, Shown] = field(default_factory=dict, metadata={"json": False})
+    views: dict[int, Shown] = field(default_factory=dict, metadata={"json": False})
+    palette: tuple[tuple[int, ...], ...] = field(default=(), metadata={"json": False})
+
+    def __repr__(self) -> str:
+        data = f"data={self.data.root!r}, split={self.data.split!r}, images={self.data.images}"
+        return f"EvalReport(model={self.run.title!r}, {data}, mean_iou={self.scores.mean_iou:.4f})"
 
     def _repr_html_(self) -> str:
         def percent(value: float) -> str:

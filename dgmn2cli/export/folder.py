@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -68,8 +68,8 @@ class ExportReport:
 
     folder: Path  # where it is
     files: dict[str, int]  # size in bytes by name
-    protocol: GraphProtocol  # what `protocol.json` says
-    parity: Parity  # the self-check's figures
+    protocol: GraphProtocol = field(repr=False)  # what `protocol.json` says
+    parity: Parity = field(repr=False)  # the self-check's figures
     seconds: float  # wall time, the self-check included
 
 

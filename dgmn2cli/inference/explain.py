@@ -64,7 +64,7 @@ class Explanation:
     window: Window
     predicted: str
     confidence: float
-    blocks: tuple[BlockGraph, ...]
+    blocks: tuple[BlockGraph, ...] = field(repr=False)
     image: np.ndarray = field(repr=False, metadata={"json": False})
 
     def render(self, kind: str = "png") -> bytes:

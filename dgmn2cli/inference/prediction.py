@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -77,11 +77,15 @@ class Prediction:
     ids: np.ndarray
     confidence: np.ndarray
     classes: ClassList
-    image: np.ndarray = field(repr=False)
-    scores: Scores = field(repr=False)
+    image: np.ndarray
+    scores: Scores
     windows: int
-    orientations: Callable[[], tuple[Scores, Scores]] = field(repr=False)
+    orientations: Callable[[], tuple[Scores, Scores]]
     path: Path | None = None
+
+    def __repr__(self) -> str:
+        height, width = self.ids.shape
+        return f"Prediction(path={str(self.path or '')!r}, width={width}, height={height}, windows={self.windows})"
 
     @property
     def doubt(self) -> float:

@@ -131,6 +131,10 @@ class Segmenter:
         self._fitting: int | None = None  # windows at a time that memory was seen to hold
         self._window_bytes: dict[tuple[int, int], int] = {}
 
+    def __repr__(self) -> str:
+        run = self.info
+        return f"Segmenter({run.title!r}, device={run.device!r}, dtype={run.dtype!r}, runtime={run.runtime!r})"
+
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """Logits of one batch of windows, by the path that every command uses.

@@ -404,5 +404,6 @@ def test_room_is_callable_as_the_command_is(tree, tmp_path):
     wanted = run(EvalRequest(root, settings=SMALL, limit=2, device="cpu"), Load())
     assert report.confusion == wanted.confusion
     assert (report.partial, report.data) == (True, wanted.data)
+    assert len(repr(report)) < 300, "an interactive session gets a line"
     with pytest.raises(DataError):
         dgmn2cli.evaluate(segmenter(), tmp_path / "nowhere")

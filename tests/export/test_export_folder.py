@@ -63,6 +63,7 @@ def exported(checkpoint, tmp_path_factory) -> Path:
     segmenter = resolve("fpn-tiny", [*SMALL, "model.num_classes=5"])(checkpoint=checkpoint, device="cpu")
     report = dgmn2cli.export(segmenter, target)
     assert report.folder == target
+    assert len(repr(replace(report, folder=Path("model")))) < 300, "an interactive session gets a line"
     return target
 
 

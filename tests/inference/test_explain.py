@@ -95,6 +95,11 @@ def test_nodes_are_drawn_within_half_a_pixel(made: Explanation) -> None:
         assert np.abs(own.mean(0) + 0.5 - centre).max() < 0.5 * scale
 
 
+def test_an_interactive_session_gets_a_line(made: Explanation) -> None:
+    assert made.model in repr(made)
+    assert len(repr(made)) < 300
+
+
 def test_a_notebook_sees_the_drawing_and_names_are_escaped(made: Explanation) -> None:
     assert Image.open(io.BytesIO(made._repr_png_())).size[0] == 1600
     assert made._repr_html_().startswith("<img ")

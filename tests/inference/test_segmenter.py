@@ -100,7 +100,9 @@ def test_copies_and_pickles_give_the_same_probabilities(tmp_path: Path, dtype: s
     path = write_checkpoint(tmp_path / "w.pth", stand_ins(lambda: build_model("setr_naive-tiny")), {})
     made = resolve("setr_naive-tiny")(checkpoint=path, device="cpu", dtype=dtype)
     assert made.info.form == "fused"
-    wanted = made.predict(IMAGE, protocol="native", window=64).probs
+    prediction = made.predict(IMAGE, protocol="native", window=64)
+    assert all(len(repr(shown)) < 300 for shown in (made, prediction)), "an interactive session gets a line"
+    wanted = prediction.probs
     for again in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert again.info == made.info
         assert np.array_equal(again.predict(IMAGE, protocol="native", window=64).probs, wanted)
