@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import tarfile
@@ -219,6 +220,8 @@ def _draw(here: Path) -> None:
         (here / name).parent.mkdir(exist_ok=True)
         photograph.resize((96, 64)).save(here / name)
     photograph.resize((2048, 1024)).save(here / "street.png")  # in which pixels are named
+    published = runpy.run_path(str(ROOT / "tests" / "config" / "mmcv_samples.py"))["flat_text"]
+    (here / "FILE.py").write_text(published())
     (here / "list.txt").write_text("photos/a.jpg\nphotos/b.png\n")
     (here / "shards").mkdir()
     for number in range(4):
