@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch import cat as concatenate
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dgmn2cli.model.backbone import CHANNELS
 from dgmn2cli.ops.convolve_resized import convolve_resized
@@ -225,13 +224,15 @@ class FpnHead(nn.Module):
 # what a head may be made of so that `coarse` leaves nothing out: it calls some of these never, and takes their weights
 _PLAIN = {SetrNaiveHead, SetrPupHead, SetrMlaHead, FpnHead, MultiLevelAggregation, ConvNormRelu, nn.Conv2d, nn.ReLU}
 _PLAIN |= {nn.Sequential, nn.ModuleList, nn.Dropout2d, nn.Upsample}
+_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
 def is_plain(head: nn.Module) -> bool:
     """Whether a head's `coarse` does all that its `forward` does: nothing is hooked in, or put in a module's place."""
     for module in head.modules():
-        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        if hooked or module._backward_pre_hooks or not (type(module) in _PLAIN or isinstance(module, _BatchNorm)):
+        if any(getattr(module, name, True) for name in _HOOKS):  # private names: one that is gone may hide a hook
+            return False
+        if not (type(module) in _PLAIN or isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))):
             return False
     return True
 

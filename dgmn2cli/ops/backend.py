@@ -124,7 +124,7 @@ def _first_able(wanted: str, device: str, dtype: str) -> str:
     if (device, dtype, chosen) not in _announced:
         _announced.add((device, dtype, chosen))
         LOGGER.info("op backend %s on %s, %s%s", chosen, device, dtype, f" ({'; '.join(passed)})" if passed else "")
-        if device == "cpu" and native.refusal("", ""):
-            slow = "%s: no compiled kernels here, the op runs as plain PyTorch, many times slower (in a checkout: %s)"
-            LOGGER.warning(slow, Path(__file__).parent, "pip install -e .")
+        if device == "cpu" and (why := native.refusal("", "")):
+            slow = "%s: the op runs as plain PyTorch, many times slower: %s; in a checkout: pip install -e ."
+            LOGGER.warning(slow, Path(__file__).parent, why)
     return chosen

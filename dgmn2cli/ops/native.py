@@ -13,7 +13,7 @@ from torch import Tensor
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.ops import reference
 from dgmn2cli.ops.contract import Pair, check_attention, check_unfold
-from dgmn2cli.ops.operators import Operator, Outputs
+from dgmn2cli.ops.operators import LACKING, Operator, Outputs
 from dgmn2cli.ops.reference import SAMPLES
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as module.cpp numbers them
@@ -25,9 +25,9 @@ _BANDS, _RECORD = 8, 5  # parts in which the backward sorts an image's samples, 
 
 def _parallel_for() -> int:
     """Address of libtorch's C function `torch_parallel_for`, by which kernels run on torch's own threads; 0 without."""
-    for library in (torch._C.__file__, str(Path(torch.__file__).parent / "lib" / "torch_cpu.dll")):
+    for library in (Path(torch.__file__).parent / "lib").glob("*torch_cpu.*"):
         try:
-            return ctypes.cast(ctypes.CDLL(library).torch_parallel_for, ctypes.c_void_p).value or 0
+            return ctypes.cast(ctypes.CDLL(str(library)).torch_parallel_for, ctypes.c_void_p).value or 0
         except (OSError, AttributeError):  # no such library; a libtorch before 2.10
             continue
     return 0
@@ -41,6 +41,8 @@ try:
     _kernels.use_threads(_parallel_for())
 except ImportError as error:
     _kernels, _missing = None, f"the compiled extension is not built ({error})"
+if LACKING:
+    _kernels, _missing = None, f"this PyTorch has no {LACKING}"
 
 
 def refusal(device: str, dtype: str) -> str:

@@ -8,25 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
-from torch.autograd.function import _SingleLevelFunction
+from torch.autograd import forward_ad
+from torch.jit import is_tracing  # type: ignore[attr-defined]  # public, not in the stubs
 
 from dgmn2cli.ops.contract import refuse, require_memory, require_shape, require_tensors
+from dgmn2cli.threads import aside
 
 LIBRARY = torch.library.Library("dgmn2", "FRAGMENT")
 Outputs = list[tuple[tuple[int, ...], torch.dtype]]
 Arguments = ParamSpec("Arguments")
 Made = TypeVar("Made")
+# PyTorch has no public names for these and may drop them: without one of them the ops run by their definition
+_PRIVATE = (
+    (torch._C, "_after_autograd_keyset"),
+    (torch._C, "_are_functorch_transforms_active"),
+    (torch._C, "_AutoDispatchBelowAutograd"),
+    (torch._C, "_len_torch_dispatch_stack"),
+    (forward_ad, "_current_level"),
+)
+LACKING = ", ".join(f"{place.__name__}.{name}" for place, name in _PRIVATE if not hasattr(place, name))
 
 
 def has_tangent(tensors: Sequence[Tensor | None]) -> bool:
     """Whether forward-mode differentiation follows any of the tensors."""
-    return any(tensor is not None and unpack_dual(tensor).tangent is not None for tensor in tensors)
+    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
@@ -36,7 +46,7 @@ def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
 
 def transformed() -> bool:
     """Whether a transform of `torch.func` is at work."""
-    return torch._C._are_functorch_transforms_active()
+    return bool(LACKING) or torch._C._are_functorch_transforms_active()
 
 
 def followed() -> bool:
@@ -44,24 +54,25 @@ def followed() -> bool:
 
     Forward-mode differentiation, `torch.func`, a compiler, a tracer, fake tensors, a counter of operations.
     """
-    traced = torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-    return traced or transformed() or torch.autograd.forward_ad._current_level >= 0
+    traced = torch.compiler.is_compiling() or is_tracing() or transformed()
+    return traced or torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0
 
 
 def cached(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
     """`make`, which makes constants on the CPU from numbers, with its last 64 results kept for whoever asks next.
 
-    They serve in every mode: made in inference mode they would not serve a training, and fake ones nobody. What is made
-    for a graph, by a compiler or a tracer, belongs to it and is not kept.
+    They are made in a thread of their own, where no mode is at work that the one who asks is in: made in inference mode
+    they would not serve a training, and fake ones nobody. What a compiler follows is made anew, for its graph.
     """
-    kept: Callable[Arguments, Made] = lru_cache(maxsize=64)(make)  # type: ignore[assignment]
+
+    def apart(*arguments: Arguments.args, **named: Arguments.kwargs) -> Made:
+        return aside(partial(make, *arguments, **named)).result()
+
+    kept: Callable[Arguments, Made] = lru_cache(maxsize=64)(apart)  # type: ignore[assignment]
 
     @wraps(make)
     def made(*arguments: Arguments.args, **named: Arguments.kwargs) -> Made:
-        if torch.compiler.is_compiling() or torch._C._is_tracing() or transformed():
-            return make(*arguments, **named)
-        with torch.inference_mode(mode=False), torch._C._DisableTorchDispatch():
-            return kept(*arguments, **named)
+        return (make if torch.compiler.is_compiling() else kept)(*arguments, **named)
 
     return made
 
@@ -70,24 +81,6 @@ def below_autograd(op: Any, keyset: Any, *arguments: Any) -> Any:
     """Runs an operator's own kernel from within its autograd kernel."""
     with torch._C._AutoDispatchBelowAutograd():
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
-
-
-def _apply(function: Any, *arguments: Any) -> Any:
-    """`function.apply` within an autograd kernel; the transforms of `torch.func` call those a level at a time."""
-    if not transformed():
-        return function.apply(*arguments)
-    from torch._functorch.utils import enable_single_level_autograd_function  # slow to import, and rarely wanted
-
-    with enable_single_level_autograd_function():
-        return function.apply(*arguments)
-
-
-def _apply_forward(op: Any, keyset: Any, *arguments: Any) -> Any:
-    """`below_autograd` in a function's forward, which runs without gradients; an outer transform may want them."""
-    if not transformed():
-        return below_autograd(op, keyset, *arguments)
-    with torch.enable_grad(), _set_fwd_grad_enabled(True):
-        return below_autograd(op, keyset, *arguments)
 
 
 @dataclass(frozen=True)
@@ -169,34 +162,32 @@ class Operator:
 
     def _autograd(self, keyset: Any, *arguments: Any) -> Any:
         tensors = arguments[: len(self.tensors)]
-        if has_tangent(tensors):
+        if has_tangent(tensors) or transformed():
             self._require(arguments)
             out = self.definition(*arguments)
             rest = [out.new_full(shape, torch.nan, dtype=dtype) for shape, dtype in self.outputs(*arguments)[1:]]
             return (out, *rest) if rest else out
         if wants_gradient(tensors):
-            return _apply(_Gradient, self, keyset, *arguments)
+            return _Gradient.apply(self, keyset, *arguments)
         return below_autograd(self.op, keyset, *arguments)
 
     def _twice(self, keyset: Any, *arguments: Any) -> Any:
         tensors = arguments[: 1 + self.extras + len(self.tensors)]
-        if has_tangent(tensors):
+        if has_tangent(tensors) or wants_gradient(tensors) or transformed():
             own, count = self._require_backward(arguments), len(self.tensors)
             with torch.enable_grad():  # each tensor apart, even where one was computed from another
                 variables = [tensor + torch.zeros_like(tensor, requires_grad=True) for tensor in own[:count]]
                 out = self.definition(*variables, *own[count:])
                 return torch.autograd.grad(out, variables, arguments[0].to(out.dtype), create_graph=True)
-        if wants_gradient(tensors):
-            return _apply(_SecondGradient, self, keyset, *arguments)
         return below_autograd(self.backward_op, keyset, *arguments)
 
 
-class _Gradient(_SingleLevelFunction):
+class _Gradient(torch.autograd.Function):
     """Keeps what the backward operator wants."""
 
     @staticmethod
     def forward(ctx: Any, operator: Operator, keyset: Any, *arguments: Any) -> Any:
-        results = _apply_forward(operator.op, keyset, *arguments)
+        results = below_autograd(operator.op, keyset, *arguments)
         extras = results[1:] if isinstance(results, tuple) else ()
         count = len(operator.tensors)
         ctx.operator, ctx.rest = operator, arguments[count:]
@@ -208,35 +199,6 @@ class _Gradient(_SingleLevelFunction):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grads = ctx.operator.backward_op(grad, *ctx.saved_tensors, *ctx.rest)
         return (None, None, *grads, *(None for _ in ctx.rest))
-
-
-class _SecondGradient(_SingleLevelFunction):
-    """The backward operator's own gradient, by the definition and only when it is asked for."""
-
-    @staticmethod
-    def forward(ctx: Any, operator: Operator, keyset: Any, *arguments: Any) -> Any:
-        count = 1 + operator.extras + len(operator.tensors)
-        ctx.operator, ctx.rest = operator, arguments[count:]
-        ctx.save_for_backward(*arguments[:count])
-        ctx.set_materialize_grads(False)
-        return _apply_forward(operator.backward_op, keyset, *arguments)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad, *saved = ctx.saved_tensors
-        extras = ctx.operator.extras
-        wanted = [place for place, given in enumerate(upstream) if given is not None]
-        if not wanted:
-            return (None, None, *(None,) * (1 + len(saved) + len(ctx.rest)))
-
-        def gradients(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            out, pull = torch.func.vjp(lambda *given: ctx.operator.definition(*given, *ctx.rest), *tensors)[:2]
-            every = pull(grad.to(out.dtype))
-            return tuple(every[place] for place in wanted)
-
-        pull = torch.func.vjp(gradients, grad, *saved[extras:])[1]
-        first, *others = pull(tuple(upstream[place] for place in wanted))
-        return (None, None, first, *(None,) * extras, *others, *(None for _ in ctx.rest))
 
 
 def one_by_one(op: Any) -> Callable[..., Any]:

@@ -8,6 +8,8 @@ import os
 
 import torch
 
+from dgmn2cli.ops.operators import LACKING
+
 DTYPES = ("float32", "float16", "bfloat16")
 LEAST_CAPABILITY = (8, 0)  # Ampere: what Triton supports, and the first with bfloat16
 
@@ -19,6 +21,8 @@ def interpreted() -> bool:
 
 def refusal(device: str, dtype: str) -> str:
     """Why the Triton kernels cannot run on a device type and dtype ("" for any), empty where they can."""
+    if LACKING:
+        return f"this PyTorch has no {LACKING}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if dtype not in ("", *DTYPES):
