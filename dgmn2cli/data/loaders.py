@@ -16,15 +16,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
-from copy import copy
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from multiprocessing import get_context
-from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
-from typing import Any
+from multiprocessing import active_children
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -141,11 +138,18 @@ def _start_worker(reader: _Reader, folder: str) -> None:
     """
     global _reader
     _reader, tempfile.tempdir = reader, folder
+    with suppress(FileNotFoundError):  # there is no need of it any more
+        _sign(folder, os.getpid()).touch()
     end_with_parent(partial(shutil.rmtree, folder, ignore_errors=True))
     for ignored in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group, they would end it too early
         signal.signal(ignored, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+
+def _sign(folder: str, pid: int) -> Path:
+    """The file by which a worker says that it is one."""
+    return Path(folder, f"worker-{pid}")
 
 
 def _read(places: Sequence[StreamPlace]) -> TrainBatch:
@@ -230,13 +234,12 @@ def _started(reader: _Reader, workers: int) -> Iterator[ProcessPoolExecutor]:
         why = f"the limit is {limit} (ulimit -n), the data workers need {needed}"
         hint = f"Run `ulimit -n {max(needed, 1024)}` before, or use --workers 0."
         raise ResourceError("too few files may be open at a time", why=why, hint=hint)
-    started, pool, folder = list[BaseProcess](), None, ""
+    pool, folder = None, ""
     try:
         try:
             usual = tempfile.gettempdir()
             folder = tempfile.mkdtemp(prefix="dgmn2-", dir=usual if len(os.fsencode(usual)) <= LONGEST else "/tmp")
-            given: dict[str, Any] = {"initializer": _start_worker, "initargs": (reader, folder)}
-            pool = ProcessPoolExecutor(workers, _noting(started), **given)
+            pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(reader, folder))
             pool.submit(os.getpid)
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             reason = getattr(error, "strerror", None) or error
@@ -244,25 +247,12 @@ def _started(reader: _Reader, workers: int) -> Iterator[ProcessPoolExecutor]:
             raise ResourceError("the data workers cannot be started", why=why, hint=hint) from error
         yield pool
     finally:
-        for worker in started:
-            if worker.pid is not None:
-                worker.kill()
+        for child in active_children():  # a worker that is none yet ends by itself, as it finds no work
+            if child.pid is not None and _sign(folder, child.pid).exists():
+                child.kill()
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _noting(started: list[BaseProcess]) -> BaseContext:
-    """How processes are started here; those that are go into `started`."""
-    context: Any = copy(get_context())
-    usual = context.Process
-
-    def process(*arguments: Any, **named: Any) -> BaseProcess:
-        started.append(usual(*arguments, **named))
-        return started[-1]
-
-    context.Process = process
-    return context
 
 
 @contextmanager
