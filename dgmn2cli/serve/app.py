@@ -157,7 +157,8 @@ class Guard:
             return _error(421, f"the Host header is '{shown(host)}', wanted one of {', '.join(self.hosts)}")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and request.method != "GET":
             return _error(403, "requests from the pages of other sites are not answered")
-        if token is not None and request.url.path not in OPEN:
+        path = request.scope["path"]  # `request.url` is made from the Host header, too
+        if token is not None and path not in OPEN:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), token.encode())
             if not same or scheme.lower() != "bearer":

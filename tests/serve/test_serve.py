@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from networks import stand_ins
 from serving import SMALL, Gate, Running, around, ask, connect, png, post, read_answer, real, running
+from starlette.datastructures import URL
+from starlette.requests import Request
 
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.cli import main
@@ -159,6 +161,17 @@ def test_a_token_opens_all_but_the_page_and_the_health_check() -> None:
         right = {"Authorization": f"Bearer {token}"}
         assert client.get("v1/models", headers=right).status_code == 200
         assert client.post("v1/segment", content=png(), headers=right).status_code == 200
+
+
+def test_a_host_header_is_no_way_around_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    def url(self: Request) -> URL:  # as Starlette 1.0 makes it, from whatever is in the header
+        return URL(f"http://{self.headers['host']}{self.scope['path']}")
+
+    monkeypatch.setattr(Request, "url", property(url))
+    with running(real(), request=ServeRequest("0.0.0.0", token="k" * 32)) as server:
+        for host in ("segment.example/healthz?", "segment.example/?"):
+            answer = httpx.get(f"http://127.0.0.1:{server.port}/v1/models", headers={"Host": host})
+            assert answer.status_code == 401
 
 
 def test_names_of_other_hosts_are_refused_where_no_token_is_needed(server: Running) -> None:
