@@ -188,7 +188,10 @@ for (const [bytes, name, type] of [["hello", "a.txt", "text/plain"], ["hello", "
   choose(bytes, name, type); await until(() => !$("error").hidden);
   said.push($("error").textContent); $("error").hidden = true;
 }
-choose(image, "good.png", ""); await until(() => !$("work").hidden);
+choose(image, "good.png", ""); await until(() => !$("work").hidden && $("legend").children.length);
+choose("hello", "b.png", "image/png"); await until(() => !$("error").hidden); $("error").hidden = true;
+$("stage").dispatchEvent(new view.MouseEvent("click", {clientX: 1, clientY: 1, bubbles: true}));
+await until(() => !$("explained").hidden || !$("error").hidden);  // of the image that is still shown
 return {said, hidden: $("error").hidden, role: $("error").getAttribute("role")};
 """  # noqa: E501
 
