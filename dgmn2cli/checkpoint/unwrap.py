@@ -13,11 +13,13 @@ from torch import Tensor
 from dgmn2cli.checkpoint.contents import DTYPES, without_objects
 from dgmn2cli.checkpoint.formats import Format
 from dgmn2cli.checkpoint.pickles import Unfit
+from dgmn2cli.errors import printable
 
 WEIGHTS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params", "weights", "module")
 AVERAGES = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "params_ema", "model_ema_state_dict")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, Lightning
 UNREPORTED = {"json": False}
+LONGEST_NAME = 180  # characters of a class's name, with which configurations and protocols take it
 _FIRST = ("backbone.", "decode_head.", "patch_embed1.")  # one of them starts a name in every DGMN2 network
 _COUNTERS = ("steps", "n_averaged", "num_updates", "decay")  # of averaged copies
 
@@ -183,11 +185,18 @@ def class_names(meta: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, Any]:
     """The names of the classes and their colours, as MMSegmentation 0.x (`CLASSES`) or 1.x (`dataset_meta`) keeps them.
 
     Returns:
-        The names, None where the file says nothing usable; and whatever it says of the palette.
+        The names, None where the file says nothing usable, made fit for files and tables (printable, each once); and
+        whatever it says of the palette.
     """
     sources = [source for source in (meta.get("dataset_meta"), meta) if isinstance(source, Mapping)]
     said = {str(key).lower(): item for source in sources for key, item in source.items()}
     names = said.get("classes")
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
-        names = None
-    return tuple(names) if names else None, said.get("palette")
+        return None, said.get("palette")
+    fitting = dict[str, None]()
+    for index, name in enumerate(names):
+        fit = printable(name)[:LONGEST_NAME] if name.strip() else f"class {index}"
+        while fit in fitting:
+            fit += f" ({index})"
+        fitting[fit] = None
+    return tuple(fitting), said.get("palette")

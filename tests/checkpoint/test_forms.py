@@ -253,6 +253,10 @@ def test_for_inference_the_rest_is_not_read(tmp_path: Path) -> None:
         ({"CLASSES": ("a", "b"), "PALETTE": [[1, 2, 3], [4, 5, 6]]}, ("a", "b")),
         ({"dataset_meta": {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]}}, ("a", "b")),
         ({"dataset_meta": {"CLASSES": ["a"]}}, ("a",)),
+        (
+            {"CLASSES": ["car", "car", "a\nb", "\ud800", "", "c" * 999]},
+            ("car", "car (1)", "a\\nb", "\\ud800", "class 4", "c" * 180),
+        ),
         ({"CLASSES": "road"}, None),
         ({"CLASSES": [1, 2]}, None),
         ({"dataset_meta": 3}, None),
