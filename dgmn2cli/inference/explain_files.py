@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dgmn2cli.data.images import read_image
 from dgmn2cli.files import to_plain
 from dgmn2cli.inference.explain import FORMATS, Window, graph_path, require_inside
@@ -64,7 +66,7 @@ def explain_image(
         ResourceError: out of memory, or a file cannot be written.
     """
     image = read_image(path, settings.max_pixels)[:, :, ::-1]
-    stems = {at: f"{path.stem}_{at[0]:g}_{at[1]:g}" for at in positions}
+    stems = {at: "_".join([path.stem, *map(_exact, at)]) for at in positions}
     for at in stems:
         require_inside(at, image)
     require_new([graph_path(folder, stem, kind) for stem in stems.values() for kind in FORMATS], overwrite)
@@ -79,3 +81,8 @@ def explain_image(
         observer.advance()
     protocol = resolve_settings(settings, segmenter.inference, segmenter.device)
     return ExplainReport(segmenter.info, protocol, path, found, blocks)
+
+
+def _exact(position: float) -> str:
+    """A coordinate as a part of a file's name: no other one has the same."""
+    return np.format_float_positional(position, trim="-")

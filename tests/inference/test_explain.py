@@ -153,6 +153,13 @@ def test_files_and_the_report(tmp_path: Path) -> None:
     assert [found.at for found in again.positions] == [(100.5, 30)]
 
 
+def test_positions_that_differ_little_have_files_of_their_own(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "a.png", IMAGE)
+    explain_image(segmenter, path, [(100.0001, 30), (100.0002, 30)], tmp_path / "out", SETTINGS)
+    found = [json.loads(file.read_text())["x"] for file in sorted((tmp_path / "out").glob("*.json"))]
+    assert found == [100.0001, 100.0002]
+
+
 @pytest.mark.parametrize("at", [(150, 0), (0, 90), (-1, 0), (float("nan"), 0), (0, float("inf"))])
 def test_positions_outside_the_image_are_refused(at: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match="outside the image"):
