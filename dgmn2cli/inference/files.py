@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dgmn2cli.data.images import check_image, decode_bytes
-from dgmn2cli.errors import DataError, ResourceError, is_exhaustion
+from dgmn2cli.errors import DataError, NonFiniteError, ResourceError, is_exhaustion
 from dgmn2cli.inference.outputs import Sink
 from dgmn2cli.inference.pipeline import Footprint, in_threads
 from dgmn2cli.inference.plan import DECODE_BYTES, SAVE_BYTES, Settings
@@ -77,7 +77,7 @@ class Pipeline:
 
         Raises:
             ResourceError: out of memory, or an output cannot be written.
-            NonFiniteError: the network gave NaN or infinity.
+            NonFiniteError: the network gave NaN or infinity; names the image.
         """
         step = CHUNK if self.limited else max(1, len(indices))
         for first in range(0, len(indices), step):
@@ -164,11 +164,14 @@ class Pipeline:
             made = self.segmenter.predict_planned(
                 image.pixels, plan, self.settings, lambda windows: self.observer.advance(windows / whole)
             )
+            image.prediction, image.pixels = made.without_scores(self.kinds), None
+        except NonFiniteError as error:
+            error.where = str(path)
+            raise
         except DataError as error:  # a window that a graph of one size does not take
             error.where = str(path)
             image.outcome, image.pixels = Failure(path, str(error)), None
             return image
-        image.prediction, image.pixels = made.without_scores(self.kinds), None
         if plan.peak is not None:
             image.memory = MemoryUse(plan.peak, highest_use(self.segmenter.device))
         image.seconds += time.perf_counter() - start

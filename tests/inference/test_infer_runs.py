@@ -11,16 +11,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from streets import SMALL, Load, scene
+from torch import Tensor, nn
 
 from dgmn2cli.data.images import encode_png, write_png
-from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, DistributedError, ResourceError
+from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, DistributedError, NonFiniteError, ResourceError
 from dgmn2cli.inference import outputs, sources
 from dgmn2cli.inference.outputs import check_targets
 from dgmn2cli.inference.report import ImageResult
 from dgmn2cli.inference.results import lines_of
 from dgmn2cli.inference.run import InferRequest, run
+from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.inference.sources import ImageList, expand_braces, find_images
 from dgmn2cli.observer import Silent
 
@@ -115,6 +119,28 @@ def test_an_interrupted_run_goes_on(tree: Path) -> None:
     assert (again.done, again.resumed) == (COUNT, COUNT)
     assert again.classes == report.classes
     assert again.by_doubt == report.by_doubt
+
+
+class Fails(nn.Module):
+    """Gives NaN for images that are bright."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = images.mean() > 0
+        return torch.full((len(images), 19, *images.shape[2:]), torch.nan if bright else 0.0)
+
+
+def test_the_image_is_named_whose_logits_are_not_finite(tmp_path: Path) -> None:
+    for name, value in (("dark", 0), ("bright", 255)):
+        write_png(tmp_path / "in" / f"{name}.png", np.full((20, 20, 3), value, np.uint8))
+
+    def load(**options: object) -> Segmenter:
+        made = Load()(**options)
+        made.network = Fails()
+        return made
+
+    with pytest.raises(NonFiniteError) as caught:
+        run(asked(tmp_path), load)
+    assert caught.value.where == str(tmp_path / "in" / "bright.png")
 
 
 DIFFERENT = {
