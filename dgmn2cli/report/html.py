@@ -54,7 +54,7 @@ def render_page(template: str, folder: Path = Path(), **values: object) -> str:
         "jpeg": lambda content: f"data:image/jpeg;base64,{base64.b64encode(content).decode()}",
         "embed": embedded,
         "relative": relative,
-        "link": lambda file: quote(relative(file)),
+        "link": lambda file: quote(os.fsencode(relative(file))),  # names may be no UTF-8
     }
     return environment.get_template(template).render(values)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,9 @@ def test_values_are_escaped_and_links_relative(templates: dict[str, str], tmp_pa
     templates["t"] = "{{ name }} {{ 0.5 | percent }} {{ file | link }} {{ file | relative }}"
     page = html.write_page(tmp_path / "out" / "p.html", "t", name='<script>"', file=tmp_path / "a b&c")
     assert page.read_text() == "&lt;script&gt;&#34; 50.0 ../a%20b%26c ../a b&amp;c"
+    templates["t"] = "{{ file | link }}"
+    page = html.write_page(tmp_path / "p.html", "t", file=tmp_path / os.fsdecode(b"a\xff"))
+    assert page.read_text() == "a%FF"
 
 
 def test_a_value_that_is_missing_is_an_error(templates: dict[str, str], tmp_path: Path) -> None:
