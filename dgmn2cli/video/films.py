@@ -87,6 +87,7 @@ class Film:
         self._stream = cast("VideoStream", self._container.add_stream(codec, rate=fps))
         self._ids, self._time_base = ids, time_base
         self._lasts: dict[int, int] = {}
+        self._heard: dict[int, int] = {}  # the time of each sound track's last packet
         width, height = size
         self._stream.width, self._stream.height = (width, height) if ids else (width + width % 2, height + height % 2)
         self._stream.pix_fmt = "gray" if ids else "yuv420p"
@@ -126,10 +127,13 @@ class Film:
             self._container.mux(packet)
 
     def copy(self, packets: Iterable[Packet[AudioStream]]) -> None:
-        """Adds sound as it is."""
+        """Adds sound as it is, but for what does not come after the packet before, which no container takes."""
         for packet in packets:
-            if packet.pts is None or packet.pts < self._earliest:
+            if packet.pts is None or packet.dts is None or packet.pts < self._earliest:
                 continue
+            if packet.dts <= self._heard.get(packet.stream.index, packet.dts - 1):
+                continue
+            self._heard[packet.stream.index] = packet.dts
             packet.stream = self._sounds[packet.stream.index]
             self._container.mux(packet)
 

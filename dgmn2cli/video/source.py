@@ -293,7 +293,8 @@ def _looked_through(container: InputContainer, span: Span, name: str) -> int:
             time = pts * packet.time_base - zero
             ends = max(ends, float(time + (packet.duration or 0) * packet.time_base))
             if packet.stream.index == stream.index:
-                counted, inside, end = counted + 1, inside + (start <= time < stop), max(end, float(time))
+                counted, end = counted + 1, max(end, float(time))
+                inside += start <= time < stop and not packet.is_discard  # an edit list may leave frames out
     if not counted:
         raise DataError(_WHAT, where=name, why="its video stream has no frame")
     announced = (container.duration or 0) / 1_000_000

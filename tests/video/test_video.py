@@ -136,6 +136,27 @@ def test_sound_is_copied_and_in_step(tmp_path: Path, codec: str, suffix: str) ->
     assert {round(float(originals[data] - time_), 2) for data, time_ in cut.items()} <= {0.5, round(0.5 + first, 2)}
 
 
+def test_what_begins_anew_in_mid_file_is_left_out_with_its_sound(tmp_path: Path) -> None:
+    one = write_clip(tmp_path / "one.ts", clip(10), sound="aac")
+    twice = tmp_path / "twice.ts"
+    twice.write_bytes(2 * one.read_bytes())
+    run(one, tmp_path / "one.mp4", kinds=("overlay",))
+    report = run(twice, tmp_path / "twice.mp4", kinds=("overlay",))
+    assert (report.frames, report.damaged) == (10, 10)
+    assert packets(tmp_path / "twice.mp4") == packets(tmp_path / "one.mp4")
+
+
+def test_frames_that_an_edit_list_leaves_out_do_not_count(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", clip(20))
+    data = bytearray(path.read_bytes())
+    for box, place in ((b"elst", 12), (b"mvhd", 20), (b"tkhd", 24)):  # how long it lasts
+        at = data.find(box) + place
+        data[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") // 2).to_bytes(4, "big")
+    path.write_bytes(data)
+    report = run(path, tmp_path / "b.mkv", kinds=("jsonl",))
+    assert (report.frames, report.video.frames, report.damaged) == (10, 10, 0)
+
+
 def test_a_part_and_every_nth_frame(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mkv", clip(50), exact=True)
     report = run(path, tmp_path / "out.mp4", Span(0.41, 1.2, 4))
