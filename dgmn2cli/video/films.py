@@ -61,7 +61,7 @@ class Film:
         sounds: sound tracks to copy.
 
     Raises:
-        ConfigError: the container does not take that sound.
+        ConfigError: the container does not take that sound, or the encoder that size.
         ResourceError: no encoder.
     """
 
@@ -102,6 +102,9 @@ class Film:
             self._sounds = {sound.index: self._container.add_stream_from_template(sound) for sound in sounds}
             self._container.start_encoding()
         except (av.error.FFmpegError, ValueError) as error:
+            if not sounds:
+                why, hint = f"{codec} of {width}x{height}: {first_line(error)}", "Leave that kind out of --save."
+                raise ConfigError("the film cannot be written", why=why, hint=hint) from error
             hint = "Write a .mkv file, which takes nearly every sound, or add --no-audio."
             why = f"{', '.join(sound.codec_context.name for sound in sounds)} into {container}: {first_line(error)}"
             raise ConfigError("the sound cannot be copied", why=why, hint=hint) from error

@@ -49,7 +49,7 @@ def check_request(request: VideoRequest, source: VideoSource, overwrite: bool) -
 
     Raises:
         ConfigError: an unknown kind or suffix, an output that is the input or exists already without `overwrite`, a
-            sound that the container does not take, or a video too small for measuring.
+            sound that the container does not take, or a video too small for measuring or for an encoder.
         ResourceError: a file cannot come to be, or nothing can encode it.
     """
     check_outputs(request.kinds, known=KINDS)
@@ -62,8 +62,8 @@ def check_request(request: VideoRequest, source: VideoSource, overwrite: bool) -
         raise ConfigError(
             "the optical flow cannot be computed", where=source.info.name, why=why, hint="Leave --metrics away."
         )
-    if "overlay" in request.kinds:
-        _film("overlay", request, source, BytesIO()).abandon()  # tries encoder, container and sound
+    for kind in request.targets.keys() - {"jsonl"}:
+        _film(kind, request, source, BytesIO()).abandon()  # tries encoder, container and sound
 
 
 def _film(kind: str, request: VideoRequest, source: VideoSource, file: BinaryIO) -> Film:

@@ -223,6 +223,16 @@ def test_sound_that_a_container_does_not_take_is_refused_early(run: Run, tmp_pat
         assert [stream.type for stream in film.streams] == ["video"]
 
 
+def test_a_size_that_no_encoder_takes_is_refused_before_the_network_is_made(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_clip(tmp_path / "thin.mp4", [frame[:, :2] for frame in clip(2)])
+    monkeypatch.setattr("dgmn2cli.video.source._upright", lambda frame: frame.to_ndarray(format="bgr24")[:, :1])
+    monkeypatch.setattr(Recipe, "__call__", lambda *_, **__: pytest.fail("the network was made"))
+    code, _, err = run("thin.mp4", "-o", "out.mp4", "--save", "ids")
+    assert (code, "1x64" in err, "sound" in err, "--save" in err) == (2, True, False, True)
+
+
 def test_an_outputs_full_disk_is_said_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
     write_clip(tmp_path / "long.mp4", clip(80, 20))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
