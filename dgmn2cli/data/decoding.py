@@ -82,17 +82,26 @@ def decode_bgr(data: bytes, max_pixels: int) -> tuple[np.ndarray, ImageHeader, l
         notes = _deep_note(pixels) if png.depth == 16 else []
     else:
         with _pillow(kind, data) as image:
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and kind != "TIFF":
+            if kind == "TIFF":
+                notes += ["it has several pages, of which the first is read"] * _has_second_page(image)
+            elif getattr(image, "is_animated", False):
                 raise Malformed("it is an animation", ONE_FRAME)
-            if frames > 1:
-                notes.append(f"it has {frames} pages, of which the first is read")
             deep = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in image.tile)
             pixels = _decode_other(kind, data, image)
             notes += _deep_note(pixels) if deep else []
             orientation = _orientation_of(image.getexif())
     shown = orient(pixels, orientation)
     return shown, ImageHeader(kind, shown.shape[1], shown.shape[0], orientation), notes
+
+
+def _has_second_page(image: ImageFile) -> bool:
+    """Whether a TIFF has more than one page; counting a hundred thousand of them would take minutes."""
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    image.seek(0)
+    return True
 
 
 def decode_ids(data: bytes, max_pixels: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -13,7 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgmn2cli.data.images import decode_file, image_header, read_image, read_label, write_png
+from dgmn2cli.data.images import (
+    decode_bytes,
+    decode_file,
+    decode_image,
+    image_header,
+    read_image,
+    read_label,
+    write_png,
+)
 from dgmn2cli.errors import DataError
 
 RNG = np.random.default_rng(7)
@@ -141,6 +150,22 @@ def test_tiff(tmp_path: Path, mode: str, options: dict[str, object]) -> None:
     for length in range(8, len(data) - 1, 97):
         with pytest.raises(DataError, match="cut"):
             read_image(put(tmp_path, data[:length], "cut.tif"))
+
+
+def test_frames_and_pages_are_not_counted() -> None:
+    gif = encode(Image.new("P", (1, 1)), "GIF")
+    start = gif.rindex(b",")
+    tiff = encode(Image.new("L", (1, 1)), "TIFF")
+    first = int.from_bytes(tiff[4:8], "little")
+    page = tiff[first : first + 2 + 12 * int.from_bytes(tiff[first : first + 2], "little")]
+    many = 20_000
+    pages = [page + (first + number * (len(page) + 4)).to_bytes(4, "little") for number in range(1, many)]
+    began = time.perf_counter()
+    with pytest.raises(DataError, match="animation"):
+        decode_image(gif[:start] + gif[start:-1] * many + b";")
+    found, _, notes = decode_bytes(tiff[:first] + b"".join([*pages, page, bytes(4)]), "")
+    assert (found.shape, len(notes)) == ((1, 1, 3), 1)
+    assert time.perf_counter() - began < 5  # seconds; it was half a minute
 
 
 def test_gif_ppm_and_turned_tiff(tmp_path: Path) -> None:
