@@ -37,8 +37,8 @@ USUAL = 32.0  # most networks give logits of up to about this; the limits of lar
 TIE = 1e-6  # of the largest value: what two classes may be apart and still be equal as far as float32 can tell
 NEAR = 2.0  # a graph may be this many times as far from the network in float64 as the network in float32 is
 # the whole procedure on small windows, so that both together take less time than one full window
-SINGLE = Settings(scale=(513, 257), window=257, stride=171)
-MULTI = Settings(ms_flip=True, scale=(97, 65), window=65, stride=49)
+SINGLE = Settings(protocol="paper", scale=(513, 257), window=257, stride=171)
+MULTI = Settings(ms_flip=True, protocol="paper", scale=(97, 65), window=65, stride=49)
 
 
 @dataclass(frozen=True)

@@ -61,12 +61,15 @@ def resolve_settings(
         device: where the network runs, which decides how many windows go through it at a time.
 
     Raises:
-        ConfigError: an unknown protocol, or an impossible scale, window, stride or batch.
+        ConfigError: an unknown protocol, an impossible scale, window, stride or batch, or a scale that is not heeded.
     """
     name = inference.protocol if settings.protocol is None else settings.protocol
     if name not in PROTOCOLS and name != inference.protocol:
         raise ConfigError("no such protocol", where=name[:60], why=f"wanted one of {', '.join(PROTOCOLS)}")
     scale = inference.scale if settings.scale is None else settings.scale
+    if name == "native" and settings.scale is not None:
+        why, hint = "protocol 'native' keeps the images' size", "Leave out --scale, or add --protocol paper."
+        raise ConfigError("a scale would have no effect", where=str(scale)[:60], why=why, hint=hint)
     if name == "native" or (name == "whole" and scale is None):
         scale = None
     elif scale is None or len(scale) != 2 or not all(1 <= side <= MAX_SIDE for side in scale):

@@ -50,6 +50,7 @@ def test_settings_are_resolved_over_the_configurations() -> None:
 IMPOSSIBLE = [
     {"scale": (0, 0)}, {"scale": (5,)}, {"scale": (10**6, 5)}, {"window": 0}, {"stride": 0}, {"window_batch": 0},
     {"window": -1}, {"window": 16, "stride": 17}, {"protocol": ""}, {"protocol": "other"},
+    {"protocol": "native", "scale": (64, 40)},
 ]  # fmt: skip
 
 
