@@ -2,8 +2,8 @@
 
 Use: python run.py IMAGE... -o OUT [--ms-flip] [--protocol native] [--runtime openvino]
 Needs NumPy, OpenCV, and ONNX Runtime or OpenVINO. Writes OUT/STEM_ids.png, class ids as palette indices.
-Exit codes: 2 usage, 3 the graph is not the one that protocol.json describes, 5 no runtime or a file cannot be written,
-6 bad image, 7 the graph gave NaN or infinity.
+Exit codes: 2 usage, or a protocol.json that this file cannot follow, 3 the graph is not the one that protocol.json
+describes, 5 no runtime or a file cannot be written, 6 bad image, 7 the graph gave NaN or infinity, 130 Ctrl-C.
 """
 
 import argparse
@@ -45,6 +45,24 @@ def described() -> tuple[dict[str, Any], bytes]:
     fail(3, f"{FOLDER} does not hold a graph and the protocol.json that describes it. Export it again.")
 
 
+def procedure(protocol: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """What protocol.json and the command line say of the procedure; ends the program where it is not known here."""
+    with suppress(LookupError, TypeError, ValueError, ArithmeticError):  # something is missing, or is no number
+        taken, output, how = protocol["input"], protocol["output"], dict(protocol["inference"])
+        how |= {"taken": taken["name"], "given": output["name"], "table": normal_table(taken["mean"], taken["std"])}
+        how["palette"] = np.array(protocol["palette"], np.uint8).reshape(len(protocol["classes"]), 3)
+        how |= {"batch": taken["batch"] or given.batch, "fill": taken["batch"] is not None}
+        how["native"] = (given.protocol or how["protocol"]) == "native"
+        how["ratios"] = [float(ratio) for ratio in how["ratios"]] if given.ms_flip else [1.0]
+        how["flips"] = (False, True) if given.ms_flip and how["flip"] else (False,)
+        form = taken["dtype"], taken["layout"], taken["channels"], output["kind"]
+        fitting = how["native"] or ((given.protocol or how["protocol"]) == "paper" and min(how["scale"]) >= 1)
+        if form == ("float32", "NCHW", "RGB", "logits") and fitting and 1 <= how["stride"] <= how["window"]:
+            return how
+    file = FOLDER / "protocol.json"
+    fail(2, f"{file} is not as `dgmn2 export` writes it. Export it again, or use `dgmn2 infer --graph {FOLDER}`.")
+
+
 def normal_table(mean: list[float], std: list[float]) -> np.ndarray:
     """(3, 256) float32: the normalised value of each byte, red green blue."""
     centred = np.arange(256, dtype=np.float32) - np.array(mean, np.float32)[:, None]
@@ -57,22 +75,24 @@ def fitted(height: int, width: int, scale: list[int]) -> tuple[int, int]:
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
-def mean_logits(run: Run, image: np.ndarray, table: np.ndarray, how: dict[str, Any]) -> np.ndarray:
+def mean_logits(run: Run, image: np.ndarray, how: dict[str, Any]) -> np.ndarray:
     """(C, h, w) float32: the logits of overlapping windows of an image (h, w, 3) uint8 BGR, averaged."""
-    (height, width), window, batch = image.shape[:2], how["window"], how["batch"]
+    (height, width), window, batch, table = image.shape[:2], how["window"], how["batch"], how["table"]
     tops, lefts = (window_starts(length, window, how["stride"]) for length in (height, width))
     boxes = [(slice(y, min(y + window, height)), slice(x, min(x + window, width))) for y in tops for x in lefts]
     sums, down, across = None, np.zeros((height, 1), np.float32), np.zeros(width, np.float32)
     for first in range(0, len(boxes), batch):
         group = boxes[first : first + batch]
         parts = [np.stack([table[c][image[..., 2 - c][box]] for c in range(3)]) for box in group]
-        if how["pad"] and min(height, width) < window:
+        if how["native"] and min(height, width) < window:
             parts = [np.pad(p, ((0, 0), (0, window - p.shape[1]), (0, window - p.shape[2]))) for p in parts]
         if how["fill"]:  # the graph takes batches of one size only
             parts += parts[-1:] * (batch - len(parts))
         for (rows, columns), logits in zip(group, run(np.stack(parts)), strict=False):
             if sums is None:
-                sums = np.zeros((len(logits), height, width), np.float32)
+                sums = np.zeros((len(how["palette"]), height, width), np.float32)
+            if len(logits) != len(sums):
+                fail(2, f"the graph gives {len(logits)} classes, protocol.json names {len(sums)}")
             sums[:, rows, columns] += logits[:, : rows.stop - rows.start, : columns.stop - columns.start]
     for top in tops:
         down[top : top + window] += 1
@@ -85,25 +105,22 @@ def mean_logits(run: Run, image: np.ndarray, table: np.ndarray, how: dict[str, A
     return sums
 
 
-def segment(run: Run, image: np.ndarray, protocol: dict[str, Any], how: dict[str, Any]) -> np.ndarray:
+def segment(run: Run, image: np.ndarray, how: dict[str, Any]) -> np.ndarray:
     """(H, W) uint8 class ids of an image (H, W, 3) uint8 BGR."""
-    height, width = image.shape[:2]
-    procedure, table = protocol["inference"], normal_table(protocol["input"]["mean"], protocol["input"]["std"])
-    base = (width, height) if how["pad"] else procedure["scale"]
-    ratios = procedure["ratios"] if how["ms_flip"] else [1.0]
-    flips = (False, True) if how["ms_flip"] and procedure["flip"] else (False,)
+    (height, width), ratios, flips = image.shape[:2], how["ratios"], how["flips"]
+    base = (width, height) if how["native"] else how["scale"]
 
     def views() -> Iterator[tuple[slice, np.ndarray]]:
         """Probabilities (C, rows, W) of each view of the image, a band of rows at a time."""
         for ratio in ratios:
             scale = [int(side * ratio) for side in base]
-            size = (height, width) if how["pad"] and ratio == 1.0 else fitted(height, width, scale)
+            size = (height, width) if how["native"] and ratio == 1.0 else fitted(height, width, scale)
             scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
             for flip in flips:
-                logits = mean_logits(run, scaled[:, ::-1] if flip else scaled, table, how)
+                logits = mean_logits(run, scaled[:, ::-1] if flip else scaled, how)
                 for top in range(0, height, max(1, BAND_PIXELS // width)):
                     rows = slice(top, min(top + max(1, BAND_PIXELS // width), height))
-                    resized = resize_rows(logits, (height, width), rows, align_corners=procedure["align_corners"])
+                    resized = resize_rows(logits, (height, width), rows, align_corners=how["align_corners"])
                     values = softmax(resized)
                     yield rows, values[:, :, ::-1] if flip else values
 
@@ -112,24 +129,38 @@ def segment(run: Run, image: np.ndarray, protocol: dict[str, Any], how: dict[str
         for rows, values in views():
             ids[rows] = values.argmax(0)
         return ids
-    total = np.zeros((len(protocol["classes"]), height, width), np.float32)
+    total = np.zeros((len(how["palette"]), height, width), np.float32)
     for rows, values in views():
         total[:, rows] += values
     total /= np.float32(len(ratios) * len(flips))
     return total.argmax(0).astype(np.uint8)
 
 
-def write_png(path: Path, ids: np.ndarray, palette: list[list[int]]) -> None:
+def read(name: str) -> np.ndarray | None:
+    """The image in a file, (H, W, 3) uint8 BGR; None for no image and animations. Of a TIFF's pages, the first."""
+    with suppress(OSError, cv2.error):  # not there; empty or too large
+        if os.path.isfile(name):  # a pipe would never end
+            data = np.fromfile(name, np.uint8)
+            if bytes(data[:2]) in (b"II", b"MM") or cv2.imcount(name, cv2.IMREAD_COLOR) <= 1:
+                return cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return None
+
+
+def write_png(path: Path, ids: np.ndarray, palette: np.ndarray) -> None:
     """Writes (H, W) uint8 ids as a palette PNG, whole or not at all."""
     size = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], 8, 3, 0, 0, 0)
     rows = np.pad(ids, ((0, 0), (1, 0))).tobytes()  # each row after a byte for "no filter"
-    colours, pixels = np.array(palette, np.uint8).tobytes(), zlib.compress(rows)
+    colours, pixels = palette.tobytes(), zlib.compress(rows)
     data = b"\x89PNG\r\n\x1a\n"
     for kind, body in ((b"IHDR", size), (b"PLTE", colours), (b"IDAT", pixels), (b"IEND", b"")):
         data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    part.replace(path)
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        fail(5, f"cannot write {path}: {error.strerror}")
 
 
 def main() -> None:
@@ -148,33 +179,35 @@ def main() -> None:
     targets = [given.out / f"{Path(name).stem}_ids.png" for name in given.images]
     if len(set(targets)) < len(targets):
         fail(2, "two images have the same name; segment them into folders of their own")
+    if set(map(os.path.realpath, targets)) & set(map(os.path.realpath, given.images)):
+        fail(2, "a mask would overwrite an image; choose another folder with -o")
     protocol, graph = described()
+    how = procedure(protocol, given)
     try:
-        names = protocol["input"]["name"], protocol["output"]["name"]
-        run, fixed = open_runtime(given.runtime, graph, *names, given.threads), protocol["input"]["batch"]
+        run = open_runtime(given.runtime, graph, how["taken"], how["given"], given.threads)
     except ImportError:
         fail(5, f"{given.runtime} is not installed. Install it: pip install {given.runtime}")
-    how = {"batch": fixed or given.batch, "fill": fixed is not None, "ms_flip": given.ms_flip}
-    how |= {name: protocol["inference"][name] for name in ("window", "stride")}
-    how["pad"] = (given.protocol or protocol["inference"]["protocol"]) == "native"
     given.out.mkdir(parents=True, exist_ok=True)
     bad = []
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be read is said below
     for name, target in zip(given.images, targets, strict=True):
-        image = None
-        with suppress(OSError, cv2.error):  # not there; empty or too large
-            image = cv2.imdecode(np.fromfile(name, np.uint8), cv2.IMREAD_COLOR)
+        image = read(name)
         if image is None:
             bad.append(name)
             continue
-        write_png(target, segment(run, image, protocol, how), protocol["palette"])
+        write_png(target, segment(run, image, how), how["palette"])
         print(target, flush=True)
     if bad:
-        fail(6, f"cannot read {', '.join(bad)}")
+        fail(6, f"no images, or animations: {', '.join(bad)}")
 
 
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        fail(130, "interrupted by Ctrl-C")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nor must Python try at its end
+        sys.exit(141)
     except OSError as error:
-        fail(5, f"cannot write {error.filename}: {error.strerror}")
+        fail(5, f"cannot write {error.filename or 'standard output'}: {error.strerror}")

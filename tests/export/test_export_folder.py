@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -101,7 +102,7 @@ def test_folder_holds_what_is_said_of_it(exported, checkpoint):
     assert (protocol.inference.scale, protocol.inference.window, protocol.inference.stride) == ((129, 65), 65, 43)
     assert protocol.inference.align_corners
     assert (protocol.exporter["opset"], protocol.exporter["dtype"]) == (18, "float32")
-    assert len((exported / "run.py").read_text().splitlines()) <= 200
+    assert len((exported / "run.py").read_text().splitlines()) <= 215
 
 
 def test_parity_figures_and_their_conditions_are_written(exported):
@@ -156,9 +157,72 @@ def test_runner_refuses_a_changed_graph_and_names_bad_images(exported, images, t
         assert (ran.returncode, len(ran.stderr.splitlines())) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input": None},
+        {"input.layout": "NHWC"},
+        {"input.mean": 3},
+        {"output.kind": "labels"},
+        {"inference.protocol": "whole"},
+        {"inference.scale": None},
+        {"inference.stride": 0},
+        {"palette": []},
+    ],
+    ids=str,
+)
+def test_runner_refuses_a_protocol_that_it_cannot_follow(exported, images, tmp_path, changes):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    document = json.loads((copy / "protocol.json").read_text())
+    for key, value in changes.items():
+        part, _, name = key.partition(".")
+        document |= {part: {**document[part], name: value} if name else value}
+    kept = {key: value for key, value in document.items() if value is not None}
+    (copy / "protocol.json").write_text(json.dumps(kept))
+    ran = run_without_torch(copy / "run.py", images[2], "-o", tmp_path / "out")
+    assert (ran.returncode, len(ran.stderr.splitlines()), ran.stdout) == (2, 1, "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_runner_refuses_animations_as_the_command_does(exported, tmp_path):
+    first, second = (Image.new("RGB", (9, 9), color) for color in ("red", "blue"))
+    for name in ("a.gif", "b.webp", "c.png", "d.tiff"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+    second.save(tmp_path / "one.gif")
+    names = [tmp_path / name for name in ("a.gif", "b.webp", "c.png", "d.tiff", "one.gif")]
+    ran = run_without_torch(exported / "run.py", *names, "-o", tmp_path / "out")
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (6, 1)
+    assert [name in ran.stderr for name in ("a.gif", "b.webp", "c.png", "d.tiff")] == [True, True, True, False]
+    assert sorted(os.listdir(tmp_path / "out")) == ["d_ids.png", "one_ids.png"]
+
+
+def test_runner_names_the_file_that_cannot_be_written(exported, images, tmp_path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "  # bytes, below any mask's
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    runner = f"{limit}{WITHOUT_TORCH}"
+    command = [sys.executable, "-c", runner, exported / "run.py", images[0], "-o", tmp_path / "out"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert (ran.returncode, "wide_ids.png" in ran.stderr, len(ran.stderr.splitlines())) == (5, True, 1)
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_runner_ends_quietly_where_nobody_reads_on(exported, images, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, exported / "run.py", images[2], "-o", tmp_path]
+    ran = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (141, "")
+
+
 def test_runner_refuses_what_it_cannot_do(exported, images, tmp_path):
     (tmp_path / "file").write_text("")
+    over = tmp_path / "narrow_ids.png"
+    over.write_bytes(images[0].read_bytes())
+    os.mkfifo(tmp_path / "pipe.png")
     for arguments, code in (
+        ([images[2], over, "-o", tmp_path], 2),
+        ([tmp_path / "pipe.png", "-o", tmp_path / "out"], 6),
         ([images[2], "-o", tmp_path / "file"], 5),
         ([images[2], "-o", tmp_path / "out", "--batch", "0"], 2),
         ([images[2], "-o", tmp_path / "out", "--threads", "100000"], 2),
@@ -166,6 +230,7 @@ def test_runner_refuses_what_it_cannot_do(exported, images, tmp_path):
     ):
         ran = run_without_torch(exported / "run.py", *arguments)
         assert (ran.returncode, "Traceback" in ran.stderr, ran.stdout) == (code, False, "")
+    assert over.read_bytes() == images[0].read_bytes()
 
 
 def test_a_graph_that_disagrees_leaves_nothing(checkpoint, tmp_path, monkeypatch):
