@@ -70,7 +70,7 @@ def launch(
         on, or 0.
 
     Raises:
-        Dgmn2Error: what `work` raised in one of them.
+        Dgmn2Error: what `work` raised in one of them, after a signal, too: its clean-up may fail.
         DistributedError: one died.
         ResourceError: they cannot be started.
     """
@@ -85,7 +85,7 @@ def launch(
             job.watch(observer, stop)
     finally:
         job.end()
-    if job.first_failed is not None and not stop.number:
+    if job.first_failed is not None and (job.refusals() or not stop.number):
         raise job.cause(job.first_failed)
     result = None if job.first_failed else pickle.loads(job.gave)
     return result, stop.number or 0
@@ -176,10 +176,15 @@ class _Job:
             if time.monotonic() - began > GRACE:
                 _send(alive, signal.SIGKILL)
 
+    def refusals(self) -> list[Dgmn2Error]:
+        """What processes refused by themselves, and not because they lost each other or a library failed."""
+        errors = (self._errors[rank] for rank in sorted(self._errors))
+        return [error for error in errors if type(error) not in (Dgmn2Error, DistributedError)]
+
     def cause(self, failed: BaseProcess) -> Dgmn2Error:
         """Why the job ended: a process's own error, else the death of one."""
         said = [self._errors[rank] for rank in sorted(self._errors)]
-        own = [found for found in said if not isinstance(found, DistributedError)]
+        own = self.refusals() or [found for found in said if not isinstance(found, DistributedError)]
         if own:
             return own[0]
         code = failed.exitcode or 0

@@ -57,7 +57,7 @@ def _on_this_process(
     threads: int | None,
     observer: Observer,
 ) -> Any:
-    set_threads(max(1, set_threads(threads) // processes))
+    set_threads(threads or max(1, set_threads(None) // processes))
     with join(device, observer) as group:
         return work(group, observer if group.main else Silent(), *arguments)
 

@@ -43,7 +43,7 @@ class EvalRequest:
     device: str = "auto"
     gpus: int = 1
     workers: int = 2  # threads that read ahead, for each process
-    threads: int | None = None  # CPU threads; divided among the processes started here. None: torch's.
+    threads: int | None = None  # CPU threads of each process; None: torch's, divided among those started here
     report: Path | None = None  # the JSON report; its journal lies beside it while the run lasts
     resume: bool = False  # go on from that journal
     save_preds: Path | None = None  # keep predictions in this folder

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from dgmn2cli.distributed.group import Group, join
-from dgmn2cli.errors import NonFiniteError
+from dgmn2cli.distributed.signals import StopRequest
+from dgmn2cli.errors import NonFiniteError, ResourceError
 from dgmn2cli.observer import Observer, Silent
 
 
@@ -20,6 +21,11 @@ def work(how: str, observer: Observer) -> Any:
     torch.set_num_threads(1)
     with join("cpu", observer) as group:
         return globals()[how](group, observer)
+
+
+def threads(group: Group, observer: Observer) -> list[int]:
+    """The CPU threads of each process."""
+    return group.gather(torch.get_num_threads())
 
 
 def talk(group: Group, observer: Observer) -> dict[str, Any]:
@@ -66,6 +72,20 @@ def killed_busy(group: Group, observer: Observer) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     time.sleep(60)
+
+
+def stopped(group: Group, observer: Observer) -> None:
+    """The first process cannot do what is left to do after a signal."""
+    with StopRequest(insistent=False) as stop:
+        group.wait()
+        observer.note("waiting for a signal")
+        while stop.number is None:
+            time.sleep(0.01)
+
+    def fail() -> None:
+        raise ResourceError("cannot write the file", why="the disk is full")
+
+    group.once(fail)
 
 
 def lag(group: Group, observer: Observer) -> None:

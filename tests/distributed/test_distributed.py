@@ -14,12 +14,14 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
-from children import work
+import torch
+from children import threads, work
 
 import dgmn2cli
 from dgmn2cli.distributed import launch as launching
 from dgmn2cli.distributed.group import Group, join, launched_rank, launched_world, require_devices
 from dgmn2cli.distributed.launch import launch
+from dgmn2cli.distributed.processes import _on_this_process
 from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.errors import ConfigError, Dgmn2Error, DistributedError, NonFiniteError, ResourceError
 from dgmn2cli.observer import Silent
@@ -101,6 +103,24 @@ def test_a_signal_ends_processes_that_wait(number: signal.Signals, capfd: pytest
     )
     assert not active_children()
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_fails_after_a_signal_is_said() -> None:
+    notes = Notes(signal.SIGINT)
+    with pytest.raises(ResourceError, match="the disk is full") as caught:
+        launch(work, ("stopped",), 2, notes)
+    assert not caught.value.told
+    assert ("note", "waiting for a signal") in notes.heard
+
+
+@pytest.mark.parametrize(("asked", "each"), [(3, 3), (None, 2)])
+def test_threads_are_those_of_each_process_or_torchs_shared_out(asked: int | None, each: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        assert _on_this_process(threads, (), "cpu", 2, asked, Silent()) == [each]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_too_few_files_are_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
