@@ -185,7 +185,7 @@ class OptimConfig:
     In the first `warmup` steps it is multiplied by (i + 1) / warmup.
     """
 
-    lr: StrictFloat = setting(1e-4, "Learning rate of the first iteration.", gt=0)
+    lr: StrictFloat = setting(1e-4, "Learning rate that the fall begins at.", gt=0)
     betas: tuple[Decay, Decay] = setting((0.9, 0.999), "Decay of the two moment estimates.")
     eps: StrictFloat = setting(1e-8, "Added to the root of the second moment.", gt=0, le=1)
     weight_decay: StrictFloat = setting(1e-4, "Decoupled weight decay, on every parameter.", ge=0, le=10)
@@ -359,6 +359,16 @@ def _folder_only(key: str) -> Rule:
     )
 
 
+def _of_named_splits(key: str) -> Rule:
+    """The name of a split must not be set where folders are described here, each by its own path."""
+    default = defaults()[f"data.{key}"]
+    return Rule(
+        (f"data.{key}", "data.kind", "data.classes"),
+        lambda value, kind, classes: value == default or kind != "folder" or not classes,
+        "but data.classes is given: data.train_images and the like say where the images are",
+    )
+
+
 RULES = (
     Rule(("optim.warmup", "train.iters"), lambda warmup, iters: warmup <= iters, "wanted at most train.iters"),
     Rule(
@@ -382,6 +392,7 @@ RULES = (
     Rule(("data.palette", "model.num_classes"), _one_each, "wanted one colour for each of model.num_classes"),
     *map(_folder_only, ("train_images", "train_labels", "val_images", "val_labels", "image_suffix", "label_suffix")),
     *map(_folder_only, ("reduce_zero_label", "id_map")),
+    *map(_of_named_splits, ("train_split", "val_split")),
 )
 
 

@@ -271,6 +271,10 @@ def test_all_faults_come_at_once_with_file_and_key(faults, tmp_path: Path):
         ("[data]\npalette = [[1, 2]]\n", "a list of lists of 3"),
         ("[data]\nreduce_zero_label = true\n", "counts only with"),
         ("[data]\nkind = 'folder'\ntrain_images = 'x'\n", "counts only with"),
+        (
+            "[model]\nnum_classes = 2\n[data]\nkind = 'folder'\nclasses = ['a', 'b']\nval_split = 'test'\n",
+            "data.val_split: 'test', but data.classes is given",
+        ),
         ("[train]\nclass_weights = [1]\n", "one weight for each"),
         ("[train]\nclass_weights = [-1]\n", "from 0"),
         ("[model]\nnum_classes = 2\n[train]\nclass_weights = [0, 0]\n", "at least one above 0"),
