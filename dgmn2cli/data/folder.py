@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -139,9 +140,21 @@ def _contradictions(found: FolderDescription) -> list[str]:
             faults.append(f"id_map.{stored}: {show(name)} is none of the classes")
     if found.reduce_zero_label and found.id_map:
         faults.append("reduce_zero_label and id_map: only one of them can be used")
-    if found.label_format == "colour" and not found.palette:
-        faults.append("label_format: 'colour' needs a palette, the colour of each class")
+    if found.label_format == "colour":
+        faults += _colour_faults(found)
     return faults
+
+
+def _colour_faults(found: FolderDescription) -> Iterator[str]:
+    """What keeps colours from telling classes apart."""
+    if not found.palette:
+        yield "label_format: 'colour' needs a palette, the colour of each class"
+    if found.reduce_zero_label:
+        yield 'reduce_zero_label: label maps of colours hold no 0; leave it out, or say label_format = "ids"'
+    named: dict[Color, str] = {}
+    for name, colour in zip(found.classes, found.palette, strict=False):
+        if named.setdefault(colour, name) != name:
+            yield f"palette: {show(named[colour])} and {show(name)} have one colour, {list(colour)}"
 
 
 def find_description(root: Path) -> Path | None:

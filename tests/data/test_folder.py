@@ -170,6 +170,9 @@ def test_all_faults_of_a_description_at_once(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+COLOURS = 'classes = ["a", "b"]\nlabel_format = "colour"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -187,6 +190,8 @@ def test_all_faults_of_a_description_at_once(tmp_path: Path) -> None:
         ('classes = ["a", "b"]\nlabels = "{0}"', "only placeholder"),
         ('classes = ["a", "b"]\nlabel_format = "colour"', "needs a palette"),
         ('classes = ["a", "b"]\nlabel_format = "color"', "did you mean 'colour'"),
+        (f"{COLOURS}palette = [[1, 2, 3], [1, 2, 3]]", "'a' and 'b' have one colour"),
+        (f"{COLOURS}palette = [[1, 2, 3], [4, 5, 6]]\nreduce_zero_label = true", "label maps of colours hold no 0"),
         ('classes = ["a", "b"]\nignore = 65536', "0 to 65535"),
         ('classes = ["a", "b"]\nid_map = {65536 = "a"}', "0 to 65535"),
         ("x = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
