@@ -121,6 +121,8 @@ def train(
     (last, best, every N steps) and the final evaluation. An interrupted run goes on with `--resume`, bit for bit.
     Settings that no option names are the configuration's: for a published model, its published recipe.
     """
+    if resume and dry_run:
+        raise click.UsageError("--dry-run plans a new run: leave out --resume", click.get_current_context())
     if not resume:
         _require_first_weights(session, model, settings, overrides)
     from dgmn2cli.distributed.group import launched_rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import time
@@ -23,6 +24,7 @@ from dgmn2cli.training.optim import poly_lr
 from dgmn2cli.training.prepare import Training, build_network, prepare
 from dgmn2cli.training.request import TrainRequest, effective_batch, outline
 from dgmn2cli.training.run import determinism, first_weights
+from dgmn2cli.training.state import require_no_run
 from dgmn2cli.training.step import Stepper
 
 TIMED, ENOUGH = 3, 3.0  # steps and seconds that are measured at least, after one step that warms up
@@ -44,7 +46,7 @@ class TrainPlan:
     crop: int
     iterations: int  # optimiser steps
     passes: float  # over the training images
-    # lr, last_lr: of the first and the last step
+    # lr, last_lr: the one that the fall begins at, and that of the last step
     lr: float
     last_lr: float
     # train_images, val_images, classes: the data
@@ -65,7 +67,7 @@ class TrainPlan:
 
 
 def plan_training(request: TrainRequest, observer: Observer) -> TrainPlan:
-    """Checks everything, runs a few steps on one process, and writes nothing.
+    """Checks everything for a new run, takes a few steps on one process, and writes nothing.
 
     Raises:
         Dgmn2Error: what would end the training before its first step, or in it.
@@ -77,6 +79,9 @@ def plan_training(request: TrainRequest, observer: Observer) -> TrainPlan:
         set_threads(max(1, threads // request.processes))
     with join(request.device, observer) as group, determinism(group.device, request.config.train.deterministic):
         check_folder(request.out)
+        if os.path.isdir(request.out):
+            request.folder.require_ours()
+        require_no_run(request.folder.checkpoints())
         training = with_batch_size(prepare(request, group, observer), group, observer)
         config, train = training.config, training.config.train
         model = build_network(config, str(training.environment["backend"]))

@@ -73,7 +73,7 @@ def open_run(request: TrainRequest, group: Group, observer: Observer, stack: Exi
         stack.enter_context(lock_folder(request.out))
     state, source, notes = _find_state(request, store, observer)
     request = _with_batch_of_run(request, state)
-    own = state is None or os.path.dirname(os.path.realpath(source)) == os.path.realpath(store.folder)
+    own = state is None or _within(source, store)
     if not own:
         require_no_run(store, "another run's checkpoint, and there is a training in this folder already")
     training = prepare(request, group, observer, state)
@@ -84,7 +84,7 @@ def open_run(request: TrainRequest, group: Group, observer: Observer, stack: Exi
         if state.iteration > iters:
             why = f"{state.iteration} steps are done, train.iters is {iters}"
             raise ConfigError("nothing is left to train", where=request.out, why=why, hint="Set more --max-iters.")
-        if request.resume == RESUME_NEWEST:
+        if source == store.last:
             store.name_newest(state, number=bool(every) and state.iteration % every == 0)
         notes.append(f"Resumed after {state.iteration} steps.")
         if not state.exact:
@@ -117,11 +117,30 @@ def _find_state(
         require_no_run(store)
         return None, store.last, []
     if request.resume != RESUME_NEWEST:
-        return load_state(Path(request.resume))[0], Path(request.resume), []
+        source = Path(request.resume)
+        named = load_state(source)[0]
+        if not _within(source, store):
+            return named, source, []
+        newest = store.newest(observer.note)
+        if newest is None or newest.iteration < named.iteration:
+            return named, source, []
+        if newest.iteration > named.iteration:
+            raise ConfigError(
+                "the run has gone on since this checkpoint",
+                where=source,
+                why=f"it is of step {named.iteration}, the newest is of step {newest.iteration}",
+                hint="Go on from it in another folder with --out, or from the newest with --resume alone.",
+            )
+        return newest, store.last, []
     store.clear()
     state = store.newest(observer.note)
     none = [] if state else ["There is no checkpoint yet: the run starts from the beginning."]
     return state, store.last, none
+
+
+def _within(source: Path, store: CheckpointStore) -> bool:
+    """Whether a checkpoint is one of the run's own."""
+    return os.path.dirname(os.path.realpath(source)) == os.path.realpath(store.folder)
 
 
 def prepare(request: TrainRequest, group: Group, observer: Observer, state: TrainState | None = None) -> Training:

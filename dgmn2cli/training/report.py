@@ -48,7 +48,7 @@ class TrainReport:
     backend: str  # of the op
     processes: int  # how many trained
     effective_batch: int  # images per optimiser step
-    lr: float  # learning rate of the first step
+    lr: float  # learning rate that the fall begins at
     resumed_at: int  # steps an earlier run had done; 0 for a new run
     loss: float | None  # of the last step; None where no step was needed
     # pixel_accuracy, mean_iou, mean_accuracy: of the final evaluation, fractions

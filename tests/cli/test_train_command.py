@@ -88,6 +88,15 @@ def test_a_dry_run_refuses_what_the_training_would(run: Run) -> None:
     Path("file").touch()
     for options, code in ((("--from", "weights.pth"), 3), (("--out", "file"), 5), (("--out", "file/below"), 5)):
         assert run("train", NAIVE, *TWO_STEPS, *options, "--dry-run")[0] == code, options
+    Path("taken/checkpoints").mkdir(parents=True)
+    Path("taken/checkpoints/last.pth").touch()
+    code, _, err = run("train", NAIVE, *TWO_STEPS, "--out", "taken", "--dry-run")
+    assert (code, err[:50]) == (2, "Error: there is a training in this folder already ")
+    Path("other").mkdir()
+    Path("other/mine.txt").touch()
+    assert run("train", NAIVE, *TWO_STEPS, "--out", "other", "--dry-run")[0] == 2
+    code, _, err = run("train", "--out", "taken", "--resume", "--dry-run")
+    assert (code, "--dry-run plans a new run" in err) == (2, True), err
 
 
 def test_a_run_and_what_may_be_done_with_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,22 @@ def test_another_runs_checkpoint_mixes_no_runs(streets, whole, half, tmp_path):
     assert (written["checkpoint"], written["sha256"]) == (str(report.checkpoint), hash_file(report.checkpoint))
 
 
+def test_an_earlier_checkpoint_of_a_run_goes_on_elsewhere(streets, whole, tmp_path):
+    """In the run's own folder the checkpoints and the records of the later steps would be another course's."""
+    shutil.copytree(whole, tmp_path / "r")
+    before = {path: hash_file(path) for path in (tmp_path / "r").rglob("*") if path.is_file() and path.name != "lock"}
+    first = tmp_path / "r" / "checkpoints" / "iter_000000001.pth"
+    with pytest.raises(ConfigError, match="it is of step 1, the newest is of step 2"):
+        train(request(streets, tmp_path / "r", resume=str(first)), Watcher())
+    assert {path: hash_file(path) for path in before} == before
+    again = train(request(streets, tmp_path / "r", resume=str(first.with_name("iter_000000002.pth"))), Watcher())
+    assert (again.resumed_at, again.best.iteration) == (2, 2)
+    elsewhere = train(request(streets, tmp_path / "e", resume=str(first)), Watcher())
+    assert (elsewhere.resumed_at, elsewhere.iterations) == (1, 2)
+    weights = [load_state(out / "checkpoints" / "last.pth")[0].weights for out in (tmp_path / "e", whole)]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
 @pytest.mark.parametrize("resume", ["", "auto"])
 def test_a_folder_with_somebodys_files_is_left_alone(streets, tmp_path, resume):
     (tmp_path / "mine").mkdir()
