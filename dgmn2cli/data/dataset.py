@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,12 @@ class IdMap:
         stored = np.fromiter(classes, np.int64, len(classes))
         table[stored], legal[stored] = np.fromiter(classes.values(), np.int64, len(classes)), True
         return cls(name, table, legal, hint, telltale, colours)
+
+    @property
+    def sha256(self) -> str:
+        """Hash over what each of the 65536 stored ids becomes, which of them may occur, and the colours."""
+        colours = b"" if self.colours is None else self.colours.tobytes()
+        return hashlib.sha256(self.table.tobytes() + np.packbits(self.legal).tobytes() + colours).hexdigest()
 
     def read(self, path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """The stored ids of a file, (H, W) uint8 or uint16; of colours the positions.
@@ -127,6 +135,12 @@ class SegmentationSet:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def meaning(self) -> str:
+        """SHA-256 over the classes' names and over what their label maps' ids become: what no image or label tells."""
+        maps = sorted(ids.sha256 for ids in {pair.ids for pair in self.pairs})
+        return hashlib.sha256(json.dumps([self.classes, maps]).encode()).hexdigest()
 
     def read_image(self, index: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """The image (H, W, 3) uint8, blue green red; errors as `images.read_image`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -37,7 +36,7 @@ class Preset:
     def mapping(self) -> LabelMapping:
         """How its stored ids become classes."""
         ids = id_map(self.said)
-        return LabelMapping(self.name, mapping_hash(ids), without(ids, self.said.classes))
+        return LabelMapping(self.name, ids.sha256, without(ids, self.said.classes))
 
     def describe(self) -> dict[str, Any]:
         """What a user may want to know of it: in words, where its files lie, how stored ids become classes."""
@@ -122,11 +121,6 @@ def recognise(root: Path) -> list[str]:
     """The presets that a folder is laid out like; of several the ones with the deepest folders, which say most."""
     fitting = {name: preset.said.images.count("/") for name, preset in presets().items() if preset.splits_in(root)}
     return [name for name, depth in fitting.items() if depth == max(fitting.values())]
-
-
-def mapping_hash(ids: IdMap) -> str:
-    """SHA-256 over what each of the 65536 stored ids becomes, and over which of them may occur."""
-    return hashlib.sha256(ids.table.tobytes() + np.packbits(ids.legal).tobytes()).hexdigest()
 
 
 def without(ids: IdMap, classes: tuple[str, ...]) -> tuple[str, ...]:

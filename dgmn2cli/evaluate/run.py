@@ -224,7 +224,7 @@ def _identity(request: EvalRequest, source: Source, data: SegmentationSet, about
         "classes": list(data.classes),
         "images": about.images,
         "data sha256": about.sha256,
-        "mapping": about.mapping.sha256 if about.mapping else "",
+        "meaning of the labels": data.meaning,
         "corruption": about.corruption,
         "analysis": request.analysis,
         "save-preds": str(request.save_preds.absolute()) if request.save_preds is not None else None,

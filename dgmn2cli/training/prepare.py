@@ -33,6 +33,10 @@ from dgmn2cli.training.request import RESUME_NEWEST, TrainRequest
 from dgmn2cli.training.state import CheckpointStore, TrainState, load_state, require_no_run, require_same_run
 from dgmn2cli.zoo.cache import checks_dir
 
+_CHANGED = {
+    "data": "the names or sizes of its files have changed",
+    "labels": "the classes' names or what stored ids become has changed, in dataset.toml or in the program",
+}
 STRIDE = 32  # of the backbone's last stage: a larger crop has more than one value per channel everywhere
 
 
@@ -262,6 +266,7 @@ def _environment(
         "backend": resolve_backend(backend, group.device, resolve_dtype(request.config.train.dtype)),
         "torch": str(torch.__version__),
         "data": data_digest(data),
+        "labels": " ".join(part.meaning for part in data),
     }
     if group.device.type == "cpu":
         found["instructions"] = torch.backends.cpu.get_cpu_capability()
@@ -288,8 +293,7 @@ def _compare(request: TrainRequest, training: Training, state: TrainState | None
     saved: Mapping[str, int | str] = state.environment if state else {}
     for name, value in training.environment.items():
         if saved.get(name, value) != value:
-            said = f"{saved[name]} -> {value}" if name != "data" else "the names or sizes of its files have changed"
-            changed.append(f"{name}: {said}")
+            changed.append(f"{name}: {_CHANGED.get(name) or f'{saved[name]} -> {value}'}")
     require_same_run(changed, request.force, request.out)
     return [f"Changed: {line}" for line in changed]
 

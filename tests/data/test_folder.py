@@ -252,3 +252,27 @@ def test_an_unreadable_description(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="line 1 is not UTF-8"):
         load_description(path)
+
+
+def test_what_label_maps_mean_has_a_hash(tmp_path: Path) -> None:
+    """Neither images nor label maps change with it: whoever goes on with earlier counts must ask for it."""
+    write_png(tmp_path / "images" / "val" / "a.png", np.zeros((4, 4, 3), np.uint8))
+    write_png(tmp_path / "labels" / "val" / "a.png", np.zeros((4, 4), np.uint8))
+    palette = "palette = [[0, 0, 0], [1, 1, 1]]"
+
+    def meaning(*lines: str) -> str:
+        (tmp_path / "dataset.toml").write_text("\n".join(lines))
+        return open_folder(tmp_path / "dataset.toml", "val").meaning
+
+    both = 'classes = ["a", "b"]'
+    found = [
+        meaning(both),
+        meaning('classes = ["b", "a"]'),
+        meaning(both, "ignore = 1"),
+        meaning(both, 'unlisted = "ignore"'),
+        meaning(both, 'id_map = {0 = "b", 1 = "a"}'),
+        meaning(both, palette, 'label_format = "colour"'),
+        meaning(both, palette.replace("1, 1, 1", "2, 2, 2"), 'label_format = "colour"'),
+    ]
+    assert len(set(found)) == len(found)
+    assert meaning(both, palette, "", 'title = "mine"') == found[0]

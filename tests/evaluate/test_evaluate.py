@@ -12,7 +12,7 @@ import pytest
 from streets import SMALL, Colours, Load, Watcher, make_tree, segmenter
 
 import dgmn2cli
-from dgmn2cli.config import InferenceConfig
+from dgmn2cli.config import DataConfig, InferenceConfig
 from dgmn2cli.data.catalog import open_dataset
 from dgmn2cli.data.check import fingerprint
 from dgmn2cli.data.cityscapes import LABEL_ID_OF_TRAIN_ID
@@ -298,6 +298,7 @@ def test_a_journal_of_another_run_is_refused_with_the_difference(tree: Tree, tmp
             "protocol window: the journal has 24, this run 20",
         ),
         (replace(again, settings=replace(SMALL, ms_flip=True)), Load(), "protocol ratios"),
+        (replace(again, described=DataConfig(ignore_index=3)), Load(), "meaning of the labels: the journal has"),
         (replace(again, limit=2), Load(), "images: the journal has 3, this run 2"),
         (replace(again, save_preds=tmp_path / "p"), Load(), "save-preds: the journal has null"),
     ]

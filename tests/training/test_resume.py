@@ -13,6 +13,7 @@ from streets import segmenter
 
 from dgmn2cli.config import load_config
 from dgmn2cli.data.catalog import open_dataset
+from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError, DataError
 from dgmn2cli.files import hash_file
 from dgmn2cli.training import loop
@@ -73,6 +74,11 @@ def test_other_threads_other_data_and_another_torch_are_refused_by_name(streets,
         train(request(more, half, resume="auto", threads=1), Watcher())
     names = [line.split(":")[0] for line in caught.value.fault_lines()]
     assert names == ["torch", "data"]
+    monkeypatch.undo()
+    monkeypatch.setattr(SegmentationSet, "meaning", "of another dataset.toml")
+    with pytest.raises(ConfigError) as caught:
+        train(request(streets, half, resume="auto", threads=1), Watcher())
+    assert [line.split(":")[0] for line in caught.value.fault_lines()] == ["labels"]
     assert load_state(half / "checkpoints" / "last.pth")[0].iteration == 1
 
 
