@@ -11,7 +11,7 @@ from rich.console import RenderableType
 
 from dgmn2cli.cli import protocol, render
 from dgmn2cli.cli.options import DEVICE, PATH, Session, complete_model, pass_session, threads_option
-from dgmn2cli.errors import ConfigError
+from dgmn2cli.errors import ConfigError, shown
 from dgmn2cli.zoo import short_name
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dgmn2cli.evaluate.reading import ReportFile
     from dgmn2cli.evaluate.report import DataInfo
     from dgmn2cli.evaluate.verify import Verification
+    from dgmn2cli.inference.runtimes import AnyRecipe
 
 
 @click.command("verify")
@@ -69,24 +70,29 @@ def verify(
     set_threads(threads)
     found = read_report(report)
     check_figures(found)  # before anything is loaded
-    data = _opened(found.data, data_root or Path(found.data.root))
+    recipe = None if found.run.model == FROM_FILES else _recipe(session, found, model, checkpoint, device)
+    data = _opened(found.data, data_root or Path(found.data.root), recipe)
     with TerminalObserver(session) as observer:
-        if found.run.model == FROM_FILES:
+        if recipe is None:
             source = _saved(found, data, predictions or Path(found.run.checkpoint), observer)
         else:
-            source = _network(session, found, data, model, checkpoint, device, observer)
+            source = _network(session, found, data, recipe, device, observer)
         answer = check(found, data, source, observer)
     render.emit(session, answer, lambda: _table(answer))
 
 
-def _opened(about: DataInfo, root: Path) -> SegmentationSet:
-    """The data set that a report is about, under `root`."""
-    from dgmn2cli.data.catalog import open_dataset
+def _opened(about: DataInfo, root: Path, recipe: AnyRecipe | None) -> SegmentationSet:
+    """The data set that a report is about, under `root`, as `eval` opens it: a configuration may describe it."""
+    from dgmn2cli.config import DataConfig
+    from dgmn2cli.data.catalog import open_configured
     from dgmn2cli.data.corruption import Corruption
     from dgmn2cli.data.preset import open_preset
+    from dgmn2cli.inference.load import Recipe
 
-    mapping, corrupted = about.mapping, about.corruption
-    data = open_preset(mapping.dataset, root, about.split) if mapping else open_dataset(root, about.split)
+    mapping, corrupted, described = about.mapping, about.corruption, DataConfig()
+    if isinstance(recipe, Recipe) and recipe.entry is None:
+        described = recipe.config.data
+    data = open_preset(mapping.dataset, root, about.split) if mapping else open_configured(described, about.split, root)
     try:
         return replace(data, corruption=Corruption.parse(corrupted)) if corrupted else data
     except ValueError as error:
@@ -102,36 +108,44 @@ def _saved(report: ReportFile, data: SegmentationSet, folder: Path, observer: Te
     return saved_source(folder, used, workers=1, max_pixels=MAX_PIXELS, observer=observer, analysis=looked)
 
 
-def _network(
-    session: Session,
-    report: ReportFile,
-    data: SegmentationSet,
-    model: str | None,
-    checkpoint: Path | None,
-    device: str | None,
-    observer: TerminalObserver,
-) -> Source:
-    from dgmn2cli.evaluate.engine import network_source
-    from dgmn2cli.evaluate.published import known_hash
+def _recipe(
+    session: Session, report: ReportFile, model: str | None, checkpoint: Path | None, device: str | None
+) -> AnyRecipe:
+    """What made the report's predictions, the weights where it says they are unless they are named."""
     from dgmn2cli.evaluate.verify import settings_of
     from dgmn2cli.inference.settings import LoadOptions
 
-    run, settings = report.run, settings_of(report)
-    stated = Path(run.checkpoint)
+    run, stated = report.run, Path(report.run.checkpoint)
     if checkpoint is None and stated.is_file():
         checkpoint = stated
     exact, ema = run.form != "published", run.weights.endswith("ema")
     load = LoadOptions(checkpoint, device or run.device, run.dtype, run.backend, exact_algebra=exact, ema=ema)
     network = protocol.NetworkOptions(load, run.runtime, Path(run.graph) if run.graph else None, None)
     name = model or _model_of(session, report, checkpoint or stated)
-    recipe = protocol.recipe_of(session, name, network, settings)
-    if not run.graph and checkpoint is None and known_hash(recipe.entry, session.cache) != run.sha256:
+    return protocol.recipe_of(session, name, network, settings_of(report))
+
+
+def _network(
+    session: Session,
+    report: ReportFile,
+    data: SegmentationSet,
+    recipe: AnyRecipe,
+    device: str | None,
+    observer: TerminalObserver,
+) -> Source:
+    from dgmn2cli.evaluate.engine import network_source
+    from dgmn2cli.evaluate.published import known_hash
+    from dgmn2cli.evaluate.verify import settings_of
+    from dgmn2cli.inference.load import Recipe
+
+    published = isinstance(recipe, Recipe) and recipe.options.checkpoint is None
+    if published and known_hash(recipe.entry, session.cache) != report.run.sha256:
         why = "the file is not there, and its weights are not the published ones"
         hint = "Name it with --checkpoint FILE."
-        raise ConfigError("cannot run the report's model", where=stated, why=why, hint=hint)
-    segmenter = recipe(device=network.load.device, observer=observer)
+        raise ConfigError("cannot run the report's model", where=report.run.checkpoint, why=why, hint=hint)
+    segmenter = recipe(device=device or report.run.device, observer=observer)
     looked = report.certificate.records[0].boundary is not None
-    return network_source(segmenter, data, settings, observer=observer, analysis=looked)
+    return network_source(segmenter, data, settings_of(report), observer=observer, analysis=looked)
 
 
 def _model_of(session: Session, report: ReportFile, checkpoint: Path) -> str:
@@ -143,7 +157,10 @@ def _model_of(session: Session, report: ReportFile, checkpoint: Path) -> str:
         return name
     folders = (checkpoint.absolute().parent.parent, report.path.absolute().parent)
     configurations = [folder.config for folder in map(RunFolder, folders) if folder.config.is_file()]
-    return str(configurations[0]) if configurations else name
+    if not configurations:
+        hint = "Name its configuration with -m FILE."
+        raise ConfigError("the report's model is none of the zoo's", where=shown(name), hint=hint)
+    return str(configurations[0])
 
 
 def _table(answer: Verification) -> RenderableType:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from networks import stand_ins
 from streets import SMALL, Load, Watcher, make_tree
 
+from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.cli import main
 from dgmn2cli.data.catalog import open_dataset
+from dgmn2cli.data.cityscapes import CLASSES
 from dgmn2cli.data.images import write_png
 from dgmn2cli.errors import CheckFailed, ConfigError, DataError, Dgmn2Error
 from dgmn2cli.evaluate.engine import network_source
@@ -19,6 +22,7 @@ from dgmn2cli.evaluate.reading import read_report
 from dgmn2cli.evaluate.request import EvalRequest
 from dgmn2cli.evaluate.run import run
 from dgmn2cli.evaluate.verify import Verification, settings_of, verify
+from dgmn2cli.inference.load import build_model
 
 IMAGES = 8
 
@@ -212,6 +216,36 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert captured.out == ""
     assert "run.sha256" in captured.err
     assert len(captured.err.splitlines()) == 1
+
+
+def test_data_that_the_models_configuration_describes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its folders and what its label values mean are in no file of the data set."""
+    root, own = make_tree(tmp_path / "city", 2, ids=["labelTrainIds"]), tmp_path / "own.toml"
+    own.write_text(
+        f"""base = ["setr_naive_dgmn2_tiny_4x2_769x769_40k_cityscapes"]
+        inference = {{scale = [96, 64], window = 64, stride = 48}}
+        [data]
+        kind = "folder"
+        root = "{root}"
+        classes = {json.dumps(CLASSES)}
+        val_images = "leftImg8bit/val"
+        val_labels = "gtFine/val"
+        image_suffix = "_leftImg8bit.png"
+        label_suffix = "_gtFine_labelTrainIds.png"
+        ignore_index = 0
+        """
+    )
+    write_checkpoint(tmp_path / "w.pth", stand_ins(lambda: build_model("setr_naive-tiny")), {})
+    report, weights = str(tmp_path / "reports" / "r.json"), str(tmp_path / "w.pth")
+    run_on = ("--device", "cpu")
+    assert main(["eval", str(own), "--checkpoint", weights, "--report", report, *run_on]) == 0
+    plain = json.loads(Path(report).read_text())
+    assert plain["data"]["kind"] == "folder"
+    assert "road" in plain["scores"]["absent"]
+    assert main(["verify", report, "-m", str(own)]) == 0
+    capsys.readouterr()
+    assert main(["verify", report]) == 2
+    assert "Name its configuration with -m FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[1]", "{}", '{"certificate": 1}', "3"])
