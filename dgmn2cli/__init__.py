@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from dgmn2cli.version import __version__
 
-__all__ = ["Prediction", "Segmenter", "__version__", "build_model", "evaluate", "export", "load", "zoo"]
+__all__ = ["Prediction", "Segmenter", "__version__", "build_model", "evaluate", "export", "load", "train", "zoo"]
 
 if TYPE_CHECKING:
     from dgmn2cli import evaluate, export, zoo
     from dgmn2cli.inference.load import build_model, load
     from dgmn2cli.inference.prediction import Prediction
     from dgmn2cli.inference.segmenter import Segmenter
+    from dgmn2cli.training.api import train
 
 _HOMES = {
     "build_model": "dgmn2cli.inference.load",
     "load": "dgmn2cli.inference.load",
+    "train": "dgmn2cli.training.api",
     "Segmenter": "dgmn2cli.inference.segmenter",
     "Prediction": "dgmn2cli.inference.prediction",
 }

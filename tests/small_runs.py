@@ -32,8 +32,8 @@ SMALL = {
 published = load.resolve
 
 
-def small(name: str, overrides: Any = (), zoo: Any = None, values: Mapping[str, object] | None = None) -> Recipe:
-    return published(name, overrides, zoo, values if is_path(name) else {**SMALL, **(values or {})})
+def small(name: str | Path, overrides: Any = (), zoo: Any = None, values: Mapping[str, object] | None = None) -> Recipe:
+    return published(name, overrides, zoo, values if is_path(str(name)) else {**SMALL, **(values or {})})
 
 
 load.resolve = small

@@ -13,15 +13,12 @@ from rich.console import RenderableType
 from dgmn2cli.cli import options, render
 from dgmn2cli.cli.options import NAME, PATH, SIZE, Session
 from dgmn2cli.cli.progress import TerminalObserver, duration
-from dgmn2cli.errors import ConfigError
-from dgmn2cli.zoo import short_name
 
 if TYPE_CHECKING:
     from dgmn2cli.inference.load import Recipe
     from dgmn2cli.training.plan import TrainPlan
     from dgmn2cli.training.report import Evaluated, TrainReport
 
-RUNS = Path("runs")
 _DATA = "Cityscapes tree, or a folder with a dataset.toml.  [default: the configuration's]"
 _WEIGHTS = "Loss weights: counted from the labels, or a line NAME = WEIGHT each."
 _COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
@@ -131,13 +128,10 @@ def train(
     from dgmn2cli.training.request import TrainRequest
     from dgmn2cli.training.run import train as run_training
 
-    recipe, folder = _recipe(session, model, settings, overrides, out, resumes=bool(resume))
-    request = TrainRequest(
-        recipe.config,
-        folder,
-        short_name(recipe.name),
-        adapt_classes=recipe.entry is not None
-        and not any(t.strip().startswith("model.num_classes") for t in overrides),
+    request = TrainRequest.of(
+        _recipe(session, model, settings, overrides, out, resumes=bool(resume)),
+        out,
+        classes_named=any(text.strip().startswith("model.num_classes") for text in overrides),
         processes=gpus,
         device=device,
         backend=backend,
@@ -173,8 +167,8 @@ def _recipe(
     out: Path | None,
     *,
     resumes: bool,
-) -> tuple[Recipe, Path]:
-    """The configuration to train and the run folder; `--resume` without a model takes the run's own configuration.
+) -> Recipe:
+    """The configuration to train; `--resume` without a model takes the run's own.
 
     The environment's data folder is for the published configurations; a file of the user's says itself where its is.
 
@@ -182,23 +176,18 @@ def _recipe(
         settings: values that options give to settings. `overrides`, those of `--set`, win.
     """
     from dgmn2cli.inference.load import resolve
+    from dgmn2cli.training.request import configuration_of
 
     source = click.get_current_context().get_parameter_source("data__root")
     typed = dict(settings)
     if source is click.core.ParameterSource.ENVIRONMENT:
         typed.pop("data.root", None)
     if resumes and not options.model_typed():
-        if out is None:
-            raise ConfigError("--resume needs to know the run", hint="Name its folder with --out, or its model.")
-        own = out / "config.toml"
-        if not own.is_file():
-            hint = "Name the model and the settings to begin one."
-            raise ConfigError("there is no run to resume", where=out, why="it has no config.toml", hint=hint)
-        return resolve(str(own.absolute()), overrides, values=typed), out
+        return resolve(configuration_of(out), overrides, values=typed)
     found = resolve(model, overrides, session.zoo(), typed)
     if found.entry is not None and typed != settings:
         found = resolve(model, overrides, session.zoo(), settings)
-    return found, out or RUNS / short_name(found.name)
+    return found
 
 
 def evaluated(result: Evaluated) -> str:

@@ -74,7 +74,10 @@ class Recipe:
 
 
 def resolve(
-    name: str, overrides: Sequence[str] = (), zoo: Zoo | None = None, values: Mapping[str, object] | None = None
+    name: str | Path,
+    overrides: Sequence[str] = (),
+    zoo: Zoo | None = None,
+    values: Mapping[str, object] | None = None,
 ) -> Recipe:
     """The recipe behind a zoo key, a published configuration's name, or the path of a configuration file.
 
@@ -86,13 +89,14 @@ def resolve(
     Raises:
         ConfigError: no such model, or the configuration is wrong.
     """
+    name = str(name)
     if is_path(name):
         return Recipe(load_config(Path(name), overrides, values), None)
     entry = (zoo or load_zoo()).find(name)
     return Recipe(load_config(entry.config, overrides, values), entry)
 
 
-def build_model(name: str = "setr_pup-tiny", num_classes: int | None = None) -> nn.Module:
+def build_model(name: str | Path = "setr_pup-tiny", num_classes: int | None = None) -> nn.Module:
     """A DGMN2 segmentation network with fresh weights, in training mode.
 
     Its `forward(images)` takes normalised RGB `(B, 3, H, W)` float and gives logits `(B, num_classes, H, W)`; its
@@ -190,7 +194,7 @@ def published(recipe: Recipe) -> ZooEntry:
 
 
 def load(
-    name: str = "setr_pup-tiny",
+    name: str | Path = "setr_pup-tiny",
     checkpoint: str | Path | None = None,
     device: str = "auto",
     dtype: str = "float32",

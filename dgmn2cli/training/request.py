@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dgmn2cli.config import Config
+from dgmn2cli.errors import ConfigError
+from dgmn2cli.inference.load import Recipe
 from dgmn2cli.training.folder import RunFolder
+from dgmn2cli.zoo import short_name
 
 RESUME_NEWEST = "auto"
+RUNS = Path("runs")  # of run folders that nobody names
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,37 @@ class TrainRequest:
     zoo_file: Path | None = None
     cache: Path | None = None
 
+    @classmethod
+    def of(cls, recipe: Recipe, out: Path | None, *, classes_named: bool, **others: Any) -> TrainRequest:
+        """What is asked for with a model's name.
+
+        Args:
+            out: the run folder; the one of the model's name if None.
+            classes_named: the number of classes is asked for; else a published model's follows the data set.
+            others: further fields.
+        """
+        name, adapt = short_name(recipe.name), recipe.entry is not None and not classes_named
+        return cls(recipe.config, out or RUNS / name, name, adapt_classes=adapt, **others)
+
     @property
     def folder(self) -> RunFolder:
         """Where the run keeps what."""
         return RunFolder(self.out)
+
+
+def configuration_of(out: Path | None) -> str:
+    """The path of the configuration of the run in `out`, by which it goes on where no model is named.
+
+    Raises:
+        ConfigError: no folder is named, or no run is in it.
+    """
+    if out is None:
+        raise ConfigError("--resume needs to know the run", hint="Name its folder with --out, or its model.")
+    own = out / "config.toml"
+    if not own.is_file():
+        hint = "Name the model and the settings to begin one."
+        raise ConfigError("there is no run to resume", where=out, why="it has no config.toml", hint=hint)
+    return str(own.absolute())
 
 
 def effective_batch(config: Config, world: int) -> int:
