@@ -117,8 +117,10 @@ def evaluate(
         predictions=predictions, html=html, csv=csv, command=command_line(context),
         dataset=dataset or "", corruption=corrupt,
     )  # fmt: skip
-    if everything or predictions:
-        _refuse_one_model(context, "--all evaluates every model on disk" if everything else "--from needs no model")
+    if everything:
+        _refuse_one_model(context)
+    elif predictions:
+        protocol.refuse_network("--from needs no model")
     if everything and (html or csv or predictions):
         raise click.UsageError("--html, --csv and --from are for one evaluation: leave out --all", context)
     if predictions and (save_preds or official):
@@ -149,9 +151,10 @@ def evaluate(
         require_verdicts(reports)
 
 
-def _refuse_one_model(context: click.Context, why: str) -> None:
+def _refuse_one_model(context: click.Context) -> None:
     if model_typed() or context.params.get("checkpoint") or context.params.get("graph"):
-        raise click.UsageError(f"{why}: name no model, no checkpoint and no graph", context)
+        why = "--all evaluates every model on disk: name no model, no checkpoint and no graph"
+        raise click.UsageError(why, context)
 
 
 def _share(value: float) -> str:

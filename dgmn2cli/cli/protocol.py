@@ -205,6 +205,25 @@ workers_option = click.option(
 )
 
 
+_OF_NETWORKS = (
+    "checkpoint", "ema", "published_order", "runtime", "graph", "dtype", "backend", "compiled", "ms_flip",
+    "window_batch", "protocol", "scale", "window", "stride",
+)  # fmt: skip
+
+
+def refuse_network(why: str) -> None:
+    """Refuses a model, and what is said of its network or procedure, where no network runs.
+
+    Raises:
+        UsageError: some of it is typed.
+    """
+    context = click.get_current_context()
+    given = ["the model"] * model_typed()
+    given += [one.opts[0] for one in context.command.params if one.name in _OF_NETWORKS and typed(one.name)]
+    if given:
+        raise click.UsageError(f"{why}: leave out {', '.join(given)}", context)
+
+
 def load_options(session: Session, network: NetworkOptions, settings: Settings) -> LoadOptions:
     """How networks are loaded, what the session and the settings say about it included."""
     cache = session.cache_dir() if network.load.checkpoint is None else None

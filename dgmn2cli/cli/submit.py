@@ -48,7 +48,9 @@ def submit(
 
     --validate checks a zip: against the images under --data-root where they are, else against the official numbers.
     """
-    if validate is None and kept is None:
+    if validate is not None or kept is not None:
+        protocol.refuse_network("--validate only looks at a zip" if kept is None else "--from needs no model")
+    else:
         protocol.refuse_offline(session, model, network.graph or network.load.checkpoint)
     from dgmn2cli.evaluate import submission
     from dgmn2cli.runtime import set_threads

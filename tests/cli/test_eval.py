@@ -284,6 +284,7 @@ def test_a_report_page_tables_and_their_verification(
     [
         (["--from", "preds", "-m", "fpn-tiny"], 2, "--from needs no model"),
         (["--from", "preds", "--checkpoint", "x.pth"], 2, "--from needs no model"),
+        (["--from", "preds", "--ms-flip", "--window", "64"], 2, "leave out --ms-flip, --window"),
         (["--from", "preds", "--official"], 2, "leave out --from"),
         (["--from", "preds", "--save-preds", "x"], 2, "leave out --from"),
         (["--from", "preds"], 6, "cannot read the predictions (preds): there is no such folder"),

@@ -69,6 +69,8 @@ def test_from_kept_predictions(folder: Path, capsys: pytest.CaptureFixture[str])
         (["--data-root", "nowhere"], 6, "there is no such folder"),
         (["--data-root", "nowhere", "--from", "gone"], 6, "there is no such folder"),
         (["nosuch", "--data-root", "nowhere"], 2, "no such model (nosuch)"),
+        (["--data-root", "nowhere", "--from", "gone", "--checkpoint", "w.pth"], 2, "leave out --checkpoint"),
+        (["fpn-tiny", "--validate", "a.zip", "--stride", "9"], 2, "leave out the model, --stride"),
     ],
 )
 def test_refusals(
