@@ -35,7 +35,7 @@ from dgmn2cli.training.report import Best, Evaluated, StepResult
 from dgmn2cli.training.request import effective_batch
 from dgmn2cli.training.state import CheckpointStore, TrainState, restore_optimizer
 from dgmn2cli.training.step import Stepper
-from dgmn2cli.training.validate import Stopped, Watch, snapshot, write_samples
+from dgmn2cli.training.validate import Stopped, Watch, require_going, snapshot, write_samples
 from dgmn2cli.version import __version__
 from dgmn2cli.zoo import short_name
 
@@ -141,8 +141,7 @@ class Loop:
         return self.iteration == self.config.train.iters or (self.validated and self.gave_up)
 
     def _check_stop(self) -> None:
-        if self.stop.number is not None:
-            raise Stopped("the training was told to stop")
+        require_going(self.stop)
 
     def _fetch(self, batches: Generator[TrainBatch, None, None]) -> list[TrainBatch] | Dgmn2Error | None:
         """The next step's batches, all before any of them changes the network; None at the end of the training."""
@@ -220,7 +219,7 @@ class Loop:
             data,
             group=self.group,
             workers=max(1, self.config.data.workers),
-            observer=Watch(f"evaluating {name}", self.observer, self._check_stop),
+            observer=Watch(self.observer, self._check_stop, f"evaluating {name}"),
             analysis=self.iteration >= self.config.train.iters or self.gave_up,
         )
         if self.group.main:

@@ -29,7 +29,7 @@ from dgmn2cli.training.prepare import Training, build_network, open_run
 from dgmn2cli.training.report import TrainReport
 from dgmn2cli.training.request import TrainRequest, effective_batch, outline
 from dgmn2cli.training.step import Stepper
-from dgmn2cli.training.validate import Stopped
+from dgmn2cli.training.validate import Stopped, Watch, require_going
 
 
 def train(request: TrainRequest, observer: Observer) -> TrainReport:
@@ -81,7 +81,11 @@ def _train_here(request: TrainRequest, observer: Observer, stop: StopRequest, gr
         observer = observer if group.main else Silent()
         stack.callback(observer.end)
         stack.enter_context(determinism(group.device, request.config.train.deterministic))
-        training = group.once(partial(open_run, request, group, observer, stack))
+        watch = Watch(observer, partial(require_going, stop))
+        try:
+            training = group.once(partial(open_run, request, group, watch, stack))
+        except Stopped:
+            return None
         set_threads(int(training.environment["threads"]))
         training = with_batch_size(training, group, observer)
         notes = list(training.notes)

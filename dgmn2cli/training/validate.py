@@ -12,6 +12,7 @@ from dgmn2cli.config import Config
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
 from dgmn2cli.distributed.group import Group
+from dgmn2cli.distributed.signals import StopRequest
 from dgmn2cli.errors import Dgmn2Error
 from dgmn2cli.inference.load import build_segmentor
 from dgmn2cli.inference.prediction import ClassList
@@ -61,15 +62,25 @@ def snapshot(
     return Segmenter(InferenceForm(model), classes, info, config.inference)
 
 
-class Watch(Silent):
-    """Hands progress on, and ends the evaluation when the run is to end."""
+def require_going(stop: StopRequest) -> None:
+    """Raises Stopped where the run is to end."""
+    if stop.number is not None:
+        raise Stopped("the training was told to stop")
 
-    def __init__(self, task: str, observer: Observer, check: Callable[[], object]) -> None:
-        self._task, self._observer, self._check = task, observer, check
+
+class Watch(Silent):
+    """Hands progress on, under another task's name where one is given, and ends the work when the run is to end."""
+
+    def __init__(self, observer: Observer, check: Callable[[], object], task: str = "") -> None:
+        self._observer, self._check, self._task = observer, check, task
+
+    def note(self, message: str) -> None:
+        """Handed on."""
+        self._observer.note(message)
 
     def begin(self, task: str, total: float | None = None, *, done: float = 0, unit: str = "") -> None:
-        """The evaluation begins, under the task's name."""
-        self._observer.begin(self._task, total, done=done, unit="images")
+        """Handed on."""
+        self._observer.begin(self._task or task, total, done=done, unit=unit)
 
     def advance(
         self,
@@ -84,6 +95,10 @@ class Watch(Silent):
         self._observer.advance(parts, done=done, total=total, detail=detail, left=left)
         self._check()
 
+    def end(self) -> None:
+        """Handed on."""
+        self._observer.end()
+
 
 def write_samples(path: Path, segmenter: Segmenter, data: SegmentationSet, check: Callable[[], object]) -> Path:
     """Writes a sheet of the first images: image, label, prediction.
@@ -95,7 +110,7 @@ def write_samples(path: Path, segmenter: Segmenter, data: SegmentationSet, check
         DataError: an image cannot be read.
         ResourceError: the file cannot be written.
     """
-    rows, watch = [], Watch("", Silent(), check)
+    rows, watch = [], Watch(Silent(), check)
     for index in range(min(SHOWN, len(data))):
         sample = data.read(index)
         found = segmenter.predict(np.ascontiguousarray(sample.image[:, :, ::-1]), observer=watch)

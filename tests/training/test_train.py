@@ -184,6 +184,20 @@ RICH = {
 }
 
 
+def test_a_signal_ends_the_check_of_the_data(streets, tmp_path):
+    """Which takes minutes where nothing is remembered of it; nothing is written yet."""
+
+    def on_part(task):
+        checked.append(task)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    checked = []
+    with pytest.raises(KeyboardInterrupt):
+        train(small_request(streets, tmp_path / "r", cache=tmp_path / "cache"), Watcher(on_part=on_part))
+    assert checked == ["checking train"]
+    assert not (tmp_path / "r").exists()
+
+
 def test_average_accumulation_weights_and_random_layers_resume_exactly_with_any_number_of_workers(streets, tmp_path):
     whole = small_request(streets, tmp_path / "whole", settings=RICH)
     train(whole, Watcher())
