@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dgmn2cli.checkpoint.unwrap import Checkpoint
+from dgmn2cli.checkpoint.unwrap import Checkpoint, class_names
 from dgmn2cli.checkpoint.weights import load_backbone_weights, load_weights, read_checkpoint
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import ConfigError, IntegrityError
@@ -64,8 +64,7 @@ def _load_segmentor(model: Segmentor, read: Checkpoint, classes: tuple[str, ...]
 
 def _names(read: Checkpoint, count: int, classes: tuple[str, ...]) -> tuple[str, ...]:
     """What the checkpoint's classes are called; where it does not say and has as many as the data: like those."""
-    said = read.meta.get("CLASSES")
-    if not isinstance(said, (list, tuple)) and count == len(classes):
+    if class_names(read.meta)[0] is None and count == len(classes):
         return classes
     return class_list(count, read.meta).names
 
