@@ -89,9 +89,8 @@ def _opened(about: DataInfo, root: Path, recipe: AnyRecipe | None) -> Segmentati
     from dgmn2cli.data.preset import open_preset
     from dgmn2cli.inference.load import Recipe
 
-    mapping, corrupted, described = about.mapping, about.corruption, DataConfig()
-    if isinstance(recipe, Recipe) and recipe.entry is None:
-        described = recipe.config.data
+    mapping, corrupted = about.mapping, about.corruption
+    described = recipe.data if isinstance(recipe, Recipe) else DataConfig()
     data = open_preset(mapping.dataset, root, about.split) if mapping else open_configured(described, about.split, root)
     try:
         return replace(data, corruption=Corruption.parse(corrupted)) if corrupted else data

@@ -39,7 +39,8 @@ class _Room(ModuleType):
 
         Args:
             segmenter: what `dgmn2cli.load` gave.
-            root: the data set: in the layout of Cityscapes, with a dataset.toml, or in that of `dataset`.
+            root: the data set: in the layout of Cityscapes, with a dataset.toml, in that of `dataset`, or as the
+                network's configuration file describes it.
             split: which part of it.
             settings: the test procedure, such as `Settings(ms_flip=True)`; the configuration's if None.
             dataset: a known layout, see `dgmn2 data presets`.

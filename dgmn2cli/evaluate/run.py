@@ -26,6 +26,7 @@ from dgmn2cli.evaluate.report import DataInfo, EvalReport
 from dgmn2cli.evaluate.request import EvalRequest, prepare
 from dgmn2cli.evaluate.together import evaluate_together
 from dgmn2cli.files import atomic_write, to_json
+from dgmn2cli.inference.load import Recipe
 from dgmn2cli.inference.runtimes import AnyRecipe
 from dgmn2cli.inference.segmenter import Segmenter, run_identity
 from dgmn2cli.observer import Observer, Silent
@@ -71,6 +72,8 @@ def run_loaded(request: EvalRequest, segmenter: Segmenter, observer: Observer = 
     Raises:
         Dgmn2Error: settings, data set or network are at fault.
     """
+    if isinstance(segmenter.again, Recipe):
+        request = replace(request, described=segmenter.again.data)
     prepared = prepare(request, [segmenter.inference], observer)
     entry = next((entry for entry in load_zoo().segmentors if entry.key == segmenter.info.model), None)
     return _evaluated(request, Group(0, 1, segmenter.device), observer, prepared, entry, lambda **_: segmenter)

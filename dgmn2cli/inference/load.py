@@ -17,7 +17,7 @@ from torch import nn
 from dgmn2cli.checkpoint.recognise import recognise
 from dgmn2cli.checkpoint.unwrap import Checkpoint, class_names
 from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, verify_checkpoint
-from dgmn2cli.config import Config, InferenceConfig, ModelConfig, is_path, load_config
+from dgmn2cli.config import Config, DataConfig, InferenceConfig, ModelConfig, is_path, load_config
 from dgmn2cli.data.layout import chosen_palette
 from dgmn2cli.errors import ConfigError, IntegrityError, printable
 from dgmn2cli.inference.dtype import with_fitting_dtype
@@ -56,6 +56,11 @@ class Recipe:
     def inference(self) -> InferenceConfig:
         """The test procedure."""
         return self.config.inference
+
+    @property
+    def data(self) -> DataConfig:
+        """What is said of the data: by a configuration file of the user's; by a published one nothing that counts."""
+        return self.config.data if self.entry is None else DataConfig()
 
     def __call__(self, *, observer: Observer = Silent(), **changes: Any) -> Segmenter:
         """The network with its weights, on its device, rewritten for inference.

@@ -11,6 +11,7 @@ import pytest
 from networks import stand_ins
 from streets import SMALL, Load, Watcher, make_tree
 
+import dgmn2cli
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.cli import main
 from dgmn2cli.data.catalog import open_dataset
@@ -242,6 +243,8 @@ def test_data_that_the_models_configuration_describes(tmp_path: Path, capsys: py
     plain = json.loads(Path(report).read_text())
     assert plain["data"]["kind"] == "folder"
     assert "road" in plain["scores"]["absent"]
+    called = dgmn2cli.evaluate(dgmn2cli.load(own, weights, device="cpu"), root)
+    assert [list(row) for row in called.confusion] == plain["confusion"]
     assert main(["verify", report, "-m", str(own)]) == 0
     capsys.readouterr()
     assert main(["verify", report]) == 2
