@@ -155,16 +155,16 @@ def browse(
     session: Session, folder: Path, split: str, dataset: str | None, model: str, out: Path, samples: int, seed: int
 ) -> None:
     """Draw a contact sheet of samples of DIR: images, then with their labels as MODEL's training augments them."""
-    from dgmn2cli.data.catalog import open_dataset
+    from dgmn2cli.data.catalog import open_configured
     from dgmn2cli.data.preset import find_preset, open_preset
     from dgmn2cli.inference.load import resolve
     from dgmn2cli.training.browse import write_samples
 
+    recipe = resolve(model, zoo=session.zoo())
     if dataset is None:
-        found = open_dataset(folder, split)
+        found = open_configured(recipe.data, split, folder)
     else:
         typed = click.get_current_context().get_parameter_source("split") is click.core.ParameterSource.COMMANDLINE
         found = open_preset(dataset, folder, split if typed else find_preset(dataset).said.splits[0])
-    config = resolve(model, zoo=session.zoo()).config
-    shown = write_samples(found, config, out, count=samples, seed=seed)
+    shown = write_samples(found, recipe.config, out, count=samples, seed=seed)
     emit(session, {"sheet": out, "samples": shown}, lambda: f"{out}: {', '.join(shown)}")

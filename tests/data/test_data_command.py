@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from dgmn2cli.cli.data import data
 from dgmn2cli.cli.options import attach_global_options
+from dgmn2cli.data.cityscapes import CLASSES
 from dgmn2cli.errors import ConfigError, DataError
 
 
@@ -47,6 +48,25 @@ def test_faults_are_named_and_the_report_still_comes(make_cityscapes: Callable[.
     assert result.exception.exit_code == 6
     assert str(broken) in result.exception.faults[0]
     assert "4 pairs, 1 faulty" in result.stdout
+
+
+def test_samples_of_data_that_a_configuration_describes(tmp_path: Path, make_cityscapes: Callable[..., Path]) -> None:
+    root, own = make_cityscapes(1, splits=("train",)), tmp_path / "own.toml"
+    own.write_text(
+        f"""base = "fpn_dgmn2_tiny_4x2_769x769_40k_cityscapes"
+        augment = {{scale = [40, 24], crop = 24}}
+        [data]
+        kind = "folder"
+        classes = {json.dumps(CLASSES)}
+        train_images = "leftImg8bit/train"
+        train_labels = "gtFine/train"
+        image_suffix = "_leftImg8bit.png"
+        label_suffix = "_gtFine_labelTrainIds.png"
+        """
+    )
+    result = run("browse", str(root), "-m", str(own), "-o", str(tmp_path / "sheet.png"))
+    assert result.exit_code == 0, result.exception
+    assert "ulm_000000_000019" in result.stdout
 
 
 def test_wrong_requests(tmp_path: Path) -> None:
