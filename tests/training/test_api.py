@@ -42,12 +42,8 @@ def test_it_does_what_the_command_does_and_goes_on(
     assert refused.value.fault_lines() == ["train.iters: 1 -> 2"]
     again = dgmn2cli.train(out="runs/setr_naive-tiny", settings=longer, resume=True, force=True, device="cpu")
     assert (again.resumed_at, again.iterations) == (1, 2)
-    copied = dgmn2cli.train(
-        report.out / "config.toml", out="other", resume=again.checkpoint, device="cpu", settings={"train.iters": 2}
-    )
-    assert (copied.out, copied.resumed_at) == (Path("other"), 2)
-    network = dgmn2cli.load(copied.out / "config.toml", copied.best_checkpoint, device="cpu")
-    assert dgmn2cli.evaluate(network, streets).scores.mean_iou == copied.mean_iou
+    network = dgmn2cli.load(again.out / "config.toml", again.best_checkpoint, device="cpu")
+    assert dgmn2cli.evaluate(network, streets).scores.mean_iou == again.best.miou
 
 
 def test_what_is_refused(streets: Path, tmp_path: Path) -> None:
