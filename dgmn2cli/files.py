@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -295,20 +296,39 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         ResourceError: something is in its place, or it cannot be written.
     """
+    with _locked_folder(path) as part:
+        yield part
+        with local_write_errors(path):
+            sync_folder(part)
+            part.replace(path)
+            sync_folder(path.parent)
+
+
+@contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """A new folder of the user's own among the system's temporary files, removed when the block ends.
+
+    What a killed process left is removed by whoever next asks for a folder of that `name`.
+
+    Raises:
+        ResourceError: it cannot be made.
+    """
+    with _locked_folder(Path(tempfile.gettempdir(), name)) as folder:
+        folder.chmod(0o700)
+        yield folder
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, removed when the block ends unless it has another name by then."""
     with local_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(path)
         part, descriptor = create_part(path.parent, _temporary_stem(path), as_folder=True)
     try:
         yield part
-        with local_write_errors(path):
-            sync_folder(part)
-            part.replace(path)
-            sync_folder(path.parent)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     finally:
+        shutil.rmtree(part, ignore_errors=True)
         os.close(descriptor)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from dgmn2cli.bench.timing import alternate, quantile, synchronize, tell_round
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import read_image, write_png
 from dgmn2cli.errors import CheckFailed
+from dgmn2cli.files import temporary_folder
 from dgmn2cli.inference.files import WORKERS, Pipeline
 from dgmn2cli.inference.outputs import FolderSink
 from dgmn2cli.inference.plan import Plan, Settings
@@ -62,13 +62,13 @@ def measure_pipeline(
     segmenter = Segmenter(build(spec, used), CITYSCAPES, info, inference)
     staged: list[dict[str, float]] = []
     whole: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="dgmn2-benchmark-") as folder:
-        path = Path(folder, "image.png")
+    with temporary_folder("dgmn2-benchmark") as folder:
+        path = folder / "image.png"
         write_png(path, synthetic_image(*(request.size or IMAGE_SIZE)))
         rounds = request.warmup + request.iters
         for index in range(rounds):
             observer.advance(0, detail=f"{spec.name}: image {index + 1} of {rounds}")
-            seconds, ids = _staged(segmenter, path, Path(folder))
+            seconds, ids = _staged(segmenter, path, folder)
             start = time.perf_counter()
             prediction = segmenter.predict(path)
             prediction.save(folder, "whole", ["ids"])
@@ -132,8 +132,8 @@ def measure_decoding(request: Request, report: Report, observer: Observer) -> No
     Raises:
         CheckFailed: a pixel differs.
     """
-    with tempfile.TemporaryDirectory(prefix="dgmn2-benchmark-") as folder:
-        path = Path(folder, "image.jpg")
+    with temporary_folder("dgmn2-benchmark") as folder:
+        path = folder / "image.jpg"
         for width, height in (request.size,) if request.size else DECODED_SIZES:
             image = synthetic_image(width, height)
             for kind, progressive in (("baseline", 0), ("progressive", 1)):
@@ -187,8 +187,8 @@ def measure_stream(request: Request, report: Report, observer: Observer) -> None
     blocks = np.random.default_rng(0).integers(0, 19, (height // 64 + 1, width // 64 + 1), np.uint8)
     ids = cv2.resize(blocks, (width, height), interpolation=cv2.INTER_NEAREST)
     made, settings = _StandIn(ids), Settings(protocol="native")
-    with tempfile.TemporaryDirectory(prefix="dgmn2-benchmark-") as folder:
-        path, out = Path(folder, "image.jpg"), Path(folder, "out")
+    with temporary_folder("dgmn2-benchmark") as folder:
+        path, out = folder / "image.jpg", folder / "out"
         _write_jpeg(path, synthetic_image(width, height))
         images = ImageList([str(path)] * IMAGES, [str(number) for number in range(IMAGES)])
         for kinds in STREAM_KINDS:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from dgmn2cli.bench.images import measure_decoding, measure_pipeline, measure_stream
 from dgmn2cli.bench.implementations import NetworkSpec, ours, with_baselines, write_graph
@@ -15,6 +13,7 @@ from dgmn2cli.bench.op import ATTENTION, UNFOLD, measure_op, op_implementations,
 from dgmn2cli.bench.report import Report, describe_machine
 from dgmn2cli.bench.request import Request
 from dgmn2cli.bench.timing import highest
+from dgmn2cli.files import temporary_folder
 from dgmn2cli.inference.graph import Graph
 from dgmn2cli.inference.load import Recipe
 from dgmn2cli.inference.runtimes import RUNTIMES
@@ -74,9 +73,9 @@ def _measure(recipe: Recipe, request: Request, report: Report, observer: Observe
         observer.advance(0, detail=f"profiling {spec.name}")
         profile_network(spec, own, sized, report)
     else:
-        with TemporaryDirectory(prefix="dgmn2-graph-") as folder:
+        with temporary_folder("dgmn2-graph") as folder:
             graph = None
             if request.export is not None and not request.training and set(RUNTIMES) & set(request.baselines):
                 observer.advance(0, detail=f"exporting {spec.name}")
-                graph = write_graph(spec, request.export, Path(folder, "window.onnx"))
+                graph = write_graph(spec, request.export, folder / "window.onnx")
             measure_network(spec, with_baselines(own, request.baselines, report.note, graph), sized, report, observer)

@@ -65,6 +65,7 @@ def serve(
     from dgmn2cli.serve import request as asked
     from dgmn2cli.serve import run
 
+    asked.require_metrics_folder()
     token = None if token_file is None else asked.read_token(token_file)
     request = asked.ServeRequest(host, port, token, max_bytes, queue, timeout)
     with asked.bind(request) as bound, TerminalObserver(session) as observer:

@@ -8,7 +8,6 @@ import importlib
 import importlib.metadata
 import io
 import math
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from dgmn2cli.data.images import read_label, write_png
 from dgmn2cli.errors import CheckFailed, ConfigError, DataError, ResourceError
 from dgmn2cli.evaluate.counting import Scores
 from dgmn2cli.evaluate.report import OfficialScores
+from dgmn2cli.files import temporary_folder
 
 AGREES = 1e-12  # IoU from 0 to 1; the two sum their means in different orders
 
@@ -60,12 +60,12 @@ def official_scores(data: SegmentationSet, predictions: Sequence[Path], ours: Sc
         DataError: the tool refuses a file.
         ResourceError: cityscapesScripts is not installed.
     """
-    with tempfile.TemporaryDirectory(prefix="dgmn2-official-") as folder:
+    with temporary_folder("dgmn2-official") as folder:
         truths, converted = [], 0
         for index, pair in enumerate(data.pairs):
             official = _label_ids_file(pair)
             if official is None:
-                official = Path(folder, f"{index:06d}{LABEL_IDS_SUFFIX}")
+                official = folder / f"{index:06d}{LABEL_IDS_SUFFIX}"
                 write_png(official, LABEL_ID_OF_TRAIN_ID[data.read_label(index)])
                 converted += 1
             truths.append(str(official))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,7 @@ from dgmn2cli.evaluate.published import compare_with_published, known_hash
 from dgmn2cli.evaluate.report import DataInfo, EvalReport
 from dgmn2cli.evaluate.request import EvalRequest, prepare
 from dgmn2cli.evaluate.together import evaluate_together
-from dgmn2cli.files import atomic_write, to_json
+from dgmn2cli.files import atomic_write, temporary_folder, to_json
 from dgmn2cli.inference.load import Recipe
 from dgmn2cli.inference.runtimes import AnyRecipe
 from dgmn2cli.inference.segmenter import Segmenter, run_identity
@@ -199,13 +197,10 @@ def _predictions(request: EvalRequest, group: Group, data: SegmentationSet) -> I
     if request.save_preds is not None or not request.official:
         yield None if request.save_preds is None else PredictionFolder.of(request.save_preds, data)
         return
-    folder = group.once(partial(tempfile.mkdtemp, prefix="dgmn2-eval-"))
-    try:
+    with ExitStack() as stack:
+        folder = group.once(lambda: str(stack.enter_context(temporary_folder("dgmn2-eval"))))
         group.together(partial(_require_shared, folder))
         yield PredictionFolder.of(folder, data)
-    finally:
-        if group.main:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_shared(folder: str) -> None:

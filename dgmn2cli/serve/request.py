@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgmn2cli.errors import ConfigError, ResourceError
-from dgmn2cli.files import read_text
+from dgmn2cli.files import absence, read_text
 
 SHORTEST_TOKEN = 16  # characters
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus-client keeps counts, if it is set
 _TOKEN_HINT = "Make one with `openssl rand -hex 32 > FILE`."
 
 
@@ -41,6 +42,15 @@ def read_token(path: Path) -> str:
         why = f"wanted one line of {SHORTEST_TOKEN} or more visible ASCII characters, without blanks"
         raise ConfigError(what, where=path, why=why, hint=_TOKEN_HINT)
     return token
+
+
+def require_metrics_folder() -> None:
+    """Raises ConfigError where the environment names a folder for the counts that cannot be written."""
+    folder = os.environ.get(METRICS_FOLDER, "")
+    if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        why = "it may not be written" if os.path.isdir(folder) else absence(folder, "folder")
+        hint = f"Make the folder, or unset {METRICS_FOLDER}: one server needs none."
+        raise ConfigError("no counts can be kept", where=f"{METRICS_FOLDER}={folder}", why=why, hint=hint)
 
 
 def bind(request: ServeRequest) -> socket.socket:
