@@ -10,7 +10,15 @@ import threading
 import pytest
 
 from dgmn2cli.errors import ConfigError, DataError, IntegrityError, ResourceError
-from dgmn2cli.files import atomic_folder, atomic_write, hash_file, open_in_place, open_regular, read_bounded
+from dgmn2cli.files import (
+    atomic_folder,
+    atomic_write,
+    hash_file,
+    open_in_place,
+    open_regular,
+    read_bounded,
+    temporary_folder,
+)
 
 
 def test_a_file_is_replaced_and_nothing_is_left(tmp_path):
@@ -225,3 +233,23 @@ def test_what_a_killed_writer_of_a_folder_left_is_removed(tmp_path):
     with atomic_folder(target):
         pass
     assert sorted(os.listdir(tmp_path)) == ["model", "other"]
+
+
+def test_a_temporary_folder_is_the_users_own_and_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
+    script = "import dgmn2cli.files as f\nwith f.temporary_folder('dgmn2-x') as made:\n"
+    script += "    (made / 'a').touch()\n    print(made, flush=True)\n    input()\n"
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        theirs = holder.stdout.readline().strip()
+        with temporary_folder("dgmn2-x") as mine:
+            assert sorted(tmp_path.iterdir()) == sorted(map(type(mine), (theirs, mine)))
+            assert mine.stat().st_mode & 0o777 == 0o700
+        holder.kill()
+        holder.wait(timeout=20)
+    assert os.listdir(theirs) == ["a"]
+    with temporary_folder("dgmn2-x") as mine:
+        assert list(tmp_path.iterdir()) == [mine]
+    assert os.listdir(tmp_path) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,7 +61,18 @@ class ResultsFile:
 
 def line_of(name: str, result: ImageResult, identity: dict[str, Any]) -> bytes:
     """The line of an image whose outputs are called `name`."""
-    return json.dumps({"name": name, **to_plain(result), "run": identity}, separators=(",", ":")).encode() + b"\n"
+    return _to_json({"name": name, **to_plain(result), "run": identity}).encode() + b"\n"
+
+
+def _to_json(value: Any) -> str:
+    """One line of JSON. Of a name that is no UTF-8 it has what `_told` gives: half a surrogate pair is no JSON."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda half: "\\" + _told(half[0]), text)
+
+
+def _told(name: str) -> str:
+    """`name` as its line has it."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Line(TypedDict):
@@ -108,7 +120,7 @@ class Earlier:
         with open_regular(self.path) as file:
             _, line = next(lines_of(file, int(self.offsets[index])), (0, None))
         image = self.images[index]
-        if line is None or (line["name"], line["sha256"]) != (image.name, sha256):
+        if line is None or (line["name"], line["sha256"]) != (_told(image.name), sha256):
             return None
         inside = self.path.name != RESULTS  # an archive, which has the outputs as it has the line
         folder = self.path if inside else self.path.parent
@@ -132,7 +144,8 @@ def find_earlier(
         ConfigError: images were done with other settings; they are named.
         DataError: it is no file, or cannot be read.
     """
-    keys = np.fromiter(map(hash, images.names), np.int64, len(images))
+    keys = np.fromiter((hash(_told(name)) for name in images.names), np.int64, len(images))
+    identity = json.loads(_to_json(identity))
     order = np.argsort(keys)
     ordered, offsets = keys[order], np.full(len(images), -1, np.int64)
     other: dict[int, list[str]] = {}
@@ -145,7 +158,7 @@ def find_earlier(
                 if place == len(ordered) or ordered[place] != key:
                     continue
                 index = int(order[place])
-                if images.names[index] != line["name"]:  # two names of one hash: it is done again
+                if _told(images.names[index]) != line["name"]:  # two names of one hash: it is done again
                     continue
                 same = line["run"] == identity
                 offsets[index] = offset if same else -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import tracemalloc
 from collections import Counter
@@ -436,6 +437,16 @@ def test_only_folders_that_are_there_are_asked_for_outputs(tmp_path: Path, monke
         check_targets(images, tmp_path, ("ids",), overwrite=False)
     assert caught.value.faults == (str(tmp_path / "7" / "x_ids.png"),)
     assert asked == [str(tmp_path / "7" / "x_ids.png"), *(f"{i}/x.png" for i in range(9))]
+
+
+def test_names_that_are_no_utf8_are_known_again(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"\xff.png"), "stra\u00dfe.png", "\\udcff.jpg.png"]
+    for index, name in enumerate(names):
+        write_png(tmp_path / "in" / name, scene(index)[0])
+    assert run(asked(tmp_path), Load()).resumed == 0
+    told = [line["name"] for line in lines(tmp_path / "out")]
+    assert sorted(told) == ["\\udcff", "\\udcff.jpg", "stra\u00dfe"]  # as any JSON parser reads them
+    assert run(asked(tmp_path, resume=True), Load()).resumed == len(names)
 
 
 def test_names_whose_hashes_meet_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,6 +362,15 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         assert captured.out == ""
         assert len(captured.err.splitlines()) == 1
         assert words in captured.err
+    Path("counts").mkdir()
+    for folder, code, words in [
+        ("nowhere", 2, "PROMETHEUS_MULTIPROC_DIR=nowhere): there is no such folder"),
+        ("good", 2, "PROMETHEUS_MULTIPROC_DIR=good): it is a file, wanted a folder"),
+        ("counts", 5, "nothing.pth"),
+    ]:
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", folder)
+        assert (command("--port", "0"), folder) == (code, folder)
+        assert words in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_refused(
