@@ -231,20 +231,34 @@ class TrainConfig:
     )
 
 
-@declared("inference")
-class InferenceConfig:
+@validated(frozen=True, config=STRICT)
+class InferenceProcedure:
     """How an image is segmented: the sliding window, and the scales of the multi-scale test."""
 
-    protocol: Protocol = setting(
-        "paper", "'paper' fits the image into `scale` first; 'native' keeps its size and pads small windows."
+    protocol: Literal["paper", "native", "whole"] = setting(
+        "paper",
+        "'paper' fits images into `scale` and cuts windows; 'native' cuts windows of the image as it is, padded where "
+        "it is smaller; 'whole' stretches it to exactly `scale`, one piece.",
     )
-    scale: tuple[Pixels, Pixels] = setting((2049, 1025), "Sides, in pixels, an image is fitted into, its shape kept.")
+    scale: tuple[Pixels, Pixels] | None = setting(
+        (2049, 1025), "Width and height; null, for 'native' and 'whole': the image's own."
+    )
     window: Pixels = setting(769, "Side, in pixels, of the sliding window.")
     stride: Pixels = setting(513, "Pixels from one window to the next.")
     ratios: Annotated[tuple[Factor, ...], Field(min_length=1, max_length=MAX_LIST)] = setting(
         (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), "Factors of the scale that the multi-scale test averages."
     )
     flip: StrictBool = setting(True, "The multi-scale test averages mirrored images, too.")
+
+
+@declared("inference")
+class InferenceConfig(InferenceProcedure):
+    """How an image is segmented, by windows."""
+
+    protocol: Protocol = setting(
+        "paper", "'paper' fits the image into `scale` first; 'native' keeps its size and pads small windows."
+    )
+    scale: tuple[Pixels, Pixels] = setting((2049, 1025), "Sides, in pixels, an image is fitted into, its shape kept.")
 
 
 SECTIONS: dict[str, type] = {

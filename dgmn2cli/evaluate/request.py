@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dgmn2cli.config import DataConfig, InferenceConfig
+from dgmn2cli.config import DataConfig
+from dgmn2cli.config.schema import InferenceProcedure
 from dgmn2cli.data.catalog import open_configured
 from dgmn2cli.data.check import check_dataset, fingerprint, require_sound
 from dgmn2cli.data.corruption import Corruption
@@ -22,7 +23,6 @@ from dgmn2cli.evaluate.published import TOLERANCE
 from dgmn2cli.evaluate.report import DataInfo
 from dgmn2cli.evaluate.together import first
 from dgmn2cli.files import absence, check_file, check_folder, open_regular
-from dgmn2cli.inference.graph import GraphInference
 from dgmn2cli.inference.plan import Settings, resolve_settings
 from dgmn2cli.observer import Observer
 from dgmn2cli.zoo.cache import checks_dir
@@ -62,7 +62,7 @@ class EvalRequest:
     corruption: Corruption | None = None
 
 
-def open_data(request: EvalRequest, inferences: Sequence[InferenceConfig | GraphInference]) -> SegmentationSet:
+def open_data(request: EvalRequest, inferences: Sequence[InferenceProcedure]) -> SegmentationSet:
     """The whole split, once everything has been refused that can be without reading an image or loading a network.
 
     Args:
@@ -115,7 +115,7 @@ def _require_replaceable(report: Path) -> None:
 
 
 def prepare(
-    request: EvalRequest, inferences: Sequence[InferenceConfig | GraphInference], observer: Observer
+    request: EvalRequest, inferences: Sequence[InferenceProcedure], observer: Observer
 ) -> tuple[SegmentationSet, DataInfo]:
     """The images, each read once and found sound.
 

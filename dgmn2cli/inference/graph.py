@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
-from dgmn2cli.config.schema import MAX_LIST, MAX_NAME, NAMES_ONCE, ClassName, Color, Factor, Pixels, Text, setting
+from dgmn2cli.config.schema import MAX_NAME, NAMES_ONCE, ClassName, Color, InferenceProcedure, Pixels, Text, setting
 from dgmn2cli.errors import ConfigError, IntegrityError
 from dgmn2cli.files import absence, read_bounded, read_text
 from dgmn2cli.validation import STRICT, Printable, check, must, parse_json, raise_faults, schema_of, show
@@ -69,25 +69,11 @@ class GraphOutput:
     align_corners: StrictBool = setting(False, "How a smaller output is enlarged (bilinear) to the input's size.")
 
 
-@validated(frozen=True, config=LAZY)
-class GraphInference:
-    """How an image is segmented: as `inference` of a configuration, or in one piece."""
+@validated(frozen=True, config=LAZY, kw_only=True)
+class GraphInference(InferenceProcedure):
+    """How an image is segmented: as `inference` of a configuration, or in one piece, which knows no windows."""
 
     align_corners: StrictBool = Field(description="How scores are resized (bilinear) to the image's size.")
-    protocol: Literal["paper", "native", "whole"] = setting(
-        "paper",
-        "'paper' fits images into `scale` and cuts windows; 'native' cuts windows of the image as it is, padded where "
-        "it is smaller; 'whole' stretches it to exactly `scale`, one piece.",
-    )
-    scale: tuple[Pixels, Pixels] | None = setting(
-        (2049, 1025), "Width and height; null, for 'native' and 'whole': the image's own."
-    )
-    window: Pixels = setting(769, "Side, in pixels, of the sliding window; not for 'whole'.")
-    stride: Pixels = setting(513, "Pixels from one window to the next; not for 'whole'.")
-    ratios: Annotated[tuple[Factor, ...], Field(min_length=1, max_length=MAX_LIST)] = setting(
-        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), "Factors of the scale that the multi-scale test averages."
-    )
-    flip: StrictBool = setting(True, "The multi-scale test averages mirrored images, too.")
 
 
 @validated(frozen=True, config=LAZY)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dgmn2cli.config import InferenceConfig
-from dgmn2cli.config.schema import MAX_SIDE, PROTOCOLS
+from dgmn2cli.config.schema import MAX_SIDE, PROTOCOLS, InferenceProcedure
 from dgmn2cli.data.transforms import scaled, target_size
 from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.inference.graph import GraphInference
@@ -53,7 +52,7 @@ def _window_batch(device: torch.device, graph: bool) -> int:
 
 
 def resolve_settings(
-    settings: Settings, inference: InferenceConfig | GraphInference, device: torch.device | str | None = None
+    settings: Settings, inference: InferenceProcedure, device: torch.device | str | None = None
 ) -> Protocol:
     """What `settings` mean on top of a configuration or a graph: the one place where they are resolved.
 

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dgmn2cli.config import InferenceConfig
+from dgmn2cli.config.schema import InferenceProcedure
 from dgmn2cli.data.images import MAX_PIXELS, read_image
 from dgmn2cli.data.transforms import NORMAL, network_input, resize_image
 from dgmn2cli.errors import DataError, ResourceError, is_exhaustion
 from dgmn2cli.inference.explain import Explanation, explain
-from dgmn2cli.inference.graph import GraphInference
 from dgmn2cli.inference.pipeline import Footprint, in_threads
 from dgmn2cli.inference.plan import (
     SAVE_BYTES,
@@ -119,7 +118,7 @@ class Segmenter:
     network: nn.Module  # maps normalised RGB `(B, 3, H, W)` on `device` in `dtype` to logits `(B, C, H, W)`
     classes: ClassList  # what the logits' channels mean
     info: RunInfo  # how it runs
-    inference: InferenceConfig | GraphInference  # the procedure in force when `predict` is not told otherwise
+    inference: InferenceProcedure  # the procedure in force when `predict` is not told otherwise
     # (3, 256) float32, what each byte becomes, per channel in red green blue order
     normal: np.ndarray = field(default_factory=lambda: NORMAL)
     finish: Finish = PUBLISHED  # how its logits become probabilities of the final image

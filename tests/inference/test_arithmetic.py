@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from dgmn2cli.inference.arithmetic import resize_rows, softmax, source_rows
+from dgmn2cli.ops import resample
 
 SIZES = [((9, 13), (9, 13)), ((9, 13), (30, 7)), ((5, 1), (1, 11)), ((1, 1), (4, 6)), ((31, 17), (30, 17))]
 
@@ -30,6 +31,12 @@ def test_resizing_is_pytorchs(source: tuple[int, int], target: tuple[int, int], 
             scores[:, above:below], target, band, align_corners=align_corners, above=above, height=source[0]
         )
         np.testing.assert_array_equal(part, whole[:, band])
+
+
+@pytest.mark.parametrize(("length", "target"), [(9, 30), (97, 388), (1552, 769), (5, 1), (1, 4)])
+def test_rows_are_the_networks(length: int, target: int) -> None:
+    for ours, theirs in zip(source_rows(length, target, True), resample.source_rows(length, target), strict=True):
+        np.testing.assert_array_equal(ours, theirs.numpy(), strict=True)
 
 
 def test_softmax_is_pytorchs() -> None:
