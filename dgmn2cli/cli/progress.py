@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Unpack
 
 from rich import filesize
 from rich import progress as bars
@@ -13,6 +14,7 @@ from rich.text import Text
 from dgmn2cli.cli import render
 from dgmn2cli.cli.options import Session
 from dgmn2cli.errors import printable
+from dgmn2cli.observer import Known, Observer
 
 PATIENCE = 2.0  # seconds before a bar appears
 QUIET_SECONDS = 30.0  # between two lines where stderr is no terminal
@@ -20,7 +22,7 @@ QUIET_SECONDS = 30.0  # between two lines where stderr is no terminal
 View = Callable[..., str | Text | None]
 
 
-class TerminalObserver:
+class TerminalObserver(Observer):
     """Shows progress on stderr, as a context manager; no bar outlives the block.
 
     For each type of result `views` make the line that shows it on stdout (not with `--json`), `notices` one on stderr.
@@ -63,18 +65,11 @@ class TerminalObserver:
             self._bar = bars.Progress(*columns, _TimeLeft(), console=console, transient=True)
             self._bar.add_task(self._fitted(task), total=total, completed=done, left=None)  # type: ignore[arg-type]  # rich counts in floats, too
 
-    def advance(
-        self,
-        parts: float = 1,
-        *,
-        done: float | None = None,
-        total: float | None = None,
-        detail: str = "",
-        left: float | None = None,
-    ) -> None:
+    def advance(self, parts: float = 1, **known: Unpack[Known]) -> None:
+        done, total = known.get("done"), known.get("total")
         self._done = self._done + parts if done is None else done
         self._total = self._total if total is None else total
-        self._detail, self._left = detail or self._detail, left
+        self._detail, self._left = known.get("detail") or self._detail, known.get("left")
         now = time.monotonic()
         if self._bar is not None:
             if now - self._began > PATIENCE and not self._bar.live.is_started:
@@ -82,7 +77,7 @@ class TerminalObserver:
             shown = f"{self._task}: {self._detail}" if self._detail else self._task
             description = self._fitted(shown)
             self._bar.update(
-                self._bar.task_ids[0], completed=self._done, total=self._total, description=description, left=left
+                self._bar.task_ids[0], completed=self._done, total=self._total, description=description, left=self._left
             )
         elif now - self._said >= QUIET_SECONDS:
             self._said = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +22,7 @@ from dgmn2cli.inference.visualize import colorize
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.fused.network import InferenceForm
 from dgmn2cli.model.shapes import unfilled
-from dgmn2cli.observer import Observer, Silent
+from dgmn2cli.observer import Known, Observer, Silent
 from dgmn2cli.report.sheet import contact_sheet
 from dgmn2cli.runtime import describe_device
 
@@ -82,17 +83,9 @@ class Watch(Silent):
         """Handed on."""
         self._observer.begin(self._task or task, total, done=done, unit=unit)
 
-    def advance(
-        self,
-        parts: float = 1,
-        *,
-        done: float | None = None,
-        total: float | None = None,
-        detail: str = "",
-        left: float | None = None,
-    ) -> None:
+    def advance(self, parts: float = 1, **known: Unpack[Known]) -> None:
         """Handed on."""
-        self._observer.advance(parts, done=done, total=total, detail=detail, left=left)
+        self._observer.advance(parts, **known)
         self._check()
 
     def end(self) -> None:
