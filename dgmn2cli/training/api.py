@@ -26,7 +26,7 @@ def train(
     backend: str = "auto",
     processes: int = 1,
     threads: int | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     observer: Observer | None = None,
 ) -> TrainReport:
     """Trains a network as `dgmn2 train` does: the same configuration, checks, run folder and bits.
@@ -42,7 +42,8 @@ def train(
         settings: values by dotted key, such as `{"train.iters": 2000, "train.init": "scratch"}`.
         resume: go on with the run in `out`; or the checkpoint to go on from.
         force: resume although settings, data or software differ.
-        device, backend, threads: as `load`; of each process.
+        device, backend: as `load`.
+        threads: CPU threads of each process; PyTorch's, divided among them, if None.
         processes: how many train together, one per GPU; a script that starts some needs `if __name__ == "__main__"`.
         cache: where downloaded weights are; the default cache if None.
         observer: told of progress; each `StepResult` and `Evaluated` is a result.
@@ -67,6 +68,6 @@ def train(
         threads=threads,
         resume=RESUME_NEWEST if resume is True else os.fspath(resume or ""),
         force=force,
-        cache=cache,
+        cache=None if cache is None else Path(cache),
     )
     return run(request, observer or Silent())

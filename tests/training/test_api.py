@@ -54,5 +54,5 @@ def test_what_is_refused(streets: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run to resume"):
         dgmn2cli.train(out=tmp_path, resume=True)
     with pytest.raises(ResourceError, match="the ImageNet weights are not on disk"):
-        dgmn2cli.train(data=streets, out=tmp_path / "r", device="cpu", cache=tmp_path / "none")
+        dgmn2cli.train(data=streets, out=tmp_path / "r", device="cpu", cache=str(tmp_path / "none"))
     assert list(tmp_path.iterdir()) == []
