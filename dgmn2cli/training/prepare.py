@@ -122,7 +122,7 @@ def _find_state(
         return None, store.last, []
     if request.resume != RESUME_NEWEST:
         source = Path(request.resume)
-        named = load_state(source)[0]
+        named = load_state(source)
         if not _within(source, store):
             return named, source, []
         newest = store.newest(observer.note)

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from dgmn2cli.checkpoint.contents import digest
-from dgmn2cli.checkpoint.unwrap import Checkpoint
 from dgmn2cli.checkpoint.weights import check_finite, read_checkpoint, write_checkpoint
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError
 from dgmn2cli.files import atomic_write, local_write_errors, sync_folder
@@ -100,7 +99,7 @@ def _moments(optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def load_state(path: Path) -> tuple[TrainState, Checkpoint]:
+def load_state(path: Path) -> TrainState:
     """Reads a checkpoint with an optimiser in it, this program's or one in the published format.
 
     Raises:
@@ -116,7 +115,7 @@ def load_state(path: Path) -> tuple[TrainState, Checkpoint]:
     if not isinstance(iteration, int) or iteration < 0:
         raise _unfit(path, "it does not say how many steps were done", "To start anew from its weights, use --from.")
     if extra is None:
-        return TrainState(iteration, read.state, dict(optimizer), exact=False), read
+        return TrainState(iteration, read.state, dict(optimizer), exact=False)
     try:
         claimed = extra.pop("digest")
         content = {"meta": meta, "state_dict": read.state, "optimizer": optimizer, "training": extra}
@@ -124,7 +123,7 @@ def load_state(path: Path) -> tuple[TrainState, Checkpoint]:
             raise _unfit(path, "its content does not fit its digest: it is damaged", "")
         if extra["version"] != VERSION:
             raise _unfit(path, f"its version is {str(extra['version'])[:20]}, this program writes {VERSION}", "")
-        state = TrainState(
+        return TrainState(
             iteration=iteration,
             weights=extra.get("weights", read.state),
             optimizer=dict(optimizer),
@@ -135,7 +134,6 @@ def load_state(path: Path) -> tuple[TrainState, Checkpoint]:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise _unfit(path, f"its entry 'training' is not this program's ({type(error).__name__})", "") from error
-    return state, read
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], path: Path) -> None:
@@ -243,7 +241,7 @@ class CheckpointStore:
         present = [path for path in candidates if path.exists()]
         for path in present:
             try:
-                state = load_state(path)[0]
+                state = load_state(path)
                 self._name(path, LAST)  # or the next save would make the damaged one the previous
                 return state
             except (IntegrityError, NonFiniteError) as error:

@@ -78,7 +78,7 @@ def interrupted(child: Forked, run: Path, until_step: int, number: signal.Signal
         os.kill(child.pid, number)
         code, err = child.finish(60)
     assert child.said[0] == ""
-    state, _ = load_state(run / "checkpoints" / "last.pth")
+    state = load_state(run / "checkpoints" / "last.pth")
     assert until_step <= state.iteration == steps_in(run / "log.jsonl") < STEPS
     assert f"Stopped after {state.iteration} steps; `--resume` goes on from there." in err
     return code, err.splitlines()[-1]
@@ -148,7 +148,7 @@ def test_two_processes_stopped_and_killed_and_resumed_equal_the_unbroken_run(fol
     assert code == 8
     assert took < 30
     assert err.splitlines()[-1].startswith("Error: process 2 of 2 died: ended by SIGKILL")
-    assert err.count("Error") == 1
+    assert err.count("Error") == 1, err
     assert "Traceback" not in err
     wait_for(lambda: not any(map(lives, family)), 30.0)
 
@@ -180,7 +180,7 @@ def test_a_killed_data_worker_ends_it_with_exit_5_and_the_state_saved(folder):
     assert code == 5
     assert [line for line in err.splitlines() if "Error" in line] == [err.splitlines()[-1]]
     assert err.splitlines()[-1].startswith("Error: a data worker died: ")
-    state, _ = load_state(run / "checkpoints" / "last.pth")
+    state = load_state(run / "checkpoints" / "last.pth")
     assert 2 <= state.iteration == steps_in(run / "log.jsonl") < STEPS
     assert Forked(command("worker", *options, "--resume"), folder).finish()[0] == 0
     assert Forked(command("whole", *options), folder).finish()[0] == 0
@@ -194,7 +194,7 @@ def test_a_signal_to_the_whole_process_group_saves_the_state_too(folder, number)
         os.killpg(child.pid, number)
         code, err = child.finish(30)
     assert (code, err.splitlines()[-1]) == SAYS[number]
-    state, _ = load_state(run / "checkpoints" / "last.pth")
+    state = load_state(run / "checkpoints" / "last.pth")
     assert state.iteration >= 2
 
 

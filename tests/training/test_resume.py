@@ -79,7 +79,7 @@ def test_other_threads_other_data_and_another_torch_are_refused_by_name(streets,
     with pytest.raises(ConfigError) as caught:
         train(request(streets, half, resume="auto", threads=1), Watcher())
     assert [line.split(":")[0] for line in caught.value.fault_lines()] == ["labels"]
-    assert load_state(half / "checkpoints" / "last.pth")[0].iteration == 1
+    assert load_state(half / "checkpoints" / "last.pth").iteration == 1
 
 
 def test_another_runs_checkpoint_mixes_no_runs(streets, whole, half, tmp_path):
@@ -94,7 +94,7 @@ def test_another_runs_checkpoint_mixes_no_runs(streets, whole, half, tmp_path):
     assert not (tmp_path / "c").exists()
     report = train(request(streets, tmp_path / "e", resume=last), Watcher())
     assert report.best.iteration == report.resumed_at == 2
-    assert load_state(report.best_checkpoint)[0].iteration == 2
+    assert load_state(report.best_checkpoint).iteration == 2
     written = json.loads(report.evaluation.read_text())["run"]
     assert (written["checkpoint"], written["sha256"]) == (str(report.checkpoint), hash_file(report.checkpoint))
 
@@ -111,7 +111,7 @@ def test_an_earlier_checkpoint_of_a_run_goes_on_elsewhere(streets, whole, tmp_pa
     assert (again.resumed_at, again.best.iteration) == (2, 2)
     elsewhere = train(request(streets, tmp_path / "e", resume=str(first)), Watcher())
     assert (elsewhere.resumed_at, elsewhere.iterations) == (1, 2)
-    weights = [load_state(out / "checkpoints" / "last.pth")[0].weights for out in (tmp_path / "e", whole)]
+    weights = [load_state(out / "checkpoints" / "last.pth").weights for out in (tmp_path / "e", whole)]
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
@@ -131,14 +131,14 @@ def test_a_failing_evaluation_does_not_cost_the_save_that_was_due(streets, half,
     monkeypatch.setattr(loop, "evaluate", fail)
     with pytest.raises(DataError, match="is gone"):
         train(request(streets, half, resume="auto"), Watcher())
-    state, _ = load_state(half / "checkpoints" / "last.pth")
+    state = load_state(half / "checkpoints" / "last.pth")
     assert (state.iteration, state.validated) == (2, False)
     monkeypatch.undo()
     monkeypatch.setattr(loop, "write_samples", fail)
     watcher = Watcher()
     report = train(request(streets, half, resume="auto"), watcher)
     assert any("an image is gone" in note for note in watcher.notes)
-    assert load_state(report.best_checkpoint)[0].iteration == 2
+    assert load_state(report.best_checkpoint).iteration == 2
 
 
 def test_a_crop_of_one_value_per_channel_is_refused_with_one_that_works():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from train_children import forkserver, killed_save, small_state
 
+from dgmn2cli.checkpoint.weights import read_checkpoint
 from dgmn2cli.errors import ConfigError, IntegrityError, NonFiniteError, ResourceError
 from dgmn2cli.training.report import Best
 from dgmn2cli.training.state import (
@@ -30,12 +31,12 @@ def same(a, b):
 def test_round_trip_is_exact(tmp_path):
     state = small_state(7, average=True, best=Best(0.25, 5))
     path = save_state(tmp_path / "x.pth", state, META)
-    read, checkpoint = load_state(path)
+    read = load_state(path)
     assert (read.iteration, read.best, read.validated, read.log_bytes) == (7, Best(0.25, 5), True, 70)
     assert same(read.weights, state.weights)
     assert same(read.average, state.average)
     assert digest(read.optimizer) == digest(state.optimizer)
-    assert checkpoint.meta["CLASSES"] == ["a", "b"]
+    assert read_checkpoint(path).meta["CLASSES"] == ["a", "b"]
 
 
 def test_the_format_is_the_published_one_and_the_weights_are_those_to_use(tmp_path):
@@ -85,7 +86,7 @@ def test_every_kind_of_change_is_noticed(tmp_path):
         lambda c: c["training"].update(digest="0" * 64),
         lambda c: c["training"].pop("digest"),
     ]
-    assert load_state(edited(lambda content: None))[0].iteration == good["meta"]["iter"] == 2
+    assert load_state(edited(lambda content: None)).iteration == good["meta"]["iter"] == 2
     for change in changes:
         with pytest.raises(IntegrityError):
             load_state(edited(change))
@@ -94,7 +95,7 @@ def test_every_kind_of_change_is_noticed(tmp_path):
 def test_a_published_checkpoint_gives_weights_optimiser_and_iteration(tmp_path):
     state = small_state(9)
     torch.save({"meta": {"iter": 9}, "state_dict": dict(state.weights), "optimizer": state.optimizer}, tmp_path / "p")
-    read, _ = load_state(tmp_path / "p")
+    read = load_state(tmp_path / "p")
     assert (read.iteration, read.exact) == (9, False)
     for content in ({"state_dict": dict(state.weights)}, {"state_dict": {}, "optimizer": state.optimizer}):
         torch.save(content, tmp_path / "q")
@@ -112,7 +113,7 @@ def test_names_and_pruning(tmp_path):
         best = Best(0.5, 2) if iteration >= 2 else Best(0.1, 1)
         store.put(small_state(iteration, best=best), META, number=iteration != 3)
     assert names(store) == ["best.pth", "iter_000000004.pth", "iter_000000005.pth", "last.pth", "previous.pth"]
-    found = {path.name: load_state(path)[0].iteration for path in tmp_path.iterdir()}
+    found = {path.name: load_state(path).iteration for path in tmp_path.iterdir()}
     assert [found[name] for name in names(store)] == [2, 4, 5, 5, 4]
     assert store.last.samefile(tmp_path / "iter_000000005.pth")
 
@@ -126,8 +127,8 @@ def test_a_file_system_without_links_gets_copies(tmp_path, monkeypatch):
     for iteration in (1, 2):
         store.put(small_state(iteration, best=Best(0.1, 1)), META, number=True)
     assert names(store) == ["best.pth", "iter_000000001.pth", "iter_000000002.pth", "last.pth", "previous.pth"]
-    assert load_state(store.best)[0].iteration == 1
-    assert load_state(tmp_path / "previous.pth")[0].iteration == 1
+    assert load_state(store.best).iteration == 1
+    assert load_state(tmp_path / "previous.pth").iteration == 1
 
 
 def test_a_torn_newest_state_is_skipped_with_a_warning_and_never_becomes_the_previous_one(tmp_path):
@@ -140,9 +141,9 @@ def test_a_torn_newest_state_is_skipped_with_a_warning_and_never_becomes_the_pre
     assert state.iteration == 2
     assert len(said) == 1
     assert "last.pth" in said[0]
-    assert load_state(store.last)[0].iteration == 2
+    assert load_state(store.last).iteration == 2
     store.put(small_state(4), META, number=False)
-    assert load_state(tmp_path / "previous.pth")[0].iteration == 2
+    assert load_state(tmp_path / "previous.pth").iteration == 2
     flipped = bytearray(data)
     flipped[data.index(small_state(3).weights["weight"].numpy().tobytes()) + 5] ^= 4
     for path in tmp_path.glob("*.pth"):
@@ -165,7 +166,7 @@ def test_a_full_disk_leaves_the_previous_state(tmp_path, monkeypatch):
         store.put(small_state(2), META, number=True)
     monkeypatch.undo()
     assert names(store) == ["last.pth"]
-    assert load_state(store.last)[0].iteration == 1
+    assert load_state(store.last).iteration == 1
 
 
 def test_a_kill_at_every_system_call_of_a_save_leaves_an_intact_state(tmp_path):
@@ -187,11 +188,11 @@ def test_a_kill_at_every_system_call_of_a_save_leaves_an_intact_state(tmp_path):
             break
         assert child.exitcode == -signal.SIGKILL
         store.name_newest(found, number=True)
-        assert load_state(folder / f"iter_{found.iteration:09d}.pth")[0].iteration == found.iteration
-        assert load_state(store.best)[0].iteration == (3 if found.iteration == 3 else 1)
+        assert load_state(folder / f"iter_{found.iteration:09d}.pth").iteration == found.iteration
+        assert load_state(store.best).iteration == (3 if found.iteration == 3 else 1)
         store.put(small_state(4, best=Best(0.1, 1)), META, number=False)
-        assert load_state(store.last)[0].iteration == 4
-        assert load_state(folder / "previous.pth")[0].iteration == found.iteration
+        assert load_state(store.last).iteration == 4
+        assert load_state(folder / "previous.pth").iteration == found.iteration
         points += 1
     assert found.iteration == 3
     assert points >= 20

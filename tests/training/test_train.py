@@ -153,7 +153,7 @@ def test_a_signal_ends_it_at_the_step_boundary_and_the_resumed_run_is_equal(
     request = small_request(streets, tmp_path / "r")
     watcher = interrupted(request, number, **moment)
     assert len(watcher.steps) == taken
-    state, _ = load_state(request.out / "checkpoints" / "last.pth")
+    state = load_state(request.out / "checkpoints" / "last.pth")
     assert state.iteration == taken
     resumed = Watcher()
     report = train(small_request(streets, tmp_path / "r", resume="auto"), resumed)
@@ -206,7 +206,7 @@ def test_average_accumulation_weights_and_random_layers_resume_exactly_with_any_
     train(small_request(streets, tmp_path / "part", settings=RICH, resume="auto"), Watcher())
     assert outcome(whole.out) == outcome(part.out)
     assert [path.name for path in sorted((part.out / "checkpoints").glob("iter*"))] == ["iter_000000003.pth"]
-    state, _ = load_state(whole.out / "checkpoints" / "last.pth")
+    state = load_state(whole.out / "checkpoints" / "last.pth")
     assert any(not torch.equal(state.weights[key], state.average[key]) for key in state.weights)
     resolved = load_config(whole.out / "config.toml").train
     assert len(resolved.class_weights) == 19
@@ -243,7 +243,7 @@ def test_a_loss_that_is_not_finite_ends_it_without_a_checkpoint(streets, tmp_pat
     assert "ulm_00000" in error.why
     saved = list((request.out / "checkpoints").glob("*.pth")) if (request.out / "checkpoints").exists() else []
     for path in saved:
-        assert load_state(path)[0].iteration < step
+        assert load_state(path).iteration < step
 
 
 def test_ignored_pixels_only_give_loss_zero(tmp_path):
@@ -254,7 +254,7 @@ def test_ignored_pixels_only_give_loss_zero(tmp_path):
     report = train(small_request(root, tmp_path / "r", settings={"train.iters": 1}), watcher)
     assert report.loss == 0.0
     assert math.isnan(report.mean_iou)
-    state, _ = load_state(report.checkpoint)
+    state = load_state(report.checkpoint)
     assert all(bool(value.isfinite().all()) for value in state.weights.values())
 
 
@@ -294,7 +294,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_the_run_goes_on_from_it(
         train(request, Watcher())
     monkeypatch.undo()
     assert caught.value.exit_code == 5
-    assert load_state(request.out / "checkpoints" / "last.pth")[0].iteration == 2
+    assert load_state(request.out / "checkpoints" / "last.pth").iteration == 2
     assert not list((request.out / "checkpoints").glob(".*"))
     train(small_request(streets, tmp_path / "r", resume="auto"), Watcher())
     assert outcome(request.out) == outcome(unbroken[0].out)
