@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,8 @@ class Service:
         """No more bodies are waited for, and what is computed stops after the present window; within the loop."""
         self.ending = True
         for limit in self._reading:
-            limit.reschedule(0)
+            with suppress(RuntimeError):  # it is over already
+                limit.reschedule(0)
 
     def close(self) -> None:
         """Waits for the network's thread."""
@@ -128,7 +130,7 @@ class Service:
         too_large = HTTPException(413, f"the body has more than {most:,} bytes, the server's --max-bytes")
         if int(request.headers.get("content-length", 0)) > most:
             raise too_large
-        limit = asyncio.timeout_at(deadline)
+        limit = asyncio.timeout_at(0 if self.ending else deadline)
         try:
             async with limit:
                 self._reading.add(limit)

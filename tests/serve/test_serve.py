@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -20,7 +21,9 @@ import pytest
 from networks import stand_ins
 from serving import SMALL, Gate, Running, around, ask, connect, png, post, read_answer, real, running
 from starlette.datastructures import URL
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Message
 
 from dgmn2cli.checkpoint.weights import write_checkpoint
 from dgmn2cli.cli import main
@@ -283,6 +286,37 @@ def test_the_end_comes_after_the_present_window() -> None:
             assert time.perf_counter() - began < 5
             assert idle.recv(1) == b""
         assert gate.windows == 1
+
+
+def test_the_end_does_not_wait_for_bodies() -> None:
+    service, statuses = Service(around(Gate()), SMALL, ServeRequest(timeout=0.05)), list[object]()
+
+    async def never() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def ask() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/v1/segment", "headers": []}
+        with pytest.raises(HTTPException) as caught:
+            await service.answer(Request(scope, never), lambda data, goes: data)
+        statuses.append(caught.value.status_code)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: statuses.append(str(context)))
+        asking = asyncio.create_task(ask())
+        await asyncio.sleep(0)
+        [limit] = service._reading
+        loop.call_at((limit.when() or 0) + 1e-7, service.end)  # in the moment when it is over
+        await asking
+        service.request = ServeRequest(timeout=60)
+        await asyncio.wait_for(ask(), 5)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        service.close()
+    assert (statuses, service.ending) == ([503, 503], True)
 
 
 def test_an_answer_whose_last_window_is_computed_is_given() -> None:
