@@ -259,13 +259,15 @@ def open_video(
             hint = "Give a video file, or a URL."
             where = stack.enter_context(open_regular(name, _WHAT, kind=DataError, unreadable=DataError, hint=hint))
             formats, protocols = CONTAINERS, "none"
+        # tags in Latin-1 are read so by PyAV 19 and later, which has no such argument
+        decoding: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
         options = {"protocol_whitelist": protocols, "format_whitelist": formats, "max_pixels": str(max_pixels)}
         if scheme.startswith("rtsp"):
             options["rtsp_transport"] = "tcp"
 
         def opened() -> InputContainer:
             with _video_errors(name):
-                found = av.open(where, options=options, timeout=TIMEOUT, metadata_errors="replace")  # tags in Latin-1
+                found = av.open(where, options=options, timeout=TIMEOUT, **decoding)
                 return stack.enter_context(closing(found))
 
         if not scheme:
