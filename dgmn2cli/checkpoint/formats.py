@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
+from torch import Tensor
 
 from dgmn2cli.checkpoint.contents import plain
 from dgmn2cli.checkpoint.pickles import References, Unfit, scan
@@ -90,9 +91,12 @@ def _only(allowed: list[tuple[Callable[..., Any], str]]) -> Iterator[None]:
     """Within the block the restricted reader takes names for these and no others; PyTorch allows some more by itself.
 
     With `torch.serialization.safe_globals`, chance would decide between its exceptions and our stand-ins for them.
+    PyTorch keeps what it has read of sparse tensors and checks it at the end of the next file that it reads whole.
     """
+    unchecked: list[Tensor] = getattr(torch._utils, "_sparse_tensors_to_validate", [])
     with _turn:
-        before = torch.serialization.get_safe_globals()
+        before, others = torch.serialization.get_safe_globals(), list(unchecked)
+        unchecked.clear()
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(allowed)  # type: ignore[arg-type]  # its hint has no tuples
         try:
@@ -100,6 +104,7 @@ def _only(allowed: list[tuple[Callable[..., Any], str]]) -> Iterator[None]:
         finally:
             torch.serialization.clear_safe_globals()
             torch.serialization.add_safe_globals(before)
+            unchecked[:] = others
 
 
 def _scan_archive(file: BinaryIO, size: int) -> tuple[References, bool]:

@@ -235,6 +235,18 @@ def test_what_is_not_tensors_is_refused(tmp_path: Path) -> None:
             read_checkpoint(path)
 
 
+def test_a_refused_sparse_tensor_does_not_spoil_the_next_file(tmp_path: Path, good: Path) -> None:
+    invalid = torch.sparse_coo_tensor(torch.tensor([[7]]), torch.ones(1), (2,), check_invariants=False)
+    torch.save({"sparse": invalid, "later": torch.ones(3)}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "cut.pth", "w") as cut:
+        for name in whole.namelist():
+            if not name.endswith("/data/2"):  # the numbers of the last tensor
+                cut.writestr(name, whole.read(name))
+    with pytest.raises(IntegrityError):
+        read_checkpoint(tmp_path / "cut.pth")
+    assert read_checkpoint(good).meta["iter"] == 3
+
+
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
