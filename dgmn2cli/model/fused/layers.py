@@ -26,6 +26,7 @@ LOGGER = logging.getLogger("dgmn2cli")
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 CHUNK_ELEMENTS = 1 << 19  # hidden activations of an MLP kept at a time, so that they stay in the cache
 BAND_ELEMENTS = 1 << 22  # resized features computed at a time where a convolution follows
+SHARED_ROWS = 128  # of a map that threads share: each part takes products of two more rows of the small map
 QKV_CHUNK = 1024  # tokens projected to queries, keys and values at a time
 
 
@@ -215,7 +216,8 @@ class ResizedConv(nn.Module):
         if self.taps is None or not can_convolve((x.shape[2], x.shape[3]), target, x.dtype):
             self._fill_plainly(images.permute(0, 3, 1, 2), out, then)
         else:
-            jobs = [(lines, made, span) for lines, made in zip(images, out, strict=True) for span in spans(target[0])]
+            bands = spans(target[0]) if target[0] >= SHARED_ROWS else [slice(0, target[0])]
+            jobs = [(lines, made, span) for lines, made in zip(images, out, strict=True) for span in bands]
             side_by_side(lambda job: self._fill(job[0], job[1], job[2], then), jobs)
         return out.permute(0, 3, 1, 2)
 
