@@ -335,7 +335,7 @@ def _named(command: tuple[str, ...], name: str, by_environment: bool = False) ->
         codes = {2, 3, 5, 6}
 
     def prepare(box: Box) -> Call:
-        fill(box, data=True)
+        fill(box, data=True, cached="--split" in command)
         said = name.replace("\0", "")
         environment = {"DGMN2_OFFLINE": "1", **({"DGMN2_MODEL": said} if by_environment and said else {})}
         arguments = tuple(said if part == "?" else part for part in command)
