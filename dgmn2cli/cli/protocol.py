@@ -233,9 +233,12 @@ def load_options(session: Session, network: NetworkOptions, settings: Settings) 
 def recipe_of(session: Session, model: str, network: NetworkOptions, settings: Settings) -> AnyRecipe:
     """The model that is meant: the graph where one is given, which names its model itself."""
     from dgmn2cli.inference.load import resolve
+    from dgmn2cli.inference.plan import resolve_settings
 
     if network.graph is None:
-        return replace(resolve(model, zoo=session.zoo()), options=load_options(session, network, settings))
+        recipe = resolve(model, zoo=session.zoo())
+        resolve_settings(settings, recipe.inference)  # refused before a download, if at all
+        return replace(recipe, options=load_options(session, network, settings))
     from dgmn2cli.inference.runtimes import GraphRecipe
 
     found = GraphRecipe.of(network.graph, session.zoo(), network.runtime, settings.max_memory)

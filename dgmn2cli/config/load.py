@@ -128,6 +128,8 @@ class _Draft:
         faults = checked if isinstance(checked, list) else []
         values = self._good({fault.key for fault in faults}) if isinstance(checked, list) else schema.flat(checked)
         self.faults += [self._line(fault) for fault in (*faults, *schema.check_rules(values))]
+        if self.faults and all(fault.startswith(f"{OVERRIDE}: ") for fault in self.faults):
+            where = ""  # not the file, which may be a published one
         if self.faults or isinstance(checked, list):
             raise_faults(WRONG, self.faults, where, _HINT)
         return checked

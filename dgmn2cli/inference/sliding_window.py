@@ -41,6 +41,7 @@ class Windowing:
                 "the sliding window is impossible",
                 why=f"window {self.crop}, stride {self.stride}, batch {self.batch}; "
                 "wanted 1 <= stride <= window and batch >= 1",
+                hint="Lower --stride, or raise --window.",
             )
 
     def boxes(self, height: int, width: int) -> list[tuple[slice, slice]]:

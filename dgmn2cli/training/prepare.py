@@ -19,6 +19,7 @@ from dgmn2cli.data.check import check_dataset, require_sound
 from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.distributed.group import Group
 from dgmn2cli.errors import ConfigError
+from dgmn2cli.files import check_folder
 from dgmn2cli.inference.load import build_segmentor
 from dgmn2cli.model.attention import use_backend
 from dgmn2cli.model.segmentor import Segmentor
@@ -74,6 +75,7 @@ def open_run(request: TrainRequest, group: Group, observer: Observer, stack: Exi
     if there:
         if os.path.isdir(request.out):
             request.folder.require_ours()
+        check_folder(Path(request.out))
         stack.enter_context(lock_folder(request.out))
     state, source, notes = _find_state(request, store, observer)
     request = _with_batch_of_run(request, state)

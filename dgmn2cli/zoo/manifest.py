@@ -224,6 +224,8 @@ class Zoo:
         why = _reason(name)
         if not why and name.endswith((".toml", ".py")):
             why = "it is neither a published name nor a file here"
+        elif not why and Path(name).is_file():
+            why = "a configuration file ends with .toml or .py"
         raise ConfigError("no such model", where=shown(name), why=why, hint=hint)
 
     def backbone(self, name: str) -> BackboneEntry:
