@@ -31,8 +31,8 @@ The scores are the authors', on the 500 validation images, by the protocol that 
 2049 x 1025, windows of 769 every 513 pixels; *ms + flip* averages six scales and their mirror images. The weights'
 licence is Apache-2.0; the data that they were made from has terms of its own (cityscapes-dataset.com).
 
-CPU times are of one window of 769 on one thread of an Intel Xeon with AVX-512, measured in turn with `setr_pup-tiny` by
-`python docs/window_times.py` on a busy machine; they vary by some 10 %.
+CPU times are of one window of 769 on one thread of an Intel Xeon with AVX-512, beside that of `setr_pup-tiny`: both
+were measured in turn by `python docs/window_times.py` on a busy machine, to some 15 %.
 """
 
 
@@ -62,7 +62,7 @@ def cards() -> str:
     parts = ["# The models\n", "What holds for all of them:\n", LIMITS]
     for entry in zoo.entries():
         macs = "" if entry.macs_769 is None else f", {entry.macs_769 / 1e9:.1f} G multiply-accumulates a window of 769"
-        time = f"; {TIMES[entry.key]:.1f} times the CPU time of `setr_pup-tiny`"
+        time = f"; CPU time {TIMES[entry.key]:.1f} (`setr_pup-tiny`: 1)"
         rows = {
             "network": f"{entry.head} head, {entry.backbone} backbone, {entry.params:,} parameters{macs}{time}",
             "trained on": f"Cityscapes train, {entry.iters:,} steps, `configs/{entry.config}.toml`",
