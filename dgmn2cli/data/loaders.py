@@ -141,8 +141,9 @@ def _start_worker(reader: _Reader, folder: str) -> None:
     with suppress(FileNotFoundError):  # there is no need of it any more
         _sign(folder, os.getpid()).touch()
     end_with_parent(partial(shutil.rmtree, folder, ignore_errors=True))
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group, they would end it too early
-        signal.signal(ignored, signal.SIG_IGN)
+    os.setpgid(0, 0)  # a signal that the main process's group gets would end it too early
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so the pool ends its workers when one died, and waits for them
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
