@@ -13,10 +13,10 @@ from dgmn2cli.errors import ConfigError, ResourceError
 from dgmn2cli.inference.graph import GraphInference
 from dgmn2cli.inference.settings import Settings as Settings
 from dgmn2cli.inference.sliding_window import Windowing, band_rows
+from dgmn2cli.model.fused.lanes import lanes
 from dgmn2cli.runtime import highest_use, in_use, machine_memory, return_large_blocks
 
-WINDOW_BATCH = 4
-SMALL_PIXELS = 1 << 18  # that keep a CPU's threads busy together
+WINDOW_BATCH_GPU = 4
 
 DECODE_BYTES = 12  # per pixel, while an image is decoded, turned and put into the order of colours
 RESULT_BYTES = 5  # per pixel: class id and confidence
@@ -44,11 +44,11 @@ class Protocol:
         return f"protocol {self.name}, {kind}{' + flip' if self.flip else ''}, {size}, {cut}"
 
 
-def _window_batch(device: torch.device, window: int, graph: bool) -> int:
-    """Windows at a time: as many as fill a GPU, on the CPU only small ones together; a graph's one by one."""
-    if graph:
-        return 1
-    return WINDOW_BATCH if device.type != "cpu" else max(1, min(WINDOW_BATCH, SMALL_PIXELS // window**2))
+def _window_batch(device: torch.device, graph: bool) -> int:
+    """Windows at a time: a GPU's fill it, the CPU's threads share them out; runtimes of graphs share out themselves."""
+    if device.type != "cpu":
+        return WINDOW_BATCH_GPU
+    return 1 if graph else lanes()
 
 
 def resolve_settings(
@@ -77,9 +77,9 @@ def resolve_settings(
     window = window if settings.window is None else settings.window
     stride = min(stride, window) if settings.stride is None else settings.stride
     batch = settings.window_batch
-    Windowing(window, stride, 1 if batch is None else batch)  # refuses what cannot be
     if batch is None and device is not None:
-        batch = _window_batch(torch.device(device), window, isinstance(inference, GraphInference))
+        batch = _window_batch(torch.device(device), isinstance(inference, GraphInference))
+    Windowing(window, stride, 1 if batch is None else batch)  # refuses what cannot be
     return Protocol(
         name=name,
         scale=scale,

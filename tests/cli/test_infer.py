@@ -17,6 +17,7 @@ from dgmn2cli.checkpoint.weights import read_checkpoint, write_checkpoint
 from dgmn2cli.cli import main
 from dgmn2cli.data.images import read_image, read_label
 from dgmn2cli.inference.load import build_model
+from dgmn2cli.model.fused.lanes import lanes
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("-m", "setr_naive-tiny", "--scale", "96x64", "--window", "64", "--stride", "48")
@@ -105,7 +106,7 @@ def test_a_memory_limit_changes_no_mask(run: Run, tmp_path: Path) -> None:
     assert run("a.png", "-o", "free", "--save", "ids,conf")[0] == 0
     code, out, err = run("a.png", "-o", "limited", "--save", "ids,conf", "--max-memory", "60G")
     assert code == 0
-    assert "2 windows of 64, 4 at a time, scores of the whole image held, at most" in err
+    assert f"2 windows of 64, {lanes()} at a time, scores of the whole image held, at most" in err
     assert "GB in use" in out
     for name in ("a_ids.png", "a_conf.png"):
         assert (tmp_path / "free" / name).read_bytes() == (tmp_path / "limited" / name).read_bytes()

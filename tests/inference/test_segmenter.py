@@ -24,6 +24,7 @@ from dgmn2cli.inference.outputs import check_targets
 from dgmn2cli.inference.plan import Plan, Settings, require_room, resolve_settings
 from dgmn2cli.inference.segmenter import RunInfo
 from dgmn2cli.inference.sources import find_images
+from dgmn2cli.model.fused.lanes import lanes
 from dgmn2cli.observer import Silent
 
 IMAGE = np.random.default_rng(3).integers(0, 256, (40, 64, 3), np.uint8)
@@ -34,8 +35,7 @@ def test_settings_are_resolved_over_the_configurations() -> None:
     base = InferenceConfig()
     paper = resolve_settings(Settings(), base, "cpu")
     assert (paper.name, paper.scale, paper.window, paper.stride) == ("paper", (2049, 1025), 769, 513)
-    assert (paper.window_batch, paper.ratios, paper.flip) == (1, (1.0,), False)
-    assert [resolve_settings(Settings(window=side), base, "cpu").window_batch for side in (64, 256, 300)] == [4, 4, 2]
+    assert (paper.window_batch, paper.ratios, paper.flip) == (lanes(), (1.0,), False)
     assert resolve_settings(Settings(), base, "cuda:1").window_batch == 4
     assert resolve_settings(Settings(), base).window_batch is None
     assert resolve_settings(Settings(window=64), base).stride == 64

@@ -1,20 +1,20 @@
-"""Parts of the work side by side: the numbers of one after the other, and an error ends all of them."""
+"""A batch's images side by side: the numbers of one after the other, and errors end all of them."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 from dgmn2cli import build_model
 from dgmn2cli.model.fused import lanes as module
-from dgmn2cli.model.fused.lanes import MOST, lanes, side_by_side, spans
+from dgmn2cli.model.fused.lanes import MOST, StoppedError, lanes, side_by_side, spans, stop_if_told
 from dgmn2cli.model.fused.network import InferenceForm
 
 pytestmark = pytest.mark.skipif(not module._can_share(), reason="this PyTorch's threads cannot be shared out")
@@ -49,6 +49,10 @@ def test_parts_of_one_image_give_the_bits_of_one_thread(name: str) -> None:
     assert torch.equal(form(image), shared)
 
 
+def test_a_lane_has_no_lanes() -> None:
+    assert side_by_side(lambda part: (part, lanes()), [1, 2, 3]) == [(1, 1), (2, 1), (3, 1)]
+
+
 @pytest.mark.parametrize(
     ("count", "most"), [(1, 1024), (2, 1), (3, 1), (1024, 1024), (1025, 1024), (9409, 256), (7, None)]
 )
@@ -67,11 +71,12 @@ def test_each_lane_has_its_share_of_the_threads() -> None:
     seen: set[tuple[str, int]] = set()
     met = threading.Barrier(2, timeout=60)
 
-    def run(part: int) -> None:
+    def run(image: Tensor) -> Tensor:
         met.wait()  # both are at work at the same time
         seen.add((threading.current_thread().name, torch.get_num_threads()))
+        return image + 1
 
-    side_by_side(run, [0, 1])
+    assert [float(made) for made in side_by_side(run, list(torch.arange(2.0)))] == [1, 2]
     assert len(seen) == 2
     assert {threads for _, threads in seen} == {1}
     assert torch.get_num_threads() == 2
@@ -82,40 +87,40 @@ def test_each_lane_has_its_share_of_the_threads() -> None:
     assert fresh == [2]  # threads that come later are as before, too
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-@pytest.mark.parametrize("inference", [False, True])
-def test_parts_run_without_gradients_and_in_the_callers_mode(parts: int, inference: bool) -> None:
-    weight, seen = torch.ones(1, requires_grad=True), []
-
-    def run(part: int) -> None:
-        seen.append(((part * weight).requires_grad, torch.is_inference_mode_enabled()))
-
-    with torch.inference_mode(inference):
-        side_by_side(run, range(parts))
-    assert seen == [(False, inference)] * parts
+def test_gradients_are_not_recorded() -> None:
+    weight = torch.ones(1, requires_grad=True)
+    assert not any(made.requires_grad for made in side_by_side(lambda image: image * weight, [torch.ones(1)] * 2))
 
 
 def test_an_error_ends_all_lanes() -> None:
-    done = []
+    stopped = threading.Event()
+    begun = threading.Event()
 
-    def run(part: int) -> None:
-        if part == 0:
+    def run(image: Tensor) -> Tensor:
+        if float(image) == 0:
+            assert begun.wait(60)
             raise ValueError("broken")
-        time.sleep(0.05)
-        done.append(part)
+        begun.set()
+        try:
+            while True:
+                stop_if_told()
+        except StoppedError:
+            stopped.set()
+            raise
 
     with pytest.raises(ValueError, match="broken"):
-        side_by_side(run, range(100))
-    assert len(done) < 10
+        side_by_side(run, list(torch.arange(2.0)))
+    assert stopped.wait(60)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_has_lanes_of_its_own() -> None:
-    def run(part: int) -> None:
-        torch.ones(1) + part
+    def run(image: Tensor) -> Tensor:
+        return image + 1
 
-    side_by_side(run, [0, 1])
-    child = multiprocessing.get_context("fork").Process(target=side_by_side, args=(run, [0, 1]))
+    images = list(torch.arange(2.0))
+    side_by_side(run, images)
+    child = multiprocessing.get_context("fork").Process(target=side_by_side, args=(run, images))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, which is what is tried
         child.start()

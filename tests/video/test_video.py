@@ -180,10 +180,7 @@ def test_odd_sizes_become_even_in_the_film_only(tmp_path: Path) -> None:
 def test_windows_as_before_are_not_computed_again_and_nothing_changes(tmp_path: Path) -> None:
     still = [image(label(i // 5)[:, :48], 6, i // 5) for i in range(20)]  # five frames alike
     frames = [np.concatenate([image(label(0)[:, 48:], 6, 50), half], 1) for half in still]
-    path, small = (
-        write_clip(tmp_path / "clip.mkv", frames, exact=True),
-        Settings(protocol="native", window=48, window_batch=1),
-    )
+    path, small = write_clip(tmp_path / "clip.mkv", frames, exact=True), Settings(protocol="native", window=48)
     network = Nearest()
     report = run(path, tmp_path / "out.mp4", settings=small, network=network)
     assert (report.windows, network.calls) == (20 * 4, report.windows - report.reused)

@@ -1,8 +1,7 @@
-"""Parts of one operation after another side by side on the CPU's threads, each part with a share of them.
+"""Parts of the work side by side on the CPU's threads, each with a share of them: images of a batch, or parts of one.
 
-A window is thousands of short operations. Where two threads share each of them, either waits for the other as often; a
-chunk of tokens or rows that one thread takes through several operations waits for nobody. The numbers are the same, bit
-for bit: no operation's result depends on the threads.
+Two parts on one thread each take less time than one after the other on two: no thread waits for another between the
+many short operations. The numbers are the same, bit for bit: no operation's result depends on the threads.
 """
 
 from __future__ import annotations
@@ -19,40 +18,51 @@ import torch
 from dgmn2cli.ops.operators import followed
 
 MOST = 4  # parts at a time: each takes memory of its own
+_lane = threading.local()
 Part = TypeVar("Part")
+Made = TypeVar("Made")
+
+
+class StoppedError(Exception):
+    """The call that this lane works for has ended with an error."""
 
 
 def lanes() -> int:
-    """How many parts the CPU's threads work on at a time; 1 where threads cannot be shared out.
+    """How many parts the CPU's threads work on at a time; 1 where threads cannot be shared out, and within a lane.
 
     Also where something follows or changes what this thread computes: other threads know nothing of it.
     """
-    if followed() or torch.is_autocast_enabled("cpu") or not _can_share():
+    if followed() or torch.is_autocast_enabled("cpu") or hasattr(_lane, "told") or not _can_share():
         return 1
     return min(torch.get_num_threads(), MOST)
 
 
-def side_by_side(run: Callable[[Part], None], parts: Sequence[Part]) -> None:
+def stop_if_told() -> None:
+    """Raises StoppedError in a lane whose call has ended; a network asks this between its blocks."""
+    told: threading.Event | None = getattr(_lane, "told", None)
+    if told is not None and told.is_set():
+        raise StoppedError
+
+
+def side_by_side(run: Callable[[Part], Made], parts: Sequence[Part]) -> list[Made]:
     """`run` of every part without gradients, as many at a time as there are lanes; the first error ends them all."""
-    count = lanes()
-    if min(count, len(parts)) <= 1:
+    count = min(lanes(), len(parts))
+    if count <= 1:
         with torch.no_grad():
-            for part in parts:
-                run(part)
-        return
-    inference = torch.is_inference_mode_enabled()
+            return [run(part) for part in parts]
+    told, inference = threading.Event(), torch.is_inference_mode_enabled()
 
-    def work(part: Part) -> None:
+    def work(part: Part) -> Made:
+        _lane.told = told
+        stop_if_told()
         with torch.inference_mode(inference), torch.no_grad():  # which are each thread's own settings
-            run(part)
+            return run(part)
 
-    tasks = [_pool(torch.get_num_threads(), count).submit(work, part) for part in parts]
+    tasks = [_pool(torch.get_num_threads(), lanes()).submit(work, part) for part in parts]
     try:
-        for task in tasks:
-            task.result()
+        return [task.result() for task in tasks]
     finally:
-        for task in tasks:
-            task.cancel()
+        told.set()
 
 
 def spans(count: int, most: int | None = None) -> list[slice]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.model.backbone import Backbone, PatchEmbedding, StemEmbedding
+from dgmn2cli.model.fused.lanes import lanes, side_by_side, stop_if_told
 from dgmn2cli.model.fused.layers import FusedBlock, FusedConv, ResizedConv, can_pack
 from dgmn2cli.model.fused.winograd import fused_conv
 from dgmn2cli.model.heads import (
@@ -63,6 +64,11 @@ class InferenceForm(nn.Module):
             )
         if images.shape[0] == 0:
             return images.new_empty(0, self.num_classes, *images.shape[2:])
+        if images.shape[0] > 1 and images.device.type == "cpu" and lanes() > 1:
+            return torch.cat(side_by_side(self._logits, images.split(1)))
+        return self._logits(images)
+
+    def _logits(self, images: Tensor) -> Tensor:
         features = self.backbone(images)
         if self.neck is not None:
             features = self.neck(features)
@@ -88,6 +94,7 @@ class _FusedBackbone(nn.Module):
             size = (x.shape[2], x.shape[3])
             tokens = x.flatten(2).transpose(1, 2).contiguous()  # (B, N, C); no copy when x is channels last
             for block in blocks:  # type: ignore[attr-defined]
+                stop_if_told()
                 if isinstance(block, FusedBlock):
                     if scratch.numel() < 3 * tokens.numel():
                         scratch = on_large_pages(tokens.new_empty(3 * tokens.numel()))
