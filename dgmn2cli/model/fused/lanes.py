@@ -66,13 +66,12 @@ def side_by_side(run: Callable[[Part], Made], parts: Sequence[Part]) -> list[Mad
 
 
 def spans(count: int, most: int | None = None) -> list[slice]:
-    """0 to `count` in parts of nearly one length, `most` at the highest; as many as lanes can share evenly.
+    """0 to `count` in parts of `most`, the last shorter; in as many as there may be lanes if None.
 
-    The same for any number of threads.
+    The same for any number of threads. Products of 235 rows at a time took an eighth longer than of 256.
     """
-    parts = MOST if most is None else -(-count // most)
-    parts = min(count, -(-parts // MOST) * MOST if parts > 1 else 1)
-    return [slice(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
+    step = -(-count // MOST) if most is None else most
+    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
 @lru_cache(maxsize=1)
