@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +44,9 @@ IMPORTS = """
 import sys
 from dgmn2cli.cli import main
 code = main(sys.argv[1:])
-light = ["pydantic"] if sys.argv[1:] == ["--help"] else []
+light = ["pydantic", "rich"] if sys.argv[1:] == ["--help"] else []
 heavy = [name for name in ("torch", "numpy", "cv2", "timm", "requests", "gdown", *light) if name in sys.modules]
-sys.exit(f"imported {heavy}" if heavy else code)
+sys.exit(f"imported {heavy} of {len(sys.modules)} modules" if heavy or len(sys.modules) > 400 else code)
 """
 
 
@@ -55,19 +54,13 @@ sys.exit(f"imported {heavy}" if heavy else code)
     "arguments",
     [["--help"], ["--version"], ["zoo", "list"], ["zoo", "show", "fpn-tiny"], ["zoo", "--help"]],
 )
-def test_no_torch_and_under_half_a_second(arguments):
-    """Processor seconds are counted: what a user waits for on a machine that is not busy otherwise."""
+def test_help_and_lists_load_little(arguments):
+    """Loading modules is what they spend their time on: some 150 and 320 of them (torch alone is over 1,000)."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [sys.executable, "-c", IMPORTS, *arguments], capture_output=True, text=True, env=environment, timeout=60
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert (done.returncode, done.stderr) == (0, "")
-    assert min(seconds) < 0.5
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, *arguments], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_names_every_command_without_importing_it(capsys):
