@@ -23,7 +23,7 @@ _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle
 _NAMED = 3  # examples in a note
 _KERNELS = ("/proc", "/sys")  # what the kernel shows there are no files, and links lead from there everywhere
 MOST_FOLDERS, MOST_ENTRIES = 100_000, 5_000_000  # that one search goes through
-_LITTER_LEFT = "hidden, or left by a desktop"
+_LITTER_LEFT, _OUTPUTS = "hidden, or left by a desktop", "the output folder"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,12 @@ def ends_with(name: str, suffixes: Sequence[str]) -> str:
 
 
 def find_files(
-    folder: Path, suffixes: Sequence[str] = SUFFIXES, *, name_others: bool = True, observer: Observer = Silent()
+    folder: Path,
+    suffixes: Sequence[str] = SUFFIXES,
+    *,
+    name_others: bool = True,
+    outputs: Path | None = None,
+    observer: Observer = Silent(),
 ) -> Found:
     """The files below `folder` whose names end in one of `suffixes`, in any case.
 
@@ -58,6 +63,7 @@ def find_files(
         folder: where to search, with its subfolders.
         suffixes: what the names end in.
         name_others: whether files of other names are noted.
+        outputs: a folder that is left out if the search leads to it.
         observer: told of each folder.
 
     Raises:
@@ -67,7 +73,7 @@ def find_files(
         raise DataError("cannot search the folder", where=folder, why=absence(folder, "folder"), hint="Check the path.")
     endings = tuple(comparable(suffix).lower() for suffix in suffixes)
     found: list[tuple[str, Path]] = []
-    walk = _Walk(folder, observer)
+    walk = _Walk(folder, observer, outputs)
     for inside, entries in walk.folders(str(folder)):
         for entry in entries:
             name = os.path.join(inside, entry.name)
@@ -84,7 +90,7 @@ def find_files(
     return Found(tuple(path for _, path in sorted(found)), walk.notes())
 
 
-def find_matches(pattern: str, observer: Observer = Silent()) -> Found:
+def find_matches(pattern: str, observer: Observer = Silent(), outputs: Path | None = None) -> Found:
     """The files that a glob matches (`**` for any folders); hidden ones only where the pattern names them.
 
     Every file counts, whatever its suffix; folders and what a desktop leaves are left out, and named in a note. `**`
@@ -93,16 +99,18 @@ def find_matches(pattern: str, observer: Observer = Silent()) -> Found:
     Args:
         pattern: the glob.
         observer: told of each folder that `**` stands for.
+        outputs: a folder that `**` does not lead to.
 
     Raises:
         DataError: nothing matches, or `**` stands for more folders than `find_files` goes through.
     """
-    walk = _Walk(pattern, observer)
+    walk = _Walk(pattern, observer, outputs)
     try:
         matches = sorted(set(_expand(pattern, walk)), key=comparable)
     except ValueError:  # a NUL byte
         matches = []
-    files, walk.left = [], {}  # what `**` does not lead through is no match
+    files, passed = [], walk.left.get(_OUTPUTS)  # whatever else `**` does not lead through is no match
+    walk.left = {_OUTPUTS: passed} if passed else {}
     for match in matches:
         if os.path.isdir(match):
             walk.leave("a folder", match)
@@ -132,9 +140,10 @@ def _expand(pattern: str, walk: _Walk) -> Iterator[str]:
 class _Walk:
     """One search through folders: how far it has come, what it leaves out, and where it ends."""
 
-    def __init__(self, where: str | Path, observer: Observer) -> None:
+    def __init__(self, where: str | Path, observer: Observer, outputs: Path | None) -> None:
         self.where, self.observer, self.seen, self.entries = where, observer, 0, 0
         self.left: dict[str, list[str]] = {}
+        self.outputs = os.stat(outputs) if outputs is not None and os.path.isdir(outputs) else None
         self.kernels = {os.stat(path).st_dev for path in _KERNELS if os.path.ismount(path)}
         observer.begin(f"searching {where}", unit="folders")
 
@@ -149,6 +158,9 @@ class _Walk:
                 own = status.st_dev, status.st_ino  # what tells a folder from others, whatever link led to it
                 if own in above or own[0] in self.kernels:
                     self.leave("a link in a circle" if own in above else "of the kernel", inside or top)
+                    continue
+                if above and self.outputs and os.path.samestat(status, self.outputs):
+                    self.leave(_OUTPUTS, inside)
                     continue
                 with os.scandir(here) as scan:
                     entries = list(scan)

@@ -102,7 +102,7 @@ def prepare(request: InferRequest, observer: Observer) -> Prepared:
     if not all(map(is_archive, targets)):
         if len(targets) > 1:
             raise ConfigError("the outputs go to several folders", where=request.out, why="wanted one, or archives")
-        images = find_images(request.sources, observer)
+        images = find_images(request.sources, observer, Path(request.out))
         check_targets(images, Path(request.out), request.kinds, request.overwrite or request.resume)
         return Prepared(images, ())
     images, archives = find_images(request.sources, observer), tuple(map(Path, targets))

@@ -77,7 +77,7 @@ class ImageList(Sequence[ImageFile]):
         return np.flatnonzero(self.places[:, 0] == number)
 
 
-def find_images(sources: Sequence[str], observer: Observer | None = None) -> ImageList:
+def find_images(sources: Sequence[str], observer: Observer | None = None, outputs: Path | None = None) -> ImageList:
     """The images that `sources` name: files, folders (searched through), globs, tar archives, `@LIST` files of paths.
 
     Braces stand for several names: `{a,b}`, `{0000..0099}`. Outputs of images from a folder or an archive keep their
@@ -86,6 +86,7 @@ def find_images(sources: Sequence[str], observer: Observer | None = None) -> Ima
 
     Args:
         observer: gets a note for each kind of file that was left out.
+        outputs: a folder that is left out where the search of another leads to it: what is there was made before.
 
     Raises:
         ConfigError: nothing is named, or braces stand for too much.
@@ -105,7 +106,7 @@ def find_images(sources: Sequence[str], observer: Observer | None = None) -> Ima
                 places.extend((len(archives), member.first, member.size))
             archives.append(source)
             continue
-        files, folder = _expand(source, observer)
+        files, folder = _expand(source, observer, outputs)
         if folder is None:
             loose.extend(map(str, files))
             continue
@@ -196,7 +197,7 @@ def _require_any(paths: Sequence[str]) -> None:
         raise DataError("none of these files exist", why=why, faults=paths[:1000], hint=HINT)
 
 
-def _expand(source: str, observer: Observer) -> tuple[Iterable[str | Path], Path | None]:
+def _expand(source: str, observer: Observer, outputs: Path | None) -> tuple[Iterable[str | Path], Path | None]:
     """The files that one source names, and the folder that was searched for them."""
     if source in ("", "@"):
         raise ConfigError("the name of an image, or of a list of them, is empty", hint=HINT)
@@ -206,12 +207,12 @@ def _expand(source: str, observer: Observer) -> tuple[Iterable[str | Path], Path
     if "://" in source and not os.path.lexists(path):
         raise ConfigError("images are not downloaded", where=source, why="wanted a file", hint="Fetch it first.")
     if os.path.isdir(path):
-        found = find_files(path, observer=observer)
+        found = find_files(path, outputs=outputs, observer=observer)
         if not found.files:
             why = "; ".join([f"wanted {', '.join(SUFFIXES)}", *found.notes])
             raise DataError("no image in the folder", where=path, why=why)
     elif not os.path.lexists(path) and glob.has_magic(source):
-        found = find_matches(source, observer)
+        found = find_matches(source, observer, outputs)
     else:
         return [path], None
     for note in found.notes:

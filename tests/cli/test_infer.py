@@ -256,6 +256,22 @@ def test_an_input_is_never_overwritten(run: Run, tmp_path: Path) -> None:
     assert source.read_bytes() == before
 
 
+def test_outputs_below_the_folder_are_no_inputs(run: Run, tmp_path: Path) -> None:
+    for name in ("d/a.png", "d/deep/b.png"):
+        picture(tmp_path / name)
+    for sources in (["d"], ["d/**/*.png"], ["."]):
+        first = run(*sources, "-o", "d/out", "--json", "--overwrite")
+        assert (first[0], json.loads(first[1])["done"]) == (0, 2)
+        code, out, err = run(*sources, "-o", "d/out", "--json", "--resume")
+        assert (code, [json.loads(out)[key] for key in ("done", "resumed")]) == (0, [2, 2])
+        assert "the output folder" in err
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "link").symlink_to(tmp_path / "d")
+    code, out, _ = run("e", "-o", "d/out", "--json", "--overwrite")
+    assert (code, json.loads(out)["done"]) == (0, 2)
+    assert run("d/out", "-o", "d/out", "--save", "conf", "--json")[0] == 0  # which is named itself
+
+
 BAD = [
     (("missing.png",), 6, "cannot find the image (missing.png): there is no such file."),
     (("missing.png", "gone.jpg"), 6, "none of these files exist"),
