@@ -9,6 +9,7 @@ BASELINES = {
     "torchvision": "the published design, torchvision's deform_conv2d as its unfold",
     "definition": "the ops' definition in plain PyTorch under torch.compile (compiles for minutes)",
     "published": "this package's op in the published order of operations",
+    "cuda-graphs": "this package's passes recorded and replayed, on an NVIDIA GPU",
     "onnxruntime": "the exported graph in ONNX Runtime, float32, on the CPU",
     "openvino": "the exported graph in OpenVINO, float32, on the CPU",
 }

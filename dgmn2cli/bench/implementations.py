@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,7 @@ from dgmn2cli.bench import OURS
 from dgmn2cli.bench.baseline import compiled_unfold, plain_network, torchvision_unfold
 from dgmn2cli.errors import CheckFailed, ResourceError
 from dgmn2cli.inference.arithmetic import open_runtime
+from dgmn2cli.inference.cuda_graphs import RecordedNetwork
 from dgmn2cli.inference.onnx_model import inputs_of, outputs_of, parse
 from dgmn2cli.inference.runtimes import RUNTIMES, require_runtime
 from dgmn2cli.model.attention import use_backend
@@ -32,6 +33,7 @@ from dgmn2cli.model.shapes import unfilled
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import resolve_dtype
 
+RECORDED = "cuda-graphs"
 PUBLISHED_DESIGNS = {"plain": compiled_unfold, "torchvision": torchvision_unfold}
 _TORCHVISION_DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float16")}
 
@@ -179,8 +181,18 @@ def with_baselines(
         beside = own.dtype != "float32" and name in PUBLISHED_DESIGNS
         for dtype in (own.dtype, "float32") if beside else (own.dtype,):
             with noted(note):
+                if name == RECORDED:
+                    found.append(_recorded(own))
+                    continue
                 found.append(baseline(name, torch.device(own.device), dtype, own.backend, graph))
     return tuple(found)
+
+
+def _recorded(own: Implementation) -> Implementation:
+    if own.form == "trainer" or own.compiled or torch.device(own.device).type != "cuda":
+        why = "passes for inference are recorded, not compiled ones, on an NVIDIA GPU"
+        raise ResourceError("the baseline cannot run", where=RECORDED, why=why)
+    return replace(own, name=RECORDED)
 
 
 @contextmanager
@@ -231,6 +243,8 @@ def build(spec: NetworkSpec, used: Implementation, *, training: bool = False) ->
     network: nn.Module = InferenceForm(model) if used.form == "fused" else model
     if used.compiled:
         network.compile()
+    if used.name == RECORDED:
+        network = RecordedNetwork(network)
     return network.requires_grad_(requires_grad=training)
 
 

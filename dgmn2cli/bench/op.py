@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from dgmn2cli.bench.baseline import plain_attention, torchvision_unfold
-from dgmn2cli.bench.implementations import PUBLISHED_DESIGNS, Implementation, baseline, compare, noted, ours
+from dgmn2cli.bench.implementations import (
+    PUBLISHED_DESIGNS,
+    RECORDED,
+    Implementation,
+    baseline,
+    compare,
+    noted,
+    ours,
+)
 from dgmn2cli.bench.macs import ATTENTION_MACS, CORNERS
 from dgmn2cli.bench.network import TRAINING_FACTOR
 from dgmn2cli.bench.report import Report, Row
@@ -98,7 +106,7 @@ def op_implementations(request: Request, report: Report) -> list[Implementation]
             with noted(report.note):
                 found.append(ours(device, dtype, name))
     for name in request.baselines:
-        if name != "published":  # which is an order of operations of networks, not of an op
+        if name not in ("published", RECORDED):  # which are ways to run networks, not an op
             with noted(report.note):
                 found.append(baseline(name, device, dtype, own))
     return found

@@ -38,6 +38,7 @@ NOT_FOR_GRAPHS = {
     "dtype": "--dtype",
     "backend": "--backend",
     "compiled": "--compile",
+    "cuda_graphs": "--cuda-graphs",
 }
 
 
@@ -52,12 +53,19 @@ class NetworkOptions:
 
     @classmethod
     def of(
-        cls, runtime: str | None, graph: Path | None, threads: int | None, published_order: bool, **values: Any
+        cls,
+        runtime: str | None,
+        graph: Path | None,
+        threads: int | None,
+        published_order: bool,
+        cuda_graphs: str = "off",
+        **values: Any,
     ) -> NetworkOptions:
         """The options as typed; a usage error where some of them do not go together."""
         from dgmn2cli.inference.settings import LoadOptions
 
-        load, default = LoadOptions(exact_algebra=not published_order, **values), LoadOptions()
+        values |= {"exact_algebra": not published_order, "cuda_graphs": cuda_graphs == "auto"}
+        load, default = LoadOptions(**values), LoadOptions()
         made = cls(load, runtime or ("torch" if graph is None else "onnxruntime"), graph, threads)
         if made.runtime == "torch" and graph is not None:
             raise click.UsageError("--graph needs another --runtime than torch: onnxruntime or openvino")
@@ -192,6 +200,12 @@ with_network = grouped(  # a command gets `network: NetworkOptions`
         "--graph", type=PATH, metavar="DIR", help="An exported graph: its folder, or an ONNX file with its protocol."
     ),
     *_WEIGHTS_OPTIONS,
+    click.option(
+        "--cuda-graphs",
+        type=click.Choice(["auto", "off"]),
+        default="off",
+        help="Record passes over the network and replay them where an NVIDIA GPU runs it (not tried on one yet).",
+    ),
 )
 with_torch_network = grouped(  # the same, but for graphs, which do not show their layers
     "network", partial(NetworkOptions.of, runtime=None, graph=None), *_WEIGHTS_OPTIONS
@@ -206,8 +220,8 @@ workers_option = click.option(
 
 
 _OF_NETWORKS = (
-    "checkpoint", "ema", "published_order", "runtime", "graph", "dtype", "backend", "compiled", "ms_flip",
-    "window_batch", "protocol", "scale", "window", "stride",
+    "checkpoint", "ema", "published_order", "runtime", "graph", "dtype", "backend", "compiled", "cuda_graphs",
+    "ms_flip", "window_batch", "protocol", "scale", "window", "stride",
 )  # fmt: skip
 
 

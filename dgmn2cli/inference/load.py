@@ -20,6 +20,7 @@ from dgmn2cli.checkpoint.weights import load_weights, read_checkpoint, verify_ch
 from dgmn2cli.config import Config, DataConfig, InferenceConfig, ModelConfig, is_path, load_config
 from dgmn2cli.data.layout import chosen_palette
 from dgmn2cli.errors import ConfigError, IntegrityError, printable
+from dgmn2cli.inference.cuda_graphs import RecordedNetwork
 from dgmn2cli.inference.dtype import with_fitting_dtype
 from dgmn2cli.inference.graph import MAX_CLASSES
 from dgmn2cli.inference.plan import require_room
@@ -265,6 +266,8 @@ def _assemble(recipe: Recipe, observer: Observer) -> Segmenter:
     network: nn.Module = InferenceForm(model) if fused else model
     if options.compiled:
         network.compile()
+    elif options.cuda_graphs and target.type == "cuda" and options.max_memory is None:
+        network = RecordedNetwork(network)
     info = RunInfo(
         model=recipe.name,
         checkpoint=str(read.path),

@@ -19,6 +19,7 @@ from dgmn2cli.config.schema import InferenceProcedure
 from dgmn2cli.data.images import MAX_PIXELS, read_image
 from dgmn2cli.data.transforms import NORMAL, network_input, resize_image
 from dgmn2cli.errors import DataError, ResourceError, is_exhaustion
+from dgmn2cli.inference.cuda_graphs import unrecorded
 from dgmn2cli.inference.explain import Explanation, explain
 from dgmn2cli.inference.pipeline import Footprint, in_threads
 from dgmn2cli.inference.plan import (
@@ -275,7 +276,9 @@ class Segmenter:
         pixels = _bgr(image)
         plan = self.plan(pixels.shape[:2], replace(settings or Settings(), ms_flip=False))
         [view] = self.views(pixels, plan)
-        window, chances, blocks = explain(self.network, self.logits, view, plan.windowing, (x, y), pixels)
+        network = unrecorded(self.network)
+        logits = replace(self, network=network).logits
+        window, chances, blocks = explain(network, logits, view, plan.windowing, (x, y), pixels)
         best, model = int(chances.argmax()), self.info.model
         return Explanation(model, x, y, window, self.classes.names[best], float(chances[best]), blocks, pixels)
 

@@ -46,6 +46,8 @@ class LoadOptions:
     # rewrite the network into its faster equal (`model.inference_form`); else run the published order of operations
     exact_algebra: bool = True
     compiled: bool = False  # run the published order through `torch.compile`; on NVIDIA GPUs only
+    # record passes and replay them: on NVIDIA GPUs only, not with `compiled` or a memory limit
+    cuda_graphs: bool = False
     ema: bool = False  # take the averaged copy of the weights that the checkpoint holds
     # cache, offline: as for `ensure_weights`
     cache: Path | None = None

@@ -6,7 +6,8 @@ forward-mode tangents fall away without an error, so the dispatcher's keys are f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -72,9 +73,26 @@ def cached(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
 
     @wraps(make)
     def made(*arguments: Arguments.args, **named: Arguments.kwargs) -> Made:
-        return (make if torch.compiler.is_compiling() else kept)(*arguments, **named)
+        found = (make if torch.compiler.is_compiling() else kept)(*arguments, **named)
+        for holder in list(_holders.values()):
+            holder.append(found)
+        return found
 
     return made
+
+
+_holders: dict[int, list[Any]] = {}
+
+
+@contextmanager
+def held() -> Iterator[list[Any]]:
+    """A list of all that `cached` functions give within the block, for whoever needs it longer than they keep it."""
+    holder: list[Any] = []
+    _holders[id(holder)] = holder
+    try:
+        yield holder
+    finally:
+        del _holders[id(holder)]
 
 
 def below_autograd(op: Any, keyset: Any, *arguments: Any) -> Any:

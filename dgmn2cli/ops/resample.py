@@ -43,15 +43,12 @@ def resize_rows(
     if height == size[0]:
         band = maps[:, :, rows.start - above : rows.stop - above]
     else:
-        upper, lower, weight = source_rows(height, size[0])
-        first, second = upper[rows] - above, lower[rows] - above
+        upper, lower, weight = _source_rows_on(maps.device, maps.dtype, height, size[0])
         # the axis order (B, h, w, C) keeps channels-last maps channels-last through the row gather
         lines = maps.permute(0, 2, 3, 1) if maps.is_contiguous(memory_format=torch.channels_last) else None
         source, axis = (maps, 2) if lines is None else (lines, 1)
-        weight = weight[rows].to(maps.device, maps.dtype).view(-1, *[1] * (3 - axis))
-        band = torch.lerp(
-            source.index_select(axis, first.to(maps.device)), source.index_select(axis, second.to(maps.device)), weight
-        )
+        first, second = (source.index_select(axis, line[rows] - above) for line in (upper, lower))
+        band = torch.lerp(first, second, weight[rows].view(-1, *[1] * (3 - axis)))
         band = band if lines is None else band.permute(0, 3, 1, 2)
     if maps.shape[3] == size[1]:
         return band
@@ -69,6 +66,15 @@ def source_rows(length: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     position = torch.arange(target, dtype=torch.float32, device="cpu") * step
     upper = position.long().clamp_(max=length - 1)
     return upper, (upper + 1).clamp_(max=length - 1), position - upper
+
+
+@cached
+def _source_rows_on(
+    device: torch.device, dtype: torch.dtype, length: int, target: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `source_rows`, on a device once and for all: a pass over the network must not wait for copies to a GPU."""
+    upper, lower, weight = source_rows(length, target)
+    return upper.to(device), lower.to(device), weight.to(device, dtype)
 
 
 def resize_matrix(lengths: Lengths) -> Tensor:

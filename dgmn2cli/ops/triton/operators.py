@@ -1,7 +1,8 @@
 """The Triton kernels as PyTorch operators, `dgmn2::triton_attention` and `dgmn2::triton_unfold`, registered on import.
 
 Launches are autotuned over a small fixed set of configurations, once per head width, number formats and power of two
-of the number of queries; under the interpreter and under `torch.use_deterministic_algorithms` a fixed one runs.
+of the number of queries; Triton keeps on disk what was found, for each kind of GPU. Under the interpreter and under
+`torch.use_deterministic_algorithms` a fixed one runs.
 The backward pass adds with float32 atomics and is not reproducible bit by bit: where deterministic algorithms are asked
 for it refuses, or warns where that was asked for. Neither speed nor the choice of configurations was measured: the
 kernels were checked by the interpreter and by compiling them for compute capability 8.0 and 9.0.
@@ -44,14 +45,16 @@ def _tuned_attention(kernel: Any, zeroed: tuple[str, ...] = ()) -> Any:
     """`kernel` autotuned; `zeroed` are the arguments it adds to, cleared between trials."""
     configs = [triton.Config({"BLOCK_M": m}, num_warps=warps, num_stages=1) for m, warps in _ATTENTION_SHAPES]
     prune = {"early_config_prune": _fitting}
-    return triton.autotune(configs, ["size_class", "D"], prune_configs_by=prune, reset_to_zero=zeroed)(kernel)
+    return triton.autotune(
+        configs, ["size_class", "D"], prune_configs_by=prune, reset_to_zero=zeroed, cache_results=True
+    )(kernel)
 
 
 def _tuned_unfold(kernel: Any, zeroed: tuple[str, ...] = ()) -> Any:
     configs = [
         triton.Config({"BLOCK_C": c, "BLOCK_P": p}, num_warps=warps, num_stages=1) for c, p, warps in _UNFOLD_SHAPES
     ]
-    return triton.autotune(configs, ["size_class", "group_channels"], reset_to_zero=zeroed)(kernel)
+    return triton.autotune(configs, ["size_class", "group_channels"], reset_to_zero=zeroed, cache_results=True)(kernel)
 
 
 _attend = _tuned_attention(kernels.attend_kernel)
