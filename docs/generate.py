@@ -1,7 +1,11 @@
-"""Rewrites what docs derive from the code: README's table, model cards, the commands. Use: python docs/generate.py"""
+"""Rewrites what docs derive from the code: README's table, model cards, the commands.
+
+Use: python docs/generate.py, or with `--check` to be told only whether something is stale.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,5 +109,8 @@ def generated() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    for place, content in generated().items():
-        place.write_text(content, encoding="utf-8")
+    stale = {place: text for place, text in generated().items() if place.read_text(encoding="utf-8") != text}
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(f"stale: {', '.join(place.name for place in stale)}; run python docs/generate.py" if stale else 0)
+    for place, text in stale.items():
+        place.write_text(text, encoding="utf-8")
