@@ -1,7 +1,7 @@
 """The forward path never waits for the device: it reads no value from a tensor, and copies nothing from the host.
 
-On a GPU it is followed with fake tensors, which need none. Reading a value is an error with them, and a copy shows as an
-operation with tensors of two devices. Tables that are made once, before, are stand-ins there.
+On a GPU it is followed with fake tensors, which need none. Reading a value is an error with them, and a copy shows as
+an operation with tensors of two devices. Tables that are made once, before, are stand-ins there.
 """
 
 from __future__ import annotations
