@@ -1,17 +1,19 @@
 """Builds the compiled CPU kernels (setup.cfg cannot declare them) and packs zoo.json, configs/ and a photograph."""
 
+import os
 import shutil
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
+LEVEL = [] if "-O0" in os.environ.get("CXXFLAGS", "") else ["-O3"]  # CXXFLAGS=-O0 builds in seconds, to be debugged
 KERNELS = Extension(
     "dgmn2cli.ops._kernels",
     sources=["dgmn2cli/ops/csrc/module.cpp"],
     depends=[str(header) for header in sorted(Path("dgmn2cli/ops/csrc").glob("*.h"))],
     language="c++",
-    extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"],
+    extra_compile_args=["-std=c++17", *LEVEL, "-fvisibility=hidden", "-Wall", "-Wextra"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")],
     py_limited_api=True,
     optional=True,  # without a compiler the package still installs; `dgmn2 doctor` says which backend runs

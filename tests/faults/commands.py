@@ -358,7 +358,7 @@ KINDS = (
     Kind("command line, cached file", kind_of(cached_setups), 108, 2, patience=90, forks=True),
     Kind("command line, image", kind_of(picture_setups), 120, 3, patience=90, forks=True),
     Kind("command line, label map and data set", kind_of(data_setups), 107, 3, patience=90, forks=True),
-    Kind("command line, manifest and configuration", kind_of(text_setups), 338, 5, patience=90, forks=True),
-    Kind("command line, name of a model", kind_of(name_setups), 455, 4, patience=90, forks=True),
-    Kind("command line, other name", kind_of(other_name_setups), 385, 4, patience=90, forks=True),
+    Kind("command line, manifest and configuration", kind_of(text_setups), 338, 3, patience=90, forks=True),
+    Kind("command line, name of a model", kind_of(name_setups), 455, 2, patience=90, forks=True),
+    Kind("command line, other name", kind_of(other_name_setups), 385, 2, patience=90, forks=True),
 )

@@ -72,4 +72,4 @@ def faults(rng: random.Random, folder: Path, count: int) -> Faults:
         shutil.rmtree(folder / "box", ignore_errors=True)
 
 
-KINDS = (Kind("command line, misbehaving host", faults, 89, 4, patience=90, forks=True),)
+KINDS = (Kind("command line, misbehaving host", faults, 89, 2, patience=90, forks=True),)

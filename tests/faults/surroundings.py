@@ -200,8 +200,8 @@ def _printable(out: str) -> bool:
 
 
 KINDS = (
-    Kind("command line, streams", kind_of(stream_setups), 170, 5, patience=90, forks=True),
-    Kind("command line, environment", kind_of(variable_setups), 204, 5, patience=90, forks=True),
-    Kind("command line, output", kind_of(output_setups), 110, 3, patience=90, forks=True),
+    Kind("command line, streams", kind_of(stream_setups), 170, 3, patience=90, forks=True),
+    Kind("command line, environment", kind_of(variable_setups), 204, 3, patience=90, forks=True),
+    Kind("command line, output", kind_of(output_setups), 110, 2, patience=90, forks=True),
     Kind("command line, image's name", kind_of(picture_names), 22, 1, patience=90, forks=True),
 )

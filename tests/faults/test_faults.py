@@ -83,7 +83,7 @@ def campaign_processes(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_campaign_that_is_stopped_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
     temporary, report = tmp_path / "tmp", tmp_path / "report.json"
     temporary.mkdir()

@@ -95,7 +95,9 @@ def test_without_patience_all_steps_are_made(streets, tmp_path, found):
     assert not any("Stopped early" in note for note in report.notes)
 
 
-@pytest.mark.parametrize("kind", LOSSES[1:])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("focal", "dice"))) for kind in LOSSES[1:]]
+)
 def test_a_resumed_training_with_any_loss_is_exact(kind, streets, tmp_path, found):
     settings = {"loss.kind": kind, "loss.ohem_min_kept": 100, "train.class_weights_from": "auto", "optim.warmup": 2}
     whole, cut = (request(streets, tmp_path / name, settings) for name in ("whole", "cut"))

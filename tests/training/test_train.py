@@ -144,7 +144,7 @@ def interrupted(request, number, *, in_step=None, in_evaluation=False):
     [
         (signal.SIGTERM, {"in_step": 1}, 1),
         (signal.SIGINT, {"in_evaluation": True}, 2),
-        (signal.SIGTERM, {"in_step": 2}, 2),
+        pytest.param(signal.SIGTERM, {"in_step": 2}, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_it_at_the_step_boundary_and_the_resumed_run_is_equal(
