@@ -12,7 +12,7 @@ from dgmn2cli.cli import render
 from dgmn2cli.cli.options import OUTPUT_FILE, PATH, Session, pass_session
 
 if TYPE_CHECKING:
-    from dgmn2cli.evaluate.compare import PairedComparison
+    from dgmn2cli.evaluate.compare import Compared, PairedComparison
 
 SHOWN = 5  # images that got better, and worse
 
@@ -46,8 +46,13 @@ def _points(value: float) -> str:
     return "n/a" if value != value else f"{100 * value:+.2f}"
 
 
+def _about(one: Compared) -> str:
+    corrupted = f", images corrupted by {one.corruption}" if one.corruption else ""
+    return f"{one.title}: mIoU {100 * one.mean_iou:.2f} %{corrupted}"
+
+
 def _tables(found: PairedComparison) -> list[RenderableType]:
-    right = ("A", "B", "difference", "interval")
+    right = ("A, %", "B, %", "difference", f"{100 * found.difference.level:.0f} % interval")
     classes = render.make_table("class", *right, right=right)
     for entry in found.classes:
         shares = [render.percent(None if value != value else 100 * value) for value in (entry.first, entry.second)]
@@ -56,9 +61,12 @@ def _tables(found: PairedComparison) -> list[RenderableType]:
     low, high = found.difference.interval
     verdict = "more than chance" if found.certain else "no significant difference on these images"
     rows = [
-        ("A", f"{found.first.title}: {100 * found.first.mean_iou:.2f} %"),
-        ("B", f"{found.second.title}: {100 * found.second.mean_iou:.2f} %"),
-        ("difference", f"{_points(found.difference.mean_iou)}  [{_points(low)}, {_points(high)}]: {verdict}"),
+        ("A", _about(found.first)),
+        ("B", _about(found.second)),
+        (
+            "difference",
+            f"{_points(found.difference.mean_iou)}, {right[-1]} {_points(low)} to {_points(high)}: {verdict}",
+        ),
         ("images", f"{found.better} better, {found.worse} worse, {found.equal} equal"),
     ]
     better = [image for image in found.images[:SHOWN] if image.difference > 0]

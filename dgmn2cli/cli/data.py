@@ -33,7 +33,7 @@ def data() -> None:
 )
 @protocol.dataset_option
 @click.option("--quick", is_flag=True, help="Look at the images' headers, but do not decode them.")
-@click.option("--workers", type=WORKERS, default=2, metavar="N", help="Threads.")
+@click.option("--workers", type=WORKERS, default=2, metavar="N", help="Threads that work side by side.")
 @pass_session
 def check(
     session: Session, folder: Path, splits: tuple[str, ...], dataset: str | None, quick: bool, workers: int
@@ -63,7 +63,7 @@ def check(
 
 def _report(report: DataReport) -> list[RenderableType]:
     heading = f"{report.root}, {report.split}: {report.pairs} pairs, {len(report.faults)} faulty"
-    right = ("pixels", "share %", "images", "weight")
+    right = ("pixels", "share, %", "images", "weight")
     table = make_table("class", *right, right=right)
     for entry in report.classes:
         share, weight = f"{100 * entry.share:.2f}", f"{entry.weight:.3f}"
@@ -75,14 +75,14 @@ def _report(report: DataReport) -> list[RenderableType]:
 
 @data.command(short_help="Make synthetic streets as a Cityscapes tree.")
 @click.argument("folder", type=PATH, metavar="DIR")
-@click.option("--images", type=int, default=80, metavar="N", help="Images in all.")
+@click.option("--images", type=int, default=80, metavar="N", help="How many images to draw, over all splits.")
 @click.option("--val", type=int, metavar="N", help="How many of them go to val.  [default: one in five, at least one]")
-@click.option("--size", type=SIZE, default="512x256", metavar="WxH", help="Size of an image.")
+@click.option("--size", type=SIZE, default="512x256", metavar="WxH", help="Size of an image, in pixels.")
 @click.option("--seed", type=int, default=0, metavar="N", help="The same seed gives the same files.")
 @click.option(
     "--layout", type=NAME, metavar="NAME", help="Layout and ids of this known data set.  [default: Cityscapes']"
 )
-@click.option("--workers", type=WORKERS, default=2, metavar="N", help="Threads.")
+@click.option("--workers", type=WORKERS, default=2, metavar="N", help="Threads that work side by side.")
 @pass_session
 def synth(
     session: Session,
@@ -148,7 +148,7 @@ def template(session: Session, name: str) -> None:
 @protocol.dataset_option
 @model_option
 @click.option("-o", "--out", type=OUTPUT_FILE, default="samples.png", metavar="FILE", help="The sheet, a PNG.")
-@click.option("--samples", type=click.IntRange(1, 100), default=6, metavar="N", help="How many.")
+@click.option("--samples", type=click.IntRange(1, 100), default=6, metavar="N", help="How many samples to show.")
 @click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the augmentation.")
 @pass_session
 def browse(

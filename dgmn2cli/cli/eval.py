@@ -46,11 +46,17 @@ def _parse_corruption(text: str) -> Corruption:
     "--corrupt",
     type=ParsedType("corruption", _parse_corruption),
     metavar="KIND:LEVEL,...",
-    help="Corrupt the images first: fog, night, blur, noise, jpeg; levels 1 to 5.",
+    help="Corrupt the images first, such as fog:3: fog, night, blur, noise, jpeg; levels 1 to 5.",
 )
 @protocol.with_settings
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N images: a partial run.")
-@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Number of processes, one per GPU.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Evaluate the first N images only: a partial run.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(1, 64),
+    default=1,
+    metavar="N",
+    help="Processes: one per GPU, or with --device cpu on the CPU.",
+)
 @click.option(
     "--report", type=OUTPUT_FILE, metavar="FILE", help="Write the JSON report here; its journal lies beside it."
 )
@@ -59,13 +65,21 @@ def _parse_corruption(text: str) -> Corruption:
     "--html", type=OUTPUT_FILE, metavar="FILE", help="Write a page with everything found: one file, no network."
 )
 @click.option("--csv", type=PATH, metavar="DIR", help="Write classes.csv and images.csv here.")
-@click.option("--from", "predictions", type=PATH, metavar="PREDS", help="Evaluate predictions on disk; no model.")
+@click.option(
+    "--from", "predictions", type=PATH, metavar="DIR", help="Evaluate the predictions in this folder; no model runs."
+)
 @click.option("--no-analysis", is_flag=True, help="Only count: no boundary IoU, calibration, instances, crops.")
-@click.option("--save-preds", type=PATH, metavar="DIR", help="Keep the predictions: trainIds, and labelIds PNGs.")
+@click.option("--save-preds", type=PATH, metavar="DIR", help="Keep the predictions as PNGs: trainIds, and labelIds.")
 @click.option("--official", is_flag=True, help="Also score with cityscapesScripts, and show the difference.")
 @click.option("--check", is_flag=True, help="Exit 1 unless the published figure is met; a partial run has no verdict.")
-@click.option("--tolerance", type=NumberType(0, 100), default=0.1, metavar="F", help="For --check, in %.")
-@click.option("--all", "everything", is_flag=True, help="Every zoo model whose weights are on disk.")
+@click.option(
+    "--tolerance",
+    type=NumberType(0, 100),
+    default=0.1,
+    metavar="F",
+    help="How far from the published mIoU --check lets it be, in percentage points.",
+)
+@click.option("--all", "everything", is_flag=True, help="Evaluate every zoo model whose weights are on disk.")
 @protocol.workers_option
 @protocol.with_network
 @pass_session
@@ -166,12 +180,13 @@ def _report_tables(report: EvalReport) -> list[RenderableType]:
     """The classes, the groups, and the figures."""
     scores = report.scores
     title = f"PARTIAL: {report.data.images} of {report.data.of} images" if report.partial else None
-    classes = render.make_table("class", "IoU", "accuracy", "pixels", right=("IoU", "accuracy", "pixels"), title=title)
+    right = ("IoU, %", "accuracy, %", "pixels")
+    classes = render.make_table("class", *right, right=right, title=title)
     for entry in scores.classes:
         classes.add_row(entry.name, _share(entry.iou), _share(entry.accuracy), f"{entry.labelled:,}")
     parts: list[RenderableType] = [classes, ""]
     if scores.categories:
-        groups = render.make_table("category", "IoU", right=("IoU",))
+        groups = render.make_table("category", "IoU, %", right=("IoU, %",))
         for group in scores.categories:
             groups.add_row(group.name, _share(group.iou))
         parts += [groups, ""]
@@ -191,7 +206,8 @@ def _figures(report: EvalReport) -> list[tuple[str, str]]:
         rows.append(("iIoU", report.analysis.instances.mean_iiou))
     texts = {name: f"{_share(value)} %" for name, value in rows}
     low, high = report.analysis.intervals.mean_iou
-    texts["mIoU"] += f"  [{_share(low)}, {_share(high)}]" if report.data.images > 1 else ""
+    level = 100 * report.analysis.intervals.level
+    texts["mIoU"] += f", {level:.0f} % interval {_share(low)} to {_share(high)}" if report.data.images > 1 else ""
     if report.analysis.calibration is not None:
         found = report.analysis.calibration
         texts["calibration"] = f"ECE {_share(found.ece)} %, fitted temperature {found.temperature:.2f}"

@@ -36,6 +36,7 @@ class Compared:
     model: str
     sha256: str
     procedure: str
+    corruption: str  # what was done to the images; empty: nothing
     device: str
     dtype: str
     runtime: str
@@ -163,7 +164,8 @@ def _require_same_images(first: ReportFile, second: ReportFile) -> None:
 def _compared(report: ReportFile, mean: float) -> Compared:
     run = report.run
     procedure = str(report.protocol or "not known")
-    return Compared(report.path, run.model, run.sha256, procedure, run.device_name, run.dtype, run.runtime, mean)
+    how = procedure, report.data.corruption, run.device_name, run.dtype, run.runtime
+    return Compared(report.path, run.model, run.sha256, *how, mean)
 
 
 def _image_differences(report: ReportFile, pair: np.ndarray) -> tuple[ImageDifference, ...]:

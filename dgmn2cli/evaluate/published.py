@@ -83,7 +83,7 @@ def _data(info: DataInfo, data: SegmentationSet) -> list[str]:
         if cities != VAL_CITIES or (info.sizes and info.sizes != VAL_SIZES):
             reasons.append(
                 f"the data is not the Cityscapes val split of 500 images of 2048x1024: it has {info.images} "
-                f"of {', '.join(sorted(cities)[:3])}{', ...' * (len(cities) > 3)}"
+                f"images, of {', '.join(sorted(cities)[:3])}{', ...' * (len(cities) > 3)}"
             )
     return reasons
 

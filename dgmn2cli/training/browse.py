@@ -12,7 +12,7 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.data.images import write_png
 from dgmn2cli.data.loaders import pass_order, sample_draws
 from dgmn2cli.data.transforms import MEAN_RGB, STD_RGB, Augmentation
-from dgmn2cli.inference.visualize import colorize
+from dgmn2cli.inference.visualize import class_shares, colorize, legend, stack
 from dgmn2cli.report.sheet import contact_sheet
 
 
@@ -21,14 +21,15 @@ def write_samples(data: SegmentationSet, config: Config, path: Path, *, count: i
 
     Args:
         config: whose augmentation is shown.
-        path: the sheet, a PNG: each row an image, then image and label as augmented.
+        path: the sheet, a PNG: each row an image, then image and label as augmented; the classes' colours and
+            shares of the augmented labels below.
         count: how many samples; no more than there are images.
 
     Raises:
         DataError: an image or label cannot be read.
         ResourceError: the sheet cannot be written.
     """
-    augment, rows, names = Augmentation(config.augment), [], []
+    augment, rows, names, shares = Augmentation(config.augment), [], [], []
     for position, index in enumerate(pass_order(len(data), seed, 0)[:count]):
         sample = data.read(int(index))
         image, label = augment(sample, sample_draws(seed, position))
@@ -41,7 +42,10 @@ def write_samples(data: SegmentationSet, config: Config, path: Path, *, count: i
         ]
         rows.append(tiles)
         names.append(name)
-    write_png(path, contact_sheet(rows))
+        shares.append(class_shares(label, len(data.classes)))
+    sheet = contact_sheet(rows)
+    strip = legend(np.mean(shares, axis=0), data.classes, data.palette, sheet.shape[1])
+    write_png(path, stack([sheet, strip]))
     return tuple(names)
 
 

@@ -57,7 +57,9 @@ def test_an_evaluation_of_corrupted_images_of_a_known_set_is_told_and_verified(r
     assert worse["data"]["corruption"] == "night:2,noise:1"
     assert "the images were corrupted (night:2,noise:1)" in worse["no_comparison"]
     assert run("verify", "worse.json", "--device", "cpu")[0] == 0
-    clean = json.loads(run(*arguments, "--json")[1])
+    clean = json.loads(run(*arguments, "--json", "--report", "clean.json")[1])
+    compared = json.loads(run("compare", "clean.json", "worse.json", "--json")[1])
+    assert [compared[which]["corruption"] for which in ("first", "second")] == ["", "night:2,noise:1"]
     assert clean["data"]["corruption"] == ""
     assert clean["confusion"] != worse["confusion"]
     worse["data"]["corruption"] = ""
