@@ -26,12 +26,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=complete_model)
-@click.option("--all", "every", is_flag=True, help="All published models.")
+@click.option("--all", "every", is_flag=True, help="Measure all published models.")
 @click.option("--bench", type=click.Choice(BENCHES), default="infer", help="What to measure.")
 @click.option(
-    "--input", "size", type=SIZE, metavar="WxH", help="Size of the window, or (e2e, decode, stream) the image."
+    "--input",
+    "size",
+    type=SIZE,
+    metavar="WxH",
+    help="Size of the window or (e2e, decode, stream) the image, in pixels.  [default: the window; e2e, stream: "
+    "2048x1024; decode: several]",
 )
-@click.option("--window", type=click.IntRange(33, 8192), metavar="N", help="Side of a square window.  [default: 769]")
+@click.option(
+    "--window",
+    type=click.IntRange(33, 8192),
+    metavar="N",
+    help="Side of a square window, in pixels.  [default: the model's, 769]",
+)
 @click.option("--batch", type=click.IntRange(1, 1024), metavar="N", help="Windows at a time.  [default: 1; train: 2]")
 @click.option("--warmup", type=click.IntRange(0), default=1, metavar="N", help="Rounds not counted.")
 @click.option("--iters", type=click.IntRange(1), default=5, metavar="N", help="Rounds that count.")
@@ -41,10 +51,16 @@ if TYPE_CHECKING:
     metavar="NAMES",
     help=f"Baselines measured in turn with it: some of {', '.join(BASELINES)}, comma-separated, or none.",
 )
-@click.option("--graph", type=PATH, metavar="DIR", help="Measure this exported graph alone, by its protocol.")
-@click.option("--runtime", type=click.Choice(protocol.RUNTIMES[1:]), help="For --graph.  [default: those installed]")
-@click.option("--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting.")
-@click.option("--memory/--no-memory", default=True, help="Measure peak memory.")
+@click.option("--graph", type=PATH, metavar="DIR|FILE", help="Measure this exported graph alone, by its protocol.")
+@click.option(
+    "--runtime", type=click.Choice(protocol.RUNTIMES[1:]), help="What runs the --graph.  [default: those installed]"
+)
+@click.option(
+    "--published-order",
+    is_flag=True,
+    help="Run the operations in the published order: slower, the same up to rounding.",
+)
+@click.option("--memory/--no-memory", default=True, help="Measure peak memory, too.")
 @click.option("--csv", type=OUTPUT_FILE, metavar="FILE", help="Write the rows, and which machine it was, as CSV.")
 @click.option("--plot", type=OUTPUT_FILE, metavar="FILE", help="Draw the figures as bars (PNG or SVG).")
 @with_run
@@ -68,7 +84,11 @@ def benchmark(
     plot: Path | None,
     run: RunOptions,
 ) -> None:
-    """Measure MODELs (the default model if none): speed, memory and efficiency beside the published design's."""
+    """Measure MODELs (the default model if none): speed, memory and efficiency beside the published design's.
+
+    infer: a window; train: a training step; op: the attention op alone; e2e: a whole image; profile: what a window's
+    time goes into; decode: reading image files; stream: many images through the pipeline of `infer`.
+    """
     from dgmn2cli.bench.report import write_csv
     from dgmn2cli.bench.request import Request
     from dgmn2cli.bench.run import run_benchmark

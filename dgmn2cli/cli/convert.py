@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("source", type=PATH, metavar="IN")
 @click.argument("target", type=PATH, metavar="OUT")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists; never IN.")
-@click.option("--ema", is_flag=True, help="Write the averaged copy of the weights (EMA) that IN holds.")
+@click.option("--ema", is_flag=True, help="Write the moving average of the weights (EMA) that IN holds.")
 @pass_session
 def convert(session: Session, source: Path, target: Path, overwrite: bool, ema: bool) -> None:
     """Write the weights of IN to OUT, .pth or .safetensors as its name says, bit for bit, without the optimiser.

@@ -32,15 +32,15 @@ def _request(*, long: bool, **values: Any) -> DemoRequest:
 @grouped(
     "request",
     _request,
-    click.option("-o", "--out", type=PATH, default="dgmn2-demo", metavar="DIR", help="Folder."),
+    click.option("-o", "--out", type=PATH, default="dgmn2-demo", metavar="DIR", help="Folder that gets everything."),
     click.option("--long", is_flag=True, help="Train 400 steps of larger crops."),
     click.option(
         "--iters", type=click.IntRange(1, 10**6), metavar="N", help="Training steps.  [default: as 88 s allow]"
     ),
     click.option("--scenes", type=click.IntRange(1, 10_000), default=64, metavar="N", help="Scenes to train on."),
-    click.option("--seed", type=SEED, default=0, metavar="N", help="Of scenes and training."),
+    click.option("--seed", type=SEED, default=0, metavar="N", help="Seed of scenes and training."),
     click.option("--image", type=PATH, metavar="FILE", help="Photograph to segment.  [default: one that came along]"),
-    click.option("--overwrite", is_flag=True, help="Make the demo that is in the folder anew."),
+    click.option("--overwrite", is_flag=True, help="Replace the demo that is in the folder."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted demo."),
     *(device_option, backend_option, threads_option),
 )

@@ -44,15 +44,17 @@ class DownloadReport:
 
 @click.command()
 @click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=complete_model)
-@click.option("--all", "everything", is_flag=True, help="All models of the zoo.")
+@click.option("--all", "everything", is_flag=True, help="Get all models of the zoo.")
 @click.option("--backbone", "backbones", multiple=True, metavar="SIZE", help="An ImageNet backbone: tiny, ..., or all.")
 @click.option("--from", "offered", type=PATH, metavar="FILE|DIR", help="Adopt files you have, or a bundle.")
-@click.option("--source", metavar="N|URL", help="Use only this source.")
+@click.option("--source", metavar="N|URL", help="Use only the N-th source of `dgmn2 zoo show`, or this address.")
 @click.option("--dest", type=PATH, metavar="DIR", help="Also copy the files there, under their published names.")
 @click.option(
     "--bundle", type=OUTPUT_FILE, metavar="TAR", help="Also write them to one file, for a site without network."
 )
-@click.option("--retries", type=click.IntRange(0, 100), default=3, metavar="N", help="Attempts after a failure.")
+@click.option(
+    "--retries", type=click.IntRange(0, 100), default=3, metavar="N", help="Further attempts after a failure."
+)
 @click.option(
     "--timeout", type=SECONDS, default="10,30,3600", metavar="SECONDS", help="CONNECT,READ,TOTAL, or TOTAL alone."
 )

@@ -37,10 +37,10 @@ def _parse_position(text: str) -> tuple[float, float]:
     multiple=True,
     required=True,
     metavar="X,Y",
-    help="Position in pixels of the image; may be given several times.",
+    help="Pixel of the image, 0,0 being at the top left; may be given several times.",
 )
 @model_option
-@click.option("-o", "--out", type=PATH, default="dgmn2-output", metavar="DIR", help="Folder.")
+@click.option("-o", "--out", type=PATH, default="dgmn2-output", metavar="DIR", help="Folder for the drawings.")
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 @protocol.with_single_scale
 @protocol.with_torch_network

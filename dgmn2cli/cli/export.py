@@ -45,13 +45,26 @@ BATCH = ParsedType("batch", _parse_batch)
 @model_argument
 @click.option("-o", "--out", type=PATH, metavar="DIR", help="Folder, new or empty.  [default: MODEL-FORMAT]")
 @click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones.")
-@click.option("--ema", is_flag=True, help="Take the averaged weights that the checkpoint holds beside its own.")
+@click.option("--ema", is_flag=True, help="Take the moving average of the weights (EMA) that the checkpoint holds.")
 @click.option(
     "--format", "form", type=click.Choice(["onnx", "pt2"]), default="onnx", help="ONNX, or torch.export's program."
 )
-@click.option("--half", is_flag=True, help="float16; sample coordinates, softmax and norms stay float32.")
-@click.option("--window", type=click.IntRange(33, 8192), metavar="N", help="Side of a window.  [default: 769]")
-@click.option("--batch", type=BATCH, default="dynamic", metavar="dynamic|N", help="Windows at a time.")
+@click.option(
+    "--half", is_flag=True, help="Store and compute in float16; sample coordinates, softmax and norms stay float32."
+)
+@click.option(
+    "--window",
+    type=click.IntRange(33, 8192),
+    metavar="N",
+    help="Side of a window, in pixels.  [default: the model's, 769]",
+)
+@click.option(
+    "--batch",
+    type=BATCH,
+    default="dynamic",
+    metavar="dynamic|N",
+    help="Windows that the graph takes at a time; dynamic: any number.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @click.option("--describe", type=PATH, metavar="GRAPH", help="Only draft the protocol.json beside any ONNX file.")
 @threads_option

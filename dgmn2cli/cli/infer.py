@@ -41,10 +41,18 @@ SHOWN_DOUBTS = 10
     help="Files to write: ids, color, overlay, labelids, conf, entropy, disagreement, probs, stats; comma-separated.",
 )
 @protocol.with_settings
-@click.option("--alpha", type=NumberType(0, 1), default=0.5, metavar="F", help="Strength of the overlay.")
+@click.option(
+    "--alpha", type=NumberType(0, 1), default=0.5, metavar="F", help="Opacity of the classes' colours in overlays."
+)
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
-@click.option("--resume", is_flag=True, help="Leave what an earlier run did with the same settings.")
-@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Number of processes, one per GPU.")
+@click.option("--resume", is_flag=True, help="Skip the images that an earlier run with the same settings finished.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(1, 64),
+    default=1,
+    metavar="N",
+    help="Processes: one per GPU, or with --device cpu on the CPU.",
+)
 @click.option("--ray", metavar="ADDRESS|local", help="Run on a Ray cluster, with --gpus N actors.")
 @protocol.workers_option
 @protocol.with_network
@@ -66,7 +74,7 @@ def infer(
 ) -> None:
     """Segment images: files, folders, globs, .tar archives or @list.txt; masks and overlays go to the output folder.
 
-    Beside them, results.jsonl has a line for each image, by which --resume leaves what is done. Bad images are named at
+    Beside them, results.jsonl has a line for each image, by which --resume skips what is done. Bad images are named at
     the end; the others are segmented.
     """
     protocol.refuse_offline(session, model, network.graph or network.load.checkpoint)

@@ -30,6 +30,7 @@ LOSSES = ("ce", "ohem", "focal", "dice", "ce+dice")
 LOGGERS = ("tensorboard", "wandb")
 BACKENDS = ("auto", "native", "triton", "reference")
 MAX_SIDE = 100_000  # pixels
+_AUTO_DTYPE = "  auto: bfloat16 where the device multiplies it and the classes stay the same."
 ARGUMENTS = "dgmn2cli.arguments"  # where click's context has the words of the command line
 _FROM_USER = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
 
@@ -147,7 +148,7 @@ def _global_parameters(environment: bool, hidden: bool) -> list[click.Option]:
         option("--json", is_flag=True, help="Print one JSON document on stdout, nothing else."),
         option("-v", "--verbose", count=True, help="Say more (-vv: still more)."),
         option("-q", "--quiet", is_flag=True, help="Only answers and errors."),
-        option("--color/--no-color", default=True, help="Colours on a terminal."),
+        option("--color/--no-color", default=True, help="Colours on a terminal; NO_COLOR turns them off, too."),
         option("--zoo", "zoo_file", type=PATH, metavar="FILE", help="Use another model manifest."),
         option("--cache", type=PATH, metavar="DIR", variable="DGMN2_CACHE", help="Folder for downloads (DGMN2_CACHE)."),
         option("--offline", is_flag=True, variable="DGMN2_OFFLINE", help="Never touch the network (DGMN2_OFFLINE)."),
@@ -328,7 +329,11 @@ MEMORY = ParsedType("memory", _parse_memory)
 SIZE = ParsedType("size", _parse_size)
 SECONDS = ParsedType("seconds", _parse_seconds)
 device_option = click.option(
-    "--device", type=DEVICE, default="auto", metavar="auto|cpu|cuda[:N]|mps", help="Where to compute."
+    "--device",
+    type=DEVICE,
+    default="auto",
+    metavar="auto|cpu|cuda[:N]|mps",
+    help="Where to compute; auto: on a GPU where one works.",
 )
 
 
@@ -336,7 +341,7 @@ backend_option = click.option(
     "--backend",
     type=click.Choice(BACKENDS),
     default="auto",
-    help="Implementation of the attention op; a named one never falls back.",
+    help="Implementation of the attention op; auto: the fastest that works; a named one never falls back.",
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads per process.  [default: torch's]"
@@ -362,12 +367,15 @@ def run_options(*dtypes: str) -> tuple[Decorator, ...]:
             "--dtype",
             type=click.Choice((*DTYPES, *dtypes)),
             default="float32",
-            help="Dtype of weights and activations.",
+            help="Dtype of weights and activations." + _AUTO_DTYPE * ("auto" in dtypes),
         ),
         backend_option,
         threads_option,
         click.option(
-            "--compile", "compiled", is_flag=True, help="Run the published order through torch.compile (NVIDIA GPUs)."
+            "--compile",
+            "compiled",
+            is_flag=True,
+            help="Run the published order of operations through torch.compile (NVIDIA GPUs).",
         ),
     )
 

@@ -159,13 +159,26 @@ def _make_settings(**values: Any) -> Settings:
 
 _VIEW_OPTIONS: tuple[Decorator, ...] = (
     click.option(
-        "--protocol", type=click.Choice(["paper", "native"]), help="Published resize, or the image's own size."
+        "--protocol",
+        type=click.Choice(["paper", "native"]),
+        help="paper: fit images into --scale, as published; native: keep their size.  [default: the model's, paper]",
     ),
-    click.option("--scale", type=SIZE, metavar="WxH", help="Size images are fitted into.  [default: 2049x1025]"),
-    click.option("--window", type=_SIDE, metavar="N", help="Side of a window.  [default: 769]"),
-    click.option("--stride", type=_SIDE, metavar="N", help="Step between windows.  [default: 513]"),
     click.option(
-        "--max-pixels", type=click.IntRange(1), default=100_000_000, metavar="N", help="Largest image, in pixels."
+        "--scale",
+        type=SIZE,
+        metavar="WxH",
+        help="Size, in pixels, that images are fitted into.  [default: the model's, 2049x1025]",
+    ),
+    click.option("--window", type=_SIDE, metavar="N", help="Side of a window, in pixels.  [default: the model's, 769]"),
+    click.option(
+        "--stride", type=_SIDE, metavar="N", help="Pixels from one window to the next.  [default: the model's, 513]"
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=100_000_000,
+        metavar="N",
+        help="Refuse images of more pixels (width times height).",
     ),
     click.option(
         "--max-memory",
@@ -179,25 +192,37 @@ with_settings = grouped(  # a command gets `settings: Settings`
     _make_settings,
     click.option("--ms-flip", is_flag=True, help="Average six scales and their mirror images."),
     click.option(
-        "--window-batch", type=click.IntRange(1, 256), metavar="N", help="Windows at a time.  [default: by device]"
+        "--window-batch",
+        type=click.IntRange(1, 256),
+        metavar="N",
+        help="Windows computed at a time.  [default: by device]",
     ),
     *_VIEW_OPTIONS,
 )
 with_single_scale = grouped("settings", _make_settings, *_VIEW_OPTIONS)  # the same, but for ms+flip and batches
 _WEIGHTS_OPTIONS: tuple[Decorator, ...] = (
     click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights; else the published ones."),
-    click.option("--ema", is_flag=True, help="Take the averaged weights that the checkpoint holds beside its own."),
+    click.option("--ema", is_flag=True, help="Take the moving average of the weights (EMA) that the checkpoint holds."),
     click.option(
-        "--published-order", is_flag=True, help="Run the operations as published, without the exact rewriting."
+        "--published-order",
+        is_flag=True,
+        help="Run the operations in the published order: slower, the same up to rounding.",
     ),
     *run_options("auto"),
 )
 with_network = grouped(  # a command gets `network: NetworkOptions`
     "network",
     NetworkOptions.of,
-    click.option("--runtime", type=click.Choice(RUNTIMES), help="What runs the network.  [default: torch]"),
     click.option(
-        "--graph", type=PATH, metavar="DIR", help="An exported graph: its folder, or an ONNX file with its protocol."
+        "--runtime",
+        type=click.Choice(RUNTIMES),
+        help="What runs the network.  [default: torch; with --graph onnxruntime]",
+    ),
+    click.option(
+        "--graph",
+        type=PATH,
+        metavar="DIR|FILE",
+        help="An exported graph: its folder, or an ONNX file with its protocol.",
     ),
     *_WEIGHTS_OPTIONS,
     click.option(
@@ -215,7 +240,7 @@ workers_option = click.option(
     type=click.IntRange(0, 64),
     default=2,
     metavar="N",
-    help="Threads that read images ahead (in infer also as many that save).",
+    help="Threads that read images ahead.",
 )
 
 

@@ -35,9 +35,19 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="File with the token that clients must send; required unless only this machine can connect.",
 )
-@click.option("--max-bytes", type=click.IntRange(1), default=32_000_000, metavar="N", help="Largest request body.")
-@click.option("--queue", type=click.IntRange(0, 1000), default=8, metavar="N", help="Requests that may wait.")
-@click.option("--timeout", type=NumberType(0.1, 86400), default=120, metavar="S", help="Seconds for a request.")
+@click.option(
+    "--max-bytes", type=click.IntRange(1), default=32_000_000, metavar="N", help="Largest request body, in bytes."
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(0, 1000),
+    default=8,
+    metavar="N",
+    help="Requests that may wait; further ones are refused (503).",
+)
+@click.option(
+    "--timeout", type=NumberType(0.1, 86400), default=120, metavar="SECONDS", help="How long a request may take."
+)
 @protocol.with_settings
 @protocol.with_network
 @pass_session

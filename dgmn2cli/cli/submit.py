@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 @model_argument
 @protocol.with_data("test")
 @protocol.with_settings
-@click.option("-o", "--out", type=PATH, default="dgmn2-submission", metavar="DIR", help="Folder of labelId files.")
+@click.option("-o", "--out", type=PATH, default="dgmn2-submission", metavar="DIR", help="Folder for the labelId files.")
 @click.option(
-    "--zip", "target", type=OUTPUT_FILE, metavar="FILE", help="The zip to write.  [default: the folder's name.zip]"
+    "--zip",
+    "target",
+    type=OUTPUT_FILE,
+    metavar="FILE",
+    help="The zip to write.  [default: beside the folder, with its name]",
 )
-@click.option("--from", "kept", type=PATH, metavar="DIR", help="Take predictions kept here; no model runs.")
+@click.option("--from", "kept", type=PATH, metavar="DIR", help="Zip the labelId files in this folder; no model runs.")
 @click.option("--validate", type=PATH, metavar="ZIP", help="Only check this zip; every fault is named.")
 @protocol.workers_option
 @protocol.with_network

@@ -41,17 +41,29 @@ _SETTINGS: tuple[tuple[str, str, Any, str | None, str], ...] = (
     ("--batch-size", "train.batch_size", _BATCH, "N|auto", "Images per process and forward pass; auto: what fits."),
     ("--loss", "loss.kind", click.Choice(options.LOSSES), None, "Loss to minimise."),
     ("--accumulate", "train.accumulate", _ANY, "N", "Forward passes per optimiser step."),
-    ("--crop", "augment.crop", _SIDE, "N", "Side of the training crop."),
-    ("--scale", "augment.scale", SIZE, "WxH", "Size images are fitted into, in training and evaluation."),
-    ("--window", "inference.window", _SIDE, "N", "Side of a window of the evaluation."),
-    ("--stride", "inference.stride", _SIDE, "N", "Step between its windows."),
-    ("--from", "train.init", str, "imagenet|scratch|FILE", "Initial weights."),
+    ("--crop", "augment.crop", _SIDE, "N", "Side of the training crop, in pixels."),
+    (
+        "--scale",
+        "augment.scale",
+        SIZE,
+        "WxH",
+        "Size, in pixels, that images are fitted into, in training and evaluation.",
+    ),
+    ("--window", "inference.window", _SIDE, "N", "Side of a window of the evaluation, in pixels."),
+    ("--stride", "inference.stride", _SIDE, "N", "Pixels from one window of the evaluation to the next."),
+    (
+        "--from",
+        "train.init",
+        str,
+        "imagenet|scratch|FILE",
+        "Weights to start from: the backbone's of ImageNet, none, or a checkpoint's.",
+    ),
     ("--dtype", "train.dtype", click.Choice(options.DTYPES), None, "Dtype of the forward pass."),
     ("--seed", "train.seed", _SEED, "N", "Seed of everything random."),
     ("--deterministic", "train.deterministic", None, None, "Use only operations that repeat exactly (on GPUs)."),
-    ("--val-every", "train.val_every", _COUNT, "N", "Evaluate after N steps; 0: only at the end."),
+    ("--val-every", "train.val_every", _COUNT, "N", "Evaluate every N steps; 0: only at the end."),
     ("--patience", "train.patience", _COUNT, "N", "Stop after N evaluations without a better mIoU; 0: never."),
-    ("--save-every", "train.save_every", _COUNT, "N", "Keep a numbered checkpoint after N steps; 0: none."),
+    ("--save-every", "train.save_every", _COUNT, "N", "Keep a numbered checkpoint every N steps; 0: none."),
     ("--keep", "train.keep", _COUNT, "N", "Numbered checkpoints that stay; 0: all."),
     ("--ema", "train.ema", None, None, "Keep, evaluate and save a moving average of the weights."),
     ("--freeze-backbone", "train.freeze_backbone", None, None, "Train the head only."),
@@ -76,8 +88,14 @@ def _given(**values: Any) -> dict[str, object]:
 
 @click.command()
 @options.model_argument
-@click.option("--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/NAME]")
-@click.option("--gpus", type=click.IntRange(1, 64), default=1, metavar="N", help="Number of processes, one per GPU.")
+@click.option("-o", "--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/NAME]")
+@click.option(
+    "--gpus",
+    type=click.IntRange(1, 64),
+    default=1,
+    metavar="N",
+    help="Processes: one per GPU, or with --device cpu on the CPU.",
+)
 @options.grouped(
     "settings",
     _given,
@@ -89,10 +107,21 @@ def _given(**values: Any) -> dict[str, object]:
     ),
 )
 @click.option(
-    "--resume", type=NAME, is_flag=False, flag_value="auto", metavar="[auto|PATH]", help="Go on with the run in --out."
+    "--resume",
+    type=NAME,
+    is_flag=False,
+    flag_value="auto",
+    metavar="[auto|PATH]",
+    help="Go on with the run in --out, from its newest state or from this checkpoint.",
 )
 @click.option("--force", is_flag=True, help="Resume although settings, data or software differ.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: optim.lr=5e-5.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any other setting of `dgmn2 config list`, such as optim.lr=5e-5.",
+)
 @click.option("--dry-run", is_flag=True, help="Only check, measure a few steps, and show the plan.")
 @options.device_option
 @options.backend_option

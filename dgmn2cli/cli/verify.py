@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     help="The model, or its configuration.  [default: as the report says]",
 )
 @click.option(
-    "--from", "predictions", type=PATH, metavar="PREDS", help="The predictions, for a report of `eval --from`."
+    "--from", "predictions", type=PATH, metavar="DIR", help="Folder of the predictions, for a report of `eval --from`."
 )
 @click.option(
     "--device", type=DEVICE, metavar="auto|cpu|cuda[:N]|mps", help="Where to compute.  [default: as the report says]"

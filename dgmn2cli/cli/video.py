@@ -48,7 +48,7 @@ TIME = ParsedType("time", _parse_time)
     "--every", type=click.IntRange(1, 1_000_000), default=1, metavar="N", help="Segment every N-th frame only."
 )
 @click.option("--from", "start", type=TIME, metavar="TIME", help="Where to begin: seconds, or [H:]M:S.")
-@click.option("--to", "stop", type=TIME, metavar="TIME", help="Where to end.")
+@click.option("--to", "stop", type=TIME, metavar="TIME", help="Where to end, likewise.")
 @click.option(
     "--smooth",
     type=NumberType(0, 1, max_open=True),
@@ -58,7 +58,9 @@ TIME = ParsedType("time", _parse_time)
 )
 @click.option("--metrics", "measure", is_flag=True, help="Tell how steady the classes are: TC, VC8, VC16.")
 @click.option("--no-audio", is_flag=True, help="Leave out the sound; else it is copied.")
-@click.option("--alpha", type=NumberType(0, 1), default=0.5, metavar="F", help="Strength of the overlay.")
+@click.option(
+    "--alpha", type=NumberType(0, 1), default=0.5, metavar="F", help="Opacity of the classes' colours in overlays."
+)
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 @protocol.with_settings
 @protocol.with_network

@@ -166,13 +166,13 @@ def write_png(path: Path, ids: np.ndarray, palette: np.ndarray) -> None:
 def main() -> None:
     """Segments the images that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("-o", "--out", type=Path, default=Path("dgmn2-output"), help="folder of the masks")
     parser.add_argument("--ms-flip", action="store_true", help="average six scales and their mirror images")
     parser.add_argument("--protocol", choices=["paper", "native"], help="published resize, or the image's own size")
-    parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime")
+    parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime", help="what runs it")
     parser.add_argument("--batch", type=int, default=1, help="windows at a time")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     given = parser.parse_args()
     if not (given.batch >= 1 and 1 <= given.threads <= MAX_THREADS):
         parser.error(f"--batch is 1 or more, --threads 1 to {MAX_THREADS}")
