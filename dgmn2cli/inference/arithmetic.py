@@ -6,13 +6,37 @@ sum is rounded by itself here, and nothing depends on which rows are computed to
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 OPEN_SIZES = 4  # of windows that OpenVINO keeps compiled
+_SILENCED = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")  # by release; heeded where set before the import
+_REPORTER = "openvino_telemetry"  # OpenVINO does without it where it is not installed
+
+
+def load_runtime(name: str) -> Any:
+    """The module `onnxruntime` or `openvino`, which sends nothing to its makers and leaves nothing in the home folder.
+
+    Both do so by default, OpenVINO as it is imported. Where the program has imported it before, it stays as it is.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    for variable in _SILENCED:
+        os.environ.setdefault(variable, "1")
+    if name != "openvino" or _REPORTER in sys.modules:
+        return import_module(name)
+    sys.modules[_REPORTER] = None  # type: ignore[assignment]  # Python's sign for what cannot be imported
+    try:
+        return import_module(name)
+    finally:
+        del sys.modules[_REPORTER]
 
 
 def open_runtime(name: str, graph: bytes, taken: str, given: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -22,16 +46,13 @@ def open_runtime(name: str, graph: bytes, taken: str, given: str, threads: int) 
         ImportError: the runtime is not installed; else what the runtime raises.
     """
     if name == "onnxruntime":
-        import onnxruntime
-
+        onnxruntime = load_runtime(name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4  # what goes wrong is raised; nothing goes to stderr
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         return lambda values: np.asarray(session.run([given], {taken: values})[0])
-    import openvino
-
-    core = openvino.Core()
+    core = load_runtime(name).Core()
     # left alone, OpenVINO chooses bfloat16 on processors that have instructions for it
     core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"})
     read = core.read_model(graph)

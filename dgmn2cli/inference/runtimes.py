@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dgmn2cli.data.transforms import normal_table
 from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, IntegrityError, first_line, require_installed
-from dgmn2cli.inference.arithmetic import open_runtime, resize_rows, softmax, source_rows
+from dgmn2cli.inference.arithmetic import load_runtime, open_runtime, resize_rows, softmax, source_rows
 from dgmn2cli.inference.graph import Graph, GraphInference, load_graph
 from dgmn2cli.inference.load import Recipe, choose_palette
 from dgmn2cli.inference.onnx_model import complete
@@ -53,8 +53,7 @@ def _failures(runtime: str) -> tuple[type[Exception], ...]:
     """What a runtime raises."""
     if runtime == "openvino":
         return (RuntimeError,)
-    from onnxruntime.capi import onnxruntime_pybind11_state as raised
-
+    raised = load_runtime(runtime).capi.onnxruntime_pybind11_state
     kinds = [kind for kind in vars(raised).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     return (RuntimeError, *kinds)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,14 @@ from dgmn2cli.inference.segmenter import Segmenter
 RUNTIMES = ("onnxruntime", "openvino")
 IMAGE = scene(5, (33, 52))[0]  # RGB as `predict` takes it
 WHOLE = {"protocol": "whole", "scale": None, "align_corners": False}
+OPENED = """
+import sys
+from pathlib import Path
+from dgmn2cli.inference.arithmetic import open_runtime
+run = open_runtime(sys.argv[1], Path(sys.argv[2]).read_bytes(), "images", "logits", 1)
+assert "openvino_telemetry" not in sys.modules
+"""  # a graph in a fresh process: reports are sent, and identifiers written, as a runtime is imported or opened
+WATCHED = ("CI", "TF_BUILD", "JENKINS", "GITHUB", "TRAVIS", "CIRCLECI", "GITLAB", "ORT_")  # where runtimes keep quiet
 LABELS = [helper.make_node("ArgMax", ["scores"], ["logits"], axis=1, keepdims=0)]
 
 
@@ -54,6 +65,17 @@ def test_an_evaluation_counts_what_pytorch_counts(runtime: str, tmp_path: Path) 
     assert run.graph_sha256 == graph.network.graph.protocol.graph_sha256
     assert run.runtime_version == __import__(runtime).__version__.partition("-")[0]
     assert (wanted.run.runtime, wanted.run.runtime_version) == ("torch", torch.__version__)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_runtimes_tell_their_makers_nothing(runtime: str, tmp_path: Path) -> None:
+    graph, home = write_graph(tmp_path / "graph") / "window.onnx", tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(WATCHED)}
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    command = [sys.executable, "-c", OPENED, runtime, str(graph)]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    assert list(home.rglob("*")) == []
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
