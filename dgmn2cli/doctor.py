@@ -88,10 +88,11 @@ class Examination:
     findings: tuple[Finding, ...]
 
 
-def examine(zoo: Zoo, cache: Path, device: str = "auto") -> Examination:
+def examine(zoo: Zoo, cache: Path | None, device: str = "auto") -> Examination:
     """Examines the machine; what fails is a finding, not an error.
 
     Args:
+        cache: the cache folder; None for a user without a home.
         device: the device that must work: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
     """
     findings = [
@@ -251,8 +252,10 @@ def _models(zoo: Zoo) -> str:
     return f"{len(zoo.segmentors)} models and {len(zoo.backbones)} backbones in {here}"
 
 
-def _cache_folder(cache: Path) -> Finding:
+def _cache_folder(cache: Path | None) -> Finding:
     """Where downloads go, and whether they can; nothing is created."""
+    if cache is None:
+        return Finding("cache", "note", "none, the user has no home folder: name one with --cache or DGMN2_CACHE")
     present = next((folder for folder in (cache, *cache.parents) if folder.exists()), cache)
     if not present.is_dir():
         return Finding("cache", "failed", f"{cache}: {present} is no folder")

@@ -11,7 +11,7 @@ from rich.text import Text
 from dgmn2cli.cli.options import Session, device_option, pass_session
 from dgmn2cli.cli.render import emit
 from dgmn2cli.errors import ResourceError, printable
-from dgmn2cli.zoo import cache_dir
+from dgmn2cli.zoo import find_cache
 
 if TYPE_CHECKING:
     from dgmn2cli.doctor import Examination
@@ -26,7 +26,7 @@ def doctor(session: Session, device: str) -> None:
     """Check this machine: Python, libraries, device, op backends, cache. Exit 5 if the device cannot work."""
     from dgmn2cli.doctor import examine
 
-    found = examine(session.zoo(), cache_dir(session.cache), device)  # what is wrong with it is a finding
+    found = examine(session.zoo(), find_cache(session.cache), device)  # what is wrong with it is a finding
     emit(session, found, lambda: _table(found))
     failed = [finding for finding in found.findings if finding.verdict == "failed"]
     if failed:

@@ -37,14 +37,14 @@ def info(session: Session, file: Path, config_only: bool) -> None:
             )
         emit(session, {"config": text}, lambda: text.rstrip("\n"))
         return
-    found = describe(file, known_hashes(session.zoo(), session.cache_dir()))
+    found = describe(file, known_hashes(session.zoo(), session.known_cache()))
     emit(session, found, lambda: _record(found))
     if found.digest == "does not hold":
         hint = "Take an earlier checkpoint of the run."
         raise IntegrityError("the checkpoint is damaged", where=file, why="its own digest does not hold", hint=hint)
 
 
-def known_hashes(zoo: Zoo, cache: Path) -> list[KnownHash]:
+def known_hashes(zoo: Zoo, cache: Path | None) -> list[KnownHash]:
     """The manifest's hashes, then those recorded in the cache."""
     from dgmn2cli.zoo.cache import find_record
 

@@ -69,6 +69,12 @@ class Session:
             raise ResourceError("the cache is no folder", where=folder, why=absence(place, "folder"), hint=hint)
         return folder
 
+    def known_cache(self) -> Path | None:
+        """As `cache_dir`, to look into; None for a user without a home."""
+        from dgmn2cli.zoo import find_cache
+
+        return self.cache_dir() if find_cache(self.cache) else None
+
 
 def current_session() -> Session:
     """The session of the command that runs now."""

@@ -64,7 +64,7 @@ def list_models(
     if not found:
         hint = "Loosen --min-miou or --max-gmacs."
         raise ConfigError("no model matches", why="none fulfils all conditions", hint=hint)
-    cache = session.cache_dir()
+    cache = session.known_cache()
     rows = [_describe(entry, cache) for entry in found]
     report = {"zoo": manifest.path, "default": manifest.default, "cache": cache, "models": rows}
     emit(session, report, lambda: _list_table(found, rows, manifest.default))
@@ -119,11 +119,11 @@ def show_model(session: Session, key: str | None) -> None:
     """Show all that is known about KEY, a model or an ImageNet backbone (default: the default model)."""
     manifest = session.zoo()
     entry = manifest.entry(manifest.default if key is None else key)
-    report = _describe(entry, session.cache_dir())
+    report = _describe(entry, session.known_cache())
     emit(session, report, lambda: _record(entry, report))
 
 
-def _describe(entry: AnyEntry, cache: Path) -> dict[str, object]:
+def _describe(entry: AnyEntry, cache: Path | None) -> dict[str, object]:
     cached = locate(entry, cache)
     return {
         **asdict(entry),

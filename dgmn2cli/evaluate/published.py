@@ -16,7 +16,7 @@ from dgmn2cli.data.dataset import SegmentationSet
 from dgmn2cli.errors import CheckFailed
 from dgmn2cli.evaluate.report import Comparison, DataInfo, EvalReport
 from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
-from dgmn2cli.zoo import ZooEntry, cache_dir, locate
+from dgmn2cli.zoo import ZooEntry, find_cache, locate
 
 VAL_CITIES = {"frankfurt": 267, "lindau": 59, "munster": 174}
 VAL_SIZES = {"2048x1024": 500}
@@ -56,7 +56,7 @@ def known_hash(entry: ZooEntry | None, cache: Path | None) -> str | None:
     """The hash of the published weights: the manifest's, else the one recorded when they were downloaded."""
     if entry is None or entry.sha256:
         return entry.sha256 if entry else None
-    found = locate(entry, cache_dir(cache))
+    found = locate(entry, find_cache(cache))
     return found.sha256 if found else None
 
 

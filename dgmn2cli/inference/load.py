@@ -35,7 +35,7 @@ from dgmn2cli.model.shapes import shapes_only, unfilled
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.ops import resolve as resolve_backend
 from dgmn2cli.runtime import describe_device, require_compilable, resolve_device, resolve_dtype
-from dgmn2cli.zoo import AnyEntry, Zoo, ZooEntry, cache_dir, load_zoo, locate, offline_wanted
+from dgmn2cli.zoo import AnyEntry, Zoo, ZooEntry, cache_dir, find_cache, load_zoo, locate, offline_wanted
 
 LOGGER = logging.getLogger("dgmn2cli")
 
@@ -230,7 +230,7 @@ def load(
         ResourceError: device or backend cannot run, or the cache cannot be written.
         IntegrityError, NonFiniteError: the weights are damaged, unsafe or another model's.
     """
-    options = LoadOptions(checkpoint, device, dtype, backend, cache=cache_dir(cache), offline=offline)
+    options = LoadOptions(checkpoint, device, dtype, backend, cache=find_cache(cache), offline=offline)
     return replace(resolve(name), options=options)(observer=observer or Silent())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgmn2cli.zoo.cache import CachedFile, cache_dir, locate, offline_wanted, pin_state
+from dgmn2cli.zoo.cache import CachedFile, cache_dir, find_cache, locate, offline_wanted, pin_state
 from dgmn2cli.zoo.manifest import AnyEntry, BackboneEntry, Source, Zoo, ZooEntry, load_zoo
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "cache_dir",
     "entries",
     "find",
+    "find_cache",
     "load_zoo",
     "locate",
     "offline_wanted",

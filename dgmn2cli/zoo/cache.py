@@ -76,12 +76,18 @@ def cache_dir(explicit: str | Path | None = None) -> Path:
     return _user_cache() / "dgmn2"
 
 
-def checks_dir(explicit: str | Path | None = None) -> Path | None:
-    """Where checks of data sets are remembered, in the cache; None for a user without a home."""
+def find_cache(explicit: str | Path | None = None) -> Path | None:
+    """As `cache_dir`, to look into; None for a user without a home, who has nothing cached."""
     try:
-        return cache_dir(explicit) / "checks"
+        return cache_dir(explicit)
     except ResourceError:
         return None
+
+
+def checks_dir(explicit: str | Path | None = None) -> Path | None:
+    """Where checks of data sets are remembered, in the cache; None for a user without a home."""
+    folder = find_cache(explicit)
+    return folder / "checks" if folder else None
 
 
 def offline_wanted() -> bool:
@@ -113,22 +119,22 @@ def expected_sha256(entry: AnyEntry, cache: Path) -> str | None:
     return entry.sha256 or (record.sha256 if record else None)
 
 
-def pin_state(entry: AnyEntry, cache: Path) -> Pin:
+def pin_state(entry: AnyEntry, cache: Path | None) -> Pin:
     """Whether the entry's hash is in the manifest, was recorded here, or is not known."""
     if entry.sha256:
         return "pinned"
     return "recorded" if find_record(entry, cache) else "unknown"
 
 
-def locate(entry: AnyEntry, cache: Path) -> CachedFile | None:
-    """The entry's file if the cache holds it; its content is not hashed here.
+def locate(entry: AnyEntry, cache: Path | None) -> CachedFile | None:
+    """The entry's file if there is a cache and it holds it; its content is not hashed here.
 
     Raises:
         ResourceError: the cache may not be read.
     """
     record = find_record(entry, cache)
     sha256 = entry.sha256 or (record.sha256 if record else None)
-    if sha256 is None:
+    if sha256 is None or cache is None:
         return None
     path = file_path(cache, sha256)
     try:
@@ -161,15 +167,16 @@ def record_path(entry: AnyEntry, cache: Path) -> Path | None:
     return records[0][1] if records else None
 
 
-def find_record(entry: AnyEntry, cache: Path) -> Record | None:
+def find_record(entry: AnyEntry, cache: Path | None) -> Record | None:
     """The oldest record of `entry`: what was verified first is what later content is compared with."""
     records = _records(entry, cache)
     return records[0][2] if records else None
 
 
-def _records(entry: AnyEntry, cache: Path) -> list[tuple[str, Path, Record]]:
+def _records(entry: AnyEntry, cache: Path | None) -> list[tuple[str, Path, Record]]:
     """The readable records of `entry`, oldest first. A damaged record counts as none: it is only a note."""
-    notes = [(path, _read_record(path)) for path in (cache / "index").glob(f"{entry.key}@*.json")]
+    paths = (cache / "index").glob(f"{entry.key}@*.json") if cache else ()
+    notes = [(path, _read_record(path)) for path in paths]
     return sorted((note.time, path, note) for path, note in notes if note and note.holds_for(entry))
 
 

@@ -71,6 +71,20 @@ def test_table_report_and_official_figure(run: Run, tmp_path: Path, checkpoint: 
     assert len(list((tmp_path / "preds").rglob("*.png"))) == 6
 
 
+def test_a_user_without_a_home_needs_no_cache(
+    run: Run, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(tmp_path / "data" / "cityscapes", 2)
+    for name in ("DGMN2_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "")
+    code, _, err = run("setr_naive-tiny", "--checkpoint", checkpoint, "--report", "r.json")
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "r.json").read_text())["comparison"] is None
+    for command in (["info", str(checkpoint)], ["zoo", "list"], ["zoo", "show"], ["doctor", "--device", "cpu"]):
+        assert main(command) == 0, command
+
+
 def test_partial_runs_are_labelled_and_have_no_verdict(run: Run, tmp_path: Path, checkpoint: Path) -> None:
     root = make_tree(tmp_path / "city", 3)
     code, out, err = run(

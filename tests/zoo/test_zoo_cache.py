@@ -56,6 +56,15 @@ def test_without_xdg_it_is_in_the_home_folder(tmp_path, monkeypatch):
         zoo.cache_dir()
 
 
+def test_a_user_without_a_home_has_nothing_cached(monkeypatch, entry):
+    for name in ("DGMN2_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "")
+    assert zoo.find_cache() is None
+    assert zoo.locate(entry, None) is None
+    assert zoo.pin_state(entry, None) == ("pinned" if entry.sha256 else "unknown")
+
+
 def test_an_empty_cache_knows_nothing(tmp_path, entry):
     assert zoo.locate(entry, tmp_path / "none") is None
     assert zoo.pin_state(entry, tmp_path / "none") == "unknown"
