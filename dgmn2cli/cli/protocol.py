@@ -246,7 +246,7 @@ workers_option = click.option(
 
 _OF_NETWORKS = (
     "checkpoint", "ema", "published_order", "runtime", "graph", "dtype", "backend", "compiled", "cuda_graphs",
-    "ms_flip", "window_batch", "protocol", "scale", "window", "stride",
+    "ms_flip", "window_batch", "protocol", "scale", "window", "stride", "corrupt",
 )  # fmt: skip
 
 

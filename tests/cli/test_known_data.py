@@ -74,6 +74,7 @@ def test_an_evaluation_of_corrupted_images_of_a_known_set_is_told_and_verified(r
         (["--dataset", "acdc"], 6, "cannot open the data set (data/acdc/rgb_anon)"),
         (["--corrupt", "rain:1"], 2, "'rain' is none of fog, night, blur, noise, jpeg"),
         (["--corrupt", "fog:6"], 2, "wanted 1 to 5"),
+        (["--corrupt", "fog:1", "--from", "preds"], 2, "leave out --corrupt"),  # which made these, nothing says
     ],
 )
 def test_refusals(run: Run, arguments: list[str], code: int, message: str) -> None:
