@@ -21,7 +21,7 @@ from dgmn2cli.evaluate.counting import confusion
 from dgmn2cli.evaluate.predictions import PredictionFolder, find_predictions, read_prediction
 from dgmn2cli.files import hash_file
 from dgmn2cli.inference.pipeline import Footprint, in_threads
-from dgmn2cli.inference.plan import Protocol, Settings, resolve_settings
+from dgmn2cli.inference.plan import Protocol, Settings, TooLargeError, resolve_settings
 from dgmn2cli.inference.prediction import ClassList
 from dgmn2cli.inference.segmenter import RunInfo, Segmenter
 from dgmn2cli.observer import Observer, Silent
@@ -82,16 +82,16 @@ def segmented(
     with closing(in_threads(read, indices, workers)) as pairs:
         for index, (image, label) in zip(indices, pairs, strict=True):
             began, size = time.perf_counter(), image.shape[:2]
-            plan = segmenter.plan(size, settings, used=ahead if limited else None)
-
-            def advance(windows: int, whole: int = plan.windows) -> None:
-                observer.advance(windows / whole)
-
             try:
+                plan = segmenter.plan(size, settings, used=ahead if limited else None)
+
+                def advance(windows: int, whole: int = plan.windows) -> None:
+                    observer.advance(windows / whole)
+
                 scores = segmenter.scores(image, plan, advance)
-            except (NonFiniteError, DataError) as error:
-                where = data.pairs[index].image
-                raise type(error)(error.what, where=where, why=error.why, hint=error.hint) from error
+            except (NonFiniteError, DataError, TooLargeError) as error:
+                error.where = str(data.pairs[index].image)
+                raise
             found = [part.numpy() for part in scores.outcome(sampling_step(*size) if analysis else None)]
             ids, confidence, samples = found if analysis else (found[0], None, None)
             yield SegmentedImage(index, image, label, ids, confidence, samples, time.perf_counter() - began)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dgmn2cli.data.images import check_image, decode_bytes
-from dgmn2cli.errors import DataError, NonFiniteError, ResourceError, is_exhaustion
+from dgmn2cli.errors import DataError, Dgmn2Error, NonFiniteError, ResourceError, is_exhaustion
 from dgmn2cli.inference.outputs import Sink
 from dgmn2cli.inference.pipeline import Footprint, in_threads
-from dgmn2cli.inference.plan import DECODE_BYTES, SAVE_BYTES, Settings
+from dgmn2cli.inference.plan import DECODE_BYTES, SAVE_BYTES, Settings, TooLargeError
 from dgmn2cli.inference.prediction import Prediction, check_outputs
 from dgmn2cli.inference.report import Failure, ImageResult, MemoryUse, Outcome
 from dgmn2cli.inference.segmenter import Segmenter
@@ -140,7 +140,7 @@ class Pipeline:
                     needed = DECODE_BYTES * header.width * header.height
                     self.segmenter.require_room(self.settings, needed, f"decoding {path}")
                 image.pixels, _, image.notes = decode_bytes(data, path, largest)
-        except DataError as error:
+        except (DataError, TooLargeError) as error:
             if is_exhaustion(error.__cause__):
                 raise
             image.outcome = Failure(path, str(error))
@@ -154,7 +154,11 @@ class Pipeline:
         start, path = time.perf_counter(), image.file.path
         for note in image.notes:
             self.observer.note(f"{path}: {note}")
-        plan = self.segmenter.plan(image.pixels.shape[:2], self.settings, self.result_bytes, used)
+        try:
+            plan = self.segmenter.plan(image.pixels.shape[:2], self.settings, self.result_bytes, used)
+        except TooLargeError as error:
+            self.observer.advance()
+            return self._failed(image, error)
         if plan.peak is not None:
             self.observer.note(f"{path}: {plan}")
         whole = plan.windows
@@ -169,12 +173,15 @@ class Pipeline:
             error.where = str(path)
             raise
         except DataError as error:  # a window that a graph of one size does not take
-            error.where = str(path)
-            image.outcome, image.pixels = Failure(path, str(error)), None
-            return image
+            return self._failed(image, error)
         if plan.peak is not None:
             image.memory = MemoryUse(plan.peak, highest_use(self.segmenter.device))
         image.seconds += time.perf_counter() - start
+        return image
+
+    def _failed(self, image: _Image, error: Dgmn2Error) -> _Image:
+        error.where = str(image.file.path)
+        image.outcome, image.pixels = Failure(image.file.path, str(error)), None
         return image
 
     def _finish(self, image: _Image, sink: Sink) -> ImageResult:

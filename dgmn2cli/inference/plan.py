@@ -144,6 +144,10 @@ class Plan:
         return min(side, max(height for height, _ in self.sizes)), min(side, max(width for _, width in self.sizes))
 
 
+class TooLargeError(ResourceError):
+    """There is too little memory for one image; smaller ones may fit."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """What memory a plan has to fit into, in bytes."""
@@ -156,24 +160,29 @@ class Machine:
 
 
 def require_room(limit: int, device: torch.device, needed: int, doing: str) -> None:
-    """Raises ResourceError where `needed` bytes more, for `doing`, would pass a device's limit, or more are in use."""
+    """Returns if a device's limit was kept so far, and `needed` bytes more, for `doing`, will keep it.
+
+    Raises:
+        ResourceError: it was passed; TooLargeError: it would be.
+    """
     return_large_blocks()
     used, highest = in_use(device), highest_use(device)
     if max(used + needed, highest) > limit:
         why = f"the limit is {gigabytes(limit)}, and {gigabytes(used)} are in use"
         why += f", {gigabytes(needed)} more are needed" if needed else ""
         why += f"; it was passed before: {gigabytes(highest)} were in use" if highest > limit else ""
-        raise ResourceError("the memory limit is too small", where=doing, why=why, hint="Raise --max-memory.")
+        kind = ResourceError if max(used, highest) > limit else TooLargeError
+        raise kind("the memory limit is too small", where=doing, why=why, hint="Raise --max-memory.")
 
 
 def require_possible(plan: Plan, classes: int, device: torch.device) -> None:
-    """Raises ResourceError where this machine's memory cannot hold what a plan needs, also without a limit."""
+    """Raises TooLargeError where this machine's memory cannot hold what a plan needs, also without a limit."""
     whole, scores = machine_memory(), 4 * classes * _held_elements(plan) if device.type == "cpu" else 0
     least = _scaled_bytes(plan) + scores
     if least > whole:
         width, height = max((size[1], size[0]) for size in plan.sizes)
         why = f"{width}x{height} pixels take at least {gigabytes(least)}, and the machine has {gigabytes(whole)}"
-        raise ResourceError("not enough memory", why=why, hint="Use a smaller --scale, or set --max-memory.")
+        raise TooLargeError("not enough memory", why=why, hint="Use a smaller --scale, or set --max-memory.")
 
 
 def fitted(plan: Plan, machine: Machine, result_bytes: int = SAVE_BYTES) -> Plan:
@@ -183,7 +192,8 @@ def fitted(plan: Plan, machine: Machine, result_bytes: int = SAVE_BYTES) -> Plan
         result_bytes: per pixel, for making the files of the result.
 
     Raises:
-        ResourceError: no way fits; says what the least would be.
+        TooLargeError: no way fits; says what the least would be.
+        ResourceError: nor would it for any other image.
     """
     least, batch, (height, width) = sys.maxsize, plan.windowing.batch, plan.size
     while batch:
@@ -194,10 +204,10 @@ def fitted(plan: Plan, machine: Machine, result_bytes: int = SAVE_BYTES) -> Plan
                 return replace(way, peak=peak)
             least = min(least, peak)
         batch //= 2
-    raise ResourceError(
+    without = machine.in_use - 3 * height * width + machine.window + SLACK_BYTES
+    raise (TooLargeError if without <= machine.limit else ResourceError)(
         "the memory limit is too small",
-        where=f"{width}x{height} pixels",
-        why=f"the limit is {gigabytes(machine.limit)}, the least would be {gigabytes(least)}: "
+        why=f"{width}x{height} pixels take at least {gigabytes(least)}, and the limit is {gigabytes(machine.limit)}: "
         f"{gigabytes(machine.in_use)} are in use or read ahead, and one window takes {gigabytes(machine.window)}",
         hint="Raise --max-memory, or use a smaller --window.",
     )

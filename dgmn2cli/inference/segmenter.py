@@ -28,6 +28,7 @@ from dgmn2cli.inference.plan import (
     Plan,
     Protocol,
     Settings,
+    TooLargeError,
     fitted,
     require_possible,
     require_room,
@@ -196,7 +197,7 @@ class Segmenter:
         settings: Settings | None = None,
         *,
         workers: int = 2,
-        skip: Callable[[str | Path | np.ndarray, DataError], object] | None = None,
+        skip: Callable[[str | Path | np.ndarray, DataError | TooLargeError], object] | None = None,
     ) -> Generator[Prediction, None, None]:
         """Segments images one after the other, in their order, while threads read the next ones.
 
@@ -207,7 +208,8 @@ class Segmenter:
             images: paths, or arrays (H, W, 3) uint8 RGB; a prediction's `path` says which.
             settings: the test procedure; the configuration's if None.
             workers: threads that read; 0, and always where the memory is limited: none, one image after the other.
-            skip: called in place of raising for an image that cannot be read; it is left out.
+            skip: called in place of raising for an image that cannot be read, or is too large for the memory; it is
+                left out.
 
         Raises:
             DataError: an image cannot be read, and there is no `skip`.
@@ -228,12 +230,16 @@ class Segmenter:
         limited = settings.max_memory is not None and self.device.type == "cpu"
         with closing(in_threads(read, images, 0 if limited else workers)) as found:
             for image, pixels in found:
-                if isinstance(pixels, DataError):
-                    if skip is None:
+                try:
+                    if isinstance(pixels, DataError):
                         raise pixels
-                    skip(image, pixels)
+                    plan = self.plan(pixels.shape[:2], settings)
+                except (DataError, TooLargeError) as error:
+                    if skip is None:
+                        raise
+                    skip(image, error)
                     continue
-                made = self.predict_planned(pixels, self.plan(pixels.shape[:2], settings), settings)
+                made = self.predict_planned(pixels, plan, settings)
                 yield made if isinstance(image, np.ndarray) else replace(made, path=Path(image))
 
     def predict_planned(
@@ -311,8 +317,8 @@ class Segmenter:
 
         Raises:
             ConfigError: an impossible setting.
-            ResourceError: the memory limit cannot be kept, memory cannot be measured here, or without a limit the
-                machine has too little of it.
+            ResourceError: the memory limit cannot be kept, memory cannot be measured here; `TooLargeError` where
+                smaller images may fit.
         """
         settings = settings or Settings()
         plan = Plan.of(resolve_settings(settings, self.inference, self.device), size)

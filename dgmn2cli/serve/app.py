@@ -23,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, ResourceError, printable, shown
+from dgmn2cli.inference.plan import TooLargeError
 from dgmn2cli.report.html import render_page
 from dgmn2cli.serve.metrics import TYPE
 from dgmn2cli.serve.service import KINDS, Service
@@ -31,7 +32,7 @@ LOGGER = logging.getLogger("dgmn2cli")
 OPEN = ("/", "/healthz")  # without a token: the page asks for it
 GONE = 499  # in the log and the metrics: the client went away
 DRAIN = 2.0  # seconds that a client may go on sending after its answer
-_STATUS = ((ConfigError, 400), (DataError, 422), (ResourceError, 503))
+_STATUS = ((ConfigError, 400), (DataError, 422), (TooLargeError, 413), (ResourceError, 503))
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",

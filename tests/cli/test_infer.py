@@ -272,6 +272,20 @@ def test_outputs_below_the_folder_are_no_inputs(run: Run, tmp_path: Path) -> Non
     assert run("d/out", "-o", "d/out", "--save", "conf", "--json")[0] == 0  # which is named itself
 
 
+def test_an_image_too_large_for_the_machine_fails_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, side in (("d/a.png", 40), ("d/b.png", 200), ("d/c.png", 40)):
+        picture(tmp_path / name, side, side)
+    monkeypatch.setattr("dgmn2cli.inference.plan.machine_memory", lambda: 4 * 19 * 150 * 150)
+    code, out, err = run("d", "--protocol", "native", "--window", "64", "--stride", "48", "--json")
+    report = json.loads(out)
+    assert (code, report["done"], report["failed"]) == (6, 2, 1)
+    assert report["failures"][0]["path"] == "d/b.png"
+    assert "not enough memory (d/b.png): 200x200 pixels take at least" in err
+    assert (tmp_path / "dgmn2-output" / "c_ids.png").exists()
+
+
 BAD = [
     (("missing.png",), 6, "cannot find the image (missing.png): there is no such file."),
     (("missing.png", "gone.jpg"), 6, "none of these files exist"),

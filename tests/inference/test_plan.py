@@ -14,11 +14,20 @@ from streets import Colours, predict_files, segmenter
 from torch import Tensor, nn
 
 from dgmn2cli.errors import ResourceError
-from dgmn2cli.inference.plan import Machine, Plan, Settings, fitted, predicted_peak
+from dgmn2cli.inference.plan import (
+    SLACK_BYTES,
+    Machine,
+    Plan,
+    Settings,
+    TooLargeError,
+    fitted,
+    predicted_peak,
+    require_room,
+)
 from dgmn2cli.inference.report import MemoryUse
 from dgmn2cli.inference.segmenter import Segmenter
 from dgmn2cli.inference.sliding_window import Windowing
-from dgmn2cli.runtime import can_measure, in_fresh_process
+from dgmn2cli.runtime import can_measure, highest_use, in_fresh_process
 
 MACHINE = Machine(limit=10**12, in_use=500_000_000, window=300_000_000, classes=19, discrete=False)
 needs_meter = pytest.mark.skipif(not can_measure(torch.device("cpu")), reason="this system does not tell memory use")
@@ -69,7 +78,9 @@ def test_rows_let_go_make_memory_grow_with_the_width() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_the_least_that_would() -> None:
-    with pytest.raises(ResourceError, match=r"limit is 0\.80 GB, the least would be \d\.\d\d GB: 0\.50 GB are in use"):
+    with pytest.raises(
+        ResourceError, match=r"take at least \d\.\d\d GB, and the limit is 0\.80 GB: 0\.50 GB are in use"
+    ):
         fitted(native(4096, 8192), replace(MACHINE, limit=800_000_000))
 
 
@@ -147,3 +158,25 @@ def test_the_predicted_peak_is_kept_and_the_mask_is_the_same(tmp_path: Path) -> 
     assert 0 < held.highest <= held.predicted
     assert 0 < passed.highest <= passed.predicted <= tight.max_memory  # type: ignore[operator]
     assert passed.highest < held.highest - 120_000_000
+
+
+def test_a_limit_is_too_small_for_one_image_or_for_all() -> None:
+    least, read = 10**9, 3 * 900 * 900
+    window = least - SLACK_BYTES - MACHINE.in_use
+    plan, machine = native(900, 900), replace(MACHINE, limit=least, in_use=MACHINE.in_use + read, window=window)
+    with pytest.raises(TooLargeError, match="900x900"):
+        fitted(plan, machine)
+    with pytest.raises(ResourceError) as caught:
+        fitted(plan, replace(machine, limit=least - 1))
+    assert type(caught.value) is ResourceError
+
+
+@needs_meter
+def test_what_is_asked_for_beyond_a_limit_is_told_from_a_limit_that_was_passed() -> None:
+    device = torch.device("cpu")
+    highest = highest_use(device)
+    with pytest.raises(TooLargeError):
+        require_room(highest + 10**8, device, 10**10, "decoding")
+    with pytest.raises(ResourceError) as caught:
+        require_room(highest // 2, device, 10**10, "decoding")
+    assert type(caught.value) is ResourceError

@@ -83,6 +83,14 @@ def test_a_photograph_in_pieces_of_unknown_number(server: Running) -> None:
     assert decode_image(whole.content).shape == (60, 100, 3)
 
 
+def test_an_image_too_large_for_the_memory_need_not_be_sent_again(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dgmn2cli.inference.plan.machine_memory", lambda: 4 * 19 * 50 * 50)
+    answers = [httpx.post(f"{server.url}v1/segment", content=png(side, side)) for side in (60, 50)]
+    assert [(found.status_code, "retry-after" in found.headers) for found in answers] == [(413, False), (200, False)]
+
+
 def test_an_explanation_is_brief_and_says_what_python_does(server: Running) -> None:
     data = png(150, 90)
     answer = httpx.post(f"{server.url}v1/explain?x=100&y=30", content=data)
