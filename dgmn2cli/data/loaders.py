@@ -131,7 +131,7 @@ _reader: _Reader | None = None  # of a data worker
 
 
 def _start_worker(reader: _Reader, folder: str) -> None:
-    """A worker does one thing at a time and leaves signals to the main process, which ends it, even by its death.
+    """A worker does one thing at a time and leaves Ctrl-C to the main process, which ends it, even by its death.
 
     Args:
         folder: for the socket by which it hands over batches; it goes with the main process.
@@ -223,7 +223,7 @@ def train_batches(
                     yield _result(waiting.popleft(), check)
         except BrokenProcessPool as error:
             check()
-            why = f"the system ended it, most often for want of memory or shared memory; /dev/shm: {shared_memory()}"
+            why = f"it was killed or crashed, most often for want of memory (/dev/shm: {shared_memory()})"
             raise _died(why) from error
 
 

@@ -50,7 +50,8 @@ IN_READING: dict[str, tuple[Callable[[], None], bool, set[int]]] = {
     "SIGKILL": (_end(signal.SIGKILL), True, {5}),
     "SIGSEGV": (_end(signal.SIGSEGV), True, {5}),
     "SIGABRT": (_end(signal.SIGABRT), True, {5}),
-    "SIGTERM": (_end(signal.SIGTERM), True, {0}),  # a worker leaves it to the main process
+    "SIGTERM": (_end(signal.SIGTERM), True, {5}),
+    "SIGINT": (_end(signal.SIGINT), True, {0}),  # a worker leaves it to the main process
     "exit": (lambda: os._exit(3), True, {5}),
     "no memory": (lambda: _raise(MemoryError()), False, {5}),
     "a failing disk": (lambda: _raise(OSError(errno.EIO, os.strerror(errno.EIO))), True, {5}),

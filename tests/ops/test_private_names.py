@@ -51,7 +51,7 @@ def test_every_name_is_here() -> None:
     assert all(hasattr(torch.nn.Module(), name) for name in heads._HOOKS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[2:])])
 def test_without_a_name_the_ops_run_by_their_definition(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name], check=True, cwd=Path(__file__).parents[2], timeout=120,

@@ -171,7 +171,7 @@ def workers_of(process: int) -> list[int]:
 
 
 def test_a_killed_data_worker_ends_it_with_exit_5_and_the_state_saved(folder):
-    options, run = ("--workers", "2", "--val-every", "4", "--save-every", "3"), folder / "worker"
+    options, run = ("--workers", "2", "--val-every", "4", "--save-every", "3", "--freeze-backbone"), folder / "worker"
     with running(started(command("worker", *options), folder), run, 2) as child:
         workers = workers_of(child.pid)
         assert len(workers) == 2
@@ -187,7 +187,7 @@ def test_a_killed_data_worker_ends_it_with_exit_5_and_the_state_saved(folder):
     assert outcome(run) == outcome(folder / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_the_whole_process_group_saves_the_state_too(folder, number):
     run = folder / f"group{number}"
     with running(Forked(command(run.name, "--workers", "2"), folder, session=True), run, 2) as child:
