@@ -75,7 +75,8 @@ def bar_chart(groups: Sequence[BarGroup], path: str | Path, title: str = "", sub
     """
     counts = [len(group.bars) for group in groups]
     with drawing():
-        figure = new_figure(11, 0.9 + sum(0.3 * count + 0.55 for count in counts), f"{title}\n{subtitle}".strip())
+        figure = new_figure(11, 0.9 + sum(0.3 * count + 0.55 for count in counts), title)
+        figure.supxlabel(printable(subtitle), x=0.01, ha="left", size=9, color=GRAY)
         grid = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": counts})
         for axes, group in zip(grid.flat, groups, strict=True):
             bars = axes.barh(range(len(group.bars)), [bar.length for bar in group.bars], color=group.color)
