@@ -76,6 +76,10 @@ def infer(
 
     Beside them, results.jsonl has a line for each image, by which --resume skips what is done. Bad images are named at
     the end; the others are segmented.
+
+    Kinds of files: ids (class ids, a palette PNG), color, overlay (on the image, with a legend), labelids (Cityscapes'
+    own ids), conf (the probability of the predicted class, grey), entropy, disagreement (with the mirrored image),
+    probs (of all classes, .npz), stats (shares of the classes, .json).
     """
     protocol.refuse_offline(session, model, network.graph or network.load.checkpoint)
     from dgmn2cli.distributed.group import launched_rank, launched_world

@@ -30,7 +30,7 @@ LOSSES = ("ce", "ohem", "focal", "dice", "ce+dice")
 LOGGERS = ("tensorboard", "wandb")
 BACKENDS = ("auto", "native", "triton", "reference")
 MAX_SIDE = 100_000  # pixels
-_AUTO_DTYPE = "  auto: bfloat16 where the device multiplies it and the classes stay the same."
+_AUTO_DTYPE = " auto: bfloat16 where the device multiplies it and the classes stay the same."
 ARGUMENTS = "dgmn2cli.arguments"  # where click's context has the words of the command line
 _FROM_USER = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
 

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="The zip to write.  [default: beside the folder, with its name]",
 )
-@click.option("--from", "kept", type=PATH, metavar="DIR", help="Zip the labelId files in this folder; no model runs.")
+@click.option(
+    "--from", "kept", type=PATH, metavar="DIR", help="Take the predictions kept in this folder; no model runs."
+)
 @click.option("--validate", type=PATH, metavar="ZIP", help="Only check this zip; every fault is named.")
 @protocol.workers_option
 @protocol.with_network

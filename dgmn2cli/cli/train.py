@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dgmn2cli.training.report import Evaluated, TrainReport
 
 _DATA = "Cityscapes tree, or a folder with a dataset.toml.  [default: the configuration's]"
-_WEIGHTS = "Loss weights: counted from the labels, or a line NAME = WEIGHT each."
+_WEIGHTS = "Loss weights; auto: counted from the labels; FILE: a line NAME = WEIGHT for each class."
 _COUNT, _SIDE = click.IntRange(0, 10**9), click.IntRange(1, 16384)
 _ANY, _MANY, _SEED = click.IntRange(1), click.IntRange(1, 10**9), click.IntRange(0, 2**32 - 1)
 
