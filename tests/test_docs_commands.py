@@ -216,7 +216,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Path, Callable[..., int]]]:
 def _draw(here: Path) -> None:
     photograph = Image.open(example_photograph()).convert("RGB")
     for name in ("street.jpg", "image.png", "big.jpg", "huge.jpg", "photo.jpg", "a.jpg", "b.jpg", "photos/a.jpg",
-                 "photos/b.png"):  # fmt: skip
+                 "photos/b.png", "examples/summer_palace.jpg"):  # fmt: skip
         (here / name).parent.mkdir(exist_ok=True)
         photograph.resize((96, 64)).save(here / name)
     photograph.resize((2048, 1024)).save(here / "street.png")  # in which pixels are named
