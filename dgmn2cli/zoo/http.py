@@ -1,10 +1,12 @@
 """Asking a server: limits, one deadline for everything, safe redirects, Google Drive, and which failures may pass.
 
-All raise `NetworkError`; `TemporaryError` where another attempt may not meet the failure.
+All raise `NetworkError`; `TemporaryError` where another attempt may not meet the failure. Only certificates that the
+environment names and that are not there are a `ResourceError`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from dgmn2cli.errors import NetworkError
+from dgmn2cli.errors import NetworkError, ResourceError
+from dgmn2cli.files import absence
 from dgmn2cli.version import __version__
 from dgmn2cli.zoo.manifest import PLAIN_HTTP, shown, url_fault
 
@@ -23,6 +26,7 @@ MAX_REDIRECTS, MAX_PAGES = 10, 3
 DRIVE = "https://drive.google.com/uc?export=download&id={id}"
 NO_FILE = "Google Drive does not give the file"
 DRIVE_AGENT = {"User-Agent": "Mozilla/5.0"}  # to other programs Google Drive answers with other pages
+CERTIFICATES = "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"  # as requests looks for them
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 # what requests, urllib3 and http.client raise on a server that misbehaves
 NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
@@ -59,6 +63,7 @@ class Client(requests.Session):
 
         Nothing is asked again here: urllib3 would read an error page to its end before it tries again.
         """
+        _check_certificates(url)
         self.close()  # a connection that was used may be closed by its server at any moment
         with _own_errors(url):
             response = self.get(url, headers=headers, timeout=(self.limits.connect, self.limits.read), stream=True)
@@ -145,6 +150,15 @@ def _own_errors(url: str) -> Iterator[None]:
     except NETWORK_ERRORS as error:
         hint = "Check network and proxy, or run it again; `dgmn2 download --from FILE` adopts a file fetched elsewhere."
         raise TemporaryError("the connection failed", where=place_of(url), why=_reason(error), hint=hint) from error
+
+
+def _check_certificates(url: str) -> None:
+    """Raises ResourceError where the environment names certificates that are not there: no other attempt helps."""
+    variable = next((name for name in CERTIFICATES if os.environ.get(name)), "")
+    path = os.environ.get(variable, "")
+    if path and url.startswith("https") and not os.path.exists(path):
+        why, hint = f"{variable} names it, and {absence(path)}", f"Correct {variable}, or unset it."
+        raise ResourceError("cannot tell which servers to trust", where=path, why=why, hint=hint)
 
 
 def _check_status(response: requests.Response) -> None:

@@ -14,7 +14,7 @@ import pytest
 from pretend_hosts import Host
 
 from dgmn2cli import zoo
-from dgmn2cli.errors import IntegrityError, NetworkError
+from dgmn2cli.errors import IntegrityError, NetworkError, ResourceError
 from dgmn2cli.zoo.fetch import fetch
 from dgmn2cli.zoo.http import Limits
 from dgmn2cli.zoo.manifest import Source
@@ -114,3 +114,17 @@ def test_a_host_that_never_shakes_hands(tmp_path):
             fetch(entry_at(url), cache=tmp_path, verify=verify, limits=HASTY)
     assert time.monotonic() - began < HASTY.total + 5
     assert threading.active_count() < 50
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificates_that_are_not_there_are_named_before_anything_is_asked(variable, host, tmp_path, monkeypatch):
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    missing = str(tmp_path / "Company-CA" / "bundle.pem")
+    monkeypatch.setenv(variable, missing)
+    host.asked.clear()
+    with pytest.raises(ResourceError) as caught:
+        fetch(entry_at(secure(host, "good")), cache=tmp_path / "cache", verify=verify, limits=PATIENT)
+    assert (str(caught.value.where), caught.value.exit_code) == (missing, 5)
+    assert caught.value.why.startswith(variable)
+    assert not host.asked
