@@ -117,20 +117,22 @@ class DataConfig:
     )
     train_split: Text = setting("train", "Split to train on, in Cityscapes or under a dataset.toml.")
     val_split: Text = setting("val", "Split to evaluate on, in Cityscapes or under a dataset.toml.")
-    train_images: Text = setting("images/train", "Folder: training images, relative to the root.")
-    train_labels: Text = setting("labels/train", "Folder: training labels, relative to the root.")
-    val_images: Text = setting("images/val", "Folder: images to evaluate on, relative to the root.")
-    val_labels: Text = setting("labels/val", "Folder: labels to evaluate with, relative to the root.")
-    image_suffix: Text = setting("", "Folder: end of an image's name, `_leftImg8bit.png`; empty: any image.")
-    label_suffix: Text = setting(".png", "Folder: end of a label's name, in place of the image's suffix.")
+    train_images: Text = setting("images/train", "kind 'folder': training images, relative to the root.")
+    train_labels: Text = setting("labels/train", "kind 'folder': training labels, relative to the root.")
+    val_images: Text = setting("images/val", "kind 'folder': images to evaluate on, relative to the root.")
+    val_labels: Text = setting("labels/val", "kind 'folder': labels to evaluate with, relative to the root.")
+    image_suffix: Text = setting("", "kind 'folder': end of an image's name, `_leftImg8bit.png`; empty: any image.")
+    label_suffix: Text = setting(".png", "kind 'folder': end of a label's name, in place of the image's suffix.")
     classes: ClassNames = setting((), "Class names in the order of their ids; empty: the data set's own.")
     palette: Annotated[tuple[Color, ...], Field(max_length=MAX_LIST)] = setting(
         (), "Red, green, blue of each class; empty: the data set's own."
     )
     ignore_index: StoredId = setting(255, "Label value of pixels that count neither in loss nor score.")
-    reduce_zero_label: StrictBool = setting(False, "Folder: label 0 is ignored and every other id is lowered by one.")
+    reduce_zero_label: StrictBool = setting(
+        False, "kind 'folder': label 0 is ignored and every other id is lowered by one."
+    )
     id_map: Annotated[tuple[tuple[StoredId, Byte], ...], Field(max_length=65536), KEYS_ONCE] = setting(
-        (), "Folder: pairs [value in the file, class id], applied before anything else; other values stay."
+        (), "kind 'folder': pairs [value in the file, class id], applied before anything else; other values stay."
     )
     workers: StrictInt = setting(
         2, "Loader processes per training process; 0 loads in the process itself.", ge=0, le=256
@@ -153,7 +155,9 @@ class AugmentConfig:
     )
     flip_prob: StrictFloat = setting(0.5, "Probability of mirroring left to right.", ge=0, le=1)
     photometric: StrictBool = setting(True, "Distort the colours: each step with probability one half.")
-    brightness: StrictFloat = setting(32.0, "Added to every channel, at most, of 0 to 255.", ge=0, le=255)
+    brightness: StrictFloat = setting(
+        32.0, "Largest change of brightness, in steps of the channels' 0 to 255.", ge=0, le=255
+    )
     contrast: Annotated[tuple[Gain, Gain], RISING] = setting((0.5, 1.5), "Range of the contrast factor.")
     saturation: Annotated[tuple[Gain, Gain], RISING] = setting((0.5, 1.5), "Range of the saturation factor.")
     hue: StrictInt = setting(18, "Hue shift: from -hue to hue - 1, 180 being the full circle.", ge=1, le=90)
@@ -185,7 +189,7 @@ class OptimConfig:
     In the first `warmup` steps it is multiplied by (i + 1) / warmup.
     """
 
-    lr: StrictFloat = setting(1e-4, "Learning rate that the fall begins at.", gt=0)
+    lr: StrictFloat = setting(1e-4, "Highest learning rate, from which it falls.", gt=0)
     betas: tuple[Decay, Decay] = setting((0.9, 0.999), "Decay of the two moment estimates.")
     eps: StrictFloat = setting(1e-8, "Added to the root of the second moment.", gt=0, le=1)
     weight_decay: StrictFloat = setting(1e-4, "Decoupled weight decay, on every parameter.", ge=0, le=10)
@@ -214,7 +218,7 @@ class TrainConfig:
     seed: StrictInt = setting(0, "Seed of everything random.", ge=0, le=2**32 - 1)
     deterministic: StrictBool = setting(False, "Refuse operations whose result depends on the run.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "dtype of the forward pass; the weights stay float32."
+        "float32", "Dtype of the forward pass; the weights stay float32."
     )
     init: Annotated[Text, FIRST_WEIGHTS] = setting(
         "imagenet", "First weights: 'imagenet' (the published backbone), 'scratch', or a checkpoint's path."
