@@ -97,6 +97,32 @@ def test_ids_are_exact_and_the_film_shows_their_colours(tmp_path: Path) -> None:
     assert sum(share.share for share in report.classes) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(("standard", "red", "blue"), [(5, 0.299, 0.114), (1, 0.2126, 0.0722), (9, 0.2627, 0.0593)])
+def test_colours_are_those_of_the_standard_that_the_film_names(
+    standard: int, red: float, blue: float, full: bool, tmp_path: Path
+) -> None:
+    """BT.601, BT.709 and BT.2020 in FFmpeg's numbers, and their weights of red and blue (ITU-R BT.709-6, section 3)."""
+    colour = np.array([30, 180, 90])
+    light = float(colour @ (red, 1 - red - blue, blue))
+    low, high, wide = (0, 255, 255) if full else (16, 219, 224)
+    stored = np.full((48, 32), round(low + high * light / 255), np.uint8)  # a plane of 32 rows, two of half the size
+    stored[32:40] = round(128 + wide * (90 - light) / (2 * (1 - blue)) / 255)
+    stored[40:] = round(128 + wide * (30 - light) / (2 * (1 - red)) / 255)
+    with av.open(tmp_path / "clip.mkv", "w") as film:
+        stream = film.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        context = stream.codec_context
+        context.colorspace, context.color_range = standard, 2 if full else 1
+        frame = av.VideoFrame.from_ndarray(stored, format="yuv420p")
+        frame.colorspace, frame.color_range = context.colorspace, context.color_range
+        film.mux(stream.encode(frame))
+        film.mux(stream.encode(None))
+    with open_video(str(tmp_path / "clip.mkv"), Span(), 10**6) as source:
+        [read_frame] = source.frames()
+    assert np.abs(read_frame.image[..., ::-1].astype(int) - colour).max() <= 3
+
+
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_frames_are_written_upright(tmp_path: Path, degrees: int) -> None:
     path = write_clip(tmp_path / "clip.mp4", clip(4), rotation=degrees, aspect=Fraction(4, 3))
