@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -85,11 +84,10 @@ def open_regular(
             raise kind(what, where=path, why=f"it is {_kind_of(mode)}, wanted a file", hint=hint)
         os.pread(descriptor, 1, 0)  # some files of /proc are called regular, and fail or would wait
         return os.fdopen(descriptor, "rb")
-    except OSError as error:
+    except BaseException as error:
         os.close(descriptor)
-        raise unreadable(what, where=path, why=_reason(error), hint=hint) from error
-    except BaseException:
-        os.close(descriptor)
+        if isinstance(error, OSError):
+            raise unreadable(what, where=path, why=_reason(error), hint=hint) from error
         raise
 
 
@@ -143,15 +141,14 @@ def read_text(
         if isinstance(error.__cause__, PermissionError):
             raise ResourceError(what, where=path, why=error.why, hint="Choose a file you may read.") from error
         raise
-    why, text = "", ""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         why = f"line {line} is not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8"
-    if not why and "\0" in text:
+        raise kind(what, where=path, why=why, hint=hint) from error
+    if "\0" in text:
         why = f"line {text.count(chr(10), 0, text.index(chr(0))) + 1} holds a NUL byte"
-    if why:
         raise kind(what, where=path, why=why, hint=hint)
     return text.replace("\r\n", "\n")
 
@@ -215,13 +212,17 @@ def local_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        forbidden, taken = (
+            "Choose a folder you may write to.",
+            "Something that is no folder is in its path; choose another.",
+        )
         hints = {
             errno.ENOSPC: "Free some space, or write to another disk.",
             errno.EDQUOT: "The disk quota is used up; free some space.",
-            errno.EACCES: "Choose a folder you may write to.",
-            errno.EPERM: "Choose a folder you may write to.",
-            errno.ENOTDIR: "Something that is no folder is in its path; choose another.",
-            errno.EEXIST: "Something that is no folder is in its path; choose another.",
+            errno.EACCES: forbidden,
+            errno.EPERM: forbidden,
+            errno.ENOTDIR: taken,
+            errno.EEXIST: taken,
             errno.ELOOP: "Links in its path lead in a circle; choose another.",
             errno.ENAMETOOLONG: "Choose a shorter name.",
             errno.EROFS: "The file system is read-only; choose another folder.",
@@ -264,8 +265,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     with local_write_errors(path):
         _refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_abandoned(path)
-        temporary, descriptor = create_part(path.parent, _temporary_stem(path))
+        clear_abandoned(path)
+        temporary, descriptor = create_part(path.parent, temporary_stem(path))
     file = os.fdopen(descriptor, "wb")
     try:
         yield file
@@ -281,55 +282,6 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.close()
     with local_write_errors(path):
         sync_folder(path.parent)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder that gets the name `path` when the block ends well, and is removed when it does not.
-
-    It is locked like a file of `atomic_write`: what a killed process left is removed by the next writer of `path`.
-
-    Args:
-        path: absent, or an empty folder; the folder above it is created. The block writes into the folder it is given,
-            which lies beside `path`.
-
-    Raises:
-        ResourceError: something is in its place, or it cannot be written.
-    """
-    with _locked_folder(path) as part:
-        yield part
-        with local_write_errors(path):
-            sync_folder(part)
-            part.replace(path)
-            sync_folder(path.parent)
-
-
-@contextmanager
-def temporary_folder(name: str) -> Iterator[Path]:
-    """A new folder of the user's own among the system's temporary files, removed when the block ends.
-
-    What a killed process left is removed by whoever next asks for a folder of that `name`.
-
-    Raises:
-        ResourceError: it cannot be made.
-    """
-    with _locked_folder(Path(tempfile.gettempdir(), name)) as folder:
-        folder.chmod(0o700)
-        yield folder
-
-
-@contextmanager
-def _locked_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`, removed when the block ends unless it has another name by then."""
-    with local_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_abandoned(path)
-        part, descriptor = create_part(path.parent, _temporary_stem(path), as_folder=True)
-    try:
-        yield part
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        os.close(descriptor)
 
 
 def check_folder(path: Path) -> None:
@@ -406,7 +358,7 @@ def _refuse_special(path: Path) -> None:
         raise ResourceError("cannot write the file", where=path, why=f"{_kind_of(mode)} is there", hint=hint)
 
 
-def _temporary_stem(path: Path) -> str:
+def temporary_stem(path: Path) -> str:
     """The beginning of `path`'s temporary names, hashed where it is too long for a file name with more behind it."""
     name = os.fsencode(path.name)
     return f".{path.name}" if len(name) <= 120 else f".{hashlib.sha256(name).hexdigest()[:32]}"
@@ -467,9 +419,9 @@ def _claim(descriptor: int) -> bool:
     return time.time() - os.fstat(descriptor).st_mtime > ABANDONED_AFTER if locked is None else locked
 
 
-def _clear_abandoned(path: Path) -> None:
+def clear_abandoned(path: Path) -> None:
     """Removes temporary files and folders of `path` whose writer was killed before it could rename or remove them."""
-    pattern = re.compile(re.escape(_temporary_stem(path)) + r"\.[0-9]+\.[0-9a-z_]{8}\.part")
+    pattern = re.compile(re.escape(temporary_stem(path)) + r"\.[0-9]+\.[0-9a-z_]{8}\.part")
     names = []
     with suppress(OSError):
         names = [name for name in os.listdir(path.parent) if pattern.fullmatch(name)]

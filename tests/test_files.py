@@ -11,14 +11,13 @@ import pytest
 
 from dgmn2cli.errors import ConfigError, DataError, IntegrityError, ResourceError
 from dgmn2cli.files import (
-    atomic_folder,
     atomic_write,
     hash_file,
     open_in_place,
     open_regular,
     read_bounded,
-    temporary_folder,
 )
+from dgmn2cli.folders import atomic_folder, temporary_folder
 
 
 def test_a_file_is_replaced_and_nothing_is_left(tmp_path):
@@ -214,9 +213,25 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert os.listdir(target) == ["a"]
 
 
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_takes_anothers_place_at_once(tmp_path, monkeypatch, exchanges):
+    target = tmp_path / "folder"
+    atomic_write(target / "deep" / "old", "1")
+    if not exchanges:
+        monkeypatch.setattr("dgmn2cli.folders.ctypes.CDLL", lambda name: None)
+    with pytest.raises(ZeroDivisionError), atomic_folder(target, overwrite=True) as part:
+        atomic_write(part / "new", str(1 // 0))
+    assert (os.listdir(tmp_path), os.listdir(target)) == (["folder"], ["deep"])
+    with atomic_folder(target, overwrite=True) as part:
+        atomic_write(part / "new", "2")
+        assert os.listdir(target) == ["deep"]
+    assert (os.listdir(tmp_path), os.listdir(target)) == (["folder"], ["new"])
+
+
 def test_what_a_killed_writer_of_a_folder_left_is_removed(tmp_path):
     target = tmp_path / "model"
-    script = "import os, sys, dgmn2cli.files as f, pathlib\nwith f.atomic_folder(pathlib.Path(sys.argv[1])) as part:\n"
+    script = "import sys, dgmn2cli.files as f, dgmn2cli.folders as g, pathlib\n"
+    script += "with g.atomic_folder(pathlib.Path(sys.argv[1])) as part:\n"
     script += "    f.atomic_write(part / 'a', '1')\n    print(flush=True)\n    input()\n"
     command = [sys.executable, "-c", script, str(target)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
@@ -236,7 +251,7 @@ def test_what_a_killed_writer_of_a_folder_left_is_removed(tmp_path):
 
 
 def test_a_temporary_folder_is_the_users_own_and_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
-    script = "import dgmn2cli.files as f\nwith f.temporary_folder('dgmn2-x') as made:\n"
+    script = "import dgmn2cli.folders as f\nwith f.temporary_folder('dgmn2-x') as made:\n"
     script += "    (made / 'a').touch()\n    print(made, flush=True)\n    input()\n"
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -22,7 +22,7 @@ from dgmn2cli.bench.timing import alternate, quantile, synchronize, tell_round
 from dgmn2cli.config import InferenceConfig
 from dgmn2cli.data.images import read_image, write_png
 from dgmn2cli.errors import CheckFailed
-from dgmn2cli.files import temporary_folder
+from dgmn2cli.folders import temporary_folder
 from dgmn2cli.inference.files import WORKERS, Pipeline
 from dgmn2cli.inference.outputs import FolderSink
 from dgmn2cli.inference.plan import Plan, Settings

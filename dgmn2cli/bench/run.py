@@ -13,7 +13,7 @@ from dgmn2cli.bench.op import ATTENTION, UNFOLD, measure_op, op_implementations,
 from dgmn2cli.bench.report import Report, describe_machine
 from dgmn2cli.bench.request import Request
 from dgmn2cli.bench.timing import highest
-from dgmn2cli.files import temporary_folder
+from dgmn2cli.folders import temporary_folder
 from dgmn2cli.inference.graph import Graph
 from dgmn2cli.inference.load import Recipe
 from dgmn2cli.inference.runtimes import RUNTIMES

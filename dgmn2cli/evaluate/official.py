@@ -20,7 +20,7 @@ from dgmn2cli.data.images import read_label, write_png
 from dgmn2cli.errors import CheckFailed, ConfigError, DataError, ResourceError
 from dgmn2cli.evaluate.counting import Scores
 from dgmn2cli.evaluate.report import OfficialScores
-from dgmn2cli.files import temporary_folder
+from dgmn2cli.folders import temporary_folder
 
 AGREES = 1e-12  # IoU from 0 to 1; the two sum their means in different orders
 

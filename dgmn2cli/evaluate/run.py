@@ -23,7 +23,8 @@ from dgmn2cli.evaluate.published import compare_with_published, known_hash
 from dgmn2cli.evaluate.report import DataInfo, EvalReport
 from dgmn2cli.evaluate.request import EvalRequest, prepare
 from dgmn2cli.evaluate.together import evaluate_together
-from dgmn2cli.files import atomic_write, temporary_folder, to_json
+from dgmn2cli.files import atomic_write, to_json
+from dgmn2cli.folders import temporary_folder
 from dgmn2cli.inference.load import Recipe
 from dgmn2cli.inference.runtimes import AnyRecipe
 from dgmn2cli.inference.segmenter import Segmenter, run_identity

@@ -15,7 +15,8 @@ import torch
 from dgmn2cli.data.transforms import MEAN_RGB, STD_RGB
 from dgmn2cli.errors import ConfigError, require_installed
 from dgmn2cli.export.check import Parity, compare
-from dgmn2cli.files import atomic_folder, atomic_write, check_folder, to_json, to_plain
+from dgmn2cli.files import atomic_write, check_folder, to_json, to_plain
+from dgmn2cli.folders import atomic_folder
 from dgmn2cli.inference import arithmetic
 from dgmn2cli.inference.graph import PROTOCOL_FILE, GraphInference, GraphInput, GraphOutput, GraphProtocol, load_graph
 from dgmn2cli.inference.segmenter import Segmenter
@@ -107,7 +108,7 @@ def export_folder(
     network = published_form(segmenter)
     protocol = describe(network, form, half, window, batch, segmenter.info.licence)
     observer.begin("writing the graph")
-    with atomic_folder(folder) as part:
+    with atomic_folder(folder, overwrite=overwrite) as part:
         graph, protocol = write_graph(part / protocol.graph, network, protocol)
         write_protocol(part, protocol)
         parity = compare(network, graph(), protocol, observer)
@@ -115,8 +116,7 @@ def export_folder(
         write_protocol(part, protocol)
         for name, text in companions(protocol).items():
             atomic_write(part / name, text)
-        for name in OURS:
-            (folder / name).unlink(missing_ok=True)  # of an earlier export
+        require_place(folder, overwrite)  # what came into it meanwhile is somebody's
     observer.end()
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return ExportReport(folder, files, protocol, parity, time.perf_counter() - began)
