@@ -3,7 +3,7 @@
 Use: python run.py IMAGE... -o OUT [--ms-flip] [--protocol native] [--runtime openvino]
 Needs NumPy, OpenCV, and ONNX Runtime or OpenVINO. Writes OUT/STEM_ids.png, class ids as palette indices.
 Exit codes: 2 usage, or a protocol.json that this file cannot follow, 3 the graph is not the one that protocol.json
-describes, 5 no runtime or a file cannot be written, 6 bad image, 7 the graph gave NaN or infinity, 130 Ctrl-C.
+describes, 5 no runtime, it fails, or a file cannot be written, 6 bad image, 7 NaN or infinite logits, 130 Ctrl-C.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import cv2
 import numpy as np
 
-from dgmn2cli.inference.arithmetic import open_runtime, resize_rows, softmax, window_starts
+from dgmn2cli.inference.arithmetic import open_runtime, resize_rows, runtime_failures, softmax, window_starts
 
 FOLDER = Path(__file__).resolve().parent
 MAX_THREADS = 1024
@@ -148,11 +148,9 @@ def read(name: str) -> np.ndarray | None:
 
 def write_png(path: Path, ids: np.ndarray, palette: np.ndarray) -> None:
     """Writes (H, W) uint8 ids as a palette PNG, whole or not at all."""
-    size = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], 8, 3, 0, 0, 0)
-    rows = np.pad(ids, ((0, 0), (1, 0))).tobytes()  # each row after a byte for "no filter"
-    colours, pixels = palette.tobytes(), zlib.compress(rows)
-    data = b"\x89PNG\r\n\x1a\n"
-    for kind, body in ((b"IHDR", size), (b"PLTE", colours), (b"IDAT", pixels), (b"IEND", b"")):
+    size, data = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], 8, 3, 0, 0, 0), b"\x89PNG\r\n\x1a\n"
+    pixels = zlib.compress(np.pad(ids, ((0, 0), (1, 0))).tobytes())  # each row after a byte for "no filter"
+    for kind, body in ((b"IHDR", size), (b"PLTE", palette.tobytes()), (b"IDAT", pixels), (b"IEND", b"")):
         data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     part = path.with_name(f".{path.name}.part")
     try:
@@ -182,21 +180,24 @@ def main() -> None:
     if set(map(os.path.realpath, targets)) & set(map(os.path.realpath, given.images)):
         fail(2, "a mask would overwrite an image; choose another folder with -o")
     protocol, graph = described()
-    how = procedure(protocol, given)
+    how, bad = procedure(protocol, given), list[str]()
     try:
-        run = open_runtime(given.runtime, graph, how["taken"], how["given"], given.threads)
+        failures = runtime_failures(given.runtime)
     except ImportError:
         fail(5, f"{given.runtime} is not installed. Install it: pip install {given.runtime}")
-    given.out.mkdir(parents=True, exist_ok=True)
-    bad = []
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be read is said below
-    for name, target in zip(given.images, targets, strict=True):
-        image = read(name)
-        if image is None:
-            bad.append(name)
-            continue
-        write_png(target, segment(run, image, how), how["palette"])
-        print(target, flush=True)
+    try:
+        run = open_runtime(given.runtime, graph, how["taken"], how["given"], given.threads)
+        given.out.mkdir(parents=True, exist_ok=True)
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be read is said below
+        for name, target in zip(given.images, targets, strict=True):
+            if (image := read(name)) is None:
+                bad.append(name)
+                continue
+            write_png(target, segment(run, image, how), how["palette"])
+            print(target, flush=True)
+    except failures as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        fail(5, f"{given.runtime} does not run the graph: {said}")
     if bad:
         fail(6, f"no images, or animations: {', '.join(bad)}")
 

@@ -39,6 +39,22 @@ def load_runtime(name: str) -> Any:
         del sys.modules[_REPORTER]
 
 
+def runtime_failures(name: str) -> tuple[type[Exception], ...]:
+    """What the runtime `name` raises.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    if name == "openvino":
+        return (RuntimeError,)
+    raised = vars(load_runtime(name).capi.onnxruntime_pybind11_state).values()
+    return (
+        RuntimeError,
+        ValueError,
+        *(kind for kind in raised if isinstance(kind, type) and issubclass(kind, Exception)),
+    )
+
+
 def open_runtime(name: str, graph: bytes, taken: str, given: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """An ONNX file in `onnxruntime` or `openvino`, on the CPU: what maps its input `taken` to its output `given`.
 

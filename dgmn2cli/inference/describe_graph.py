@@ -55,7 +55,8 @@ def describe(path: str | Path) -> Draft:
     files = external_names(model)
     if away := [name for name in files if os.path.basename(name) != name or not name.strip(".")]:
         why = f"it names {show(away[0])}, wanted a file beside it"
-        raise IntegrityError("tensors of the graph lie elsewhere", where=path, why=why)
+        hint = "Put them beside the graph, and save it with their names alone."
+        raise IntegrityError("tensors of the graph lie elsewhere", where=path, why=why, hint=hint)
     taken, given, guesses = *_ports(model, path), list[str]()
     entry = _describe_input(taken, guesses)
     height, width, sides = entry["height"], entry["width"], given.sides(entry["layout"])

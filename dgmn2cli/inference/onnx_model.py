@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DTYPES = {1: "float32", 2: "uint8", 3: "int8", 5: "int16", 6: "int32", 7: "int64", 10: "float16", 11: "float64"}
 FLOATS = ("float16", "float32", "float64")
+_HINT = "Name an .onnx file."
 LABELS = ("uint8", "int8", "int16", "int32", "int64")
 Axes = tuple[int | None, ...]
 
@@ -50,9 +51,9 @@ def parse(data: bytes, path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError as error:
-        raise IntegrityError("this is no ONNX file", where=path, why=first_line(error)) from error
+        raise IntegrityError("this is no ONNX file", where=path, why=first_line(error), hint=_HINT) from error
     if not model.graph.node:
-        raise IntegrityError("this is no ONNX file", where=path, why="it has no graph")
+        raise IntegrityError("this is no ONNX file", where=path, why="it has no graph", hint=_HINT)
     return model
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dgmn2cli.data.transforms import normal_table
 from dgmn2cli.errors import ConfigError, DataError, Dgmn2Error, IntegrityError, first_line, require_installed
-from dgmn2cli.inference.arithmetic import load_runtime, open_runtime, resize_rows, softmax, source_rows
+from dgmn2cli.inference.arithmetic import open_runtime, resize_rows, runtime_failures, softmax, source_rows
 from dgmn2cli.inference.graph import Graph, GraphInference, load_graph
 from dgmn2cli.inference.load import Recipe, choose_palette
 from dgmn2cli.inference.onnx_model import complete
@@ -49,15 +49,6 @@ def installed() -> tuple[str, ...]:
     return found
 
 
-def _failures(runtime: str) -> tuple[type[Exception], ...]:
-    """What a runtime raises."""
-    if runtime == "openvino":
-        return (RuntimeError,)
-    raised = load_runtime(runtime).capi.onnxruntime_pybind11_state
-    kinds = [kind for kind in vars(raised).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    return (RuntimeError, *kinds)
-
-
 class GraphNetwork(nn.Module):
     """An exported graph that is called like a network. It can be copied and pickled; then it is read and opened again.
 
@@ -80,7 +71,7 @@ class GraphNetwork(nn.Module):
         model, precision = complete(self.graph)
         names = self.graph.protocol.input.name, self.graph.protocol.output.name
         self.precision = "float32" if self.runtime == "openvino" else precision  # in which it computes
-        self.failures = _failures(self.runtime)
+        self.failures = runtime_failures(self.runtime)
         try:
             self.run = open_runtime(self.runtime, model, *names, self.threads)
         except self.failures as error:

@@ -184,6 +184,20 @@ def test_runner_refuses_a_protocol_that_it_cannot_follow(exported, images, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runner_says_in_a_line_that_the_runtime_fails(exported, images, tmp_path, runtime):
+    pytest.importorskip(runtime)
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    document = json.loads((copy / "protocol.json").read_text())
+    for graph, name in ((b"no graph", "images"), ((copy / "window.onnx").read_bytes(), "other")):
+        (copy / "window.onnx").write_bytes(graph)
+        document["graph_sha256"], document["input"]["name"] = hash_file(copy / "window.onnx"), name
+        (copy / "protocol.json").write_text(json.dumps(document))
+        ran = run_without_torch(copy / "run.py", images[2], "-o", tmp_path / "out", "--runtime", runtime)
+        assert (ran.returncode, len(ran.stderr.splitlines()), ran.stdout) == (5, 1, "")
+        assert runtime in ran.stderr
+
+
 def test_runner_refuses_animations_as_the_command_does(exported, tmp_path):
     first, second = (Image.new("RGB", (9, 9), color) for color in ("red", "blue"))
     for name in ("a.gif", "b.webp", "c.png", "d.tiff"):
@@ -323,6 +337,9 @@ def test_describe_drafts_what_the_command_can_load(exported, tmp_path, capsys):
     assert "guessed: inference.protocol" in drafted.err
     assert load_graph(graph).protocol.graph_sha256 == hash_file(graph)
     assert main(["export", "--describe", str(graph)]) == 2
+    capsys.readouterr()
+    assert main(["export", "--describe", str(exported / "run.py")]) == 3
+    assert "Name an .onnx file." in capsys.readouterr().err
     assert main(["export", "--describe", str(graph), "--overwrite"]) == 0
     for other in (["fpn-tiny"], ["-m", "fpn-tiny"], ["--half"], ["--format", "onnx"], ["-o", str(tmp_path / "x")]):
         capsys.readouterr()
