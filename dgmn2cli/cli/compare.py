@@ -60,6 +60,7 @@ def _tables(found: PairedComparison) -> list[RenderableType]:
         classes.add_row(entry.name, *shares, _points(entry.difference), span)
     low, high = found.difference.interval
     verdict = "more than chance" if found.certain else "no significant difference on these images"
+    without = f", {found.unlabelled} without labels" if found.unlabelled else ""
     rows = [
         ("A", _about(found.first)),
         ("B", _about(found.second)),
@@ -67,7 +68,7 @@ def _tables(found: PairedComparison) -> list[RenderableType]:
             "difference",
             f"{_points(found.difference.mean_iou)}, {right[-1]} {_points(low)} to {_points(high)}: {verdict}",
         ),
-        ("images", f"{found.better} better, {found.worse} worse, {found.equal} equal"),
+        ("images", f"{found.better} better, {found.worse} worse, {found.equal} equal{without}"),
     ]
     better = [image for image in found.images[:SHOWN] if image.difference > 0]
     worse = [image for image in reversed(found.images[-SHOWN:]) if image.difference < 0]

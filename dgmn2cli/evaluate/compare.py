@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,10 +92,11 @@ class PairedComparison:
     difference: Difference  # of the mean IoU
     classes: tuple[ClassDifference, ...]  # in their order
     images: tuple[ImageDifference, ...]  # what got better most first, what got worse most last
-    # better, worse, equal: numbers of images
+    # better, worse, equal, unlabelled: numbers of images; the last have no mean IoU
     better: int
     worse: int
     equal: int
+    unlabelled: int
 
     def _repr_html_(self) -> str:
         low, high = (f"{100 * value:+.2f}" for value in self.difference.interval)
@@ -142,6 +144,7 @@ def compare(first: ReportFile, second: ReportFile) -> PairedComparison:
         better=sum(image.difference > 0 for image in images),
         worse=sum(image.difference < 0 for image in images),
         equal=sum(image.difference == 0 for image in images),
+        unlabelled=sum(math.isnan(image.difference) for image in images),
     )
 
 

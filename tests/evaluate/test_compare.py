@@ -11,7 +11,7 @@ from streets import make_tree
 
 from dgmn2cli.cli import main
 from dgmn2cli.data.catalog import open_dataset
-from dgmn2cli.data.images import write_png
+from dgmn2cli.data.images import read_label, write_png
 from dgmn2cli.errors import ConfigError
 from dgmn2cli.evaluate.compare import compare
 from dgmn2cli.evaluate.reading import ReportFile, read_report
@@ -67,6 +67,18 @@ def test_what_got_better_and_worse(root: Path) -> None:
     assert better.certain
     assert better.difference.interval[0] > 0
     assert better.better == IMAGES
+
+
+def test_images_without_labels_are_neither_better_nor_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_tree(tmp_path / "city", 3)
+    for label in sorted(root.glob("gtFine/val/*/*_labelIds.png"))[:1]:
+        write_png(label, np.zeros_like(read_label(label)))  # nothing that counts
+    first, second = report_of(root, "a", {}), report_of(root, "b", {1: 0.0})
+    found = compare(first, second)
+    assert (found.better, found.worse, found.equal, found.unlabelled) == (1, 0, 1, 1)
+    assert main(["compare", str(first.path), str(second.path), "--html", str(tmp_path / "page.html")]) == 0
+    assert "1 better, 0 worse, 1 equal, 1 without labels" in capsys.readouterr().out
+    assert "1 equal, 1 without labels" in (tmp_path / "page.html").read_text()
 
 
 def test_the_paired_interval_is_narrower_than_the_two_apart(root: Path) -> None:
