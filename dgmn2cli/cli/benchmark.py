@@ -14,7 +14,17 @@ from rich.text import Text
 
 from dgmn2cli.bench import BASELINES, BENCHES, RATIO_HEADING
 from dgmn2cli.cli import protocol, render
-from dgmn2cli.cli.options import OUTPUT_FILE, PATH, SIZE, RunOptions, Session, complete_model, pass_session, with_run
+from dgmn2cli.cli.options import (
+    OUTPUT_FILE,
+    PATH,
+    SIZE,
+    OutputType,
+    RunOptions,
+    Session,
+    complete_model,
+    pass_session,
+    with_run,
+)
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import printable
 from dgmn2cli.files import check_file
@@ -62,7 +72,7 @@ if TYPE_CHECKING:
 )
 @click.option("--memory/--no-memory", default=True, help="Measure peak memory, too.")
 @click.option("--csv", type=OUTPUT_FILE, metavar="FILE", help="Write the rows, and which machine it was, as CSV.")
-@click.option("--plot", type=OUTPUT_FILE, metavar="FILE", help="Draw the figures as bars (PNG or SVG).")
+@click.option("--plot", type=OutputType(".png", ".svg"), metavar="FILE", help="Draw the figures as bars (PNG or SVG).")
 @with_run
 @pass_session
 def benchmark(

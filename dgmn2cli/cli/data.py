@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dgmn2cli.cli import protocol
-from dgmn2cli.cli.options import NAME, OUTPUT_FILE, PATH, SIZE, Session, model_option, pass_session
+from dgmn2cli.cli.options import NAME, PATH, SIZE, OutputType, Session, model_option, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.cli.render import emit, make_table, notice, prose
 from dgmn2cli.errors import printable
@@ -147,7 +147,7 @@ def template(session: Session, name: str) -> None:
 @click.option("--split", type=NAME, default="train", metavar="NAME", help="Split of the data set.")
 @protocol.dataset_option
 @model_option
-@click.option("-o", "--out", type=OUTPUT_FILE, default="samples.png", metavar="FILE", help="The sheet, a PNG.")
+@click.option("-o", "--out", type=OutputType(".png"), default="samples.png", metavar="FILE", help="The sheet, a PNG.")
 @click.option("--samples", type=click.IntRange(1, 100), default=6, metavar="N", help="How many samples to show.")
 @click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the augmentation.")
 @pass_session

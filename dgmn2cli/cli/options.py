@@ -116,7 +116,8 @@ def _require_apart(context: click.Context) -> None:
     ]
     for one, path in paths:
         for other, there in paths:
-            if one.type is OUTPUT_FILE and other is not one and os.path.realpath(path) == os.path.realpath(there):
+            same = other is not one and os.path.realpath(path) == os.path.realpath(there)
+            if same and isinstance(one.type, OutputType):
                 fault = f"'{printable(str(path))}' is also what {other.get_error_hint(context)} names"
                 raise click.BadParameter(fault, context, one)
 
@@ -260,6 +261,20 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
+class OutputType(PathType):
+    """A file to write, which no other parameter may name; its ending, where it says what is written, is one of some."""
+
+    def __init__(self, *endings: str) -> None:
+        super().__init__(path_type=Path)
+        self.endings = endings
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if self.endings and path.suffix.lower() not in self.endings:
+            self.fail(f"'{printable(str(path))}' does not end in {' or '.join(self.endings)}", param, ctx)
+        return path
+
+
 class NumberType(click.FloatRange):
     """A number in a range; NaN, which compares with nothing, is in none."""
 
@@ -327,7 +342,7 @@ def _parse_memory(text: str) -> int:
 
 
 PATH = PathType(path_type=Path)
-OUTPUT_FILE = PathType(path_type=Path)  # no other parameter may name it
+OUTPUT_FILE = OutputType()
 NAME = ParsedType("name", _parse_name)
 KINDS = ParsedType("kinds", _parse_kinds)
 DEVICE = ParsedType("device", _parse_device)

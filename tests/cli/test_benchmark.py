@@ -74,6 +74,11 @@ def test_operators_make_no_chart(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not plot.exists()
 
 
+def test_a_chart_of_another_kind_is_refused_before_measuring(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "--plot", "bars.txt"]) == 2
+    assert "'bars.txt' does not end in .png or .svg" in capsys.readouterr().err
+
+
 def test_an_impossible_baseline_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", *SMALL, "--against", "faster"]) == 2
     assert "faster" in capsys.readouterr().err

@@ -77,6 +77,7 @@ def test_wrong_requests(tmp_path: Path) -> None:
     ):
         assert isinstance(run(*arguments).exception, kind)
     assert not (tmp_path / "x").exists()
+    assert run("browse", str(tmp_path / "none"), "-o", "sheet.jpg").exit_code == 2  # its ending, before the data
 
 
 @pytest.mark.parametrize("command", ["check", "synth"])
