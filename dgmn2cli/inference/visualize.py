@@ -9,13 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dgmn2cli.errors import printable
+
 _PAPER, _INK, _FAINT = (255, 255, 255), (40, 36, 32), (150, 146, 142)
 _CAPITALS = 0.7  # of the font's size
+_OTHER_FONT = "fonts/ttf/DejaVuSans.ttf"
 _COUNTED = 1 << 22  # pixels of a mask that are counted at a time; float32 is exact up to 2**24
 TEXT_HEIGHT = (10, 34)  # smallest and largest cap height of a legend, in pixels
 
@@ -69,8 +74,13 @@ def class_shares(ids: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 @lru_cache
-def _font(height: int) -> ImageFont.FreeTypeFont:
-    """The font whose capitals are `height` pixels high."""
+def _font(height: int, ascii_only: bool) -> ImageFont.FreeTypeFont:
+    """The font whose capitals are `height` pixels high: Pillow's, or for other letters the one that matplotlib has."""
+    if not ascii_only:
+        found = find_spec("matplotlib")  # not imported: that takes longer than drawing
+        assert found is not None
+        assert found.origin is not None
+        return ImageFont.truetype(Path(found.origin).with_name("mpl-data") / _OTHER_FONT, height / _CAPITALS)
     font = ImageFont.load_default(height / _CAPITALS)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
@@ -86,16 +96,18 @@ def draw_text(
     color: Sequence[int] = _INK,
     bold: bool = False,
 ) -> None:
-    """Draws one line of ASCII text on `canvas`, its capitals centred on the row `middle`; what leaves it is cut off."""
+    """Draws one line of text on `canvas`, its capitals centred on the row `middle`; what leaves it is cut off."""
     image, stroke = Image.fromarray(np.ascontiguousarray(canvas)), height / 25 if bold else 0
-    start, line, fill = (left, middle + height / 2), text.encode("ascii", "replace").decode(), tuple(color)
-    ImageDraw.Draw(image).text(start, line, fill, _font(height), anchor="ls", stroke_width=stroke, stroke_fill=fill)
+    start, line, fill = (left, middle + height / 2), printable(text), tuple(color)
+    font = _font(height, line.isascii())
+    ImageDraw.Draw(image).text(start, line, fill, font, anchor="ls", stroke_width=stroke, stroke_fill=fill)
     canvas[:] = np.asarray(image)
 
 
 def text_width(text: str, height: int) -> int:
     """Width in pixels of a line drawn by `draw_text`."""
-    return math.ceil(_font(height).getlength(text.encode("ascii", "replace").decode()))
+    line = printable(text)
+    return math.ceil(_font(height, line.isascii()).getlength(line))
 
 
 def legend(shares: np.ndarray, names: Sequence[str], palette: np.ndarray, width: int) -> np.ndarray:
