@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from dgmn2cli.config.mmcv.node import Mapped
 from dgmn2cli.config.schema import SECTIONS, WRONG, Config, defaults
 from dgmn2cli.config.text import read_config_text
 from dgmn2cli.errors import ConfigError, Dgmn2Error
+from dgmn2cli.files import absence
 from dgmn2cli.validation import MAX_DOTS, MAX_HINTS, Fault, check, near_miss, parse_toml, raise_faults, short, show
 
 MAX_FILES = 32  # a file and all its bases
@@ -52,17 +54,20 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), values: Mappi
 
 
 def load_config_text(text: str, name: str) -> Config:
-    """The configuration in a text of the mmcv language, such as a published checkpoint's `meta` holds.
+    """The configuration in a text, such as a checkpoint holds.
 
     Args:
-        text: the configuration; read, never executed.
-        name: what it is called in messages, and the configuration's name.
+        text: the configuration, in the mmcv language; read, never executed.
+        name: what it is called in messages, and the configuration's name; where it ends in `.toml`, the text is native.
 
     Raises:
         ConfigError: faults in it; `faults` has a line for each.
     """
     draft = _Draft(_stem(Path(name)))
-    draft.take_mapped(map_config(read_mmcv_text(text, name)), name)
+    if name.endswith(".toml"):
+        _take_document(draft, _parse(draft, lambda: text, name, top=True), name, top=True)
+    else:
+        draft.take_mapped(map_config(read_mmcv_text(text, name)), name)
     return draft.finish((), {}, where=name)
 
 
@@ -186,7 +191,8 @@ def _locate(source: str | Path) -> Path:
     path = Path(source)
     if isinstance(source, Path) or "/" in text or (path.suffix in SUFFIXES and os.path.isfile(text)):
         if path.suffix not in SUFFIXES:
-            _refuse(text, f"its name ends in {show(path.suffix)}, wanted '.toml' or '.py'")
+            there = f"its name ends in {show(path.suffix)}, wanted '.toml' or '.py'"
+            _refuse(text, there if os.path.isfile(path) else absence(path))
         return path
     name = re.sub(r"\.(py|toml)$", "", text)
     names = published_names()
@@ -220,7 +226,7 @@ def _read_native(draft: _Draft, path: Path) -> None:
         elif len(chain) >= MAX_BASES or count > MAX_FILES:
             draft.faults.append(f"{label}: base: more than {MAX_BASES} levels or {MAX_FILES} files of bases")
         else:
-            document = _parse(draft, path, label, top=not chain)
+            document = _parse(draft, partial(read_config_text, path), label, top=not chain)
             for base in _bases(draft, document, path, label):
                 visit(base, _label(base), (*chain, real))
             _take_document(draft, document, label, top=not chain)
@@ -233,10 +239,10 @@ def _label(path: Path) -> str:
     return f"{path.parent.name}/{path.name}" if path.parent.name == "recipes" else path.name or str(path)
 
 
-def _parse(draft: _Draft, path: Path, label: str, *, top: bool) -> dict[str, Any]:
-    """The document in a native file; empty, with a fault noted, where it cannot be parsed."""
+def _parse(draft: _Draft, read: Callable[[], str], label: str, *, top: bool) -> dict[str, Any]:
+    """The document in a native text; empty, with a fault noted, where it cannot be parsed."""
     try:
-        return parse_toml(read_config_text(path))
+        return parse_toml(read())
     except ValueError as error:
         draft.faults.append(f"{label}: {error}")
     except Dgmn2Error as error:

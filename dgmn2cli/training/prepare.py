@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dgmn2cli.config import Config, load_config
+from dgmn2cli.config import Config, load_config, load_config_text
 from dgmn2cli.data.catalog import open_configured, split_name
 from dgmn2cli.data.check import check_dataset, require_sound
 from dgmn2cli.data.dataset import SegmentationSet
@@ -302,7 +301,4 @@ def _compare(request: TrainRequest, training: Training, state: TrainState | None
 
 def _settings_of(state: TrainState) -> Config:
     """The configuration in a checkpoint."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "checkpoint.toml"
-        path.write_text(state.config, "utf-8")
-        return load_config(path)
+    return load_config_text(state.config, "checkpoint.toml")

@@ -75,3 +75,5 @@ def test_all_faults_of_a_file_are_listed(capsys: pytest.CaptureFixture[str], tmp
     code, out, _ = call(capsys, "config", "check", str(path))
     assert (code, "line 1 is not UTF-8" in out) == (2, True)
     assert call(capsys, "config", "check", str(tmp_path / "none.toml"))[0] == 2
+    for name in ("nowhere", "nowhere.yaml"):
+        assert call(capsys, "config", "check", str(tmp_path / name))[:2] == (2, "there is no such file\n")
