@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from importlib.util import find_spec
+from numbers import Integral
 
 FAULTS_SHOWN = 20
 LONGEST = 600  # characters of a name, a reason or a fault that are shown
@@ -126,6 +127,12 @@ class ResourceError(Dgmn2Error):
     """A local resource is missing or refused: disk, memory, permission, device, backend, file busy."""
 
     exit_code = 5
+
+
+def require_count(name: str, value: object, most: int) -> None:
+    """Raises ConfigError where an argument is no whole number from 1 to `most`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= most:
+        raise ConfigError("impossible argument", where=name, why=f"{shown(repr(value))}, wanted 1 to {most:,}")
 
 
 class DataError(Dgmn2Error):

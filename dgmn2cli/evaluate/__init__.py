@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from dgmn2cli.errors import require_count
 from dgmn2cli.evaluate.engine import Counted
 from dgmn2cli.evaluate.report import DataInfo, EvalReport
 from dgmn2cli.evaluate.together import evaluate
@@ -56,6 +57,9 @@ class _Room(ModuleType):
         from dgmn2cli.evaluate.request import EvalRequest
         from dgmn2cli.evaluate.run import run_loaded
 
+        require_count("workers", workers, 1024)
+        if limit is not None:
+            require_count("limit", limit, sys.maxsize)
         settings = settings or Settings()
         request = EvalRequest(Path(root), split, settings=settings, dataset=dataset, limit=limit, workers=workers)
         return run_loaded(request, segmenter, observer or Silent())

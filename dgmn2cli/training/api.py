@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from dgmn2cli.errors import require_count
 from dgmn2cli.inference.load import resolve
 from dgmn2cli.observer import Observer, Silent
 from dgmn2cli.training.report import TrainReport
@@ -53,6 +54,9 @@ def train(
         NonFiniteError: the loss is NaN or infinite.
         ResourceError, DistributedError: what ended it; `resume` goes on from the last checkpoint.
     """
+    require_count("processes", processes, 64)
+    if threads is not None:
+        require_count("threads", threads, 1024)
     values, folder = dict(settings or {}), None if out is None else Path(out)
     if data is not None:
         values["data.root"] = os.fspath(data)

@@ -408,3 +408,7 @@ def test_room_is_callable_as_the_command_is(tree, tmp_path):
     assert len(repr(report)) < 300, "an interactive session gets a line"
     with pytest.raises(DataError):
         dgmn2cli.evaluate(segmenter(), tmp_path / "nowhere")
+    for wrong in (0, -1, float("nan"), "3", True):
+        for name in ("limit", "workers"):
+            with pytest.raises(ConfigError, match=name):
+                dgmn2cli.evaluate(segmenter(), root, **{name: wrong})

@@ -56,3 +56,10 @@ def test_what_is_refused(streets: Path, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="the ImageNet weights are not on disk"):
         dgmn2cli.train(data=streets, out=tmp_path / "r", device="cpu", cache=str(tmp_path / "none"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), "3", True, 10**6])
+@pytest.mark.parametrize("name", ["processes", "threads"])
+def test_impossible_numbers_are_refused(name: str, wrong: object) -> None:
+    with pytest.raises(ConfigError, match=name):
+        dgmn2cli.train("setr_naive-tiny", **{name: wrong})  # type: ignore[arg-type]
