@@ -213,6 +213,6 @@ def deaths(
 
 
 KINDS = (
-    Kind("death of a data worker", deaths, 20, 1, patience=1500, forks=True),
+    Kind("death of a data worker", deaths, 20, 0, patience=1500, forks=True),
     Kind("death of a process of a training", partial(deaths, draw=draw_rank), 12, 0, patience=1500, forks=True),
 )
