@@ -19,6 +19,7 @@ from dgmn2cli.cli.options import (
     ParsedType,
     Session,
     command_line,
+    gpus_option,
     model_argument,
     model_typed,
     pass_session,
@@ -50,13 +51,7 @@ def _parse_corruption(text: str) -> Corruption:
 )
 @protocol.with_settings
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Evaluate the first N images only: a partial run.")
-@click.option(
-    "--gpus",
-    type=click.IntRange(1, 64),
-    default=1,
-    metavar="N",
-    help="Processes: one per GPU, or with --device cpu on the CPU.",
-)
+@gpus_option
 @click.option(
     "--report", type=OUTPUT_FILE, metavar="FILE", help="Write the JSON report here; its journal lies beside it."
 )

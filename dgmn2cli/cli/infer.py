@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dgmn2cli.cli import protocol, render
-from dgmn2cli.cli.options import KINDS, PATH, NumberType, Session, model_option, pass_session
+from dgmn2cli.cli.options import KINDS, PATH, NumberType, Session, gpus_option, model_option, pass_session
 from dgmn2cli.cli.progress import TerminalObserver
 from dgmn2cli.errors import DataError, printable
 
@@ -46,13 +46,7 @@ SHOWN_DOUBTS = 10
 )
 @click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 @click.option("--resume", is_flag=True, help="Skip the images that an earlier run with the same settings finished.")
-@click.option(
-    "--gpus",
-    type=click.IntRange(1, 64),
-    default=1,
-    metavar="N",
-    help="Processes: one per GPU, or with --device cpu on the CPU.",
-)
+@gpus_option
 @click.option("--ray", metavar="ADDRESS|local", help="Run on a Ray cluster, with --gpus N actors.")
 @protocol.workers_option
 @protocol.with_network

@@ -367,6 +367,13 @@ backend_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads per process.  [default: torch's]"
 )
+gpus_option = click.option(
+    "--gpus",
+    type=click.IntRange(1, 64),
+    default=1,
+    metavar="N",
+    help="Processes: one per GPU, or with --device cpu on the CPU.",
+)
 
 
 @dataclass(frozen=True)

@@ -89,13 +89,7 @@ def _given(**values: Any) -> dict[str, object]:
 @click.command()
 @options.model_argument
 @click.option("-o", "--out", type=PATH, metavar="DIR", help="Run folder.  [default: runs/NAME]")
-@click.option(
-    "--gpus",
-    type=click.IntRange(1, 64),
-    default=1,
-    metavar="N",
-    help="Processes: one per GPU, or with --device cpu on the CPU.",
-)
+@options.gpus_option
 @options.grouped(
     "settings",
     _given,
